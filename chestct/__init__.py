@@ -1,0 +1,1 @@
+"""The contract shared by the training pipeline and the service: pixels, graph, card, prediction."""

@@ -1,0 +1,68 @@
+"""The BentoML model store, where the pipeline and the service meet."""
+
+import shutil
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import bentoml
+from bentoml.exceptions import BentoMLException, NotFound
+
+from chestct.card import ModelCard
+
+NAME: Final = "chestct"
+GRAPH: Final = "model.onnx"
+CARD: Final = "card.json"
+
+
+class NoModel(LookupError):
+    """The store holds no model that may be served; the message says what to do."""
+
+
+class StoredModel(NamedTuple):
+    tag: str
+    folder: Path
+    """Holds GRAPH and CARD."""
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / GRAPH
+
+    def read_card(self) -> ModelCard:
+        return ModelCard.read(self.folder / CARD)
+
+
+def import_model(folder: Path) -> str:
+    """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the new tag.
+
+    The card is checked first, so nothing is stored that can't be served. Raises FileNotFoundError or pydantic's
+    ValidationError.
+    """
+    card = ModelCard.read(folder / CARD)
+    lineage = card.lineage
+    labels = {
+        "trained_on": "synthetic" if card.synthetic else "real",
+        "backbone": lineage.backbone,
+        "run_id": lineage.run_id,
+    }
+    with bentoml.models.create(NAME, labels=labels, metadata=lineage.model_dump()) as model:
+        for name in (GRAPH, CARD):
+            shutil.copyfile(folder / name, model.path_of(name))
+        return str(model.tag)
+
+
+def find(tag: str | None = None) -> StoredModel:
+    """The model of this tag, or the newest one that was trained on real images.
+
+    A model trained on phantoms is found only by its tag. Raises NoModel.
+    """
+    if tag is not None:
+        try:
+            model = bentoml.models.get(tag)
+        except (NotFound, BentoMLException) as error:
+            raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows what there is") from error
+        return StoredModel(str(model.tag), Path(model.path))
+    real = [model for model in bentoml.models.list(NAME) if model.info.labels.get("trained_on") == "real"]
+    if not real:
+        raise NoModel("no model trained on real images in the BentoML store; `make serve` imports the released one")
+    newest = max(real, key=lambda model: model.creation_time)
+    return StoredModel(str(newest.tag), Path(newest.path))
