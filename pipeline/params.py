@@ -1,0 +1,148 @@
+"""params.yaml as checked, immutable values: what the model is. Read once, at the edge of a stage."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError
+
+from chestct.card import Frozen
+from pipeline import paths
+from pipeline.errors import ParamsError
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class PhantomCounts(Frozen):
+    """Pictures of each class in each split of the synthetic source."""
+
+    train: Count
+    valid: Count
+    test: Count
+
+
+class Data(Frozen):
+    source: Literal["kaggle", "local", "synthetic"]
+    path: Path | None
+    """The folder that holds train, valid and test; for the local source only."""
+    phantoms: PhantomCounts
+
+
+class Prepare(Frozen):
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    """Height and width of the model's input, in pixels."""
+    folds: Annotated[int, Field(ge=2, le=10)]
+    cluster_correlation: Fraction
+    """Images whose 64 x 64 thumbnails correlate by this or more never stand in different folds."""
+
+
+class BaseModel(Frozen):
+    backbone: Literal["vgg16", "resnet50v2", "mobilenet_v2", "efficientnet_lite0", "small"]
+    weights: str
+    """`imagenet`, `none`, or the path of a weights file."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Augment(Frozen):
+    """Largest random change of a training picture; 0 (or false) leaves it out."""
+
+    flip: bool
+    """Left to right."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    zoom: Annotated[float, Field(ge=0, lt=1)]
+    shift: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the picture's side."""
+    gamma: NotNegative
+    """Of the logarithm of gamma."""
+    contrast: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Train(Frozen):
+    epochs: Count
+    patience: Count
+    """Epochs without a better validation loss before a fold stops."""
+    batch_size: Count
+    learning_rate: Positive
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    weight_decay: NotNegative
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    head_epochs: Annotated[int, Field(ge=0)]
+    """Epochs of the head alone on cached features, before fine-tuning."""
+    head_learning_rate: Positive
+    balance: Literal["weights", "oversample", "none"]
+    augment: Augment
+
+
+class Evaluate(Frozen):
+    ood_false_rejection: Fraction
+    """Share of chest-CT slices that may be rejected as something else."""
+    conformal_coverage: Fraction
+    cancer_sensitivity: Fraction
+    """Share of the cancers called normal that the any-cancer rule must catch, counted with those not called normal."""
+    refer_risk: Fraction
+    """Target share of errors among accepted answers."""
+    bootstrap: Annotated[int, Field(ge=10)]
+    """Resamples of each 95 % interval."""
+
+
+class Export(Frozen):
+    weights: Literal["float16", "float32"]
+    logit_tolerance: Positive
+    """Largest difference from Keras' logits on real inputs, before weights are rounded."""
+
+
+class Report(Frozen):
+    bootstrap: Annotated[int, Field(ge=10)]
+    """Resamples of each 95 % interval."""
+
+
+class Store(Frozen):
+    """The gate, on out-of-fold figures: a run that misses one of them is not stored."""
+
+    min_macro_f1: Share
+    min_accuracy: Share
+    max_calibration_error: Share
+
+
+class Params(Frozen):
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    data: Data
+    prepare: Prepare
+    base_model: BaseModel
+    train: Train
+    evaluate: Evaluate
+    export: Export
+    report: Report
+    store: Store
+
+    @classmethod
+    def read(cls, path: Path = paths.PARAMS) -> Self:
+        """Read and check params.yaml. Raises ParamsError, which names every unknown, missing or wrong key."""
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ParamsError(f"{path}: cannot be read ({error.strerror}); run this in the project's root") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ParamsError(f"{path}: expected the sections {', '.join(cls.model_fields)}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            wrong = "; ".join(_in_words(".".join(map(str, item["loc"])), item) for item in error.errors())
+            raise ParamsError(f"{path}: {wrong}") from error
+
+
+def _in_words(key: str, item: object) -> str:
+    assert isinstance(item, dict)
+    match item["type"]:
+        case "extra_forbidden":
+            return f"{key} is unknown"
+        case "missing":
+            return f"{key} is missing"
+        case _:
+            return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"

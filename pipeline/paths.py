@@ -1,0 +1,30 @@
+"""Where the stages read and write, relative to the current directory, which is the project's root."""
+
+from pathlib import Path
+from typing import Final
+
+PARAMS: Final = Path("params.yaml")
+
+RAW: Final = Path("data/raw")
+MANIFEST: Final = Path("data/manifest.json")
+
+POOL: Final = Path("data/prepared/pool.npz")
+TEST: Final = Path("data/prepared/test.npz")
+AUDIT: Final = Path("data/prepared/audit.json")
+
+BASE_MODEL: Final = Path("models/base.keras")
+FEATURES: Final = Path("models/features.npz")
+
+FINAL_MODEL: Final = Path("models/final.keras")
+OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")
+RUN: Final = Path("models/run.json")
+HISTORY: Final = Path("models/history.csv")
+
+CALIBRATION: Final = Path("models/calibration.json")
+OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
+OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")
+
+RELEASE: Final = Path("models/release")
+
+TEST_METRICS: Final = Path("reports/test.json")
+TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")

@@ -1,0 +1,16 @@
+"""What every stage's `main` does: read params.yaml, run, and end a known failure with one line and its exit code."""
+
+import sys
+from collections.abc import Callable
+
+from pipeline.errors import StageError
+from pipeline.params import Params
+
+
+def run(stage: Callable[[Params], None]) -> None:
+    """Run `stage` with params.yaml of the current directory; a StageError becomes one line and its exit code."""
+    try:
+        stage(Params.read())
+    except StageError as error:
+        print(f"{stage.__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
