@@ -1,0 +1,185 @@
+"""The record of every training run. The only module that knows MLflow.
+
+Stages run in processes of their own and add to one run, so every call names its run by id.
+
+Runs go to a local SQLite store in the working directory, which needs no server. MLFLOW_TRACKING_URI, and
+MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them, name a server instead; they are taken
+from the environment, or else from the file `.env`. A server that can't be used raises StageError.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+from time import time
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+from dotenv import dotenv_values
+from numpy.typing import NDArray
+
+from pipeline.errors import StageError
+from pipeline.params import Params
+
+# MLflow reads these while it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 retry for minutes where no server answers
+
+from mlflow import MlflowClient, pyfunc
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+from mlflow.models.model import MLMODEL_FILE_NAME
+
+EXPERIMENT: Final = "chestct"
+STORE: Final = Path("mlflow.db")
+ARTIFACTS: Final = Path("mlartifacts")
+DOTENV: Final = Path(".env")
+SCORE: Final = "out_of_fold_macro_f1"
+"""The metric by which runs are compared; nothing measured on the test folder ever is."""
+
+_SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+_SHORT_NAMES: Final = frozenset({"learning_rate", "batch_size", "image_size"})
+_CODE: Final = ("chestct", "pipeline", "params.yaml", "requirements")
+
+Status = Literal["FINISHED", "FAILED"]
+
+
+class RunRecord(NamedTuple):
+    """What MLflow holds of a run."""
+
+    run_id: str
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+@contextmanager
+def _tracking() -> Iterator[MlflowClient]:
+    """A client of the store or server that the settings name; its errors become one line."""
+    saved = dotenv_values(DOTENV)
+    for name in _SETTINGS:
+        if name not in os.environ and (value := saved.get(name)):
+            os.environ[name] = value  # MLflow reads user and password from there
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve()}"
+    try:
+        yield MlflowClient(uri)
+    except MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(
+            f"MLflow at {uri}: {reason} (check MLFLOW_TRACKING_URI, _USERNAME and _PASSWORD in the environment or .env)"
+        ) from error
+
+
+def start_run(
+    params: Params, *, data_source: str, data_digest: str, audit: Path, image_count: int, git_commit: str
+) -> str:
+    """Open a run with all parameters, the data's digest and the audit of the data; returns its id."""
+    with _tracking() as client:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, _artifacts())
+        tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit}
+        run_id = str(client.create_run(experiment_id, tags=tags).info.run_id)
+        values = {**_flat(params.model_dump(mode="json")), "image_count": str(image_count)}
+        client.log_batch(run_id, params=[Param(name, value) for name, value in values.items()])
+        dataset = Dataset(name=data_source, digest=data_digest[:8], source_type="local", source=data_source)
+        client.log_inputs(run_id, [DatasetInput(dataset)])
+        client.log_artifact(run_id, str(audit))
+        return run_id
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Add figures to the run; `step` is the epoch of a curve's point."""
+    now = int(time() * 1000)
+    with _tracking() as client:
+        client.log_batch(run_id, metrics=[Metric(name, value, now, step or 0) for name, value in metrics.items()])
+
+
+def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
+    """Copy a file, or a folder's content, into the run's `folder`."""
+    with _tracking() as client:
+        (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), folder)
+
+
+def log_model(run_id: str, graph: Path, pixels: NDArray[np.uint8], outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Add the ONNX graph as the run's MLflow model `model`, with the signature of these samples.
+
+    `pixels` uint8 [N, height, width, 1], `outputs` the graph's outputs by name for them. The files are laid out here,
+    not by mlflow.onnx.save_model, which asks for ONNX Runtime although it runs nothing; mlflow.onnx.load_model and
+    mlflow.pyfunc.load_model read them.
+    """
+    with _tracking() as client, TemporaryDirectory() as folder:
+        copyfile(graph, Path(folder, graph.name))
+        Path(folder, "requirements.txt").write_text("mlflow\nonnx\nonnxruntime\n", encoding="utf-8")
+        model = Model(run_id=run_id, signature=infer_signature({"pixels": pixels}, dict(outputs)))
+        pyfunc.add_to_model(model, loader_module="mlflow.onnx", data=graph.name)
+        model.add_flavor("onnx", data=graph.name, providers=["CPUExecutionProvider"])
+        model.save(str(Path(folder, MLMODEL_FILE_NAME)))
+        client.log_artifacts(run_id, folder, "model")
+
+
+def finish_run(run_id: str, status: Status) -> None:
+    """Close the run; only FINISHED ones are compared by `best_run`."""
+    with _tracking() as client:
+        client.set_terminated(run_id, status)
+
+
+def best_run(data_digest: str) -> RunRecord | None:
+    """The finished run on these data with the highest SCORE; a score on other data is no comparison."""
+    with _tracking() as client:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return None
+        found = client.search_runs(
+            [experiment.experiment_id],
+            f"attributes.status = 'FINISHED' and tags.data_digest = '{data_digest}' and metrics.{SCORE} >= 0",
+            order_by=[f"metrics.{SCORE} DESC", "attributes.start_time DESC"],
+            max_results=1,
+        )
+        return _record(found[0]) if found else None
+
+
+def fetch(run_id: str, artifact: str, folder: Path) -> Path:
+    """Copy an artifact of the run into `folder`, which exists; returns where it now lies."""
+    with _tracking() as client:
+        return Path(client.download_artifacts(run_id, artifact, str(folder)))
+
+
+def git_commit() -> str:
+    """The commit checked out here, with `-dirty` where code or parameters differ from it; `unknown` without git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git("status", "--porcelain", "--", *_CODE) else commit
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return done.stdout.strip()
+
+
+def _artifacts() -> str | None:
+    """Where a new experiment keeps its files; a server decides that itself."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else str(ARTIFACTS.resolve())
+
+
+def _flat(section: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """`train: {learning_rate: 1}` as `train.learning_rate` and, being one of _SHORT_NAMES, as `learning_rate` too."""
+    flat: dict[str, str] = {}
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = str(value)
+            if name in _SHORT_NAMES:
+                flat[name] = str(value)
+    return flat
+
+
+def _record(run: Run) -> RunRecord:
+    return RunRecord(str(run.info.run_id), dict(run.data.metrics), dict(run.data.tags))
