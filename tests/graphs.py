@@ -1,0 +1,162 @@
+"""A model small enough to build in a test, with the contract's inputs and outputs and answers one can foretell.
+
+The picture is cut into horizontal bands, one a class: the class whose band is brightest wins. `tiny_picture` draws
+one for a class; an evenly grey picture is a close call, and a white one is out of distribution.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from chestct.card import (
+    ClassMetrics,
+    Estimate,
+    InputSpec,
+    Lineage,
+    Metrics,
+    ModelCard,
+    ReliabilityBin,
+    RiskPoint,
+    Thresholds,
+)
+from chestct.store import CARD, GRAPH
+from pipeline.classes import CLASSES, TITLES
+
+GAIN = 8.0
+"""Logit of a class = GAIN * the mean of its band, of grey levels scaled to 0..1."""
+OOD_LIMIT = 0.9
+"""`ood_score` is the mean grey level, scaled to 0..1."""
+
+
+def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, bright: int = 235) -> NDArray[np.uint8]:
+    """uint8 [size, size, 1]: dark, with the band of class `label` bright."""
+    picture = np.full((size, size, 1), dark, np.uint8)
+    band = size // classes
+    picture[label * band : (label + 1) * band] = bright
+    return picture
+
+
+def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
+    """Write the graph; `size` is a multiple of `classes`."""
+    band = size // classes
+    masks = np.zeros((1, classes, classes, classes), np.float32)
+    for label in range(classes):
+        masks[0, label, label] = GAIN * classes  # so that the mean over the map is GAIN * the mean over the band
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["levels", "white"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["bands"], kernel_shape=[band, band], strides=[band, band]),
+        helper.make_node("Mul", ["bands", "masks"], ["heatmaps"]),
+        helper.make_node("ReduceMean", ["heatmaps"], ["logits"], axes=[2, 3], keepdims=0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        helper.make_node("ReduceMean", ["planes"], ["ood_score"], axes=[1, 2, 3], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", size, size, 1])],
+        [
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]),
+            helper.make_tensor_value_info("ood_score", TensorProto.FLOAT, ["N"]),
+            helper.make_tensor_value_info("heatmaps", TensorProto.FLOAT, ["N", classes, classes, classes]),
+        ],
+        [numpy_helper.from_array(np.array(255, np.float32), "white"), numpy_helper.from_array(masks, "masks")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metrics:
+    """Ten images a class, one of each taken for the next class."""
+
+    def estimate(number: float) -> Estimate:
+        return Estimate(value=number, low=max(0.0, number - 0.05), high=min(1.0, number + 0.05))
+
+    count = len(classes)
+    confusion = 9 * np.eye(count, dtype=int) + np.roll(np.eye(count, dtype=int), 1, axis=1)
+    return Metrics(
+        split="out-of-fold on train + valid, 3 folds by visual cluster",
+        images=10 * count,
+        loss=estimate(0.3),
+        accuracy=estimate(value),
+        macro_f1=estimate(value),
+        roc_auc=estimate(0.98),
+        calibration_error=estimate(0.03),
+        classes={
+            name: ClassMetrics(precision=estimate(value), recall=estimate(value), f1=estimate(value), images=10)
+            for name in classes
+        },
+        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
+        reliability=(
+            ReliabilityBin(confidence=0.6, accuracy=0.7, images=10),
+            ReliabilityBin(confidence=0.95, accuracy=0.97, images=10 * count - 10),
+        ),
+        risk_coverage=(RiskPoint(coverage=0.5, risk=0.0), RiskPoint(coverage=1.0, risk=0.1)),
+        rejected=0.01,
+        referred=0.1,
+    )
+
+
+def tiny_card(
+    model_sha256: str = "0" * 64,
+    *,
+    size: int = 32,
+    classes: Sequence[str] = CLASSES,
+    data_source: Literal["kaggle", "local", "synthetic"] = "local",
+    run_id: str = "5eed",
+) -> ModelCard:
+    """A card that fits `tiny_graph`; `classes` holds `normal`."""
+    return ModelCard(
+        classes=tuple(classes),
+        normal="normal",
+        titles={name: TITLES.get(name, name) for name in classes},
+        input=InputSpec(height=size, width=size),
+        temperature=1.0,
+        logit_bias=(0.0,) * len(classes),
+        thresholds=Thresholds(
+            ood_limit=OOD_LIMIT,
+            refer_margin=0.2,
+            any_cancer=0.3,
+            conformal_quantile=0.8,
+            conformal_coverage=0.9,
+        ),
+        metrics={"out_of_fold": tiny_metrics(classes)},
+        caveats=("Trained on nothing: this model compares the brightness of bands.",),
+        licence="MIT",
+        lineage=Lineage(
+            run_id=run_id,
+            git_commit="0" * 40,
+            data_source=data_source,
+            data_digest="ab" * 32,
+            backbone="bands",
+            weights="none",
+            image_count=10 * len(classes),
+            model_sha256=model_sha256,
+            created="2026-01-01T00:00:00Z",
+        ),
+    )
+
+
+def tiny_model(
+    folder: Path,
+    *,
+    size: int = 32,
+    classes: Sequence[str] = CLASSES,
+    data_source: Literal["kaggle", "local", "synthetic"] = "local",
+) -> ModelCard:
+    """Write model.onnx and card.json into `folder`, made if need be, as `chestct.store.import_model` takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = tiny_graph(folder / GRAPH, size, len(classes))
+    digest = sha256(graph.read_bytes()).hexdigest()
+    card = tiny_card(digest, size=size, classes=classes, data_source=data_source)
+    card.write(folder / CARD)
+    return card
