@@ -1,0 +1,1 @@
+"""Answers requests with one stored model, over HTTP and gRPC."""

@@ -1,0 +1,148 @@
+"""The one way from bytes to an answer, whatever the protocol: decode, queue, engine, decide."""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from chestct.card import ModelCard
+from chestct.engine import Engine
+from chestct.image import InvalidImage, decode, encode_png
+from chestct.prediction import Prediction, decide
+from serving.batcher import Batcher, EngineFailed, Overloaded, Score
+from serving.settings import Settings
+
+T = TypeVar("T")
+Outcome = Prediction | InvalidImage | Overloaded | EngineFailed
+
+
+class Classifier:
+    """One model, ready to answer. Used from one event loop; every protocol shares its queue and its engine."""
+
+    def __init__(self, engine: Engine, card: ModelCard, tag: str, settings: Settings) -> None:
+        self.card: Final = card
+        self.tag: Final = tag
+        self.settings: Final = settings
+        self._largest_batch = min(settings.largest_batch, engine.largest_batch)
+        self._batcher = Batcher(engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size)
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoding = 0
+        self._ready = False
+
+    @property
+    def ready(self) -> bool:
+        """The model is warm and the service takes requests."""
+        return self._ready
+
+    async def classify(self, data: bytes, *, request_id: str, explain: bool = False) -> Prediction:
+        """Answer for one encoded image.
+
+        `explain` adds the heat maps and the preview. Raises chestct.image.InvalidImage, and serving.batcher's
+        Overloaded, Closed and EngineFailed.
+        """
+        self._batcher.check_room(self._decoding)
+        self._decoding += 1
+        try:
+            loop = asyncio.get_running_loop()
+            picture = await loop.run_in_executor(self._decoders, decode, data, self.card.input)
+        finally:
+            self._decoding -= 1
+        return await self._answer(picture.pixels, request_id=request_id, explain=explain)
+
+    async def classify_many(self, images: Sequence[bytes], *, request_id: str, explain: bool = False) -> list[Outcome]:
+        """One outcome per encoded image, in order; what fails one leaves the others alone.
+
+        A long list takes only a part of the queue at a time, so that others are still answered meanwhile.
+        """
+
+        async def outcome(data: bytes) -> Outcome:
+            try:
+                return await self.classify(data, request_id=request_id, explain=explain)
+            except (InvalidImage, Overloaded, EngineFailed) as error:
+                return error
+
+        return await self._in_part([partial(outcome, data) for data in images])
+
+    async def classify_pixels(
+        self, pixels: NDArray[np.uint8], *, request_id: str, explain: bool = False
+    ) -> list[Prediction]:
+        """Answer for uint8 [N, height, width, 1] of the size the card names, with the warning `pixels_input`.
+
+        Raises ValueError for another shape or type, and serving.batcher's Overloaded, Closed and EngineFailed.
+        """
+        spec = self.card.input
+        expected = (spec.height, spec.width, spec.channels)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise ValueError(f"expected pixels uint8 [N, {expected}], got {pixels.dtype} {list(pixels.shape)}")
+        answer = partial(self._answer, request_id=request_id, explain=explain, warnings=("pixels_input",))
+        return await self._in_part([partial(answer, row) for row in pixels])
+
+    async def warm_up(self) -> None:
+        """Run every batch size once, so that the first request is as fast as the next."""
+        spec = self.card.input
+        blank = np.zeros((spec.height, spec.width, spec.channels), np.uint8)
+        for size in range(1, self._largest_batch + 1):
+            await asyncio.gather(*(self._batcher.score(blank) for _ in range(size)))
+        self._ready = True
+
+    async def close(self) -> None:
+        """Refuse new images and finish those that were taken."""
+        self._ready = False
+        await self._batcher.close()
+        self._decoders.shutdown()
+
+    async def _answer(
+        self, pixels: NDArray[np.uint8], *, request_id: str, explain: bool, warnings: Sequence[str] = ()
+    ) -> Prediction:
+        score = await self._batcher.score(pixels)
+        heatmaps, preview = None, None
+        if explain:
+            loop = asyncio.get_running_loop()
+            heatmaps, preview = await loop.run_in_executor(self._decoders, self._explain, pixels, score)
+        return decide(
+            self.card,
+            score.probabilities,
+            score.ood_score,
+            request_id=request_id,
+            model=self.tag,
+            warnings=warnings,
+            heatmaps=heatmaps,
+            preview=preview,
+        )
+
+    def _explain(self, pixels: NDArray[np.uint8], score: Score) -> tuple[dict[str, str], str]:
+        """Heat maps of the input's size on one scale, so that they compare between the classes of an image."""
+        size = (self.card.input.width, self.card.input.height)
+        low, high = score.heatmap.min(), score.heatmap.max()
+        scaled = (score.heatmap - low) * (255 / max(float(high - low), 1e-6))
+        maps = {
+            name: _base64_png(np.asarray(Image.fromarray(map_).resize(size, Image.Resampling.BILINEAR)).round())
+            for name, map_ in zip(self.card.classes, scaled, strict=True)
+        }
+        return maps, _base64_png(pixels[:, :, 0])
+
+    async def _in_part(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """The results in order; only so many calls run at a time that the queue keeps room for other requests."""
+        room = asyncio.Semaphore(2 * self._largest_batch)
+
+        async def run(call: Callable[[], Awaitable[T]]) -> T:
+            async with room:
+                return await call()
+
+        tasks = [asyncio.ensure_future(run(call)) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+
+def _base64_png(grey: NDArray[np.generic]) -> str:
+    return base64.b64encode(encode_png(grey.astype(np.uint8))).decode("ascii")
