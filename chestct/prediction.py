@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import DISCLAIMER, Frozen, ModelCard, Probability
+from chestct.card import DISCLAIMER, Frozen, ModelCard, Probability, Thresholds
 
 Decision = Literal["accept", "refer", "reject"]
 
@@ -39,15 +39,18 @@ class Prediction(Frozen):
 
 
 class Evidence(NamedTuple):
-    """What a rule looks at: `probabilities` float [classes] in the card's order, the OOD score, and the card."""
+    """What a rule looks at: one image's scores and the numbers fitted for the model."""
 
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.floating]
+    """[classes], in the card's order."""
     ood_score: float
-    card: ModelCard
+    normal: int
+    """Index of the class that is no cancer."""
+    thresholds: Thresholds
 
 
 class Rule(NamedTuple):
-    """A domain rule after the prediction: where `fires` holds, the answer becomes `decision`, for the reason `words`."""
+    """A domain rule after the prediction: where `fires` holds, the answer becomes `decision`; `words` says why."""
 
     name: str
     decision: Literal["refer", "reject"]
@@ -56,20 +59,19 @@ class Rule(NamedTuple):
 
 
 def _out_of_distribution(evidence: Evidence) -> bool:
-    return evidence.ood_score > evidence.card.thresholds.ood_limit
+    return evidence.ood_score > evidence.thresholds.ood_limit
 
 
 def _close_call(evidence: Evidence) -> bool:
     second, first = np.sort(evidence.probabilities)[-2:]
-    return bool(first - second < evidence.card.thresholds.refer_margin)
+    return bool(first - second < evidence.thresholds.refer_margin)
 
 
 def _possible_cancer(evidence: Evidence) -> bool:
-    normal = evidence.card.classes.index(evidence.card.normal)
-    if int(np.argmax(evidence.probabilities)) != normal:
+    if int(np.argmax(evidence.probabilities)) != evidence.normal:
         return False
-    cancer = float(evidence.probabilities.sum() - evidence.probabilities[normal])
-    return cancer >= evidence.card.thresholds.any_cancer
+    cancer = float(evidence.probabilities.sum() - evidence.probabilities[evidence.normal])
+    return cancer >= evidence.thresholds.any_cancer
 
 
 RULES: Final = (
@@ -99,6 +101,24 @@ WARNINGS: Final = {
 }
 
 
+def judge(evidence: Evidence) -> tuple[Decision, tuple[Rule, ...]]:
+    """The decision and the rules that made it. Every rule that fires is named; reject outranks refer."""
+    fired = [rule for rule in RULES if rule.fires(evidence)]
+    decisions = {rule.decision for rule in fired}
+    decision: Decision = "reject" if "reject" in decisions else "refer" if "refer" in decisions else "accept"
+    return decision, tuple(rule for rule in fired if rule.decision == decision)
+
+
+def prediction_set(evidence: Evidence) -> tuple[int, ...]:
+    """Indices of the classes in the split-conformal set, most probable first.
+
+    Never empty, since an answer names at least its label.
+    """
+    floor = 1 - evidence.thresholds.conformal_quantile
+    order = np.argsort(-evidence.probabilities, kind="stable")
+    return tuple(int(i) for rank, i in enumerate(order) if rank == 0 or evidence.probabilities[i] >= floor)
+
+
 def decide(
     card: ModelCard,
     probabilities: NDArray[np.float32],
@@ -113,12 +133,10 @@ def decide(
     """Turn one image's scores into its answer.
 
     `probabilities` float32 [classes] in the card's order, summing to 1; `ood_score` as the graph gives it; `warnings`
-    are added to those that the card implies. Every rule that fires is named; reject outranks refer.
+    are added to those that the card implies.
     """
-    evidence = Evidence(probabilities, ood_score, card)
-    fired = [rule for rule in RULES if rule.fires(evidence)]
-    decisions = {rule.decision for rule in fired}
-    decision: Decision = "reject" if "reject" in decisions else "refer" if "refer" in decisions else "accept"
+    evidence = Evidence(probabilities, ood_score, card.classes.index(card.normal), card.thresholds)
+    decision, rules = judge(evidence)
     best = int(np.argmax(probabilities))
     rejected = decision == "reject"
     return Prediction(
@@ -128,18 +146,11 @@ def decide(
         confidence=None if rejected else float(probabilities[best]),
         probabilities={name: float(p) for name, p in zip(card.classes, probabilities, strict=True)},
         ood_score=ood_score,
-        prediction_set=() if rejected else _prediction_set(card, probabilities),
-        reasons=tuple(rule.name for rule in fired if rule.decision == decision),
+        prediction_set=() if rejected else tuple(card.classes[i] for i in prediction_set(evidence)),
+        reasons=tuple(rule.name for rule in rules),
         warnings=(*(("synthetic_model",) if card.synthetic else ()), *warnings),
         model=model,
         disclaimer=card.disclaimer,
         heatmaps=heatmaps,
         preview=preview,
     )
-
-
-def _prediction_set(card: ModelCard, probabilities: NDArray[np.float32]) -> tuple[str, ...]:
-    """Most probable first; never empty, since an answer names at least its label."""
-    floor = 1 - card.thresholds.conformal_quantile
-    order = np.argsort(-probabilities, kind="stable")
-    return tuple(card.classes[i] for rank, i in enumerate(order) if rank == 0 or probabilities[i] >= floor)
