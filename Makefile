@@ -1,0 +1,90 @@
+# Every command of the project. `make` alone lists them.
+PYTHON    ?= python3
+PORT      ?= 3000
+GRPC_PORT ?= 3001
+DATA      ?=
+# What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
+PHANTOMS   = data.source=synthetic base_model.backbone=small base_model.weights=none
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export BENTOML_DO_NOT_TRACK = True
+export DVC_NO_ANALYTICS = 1
+
+# development holds training, training holds serving: what is installed already is enough for less.
+development = .venv/.development
+training    = $(firstword $(wildcard .venv/.development) .venv/.training)
+serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.serving)
+# `dvc exp run` sets params.yaml by -S. It records each run as a commit outside every branch, so git wants a name.
+experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
+
+.DEFAULT_GOAL = help
+.PHONY: help serve demo test train store bento image load check lock mlflow clean
+
+help: ## list these commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
+	$(foreach port,$(PORT) $(GRPC_PORT),$(call free,$(port)))
+	@CHESTCT_GRPC_PORT=$(GRPC_PORT) sh -c 'python -m serving.release && echo "The page: http://localhost:$(PORT)" && exec bentoml serve --port $(PORT)'
+
+demo: $(training) ## train on phantoms in a clone of its own (a minute or two), then serve that model
+	@test -d .demo || git clone -q . .demo
+	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(experiment) $(PHANTOMS:%=-S %)
+	@tag=$$(cd .demo && python -m pipeline.store | tail -n 1) && CHESTCT_MODEL=$$tag exec $(MAKE) --no-print-directory serve
+
+test: $(development) ## every test, in ten minutes or less
+	@python -m pytest
+
+train: $(training) ## run the pipeline, then store; DATA=folder takes images in Kaggle's layout from there
+	$(if $(DATA),$(experiment) -S data.source=local -S "data.path='$(DATA)'",dvc repro)
+	@python -m pipeline.store
+
+store: $(training) ## put the best run into the BentoML model store, if it passes the gate
+	@python -m pipeline.store
+
+bento: $(serving) ## build the bento of the model that `make serve` would serve
+	@python -m serving.release && bentoml build
+
+image: bento ## build the bento's container image with docker, podman or buildah
+	bentoml containerize chestct:latest --backend $(firstword $(notdir $(shell command -v docker podman buildah)) docker)
+
+load: $(development) ## ask the server on PORT and GRPC_PORT as much as it can answer, for half a minute
+	locust --config load_tests/locust.conf --host http://localhost:$(PORT)
+
+check: $(development) ## lint, format, types, YAML, Kubernetes manifests
+	ruff check
+	ruff format --check
+	mypy
+	yamllint --strict .
+	python -m pytest -q tests/test_k8s.py
+
+mlflow: $(training) ## browse the runs on http://localhost:5000
+	mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=--upgrade takes newer ones
+	$(compile) --extra train --extra dev -o requirements/development.txt $(UPGRADE)
+	$(compile) --extra train -c requirements/development.txt -o requirements/training.txt
+	$(compile) -c requirements/development.txt -o requirements/serving.txt
+
+clean: ## remove the demo, builds and tools' caches; data, models and runs stay
+	rm -rf .demo build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --only-binary :all: --generate-hashes \
+  --no-header --no-emit-index-url --no-emit-find-links
+
+# $(call free,PORT): stop in one line where another program listens on that port.
+free = $(if $(shell $(PYTHON) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
+  | grep -x free),,$(error port $1 is taken; choose others: make serve PORT=3100 GRPC_PORT=3101))
+
+.venv:
+	$(if $(shell $(PYTHON) -c 'import sys, pip; print((3, 11) <= sys.version_info < (3, 14))' 2>&1 | grep -x True),,$(error \
+	  $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with pip; name one that is: make PYTHON=python3.12))
+	@$(PYTHON) -m venv --without-pip .venv
+
+# venv and pip alone: Debian's python3 has no ensurepip, and pip can install into an environment that lacks it.
+.venv/.serving .venv/.training .venv/.development: .venv/.%: requirements/%.txt | .venv
+	@echo "Installing $< into .venv; the first time takes a minute or two ..."
+	@$(PYTHON) -m pip --python .venv/bin/python install -q --disable-pip-version-check --no-input --no-compile \
+	  --require-hashes --only-binary :all: -r $<
+	@touch $@
