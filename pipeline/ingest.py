@@ -1,0 +1,158 @@
+"""Fetch the images into data/raw, in Kaggle's layout, and write the manifest of every file."""
+
+import shutil
+import tempfile
+import textwrap
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final
+
+import kagglehub
+from kagglehub.config import get_cache_folder
+from tqdm import tqdm
+
+from pipeline import paths, stage
+from pipeline.classes import CLASSES, label_of
+from pipeline.errors import DataError
+from pipeline.manifest import Manifest
+from pipeline.params import Data, Params
+from pipeline.phantoms import draw_phantoms
+
+DATA_SET: Final = "mohamedhanyyy/chest-ctscan-images"
+SPLITS: Final = ("train", "valid", "test")
+STALL_SECONDS: Final = 60.0
+"""A download that writes nothing for so long has failed: kagglehub itself sets no limit on silence."""
+
+_WAYS_OUT: Final = (
+    "give this machine access to Kaggle, or `make train DATA=folder` for a local copy, or `make demo` for phantoms"
+)
+
+
+def ingest(params: Params) -> None:
+    """Bring data.source to data/raw and data/manifest.json; where nothing changed, leave both as they are.
+
+    Raises DataError, and then data/raw and the manifest are as before.
+    """
+    try:
+        folder = _find_source(params.data)
+        paths.RAW.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="ingest-", dir=paths.RAW.parent) as scratch:
+            if folder is None:
+                folder = Path(scratch) / "phantoms"
+                draw_phantoms(folder, params.data.phantoms, params.seed)
+            names = _list_images(folder)
+            manifest = Manifest.of(params.data.source, folder, names)
+            if _is_current(manifest):
+                print(f"ingest: {len(names)} files, unchanged")
+                return
+            _replace_raw(folder, names, Path(scratch))
+            manifest.write()
+    except OSError as error:
+        raise DataError(f"cannot copy the images to {paths.RAW}: {error}") from error
+    print(f"ingest: {len(names)} files from {params.data.source}, digest {manifest.digest[:12]}")
+
+
+def _find_source(data: Data) -> Path | None:
+    """The folder that holds the splits; None where they have to be drawn."""
+    match data.source:
+        case "kaggle":
+            return _find_splits(_download())
+        case "local":
+            return _find_splits(_local_folder(data.path))
+        case "synthetic":
+            return None
+
+
+def _download() -> Path:
+    """Kaggle's data set, from kagglehub's own cache where it is there already. Raises DataError."""
+    outcome: Future[str] = Future()
+
+    def fetch() -> None:
+        try:
+            outcome.set_result(kagglehub.dataset_download(DATA_SET))
+        except Exception as error:  # noqa: BLE001 - handed over; whatever goes wrong, the way out is the same
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)  # a stalled download must not keep the process alive
+    thread.start()
+    written = -1
+    while thread.is_alive():
+        thread.join(STALL_SECONDS)
+        before, written = written, _bytes_below(Path(get_cache_folder()))
+        if thread.is_alive() and written == before:
+            raise DataError(f"Kaggle sent nothing for {STALL_SECONDS:.0f} seconds; {_WAYS_OUT}")
+    if error := outcome.exception():
+        reason = textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
+        raise DataError(f"no access to {DATA_SET} on Kaggle; {_WAYS_OUT} ({reason})") from error
+    return Path(outcome.result())
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _local_folder(path: Path | None) -> Path:
+    if path is None:
+        raise DataError("data.path is null; name the folder that holds train, valid and test: `make train DATA=folder`")
+    folder = path.expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{path}: no such folder (data.path)")
+    return folder
+
+
+def _find_splits(root: Path) -> Path:
+    """`root`, or the folder up to two levels below it, that holds the splits (Kaggle's archive has them in Data/)."""
+    for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):
+        if (folder / "train").is_dir():
+            return folder
+    raise DataError(f"{root}: expected a folder that holds {', '.join(SPLITS)}")
+
+
+def _list_images(folder: Path) -> list[str]:
+    """Paths relative to `folder` of every file of every split and class; hidden files and folders are left out.
+
+    Raises DataError for a split or a class without files, and for a folder that is none of the classes.
+    """
+    names = []
+    for split in SPLITS:
+        if not any(path.is_file() for path in folder.glob(f"{split}/*/*")):
+            raise DataError(f"{folder / split}: the split is empty; expected a folder of images for each class")
+        seen = set()
+        for class_folder in sorted((folder / split).glob("[!.]*/")):
+            label = label_of(class_folder.name)
+            if label is None:
+                raise DataError(f"{class_folder}: the folder's name begins with none of {', '.join(CLASSES)}")
+            files = [path for path in sorted(class_folder.glob("[!.]*")) if path.is_file()]
+            names += [path.relative_to(folder).as_posix() for path in files]
+            seen |= {label} if files else set()
+        if missing := [name for label, name in enumerate(CLASSES) if label not in seen]:
+            raise DataError(f"{folder / split}: no images of {', '.join(missing)}")
+    return names
+
+
+def _is_current(manifest: Manifest) -> bool:
+    """data/raw holds exactly these files already."""
+    if not paths.MANIFEST.is_file() or Manifest.read() != manifest:
+        return False
+    present = [path.relative_to(paths.RAW).as_posix() for path in paths.RAW.rglob("*") if path.is_file()]
+    return Manifest.of(manifest.source, paths.RAW, present) == manifest
+
+
+def _replace_raw(folder: Path, names: list[str], scratch: Path) -> None:
+    """Copy to `scratch` first, so that data/raw changes only when everything is there."""
+    new, old = scratch / "new", scratch / "old"
+    for name in tqdm(names, desc="copying", unit="file"):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, new / name)
+    if paths.RAW.exists():
+        paths.RAW.rename(old)
+    new.rename(paths.RAW)
+
+
+def main() -> None:
+    stage.run(ingest)
+
+
+if __name__ == "__main__":
+    main()
