@@ -93,6 +93,8 @@ class Export(Frozen):
     weights: Literal["float16", "float32"]
     logit_tolerance: Positive
     """Largest difference from Keras' logits on real inputs, before weights are rounded."""
+    probability_tolerance: Positive
+    """Largest change of a probability by rounding weights to float16."""
 
 
 class Report(Frozen):

@@ -1,0 +1,275 @@
+"""Stage train: transfer learning and fine-tuning over the folds, then once more on everything.
+
+In each fold the new head learns first, on cached features; then the whole network is fine-tuned on augmented pictures
+until the held-out loss stops falling. The best epoch is one number for all folds, the one with the lowest held-out loss
+over all of them: a best epoch for each fold would be chosen on the very images it is then judged by. Each fold's
+network goes back to its checkpoint of that epoch and scores its held-out images; the released network is trained on
+all images for that many epochs.
+"""
+
+import csv
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline import ood, paths, stage, tracking
+from pipeline.augmentation import augment
+from pipeline.base_model import FEATURES, LOGITS, compile_for, features_of
+from pipeline.classes import CLASSES
+from pipeline.params import Params
+
+History = list[dict[str, float]]
+"""An epoch a row: loss and accuracy, and val_loss and val_accuracy where there is a held-out fold."""
+
+
+class Pool(NamedTuple):
+    """The images of train and valid: uint8 [N, S, S, 1], labels and folds int64 [N], frozen features float32 [N, F]."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+    def take(self, where: NDArray[np.bool_]) -> "Pool":
+        return Pool(*(field[where] for field in self))
+
+
+def train(params: Params) -> None:
+    """Write OUT_OF_FOLD, FINAL_MODEL, HISTORY and RUN, and log it all as one MLflow run."""
+    keras.utils.set_random_seed(params.seed)
+    tf.config.experimental.enable_op_determinism()
+    with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
+        pool = Pool(file["pixels"], file["labels"], file["folds"], cached["features"])
+        clusters = file["clusters"]
+    manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
+    run_id = tracking.start_run(
+        params,
+        data_source=manifest["source"],
+        data_digest=manifest["digest"],
+        audit=paths.AUDIT,
+        image_count=len(pool.labels),
+        git_commit=tracking.git_commit(),
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            histories = _train_folds(pool, params, Path(folder))
+            epochs = best_epoch(histories)
+            logits, ood_scores = _score_folds(pool, params, Path(folder), epochs)
+        np.savez(
+            paths.OUT_OF_FOLD,
+            logits=logits,
+            ood_scores=ood_scores,
+            labels=pool.labels,
+            folds=pool.folds,
+            clusters=clusters,
+        )
+        network, history = fit(pool, None, params, "all images", epochs=epochs)
+        network.save(paths.FINAL_MODEL)
+        _log(run_id, [*histories, history], epochs)
+    except BaseException:
+        tracking.finish_run(run_id, "FAILED")
+        raise
+    accuracy = (logits.argmax(axis=1) == pool.labels).mean()
+    print(f"best epoch {epochs}; out-of-fold accuracy {accuracy:.3f}; MLflow run {run_id}")
+
+
+def best_epoch(histories: list[History]) -> int:
+    """1-based: the lowest val_loss summed over the folds, among the epochs that every fold reached."""
+    losses = [[row["val_loss"] for row in history] for history in histories]
+    return int(np.argmin([sum(epoch) for epoch in zip(*losses, strict=False)])) + 1
+
+
+def fit(
+    part: Pool,
+    held_out: Pool | None,
+    params: Params,
+    name: str,
+    *,
+    epochs: int | None = None,
+    checkpoints: Path | None = None,
+) -> tuple[keras.Model, History]:
+    """Train a network on `part`, from BASE_MODEL; with a `held_out` part it stops early by the loss there.
+
+    `epochs` ends it sooner, on the same schedule; `checkpoints` receives the weights of each epoch.
+    """
+    settings = params.train
+    keras.utils.set_random_seed(params.seed)
+    network = keras.models.load_model(paths.BASE_MODEL, compile=False)
+    weights = class_weights(part.labels) if settings.balance == "weights" else np.ones(len(CLASSES), np.float32)
+    _fit_head(network, part, weights, params)
+
+    batches = Batches(part, weights, params)
+    compile_for(network, params, steps_per_epoch=len(batches))
+    callbacks: list[keras.callbacks.Callback] = [Progress(name, epochs or settings.epochs)]
+    if held_out is not None:
+        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=settings.patience))
+    if checkpoints is not None:
+        callbacks.append(
+            keras.callbacks.ModelCheckpoint(checkpoints / "{epoch:03d}.weights.h5", save_weights_only=True, verbose=0)
+        )
+    result = network.fit(
+        batches,
+        epochs=epochs or settings.epochs,
+        validation_data=None if held_out is None else (held_out.pixels, one_hot(held_out.labels)),
+        callbacks=callbacks,
+        verbose=0,
+    )
+    rows = zip(*result.history.values(), strict=True)
+    return network, [dict(zip(result.history, map(float, row), strict=True)) for row in rows]
+
+
+def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """float32 [classes]: each class as a whole weighs the same, an image 1 on average."""
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    return (len(labels) / (len(CLASSES) * counts)).astype(np.float32)
+
+
+def one_hot(labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    return np.eye(len(CLASSES), dtype=np.float32)[labels]
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Augmented training batches, the same in every run: each epoch's order and changes come from the seed."""
+
+    def __init__(self, part: Pool, weights: NDArray[np.float32], params: Params) -> None:
+        super().__init__()
+        self._part = part
+        self._weights = weights
+        self._params = params
+        self._epoch = 0
+        self._order = self._shuffled()
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._order) / self._params.train.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        size = self._params.train.batch_size
+        chosen = self._order[index * size : (index + 1) * size]
+        rng = np.random.default_rng((self._params.seed, self._epoch, index))
+        labels = self._part.labels[chosen]
+        pixels = augment(self._part.pixels[chosen], self._params.train.augment, rng)
+        return pixels, one_hot(labels), self._weights[labels]
+
+    def on_epoch_end(self) -> None:
+        self._epoch += 1
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> NDArray[np.int64]:
+        """Each image once; when oversampling, as often as the largest class has images, class by class."""
+        rng = np.random.default_rng((self._params.seed, self._epoch))
+        labels = self._part.labels
+        if self._params.train.balance != "oversample":
+            return rng.permutation(len(labels))
+        largest = np.bincount(labels).max()
+        rows = [np.resize(rng.permutation(np.flatnonzero(labels == c)), largest) for c in range(len(CLASSES))]
+        return rng.permutation(np.concatenate(rows))
+
+
+class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+    """One bar a network, an epoch a step."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        super().__init__()
+        self._bar = tqdm(total=epochs, desc=name, unit="epoch")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items()}, refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self._bar.close()
+
+
+def _fit_head(network: keras.Model, part: Pool, weights: NDArray[np.float32], params: Params) -> None:
+    """Transfer learning: the dense layer alone, on the frozen backbone's features."""
+    settings = params.train
+    if settings.head_epochs == 0:
+        return
+    features = keras.Input(part.features.shape[1:])
+    dropped = keras.layers.Dropout(params.base_model.dropout, seed=params.seed)(features)
+    head = keras.Model(features, network.get_layer(LOGITS)(dropped))
+    head.compile(
+        keras.optimizers.Adam(settings.head_learning_rate),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing),
+    )
+    head.fit(
+        part.features,
+        one_hot(part.labels),
+        sample_weight=weights[part.labels],
+        batch_size=settings.batch_size,
+        epochs=settings.head_epochs,
+        verbose=0,
+    )
+
+
+def _train_folds(pool: Pool, params: Params, folder: Path) -> list[History]:
+    histories = []
+    for fold in range(params.prepare.folds):
+        checkpoints = folder / f"fold{fold}"
+        checkpoints.mkdir()
+        _, history = fit(
+            pool.take(pool.folds != fold),
+            pool.take(pool.folds == fold),
+            params,
+            f"fold {fold + 1} of {params.prepare.folds}",
+            checkpoints=checkpoints,
+        )
+        histories.append(history)
+    return histories
+
+
+def _score_folds(
+    pool: Pool, params: Params, folder: Path, epoch: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits [N, classes] and OOD scores [N] of every image by the network that never saw it, at that epoch."""
+    network = keras.models.load_model(paths.BASE_MODEL, compile=False)
+    kernel_and_bias = network.get_layer(LOGITS)
+    logits = np.zeros((len(pool.labels), len(CLASSES)), np.float32)
+    ood_scores = np.zeros(len(pool.labels), np.float32)
+    for fold in range(params.prepare.folds):
+        network.load_weights(folder / f"fold{fold}" / f"{epoch:03d}.weights.h5")
+        features = features_of(network, pool.pixels)
+        held_out = pool.folds == fold
+        model = ood.fit(features[~held_out], pool.labels[~held_out], len(CLASSES))
+        ood_scores[held_out] = ood.score(model, features[held_out])
+        kernel, bias = kernel_and_bias.get_weights()
+        logits[held_out] = features[held_out] @ kernel + bias
+    return logits, ood_scores
+
+
+def _log(run_id: str, histories: list[History], epochs: int) -> None:
+    names = [f"fold_{fold + 1}" for fold in range(len(histories) - 1)] + ["final"]
+    rows = [
+        {"network": name, "epoch": epoch, **row}
+        for name, history in zip(names, histories, strict=True)
+        for epoch, row in enumerate(history, 1)
+    ]
+    with paths.HISTORY.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["network", "epoch", "loss", "accuracy", "val_loss", "val_accuracy"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for name, history in zip(names, histories, strict=True):
+        for epoch, row in enumerate(history, 1):
+            tracking.log_metrics(run_id, {f"{name}_{key}": value for key, value in row.items()}, step=epoch)
+    tracking.log_metrics(run_id, {"best_epoch": epochs})
+    tracking.log_artifact(run_id, paths.HISTORY)
+    paths.RUN.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    stage.run(train)
+
+
+if __name__ == "__main__":
+    main()
