@@ -18,7 +18,7 @@ def _augment_one(image: NDArray[np.uint8], settings: Augment, rng: np.random.Gen
     picture = Image.fromarray(image).transform(
         image.shape[::-1], Image.Transform.AFFINE, _affine(image.shape[0], settings, rng), Image.Resampling.BILINEAR
     )
-    return _grey_table(settings, rng)[np.asarray(picture)]
+    return np.take(_grey_table(settings, rng), np.asarray(picture))
 
 
 def _affine(size: int, settings: Augment, rng: np.random.Generator) -> tuple[float, ...]:

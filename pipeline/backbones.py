@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from pipeline.stage import StageError
+from pipeline.errors import StageError
 
 Tensor = Any
 """A symbolic Keras tensor; Keras ships no types."""
@@ -128,7 +128,7 @@ def _load_lite0(network: keras.Model) -> None:
             layer.set_weights([tensors[f"{theirs}.weight"].transpose(2, 3, 1, 0)])
 
 
-_STORAGES: Final = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+_STORAGES: Final[dict[str, np.dtype[Any]]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -158,7 +158,7 @@ def read_torch_pickle(path: Path) -> dict[str, NDArray[Any]]:
             _TensorUnpickler(file).load()
         index = _TensorUnpickler(file).load()
         keys = _TensorUnpickler(file).load()
-        kinds = {key: _STORAGES[kind] for (kind, key), *_ in index.values()}
+        kinds: dict[str, np.dtype[Any]] = {key: _STORAGES[kind] for (kind, key), *_ in index.values()}
         storages = {key: _read_storage(file, kinds[key]) for key in keys}
     return {
         name: np.lib.stride_tricks.as_strided(

@@ -6,8 +6,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 from keras import layers
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline import paths, stage

@@ -38,9 +38,9 @@ OPSET: Final = 18
 OUTPUTS: Final = ("probabilities", "ood_score", "heatmaps")
 
 CAVEATS: Final = (
-    "One public collection of single slices, cut from web pages and publications, without patient identifiers: slices "
-    "of one scan are kept together only as far as they look alike, so true figures on new patients are likely lower.",
-    "Normal slices come from other sources than the cancers and differ in size and windowing; a model can lean on that.",
+    "One public collection of single slices without patient identifiers: slices of one scan are kept together only as "
+    "far as they look alike, so figures on new patients are likely lower.",
+    "Normal slices come from other sources than the cancers, differ in size and windowing, and a model can lean on it.",
     "The test split shares images with train and valid; figures without those twins are the ones to look at.",
     "Only chest CT of these four classes: other diseases are not known to the model and may get any label.",
 )

@@ -30,7 +30,7 @@ class OodModel(NamedTuple):
 
 def unit(features: Array) -> Array:
     """Rows [N, F] scaled to length 1."""
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6), np.float32)
 
 
 def fit(features: Array, labels: NDArray[np.int64], classes: int) -> OodModel:
@@ -57,4 +57,4 @@ def score(model: OodModel, features: Array) -> Array:
     offsets = unit(features)[:, None, :] - model.means
     squared = (offsets**2).sum(axis=2) - ((offsets @ model.rest_directions) ** 2).sum(axis=2)
     distance = ((offsets @ model.directions) ** 2).sum(axis=2) + squared * model.rest_scale
-    return np.sqrt(distance.min(axis=1) / features.shape[1])
+    return np.asarray(np.sqrt(distance.min(axis=1) / features.shape[1]), np.float32)

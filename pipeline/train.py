@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pipeline import ood, paths, stage, tracking
 from pipeline.augmentation import augment
-from pipeline.base_model import FEATURES, LOGITS, compile_for, features_of
+from pipeline.base_model import LOGITS, compile_for, features_of
 from pipeline.classes import CLASSES
 from pipeline.params import Params
 
@@ -42,7 +42,7 @@ class Pool(NamedTuple):
     features: NDArray[np.float32]
 
     def take(self, where: NDArray[np.bool_]) -> "Pool":
-        return Pool(*(field[where] for field in self))
+        return Pool(self.pixels[where], self.labels[where], self.folds[where], self.features[where])
 
 
 def train(params: Params) -> None:
