@@ -22,9 +22,12 @@ HISTORY: Final = Path("models/history.csv")
 
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
+OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")
+"""The same figures as chestct.card.Metrics, for the model card."""
 OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")
 
 RELEASE: Final = Path("models/release")
 
 TEST_METRICS: Final = Path("reports/test.json")
+TEST_PLOTS: Final = Path("reports/test")
 TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")

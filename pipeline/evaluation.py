@@ -1,0 +1,340 @@
+"""How good a set of answers is: every figure with its 95 % interval, and the pictures of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from chestct.card import ClassMetrics, Estimate, Metrics, ReliabilityBin, RiskPoint
+from pipeline import tracking
+from pipeline.calibration import Answers, margin
+from pipeline.classes import CLASSES, TITLES
+
+BINS: Final = 10
+"""Equal steps of confidence in the reliability diagram and the expected calibration error."""
+COVERAGES: Final = np.arange(1, 21) / 20
+
+_COUNT: Final = len(CLASSES)
+_INTERVAL: Final = (2.5, 97.5)
+_LEAST_PROBABILITY: Final = 1e-7  # a float32 probability can round to zero; its cross-entropy is infinite
+_ACCENT: Final = "#1f6feb"
+_MUTED: Final = "#8b949e"
+
+Floats = NDArray[np.float64]
+
+
+class Evaluation:
+    """The figures of N answers against the true classes.
+
+    An interval is the middle 95 % of the figure over bootstrap resamples. What is drawn with replacement are whole
+    groups of images, since slices of one scan are no independent witnesses; without groups, single images. A figure
+    without a single error to resample gets an interval of no width, which says little when images are few.
+    A mean over classes leaves out a class without images; such a class's own figures are 0, with an interval of 0 to 1.
+    """
+
+    def __init__(
+        self,
+        answers: Answers,
+        labels: NDArray[np.int64],
+        *,
+        groups: NDArray[np.int64] | None = None,
+        resamples: int,
+        seed: int,
+    ) -> None:
+        """`labels` [N]: true class of each answer; `groups` [N]: images that stay together in a resample."""
+        self._answers = answers
+        self._labels = labels
+        self._predicted = answers.probabilities.argmax(axis=1)
+        self._confidence = answers.probabilities.max(axis=1)
+        everything = np.ones((1, len(labels)))
+        values = self._measure(everything)
+        resampled = self._measure(_resample(np.arange(len(labels)) if groups is None else groups, resamples, seed))
+        self.figures = {name: _estimate(float(values[name][0]), resampled[name]) for name in values}
+        """Every figure by its name, such as `macro_f1` or `recall_normal`."""
+        self.confusion = _table(self._labels * _COUNT + self._predicted, _COUNT**2, everything).astype(int)
+        """int [classes, classes]: rows are the true classes, columns the most probable ones."""
+        self.confusion = self.confusion.reshape(_COUNT, _COUNT)
+
+    def metrics(self, split: str) -> Metrics:
+        """The model card's form; `split` says in words which images these are."""
+        figures = self.figures
+        return Metrics(
+            split=split,
+            images=len(self._labels),
+            loss=figures["loss"],
+            accuracy=figures["accuracy"],
+            macro_f1=figures["macro_f1"],
+            roc_auc=figures["roc_auc"],
+            calibration_error=figures["calibration_error"],
+            classes={
+                name: ClassMetrics(
+                    precision=figures[f"precision_{name}"],
+                    recall=figures[f"recall_{name}"],
+                    f1=figures[f"f1_{name}"],
+                    images=int(self.confusion[label].sum()),
+                )
+                for label, name in enumerate(CLASSES)
+            },
+            confusion=tuple(tuple(int(cell) for cell in row) for row in self.confusion),
+            reliability=self._reliability(),
+            risk_coverage=self._risk_coverage(),
+            rejected=figures["rejected"].value,
+            referred=figures["referred"].value,
+        )
+
+    def summary(self) -> dict[str, float]:
+        """The figures as DVC compares them: rounded, with an interval where a figure is not of one class."""
+        numbers: dict[str, float] = {}
+        for name, figure in self.figures.items():
+            numbers[name] = round(figure.value, 4)
+            if not name.endswith(CLASSES):
+                numbers |= {f"{name}_low": round(figure.low, 4), f"{name}_high": round(figure.high, 4)}
+        return numbers
+
+    def log(self, run_id: str, prefix: str) -> None:
+        """Add every figure to the MLflow run, as `prefix_name` with `_low` and `_high`."""
+        tracking.log_metrics(
+            run_id,
+            {
+                f"{prefix}_{name}{suffix}": number
+                for name, figure in self.figures.items()
+                for suffix, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
+            },
+        )
+
+    def draw(self, folder: Path, title: str) -> None:
+        """Write confusion.png, reliability.png, risk_coverage.png, classes.png and confusion.csv into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures: dict[str, Callable[[Axes], None]] = {
+            "confusion": self._draw_confusion,
+            "reliability": self._draw_reliability,
+            "risk_coverage": self._draw_risk_coverage,
+            "classes": self._draw_classes,
+        }
+        for name, draw in pictures.items():
+            figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+            axes = figure.add_subplot()
+            draw(axes)
+            figure.suptitle(title, x=0.02, ha="left", fontsize=9, color=_MUTED)
+            figure.savefig(folder / f"{name}.png", dpi=130)
+        rows = (f"{CLASSES[true]},{CLASSES[best]}\n" for true, best in zip(self._labels, self._predicted, strict=True))
+        (folder / "confusion.csv").write_text("actual,predicted\n" + "".join(rows), encoding="utf-8")
+
+    def _measure(self, weights: Floats) -> dict[str, Floats]:
+        """Each figure [R] under R weightings [R, N] of the images; a resample is a weighting by whole numbers."""
+        answers, labels = self._answers, self._labels
+        total = weights.sum(axis=1)
+        right = self._predicted == labels
+        true = answers.probabilities[np.arange(len(labels)), labels]
+        brier = ((answers.probabilities - np.eye(_COUNT)[labels]) ** 2).sum(axis=1)
+        referred = ~(answers.accepted | answers.rejected)
+        with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN: a resample without such images
+            figures = {
+                "loss": weights @ -np.log(np.maximum(true, _LEAST_PROBABILITY)) / total,
+                "accuracy": weights @ right / total,
+                "brier": weights @ brier / total,
+                "calibration_error": self._calibration_error(weights),
+                "rejected": weights @ answers.rejected / total,
+                "referred": weights @ referred / total,
+                "accepted_accuracy": weights @ (answers.accepted & right) / (weights @ answers.accepted),
+                "set_coverage": weights @ answers.sets[np.arange(len(labels)), labels] / total,
+                "set_size": weights @ answers.sets.sum(axis=1) / total,
+            }
+            confusion = _table(labels * _COUNT + self._predicted, _COUNT**2, weights).reshape(-1, _COUNT, _COUNT)
+            hits = np.diagonal(confusion, axis1=1, axis2=2)
+            of_class, as_class = confusion.sum(axis=2), confusion.sum(axis=1)
+            recall = hits / of_class
+            precision = np.where(of_class > 0, hits / np.maximum(as_class, 1), np.nan)
+            f1 = np.where(of_class > 0, 2 * hits / (of_class + as_class), np.nan)
+            auc = np.stack([self._auc(label, weights) for label in range(_COUNT)], axis=1)
+        for label, name in enumerate(CLASSES):
+            figures[f"precision_{name}"] = precision[:, label]
+            figures[f"recall_{name}"] = recall[:, label]
+            figures[f"f1_{name}"] = f1[:, label]
+        figures["macro_f1"] = _mean_over_classes(f1)
+        figures["roc_auc"] = _mean_over_classes(auc)
+        return figures
+
+    def _bins(self) -> NDArray[np.int64]:
+        return np.asarray(np.minimum(self._confidence * BINS, BINS - 1), np.int64)
+
+    def _calibration_error(self, weights: Floats) -> Floats:
+        gap = (self._confidence - (self._predicted == self._labels))[np.newaxis]
+        return np.asarray(np.abs(_table(self._bins(), BINS, weights * gap)).sum(axis=1) / weights.sum(axis=1))
+
+    def _auc(self, label: int, weights: Floats) -> Floats:
+        """One class against the rest: the share of pairs that the class's probability orders rightly, ties half."""
+        scores = self._answers.probabilities[:, label]
+        order = np.argsort(scores, kind="stable")
+        starts = np.flatnonzero(np.diff(scores[order], prepend=-1.0))  # of each run of equal scores
+        positive = self._labels[order] == label
+        of_class = np.add.reduceat(weights[:, order] * positive, starts, axis=1)
+        of_others = np.add.reduceat(weights[:, order] * ~positive, starts, axis=1)
+        below = np.cumsum(of_others, axis=1) - of_others / 2
+        return np.asarray((of_class * below).sum(axis=1) / (of_class.sum(axis=1) * of_others.sum(axis=1)))
+
+    def _reliability(self) -> tuple[ReliabilityBin, ...]:
+        bins = self._bins()
+        right = self._predicted == self._labels
+        return tuple(
+            ReliabilityBin(
+                confidence=float(self._confidence[bins == each].mean()),
+                accuracy=float(right[bins == each].mean()),
+                images=int((bins == each).sum()),
+            )
+            for each in np.unique(bins)
+        )
+
+    def _risk_coverage(self) -> tuple[RiskPoint, ...]:
+        wrong = (self._predicted != self._labels)[np.argsort(-margin(self._answers.probabilities), kind="stable")]
+        counts = np.unique(np.ceil(COVERAGES * len(wrong)).astype(int))
+        return tuple(
+            RiskPoint(coverage=float(count / len(wrong)), risk=float(wrong[:count].mean())) for count in counts
+        )
+
+    def _draw_confusion(self, axes: Axes) -> None:
+        shares = self.confusion / np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares):
+            axes.text(
+                column,
+                row,
+                f"{self.confusion[row, column]}\n{share:.0%}",
+                ha="center",
+                va="center",
+                color="white" if share > 0.55 else "#24292f",
+            )
+        names = [_short(name) for name in CLASSES]
+        axes.set_xticks(range(_COUNT), names)
+        axes.set_yticks(range(_COUNT), names)
+        axes.set_xlabel("most probable class")
+        axes.set_ylabel("true class")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_title("Confusion: images, and share of the true class", fontsize=11)
+
+    def _draw_reliability(self, axes: Axes) -> None:
+        points = self._reliability()
+        most = max(point.images for point in points)
+        axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1, label="perfectly calibrated")
+        axes.plot([p.confidence for p in points], [p.accuracy for p in points], color=_ACCENT, linewidth=1.5)
+        axes.scatter(
+            [p.confidence for p in points],
+            [p.accuracy for p in points],
+            s=[20 + 280 * p.images / most for p in points],
+            color=_ACCENT,
+            alpha=0.75,
+            label="answers, by confidence (area: images)",
+        )
+        for point in points:
+            axes.annotate(
+                str(point.images),
+                (point.confidence, point.accuracy),
+                (0, -17),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=_MUTED,
+            )
+        error = self.figures["calibration_error"]
+        axes.set_title(f"Reliability: expected calibration error {_words(error)}", fontsize=11)
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("share of right answers")
+        axes.set_xlim(1 / _COUNT - 0.03, 1.03)
+        axes.set_ylim(-0.03, 1.03)
+        axes.legend(frameon=False, loc="upper left")
+        _plain(axes)
+
+    def _draw_risk_coverage(self, axes: Axes) -> None:
+        points = self._risk_coverage()
+        axes.plot([p.coverage for p in points], [p.risk for p in points], color=_ACCENT, linewidth=2, marker="o", ms=4)
+        accepted = float(self._answers.accepted.mean())
+        axes.axvline(accepted, color=_MUTED, linestyle="--", linewidth=1)
+        axes.annotate(
+            f"the service accepts {accepted:.0%}",
+            (accepted, 1),
+            (-6, -12),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=_MUTED,
+        )
+        axes.set_title("Risk and coverage: errors among the answers with the widest margin", fontsize=11)
+        axes.set_xlabel("share of images answered")
+        axes.set_ylabel("share of errors among them")
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        _plain(axes)
+
+    def _draw_classes(self, axes: Axes) -> None:
+        places = np.arange(_COUNT)
+        for offset, (kind, colour) in enumerate({"precision": "#9ecbff", "recall": "#54aeff", "f1": "#0a3069"}.items()):
+            estimates = [self.figures[f"{kind}_{name}"] for name in CLASSES]
+            values = np.array([each.value for each in estimates])
+            reach = np.array([[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]])
+            axes.bar(
+                places + (offset - 1) * 0.27,
+                values,
+                0.25,
+                yerr=reach,
+                color=colour,
+                capsize=2,
+                error_kw={"ecolor": "#57606a", "elinewidth": 1},
+                label={"f1": "F1"}.get(kind, kind),
+            )
+        axes.set_xticks(places, [_short(name) for name in CLASSES])
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(0, 1.02)
+        axes.set_title(f"Each class, with 95 % intervals: macro F1 {_words(self.figures['macro_f1'])}", fontsize=11)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+        _plain(axes)
+
+
+def _resample(groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:
+    """How often each image [N] stands in each resample [R, N] of whole groups."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    share = np.full(len(names), 1 / len(names))
+    return np.random.default_rng(seed).multinomial(len(names), share, resamples)[:, group_of].astype(float)
+
+
+def _table(kinds: NDArray[np.int64], count: int, weights: Floats) -> Floats:
+    """Total weight [R, count] of each kind 0..count-1 of image; `kinds` [N], `weights` [R, N]."""
+    return np.asarray(weights @ (kinds[:, np.newaxis] == np.arange(count)))
+
+
+def _mean_over_classes(figures: Floats) -> Floats:
+    """Mean [R] of [R, classes], leaving out NaN; NaN where there is nothing else."""
+    present = ~np.isnan(figures)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(present, figures, 0).sum(axis=1) / present.sum(axis=1))
+
+
+def _estimate(value: float, resampled: Floats) -> Estimate:
+    """The percentile interval, widened to hold the value: a figure such as a calibration error is biased upwards."""
+    known = resampled[~np.isnan(resampled)]
+    if np.isnan(value) or not len(known):
+        return Estimate(value=0, low=0, high=1)
+    low, high = (float(bound) for bound in np.percentile(known, _INTERVAL))
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def _short(name: str) -> str:
+    return TITLES[name].replace(" cell carcinoma", " cell\ncarcinoma").replace(" (", "\n(")
+
+
+def _words(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+    axes.set_axisbelow(True)
