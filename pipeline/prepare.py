@@ -240,7 +240,7 @@ def _describe_folds(
             "largest": sorted((int(size) for size in sizes if size > 1), reverse=True)[:10],
             "per_class": {name: len(np.unique(clusters[labels == label])) for label, name in enumerate(CLASSES)},
             "with_several_classes": [
-                _paths(pool[index] for index in group) for group in members if len(np.unique(labels[group])) > 1
+                _paths(pool[int(index)] for index in group) for group in members if len(np.unique(labels[group])) > 1
             ],
         },
         "folds": {str(fold): _per_class(labels[folds == fold].tolist()) for fold in np.unique(folds)},
