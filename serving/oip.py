@@ -1,0 +1,276 @@
+"""The Open Inference Protocol v2 free of transport: what the model takes and answers, and the checks between.
+
+Both edges, HTTP under /v2 and gRPC, translate their messages to `Request` and `Tensor` and nothing more.
+"""
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chestct.card import ModelCard
+from chestct.image import InvalidImage
+from chestct.prediction import Prediction
+from serving.classifier import Classifier, Outcome
+
+SERVER: Final = "chestct"
+PLATFORM: Final = "onnx_onnxv1"
+"""The protocol's name for a model kept as ONNX, whatever runs it."""
+IMAGE: Final = "image"
+PIXELS: Final = "pixels"
+
+Datatype = Literal["BYTES", "FP32", "UINT8"]
+
+
+class InvalidRequest(ValueError):
+    """The request is not what the model's metadata describes; the message says what was expected and what came."""
+
+    code: Final = "invalid_request"
+
+
+class UnknownModel(LookupError):
+    """The request names a model or a version that is not served here; the message names what is."""
+
+    code: Final = "unknown_model"
+
+
+class TensorSpec(NamedTuple):
+    """`shape` as the metadata gives it: -1 stands for the number of images."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+class Metadata(NamedTuple):
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    properties: dict[str, str]
+
+
+class Input(NamedTuple):
+    """An input tensor as it came, unchecked.
+
+    `data` is either bytes, the protocol's raw form (UINT8: one byte an element, row by row; BYTES: each element after
+    its length as 4 bytes, little-endian), or a sequence of the elements (BYTES: bytes objects, UINT8: integers).
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | Sequence[Any]
+
+
+class Request(NamedTuple):
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...] = ()
+    """Names of the wanted outputs; none means all but those that cost extra (`heatmaps`, `preview`)."""
+
+
+class Tensor(NamedTuple):
+    """An output tensor; `values` has math.prod(shape) elements, row by row: bytes for BYTES, float for FP32."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    values: list[Any]
+
+    def raw(self) -> bytes:
+        """The protocol's raw form, little-endian; see Input."""
+        if self.datatype == "BYTES":
+            return pack_bytes(self.values)
+        return np.asarray(self.values, "<f4").tobytes()
+
+
+class _Output(NamedTuple):
+    name: str
+    datatype: Datatype
+    per_class: bool
+    """[N, classes] in the card's order, else [N]."""
+    read: Callable[[Prediction], list[Any]]
+    """The elements of one prediction, row by row."""
+    on_request: bool = False
+
+
+def _json(values: Sequence[str]) -> list[bytes]:
+    return [json.dumps(values).encode()]
+
+
+def _base64(values: Sequence[str]) -> list[bytes]:
+    return [base64.b64decode(value) for value in values]
+
+
+# A null label is the empty string and a null confidence 0: JSON, the protocol's other encoding, has no NaN, and no
+# label's confidence can be below 1 / classes.
+_OUTPUTS: Final = (
+    _Output("probabilities", "FP32", True, lambda p: list(p.probabilities.values())),
+    _Output("ood_score", "FP32", False, lambda p: [p.ood_score]),
+    _Output("confidence", "FP32", False, lambda p: [p.confidence or 0.0]),
+    _Output("label", "BYTES", False, lambda p: [(p.label or "").encode()]),
+    _Output("decision", "BYTES", False, lambda p: [p.decision.encode()]),
+    _Output("prediction_set", "BYTES", False, lambda p: _json(p.prediction_set)),
+    _Output("reasons", "BYTES", False, lambda p: _json(p.reasons)),
+    _Output("warnings", "BYTES", False, lambda p: _json(p.warnings)),
+    _Output("heatmaps", "BYTES", True, lambda p: _base64(list((p.heatmaps or {}).values())), on_request=True),
+    _Output("preview", "BYTES", False, lambda p: _base64([p.preview or ""]), on_request=True),
+)
+
+
+def version(tag: str) -> str:
+    """The version in a tag of the model store: `chestct:abc` is version `abc`."""
+    return tag.partition(":")[2]
+
+
+def metadata(card: ModelCard, tag: str) -> Metadata:
+    """What a client needs to know to ask this model."""
+    return Metadata(
+        name=card.name,
+        versions=(version(tag),),
+        platform=PLATFORM,
+        inputs=_inputs(card),
+        outputs=tuple(
+            TensorSpec(output.name, output.datatype, (-1, len(card.classes)) if output.per_class else (-1,))
+            for output in _OUTPUTS
+        ),
+        properties={
+            "classes": json.dumps(card.classes),
+            "inputs": "exactly one of `image` (encoded PNG or JPEG files) and `pixels` (grey levels of that size)",
+            "disclaimer": card.disclaimer,
+        },
+    )
+
+
+def find(card: ModelCard, tag: str, name: str, wanted: str) -> None:
+    """Check that the model `name` in the version `wanted` (empty: any) is the one served. Raises UnknownModel."""
+    if name != card.name:
+        raise UnknownModel(f"expected the model {card.name!r}, got {name!r}")
+    if wanted not in ("", version(tag)):
+        raise UnknownModel(f"expected the version {version(tag)!r} of {card.name!r} or none, got {wanted!r}")
+
+
+async def infer(classifier: Classifier, request: Request, *, request_id: str) -> tuple[Tensor, ...]:
+    """Answer a request.
+
+    The protocol has one status for a call, so one bad image fails the call: InvalidImage then names its index.
+    Raises InvalidRequest, InvalidImage, and serving.batcher's Overloaded, Closed and EngineFailed.
+    """
+    card = classifier.card
+    outputs = _wanted(request.outputs)
+    explain = any(output.on_request for output in outputs)
+    images = _read(request.inputs, card, classifier.settings.max_images)
+    if isinstance(images, list):
+        outcomes = await classifier.classify_many(images, request_id=request_id, explain=explain)
+        predictions = [_good(index, outcome) for index, outcome in enumerate(outcomes)]
+    else:
+        predictions = await classifier.classify_pixels(images, request_id=request_id, explain=explain)
+    return tuple(_tensor(output, predictions, card) for output in outputs)
+
+
+def pack_bytes(elements: Sequence[bytes]) -> bytes:
+    """BYTES elements in the protocol's raw form: each after its length as 4 bytes, little-endian."""
+    return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
+
+
+def unpack_bytes(raw: bytes) -> list[bytes]:
+    """The elements of `pack_bytes`. Raises InvalidRequest where the lengths don't add up."""
+    elements: list[bytes] = []
+    position = 0
+    while position < len(raw):
+        start = position + 4
+        end = start + int.from_bytes(raw[position:start], "little")
+        if end > len(raw):
+            raise InvalidRequest(
+                f"expected BYTES elements, each after its length as 4 bytes, little-endian; element {len(elements)} "
+                f"ends at byte {end} of {len(raw)}"
+            )
+        elements.append(raw[start:end])
+        position = end
+    return elements
+
+
+def _inputs(card: ModelCard) -> tuple[TensorSpec, ...]:
+    spec = card.input
+    return (
+        TensorSpec(IMAGE, "BYTES", (-1,)),
+        TensorSpec(PIXELS, "UINT8", (-1, spec.height, spec.width, spec.channels)),
+    )
+
+
+def _wanted(names: Sequence[str]) -> list[_Output]:
+    if not names:
+        return [output for output in _OUTPUTS if not output.on_request]
+    known = {output.name: output for output in _OUTPUTS}
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(f"outputs: expected some of {', '.join(known)}, got {name!r}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _read(inputs: Sequence[Input], card: ModelCard, max_images: int) -> list[bytes] | NDArray[np.uint8]:
+    """The encoded images, or the pixels uint8 [N, height, width, channels]."""
+    specs = {spec.name: spec for spec in _inputs(card)}
+    if len(inputs) != 1 or inputs[0].name not in specs:
+        names = ", ".join(repr(tensor.name) for tensor in inputs) or "none"
+        raise InvalidRequest(f"inputs: expected exactly one of {IMAGE!r} and {PIXELS!r}, got {names}")
+    tensor = inputs[0]
+    spec = specs[tensor.name]
+    if tensor.datatype != spec.datatype:
+        raise InvalidRequest(f"{spec.name}: expected the datatype {spec.datatype}, got {tensor.datatype!r}")
+    count = tensor.shape[0] if tensor.shape else 0
+    if tensor.shape != (count, *spec.shape[1:]) or not 1 <= count <= max_images:
+        wanted: list[int | str] = ["N", *spec.shape[1:]]
+        raise InvalidRequest(
+            f"{spec.name}: expected the shape {_shape(wanted)} with N of 1 to {max_images}, got {_shape(tensor.shape)}"
+        )
+    return _images(tensor) if tensor.name == IMAGE else _pixels(tensor)
+
+
+def _images(tensor: Input) -> list[bytes]:
+    elements = unpack_bytes(tensor.data) if isinstance(tensor.data, bytes) else list(tensor.data)
+    _same_count(tensor, len(elements))
+    return elements
+
+
+def _pixels(tensor: Input) -> NDArray[np.uint8]:
+    _same_count(tensor, len(tensor.data))
+    if isinstance(tensor.data, bytes):
+        return np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
+    values = np.asarray(tensor.data, np.int64)
+    if values.min() < 0 or values.max() > 255:
+        raise InvalidRequest(f"{tensor.name}: expected values of 0 to 255, got {values.min()} to {values.max()}")
+    return values.astype(np.uint8).reshape(tensor.shape)
+
+
+def _same_count(tensor: Input, count: int) -> None:
+    expected = math.prod(tensor.shape)
+    if count != expected:
+        raise InvalidRequest(
+            f"{tensor.name}: expected {expected} elements for the shape {_shape(tensor.shape)}, got {count}"
+        )
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _good(index: int, outcome: Outcome) -> Prediction:
+    if isinstance(outcome, InvalidImage):
+        raise InvalidImage(outcome.code, f"{IMAGE}[{index}]: {outcome.message}") from outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _tensor(output: _Output, predictions: Sequence[Prediction], card: ModelCard) -> Tensor:
+    shape = (len(predictions), len(card.classes)) if output.per_class else (len(predictions),)
+    return Tensor(
+        output.name, output.datatype, shape, [v for prediction in predictions for v in output.read(prediction)]
+    )

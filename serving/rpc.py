@@ -1,0 +1,207 @@
+"""The gRPC edge: the Open Inference Protocol, health and reflection. The only module that knows grpc.
+
+It runs in the event loop of whoever starts it, so HTTP and gRPC feed one queue.
+"""
+
+import asyncio
+import logging
+import math
+import uuid
+from typing import Any, Final
+
+import grpc
+from grpc import StatusCode
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from open_inference.grpc import protocol, service
+
+import chestct
+from chestct.image import InvalidImage
+from serving import oip
+from serving.batcher import Closed, Overloaded
+from serving.classifier import Classifier
+from serving.settings import Settings
+
+SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+REQUEST_ID: Final = "x-request-id"
+"""Metadata of the call; it comes back as initial metadata."""
+
+_OVERALL: Final = ""
+_LONGEST_ID: Final = 128
+
+_log = logging.getLogger(__name__)
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RpcServer:
+    """A started gRPC server."""
+
+    def __init__(self, server: grpc.aio.Server, classifier: Classifier, health_servicer: Any, port: int) -> None:
+        self._server = server
+        self._classifier = classifier
+        self._health = health_servicer
+        self.port = port
+        """The port it listens on, also where the settings asked for any free one (0)."""
+
+    async def announce(self) -> None:
+        """Tell those who ask about health whether the classifier is ready now: SERVING or NOT_SERVING."""
+        await _set_health(self._health, self._classifier.ready)
+
+    async def stop(self, grace: float) -> None:
+        """Say NOT_SERVING, take no new calls, and give the running ones `grace` seconds before they are cancelled."""
+        await _set_health(self._health, False)
+        await self._server.stop(grace)
+
+
+async def start(classifier: Classifier, settings: Settings) -> RpcServer:
+    """Listen on the settings' gRPC address in this event loop.
+
+    A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
+    may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ]
+    )
+    service.add_GRPCInferenceServiceServicer_to_server(_Inference(classifier), server)  # type: ignore[no-untyped-call]
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
+    started = RpcServer(server, classifier, health_servicer, port)
+    await started.announce()
+    await server.start()
+    return started
+
+
+async def _set_health(servicer: Any, ready: bool) -> None:
+    status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+    for name in (_OVERALL, SERVICE):
+        await servicer.set(name, status)
+
+
+class _Inference(service.GRPCInferenceServiceServicer):
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+
+    async def ServerLive(self, request: protocol.ServerLiveRequest, context: _Context) -> protocol.ServerLiveResponse:
+        return protocol.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: protocol.ServerReadyRequest, context: _Context
+    ) -> protocol.ServerReadyResponse:
+        return protocol.ServerReadyResponse(ready=self._classifier.ready)
+
+    async def ModelReady(self, request: protocol.ModelReadyRequest, context: _Context) -> protocol.ModelReadyResponse:
+        await self._find(request.name, request.version, context)
+        return protocol.ModelReadyResponse(ready=self._classifier.ready)
+
+    async def ServerMetadata(
+        self, request: protocol.ServerMetadataRequest, context: _Context
+    ) -> protocol.ServerMetadataResponse:
+        return protocol.ServerMetadataResponse(name=oip.SERVER, version=chestct.__version__)
+
+    async def ModelMetadata(
+        self, request: protocol.ModelMetadataRequest, context: _Context
+    ) -> protocol.ModelMetadataResponse:
+        await self._find(request.name, request.version, context)
+        about = oip.metadata(self._classifier.card, self._classifier.tag)
+        return protocol.ModelMetadataResponse(
+            name=about.name,
+            versions=about.versions,
+            platform=about.platform,
+            inputs=[spec._asdict() for spec in about.inputs],
+            outputs=[spec._asdict() for spec in about.outputs],
+            properties=about.properties,
+        )
+
+    async def ModelInfer(self, request: protocol.ModelInferRequest, context: _Context) -> protocol.ModelInferResponse:
+        request_id = _request_id(request, context)
+        await context.send_initial_metadata(((REQUEST_ID, request_id),))
+        await self._find(request.model_name, request.model_version, context)
+        if not self._classifier.ready:
+            await context.abort(StatusCode.UNAVAILABLE, "not_ready: the model is loading or the service is stopping")
+        limit = self._classifier.settings.request_timeout
+        try:
+            async with asyncio.timeout(limit):
+                tensors = await oip.infer(self._classifier, _to_request(request), request_id=request_id)
+        except (oip.InvalidRequest, InvalidImage) as error:
+            await context.abort(StatusCode.INVALID_ARGUMENT, f"{error.code}: {error}")
+        except Overloaded as error:
+            await context.abort(StatusCode.RESOURCE_EXHAUSTED, f"overloaded: {error}", _retry_after(error))
+        except Closed as error:
+            await context.abort(StatusCode.UNAVAILABLE, f"not_ready: {error}")
+        except TimeoutError:
+            await context.abort(
+                StatusCode.DEADLINE_EXCEEDED, f"timeout: no answer within the service's {limit} seconds"
+            )
+        except Exception:  # noqa: BLE001 - whatever it is, the caller gets a status and no internals
+            _log.exception("request %s failed", request_id)
+            await context.abort(StatusCode.INTERNAL, f"internal_error: request {request_id} failed, see the log")
+        return self._to_response(request, tensors)
+
+    async def _find(self, name: str, version: str, context: _Context) -> None:
+        try:
+            oip.find(self._classifier.card, self._classifier.tag, name, version)
+        except oip.UnknownModel as error:
+            await context.abort(StatusCode.NOT_FOUND, f"{error.code}: {error}")
+
+    def _to_response(
+        self, request: protocol.ModelInferRequest, tensors: tuple[oip.Tensor, ...]
+    ) -> protocol.ModelInferResponse:
+        card, tag = self._classifier.card, self._classifier.tag
+        return protocol.ModelInferResponse(
+            model_name=card.name,
+            model_version=oip.version(tag),
+            id=request.id,
+            parameters={"disclaimer": protocol.InferParameter(string_param=card.disclaimer)},
+            outputs=[{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in tensors],
+            raw_output_contents=[tensor.raw() for tensor in tensors],
+        )
+
+
+def _request_id(request: protocol.ModelInferRequest, context: _Context) -> str:
+    """The caller's own, from the metadata or the message, where it can travel as metadata; else a new one."""
+    for wanted in (dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id):
+        if isinstance(wanted, str) and 0 < len(wanted) <= _LONGEST_ID and wanted.isascii() and wanted.isprintable():
+            return wanted
+    return uuid.uuid4().hex
+
+
+def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
+    """Raises oip.InvalidRequest where the raw contents don't fit the inputs."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise oip.InvalidRequest(
+            f"raw_input_contents: expected one for each of the {len(request.inputs)} inputs, got {len(raw)}"
+        )
+    if raw and any(tensor.HasField("contents") for tensor in request.inputs):
+        raise oip.InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
+    return oip.Request(
+        inputs=tuple(
+            oip.Input(
+                name=tensor.name,
+                datatype=tensor.datatype,
+                shape=tuple(tensor.shape),
+                data=raw[index] if raw else _contents(tensor),
+            )
+            for index, tensor in enumerate(request.inputs)
+        ),
+        outputs=tuple(output.name for output in request.outputs),
+    )
+
+
+def _contents(tensor: protocol.ModelInferRequest.InferInputTensor) -> Any:
+    contents = tensor.contents
+    return contents.bytes_contents if tensor.datatype == "BYTES" else contents.uint_contents
+
+
+def _retry_after(error: Overloaded) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata; the first is for people and proxies, the second is read by gRPC's own retry policy."""
+    return (
+        ("retry-after", str(max(1, math.ceil(error.retry_after)))),
+        ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),
+    )

@@ -1,0 +1,389 @@
+"""The gRPC edge: a real channel to a real server before a classifier of the tiny model."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from numpy.typing import NDArray
+from open_inference.grpc import protocol, service
+
+from chestct.card import ModelCard
+from chestct.engine import Engine, Scores
+from chestct.image import encode_png
+from chestct.store import GRAPH
+from serving import oip, rpc
+from serving.classifier import Classifier
+from serving.settings import Settings
+from tests.graphs import tiny_model, tiny_picture
+
+TAG = "chestct:abc"
+SIZE = 32
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class GatedEngine:
+    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
+
+    largest_batch = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+        self.fails = False
+
+    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+        self.entered.set()
+        assert self.open.wait(10)
+        if self.fails:
+            raise RuntimeError("secret of the engine")
+        return self._engine.infer(pixels)
+
+
+class Server:
+    """A server in an event loop of its own thread, and a channel to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Any, card: ModelCard, settings: Settings) -> None:
+        self._loop = loop
+        self.classifier = Classifier(engine, card, TAG, settings)
+        self.rpc = self.run(rpc.start(self.classifier, settings))
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.rpc.port}")
+        self.stub = service.GRPCInferenceServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
+
+    def warm_up(self) -> None:
+        self.run(self.classifier.warm_up())
+        self.run(self.rpc.announce())
+
+    def health_of(self, name: str) -> Any:
+        return self.health.Check(health_pb2.HealthCheckRequest(service=name)).status
+
+    def close(self) -> None:
+        self.channel.close()
+        self.run(self.rpc.stop(0))
+        self.run(self.classifier.close())
+
+
+class Model:
+    def __init__(self, folder: Path) -> None:
+        self.card: ModelCard = tiny_model(folder, size=SIZE)
+        self.engine = Engine(folder / GRAPH, threads=1)
+
+    @contextmanager
+    def serve(self, engine: Any = None, *, warm: bool = True, **settings: Any) -> Iterator[Server]:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            server = Server(
+                loop,
+                engine or self.engine,
+                self.card,
+                Settings(**{"grpc_host": "127.0.0.1", "grpc_port": 0, **settings}),
+            )
+            try:
+                if warm:
+                    server.warm_up()
+                yield server
+            finally:
+                server.close()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Model) -> Iterator[Server]:
+    with model.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def gate(model: Model) -> Iterator[GatedEngine]:
+    engine = GatedEngine(model.engine)
+    yield engine
+    engine.open.set()
+
+
+def png(label: int) -> bytes:
+    return encode_png(tiny_picture(label)[:, :, 0])
+
+
+def ask(*images: bytes, **fields: Any) -> protocol.ModelInferRequest:
+    tensor = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [len(images)],
+        "contents": {"bytes_contents": images},
+    }
+    return protocol.ModelInferRequest(**{"model_name": "chestct", "inputs": [tensor], **fields})
+
+
+def labels(answer: protocol.ModelInferResponse) -> list[str]:
+    position = [output.name for output in answer.outputs].index("label")
+    return [element.decode() for element in oip.unpack_bytes(answer.raw_output_contents[position])]
+
+
+def refusal(call: Any, request: Any, **options: Any) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, **{"timeout": 10, **options})
+    return caught.value
+
+
+def test_an_image_is_answered_with_every_output_in_raw_form(server: Server) -> None:
+    answer = server.stub.ModelInfer(ask(png(2), png(0)))
+    assert (answer.model_name, answer.model_version) == ("chestct", "abc")
+    assert labels(answer) == ["normal", "adenocarcinoma"]
+    names = [output.name for output in answer.outputs]
+    assert len(answer.raw_output_contents) == len(names)
+    assert not any(output.HasField("contents") for output in answer.outputs)
+    probabilities = np.frombuffer(answer.raw_output_contents[names.index("probabilities")], "<f4").reshape(2, 4)
+    assert probabilities.sum(axis=1) == pytest.approx([1, 1])
+    assert answer.parameters["disclaimer"].string_param == "Research and education only. Not a medical device."
+
+
+def test_images_and_pixels_in_either_form_get_the_same_labels(server: Server) -> None:
+    picture = tiny_picture(1)
+    image = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 1]}
+    requests = [
+        ask(png(1)),
+        ask(inputs=[image], raw_input_contents=[oip.pack_bytes([png(1)])]),
+        ask(inputs=[{**pixels, "contents": {"uint_contents": picture.ravel().tolist()}}]),
+        ask(inputs=[pixels], raw_input_contents=[picture.tobytes()]),
+    ]
+    assert [labels(server.stub.ModelInfer(request)) for request in requests] == [["large_cell_carcinoma"]] * 4
+
+
+def test_only_the_requested_outputs_come_in_their_order(server: Server) -> None:
+    answer = server.stub.ModelInfer(ask(png(1), outputs=[{"name": "heatmaps"}, {"name": "label"}]))
+    assert [(output.name, list(output.shape)) for output in answer.outputs] == [("heatmaps", [1, 4]), ("label", [1])]
+
+
+def test_the_call_s_ids_come_back(server: Server) -> None:
+    answer, call = server.stub.ModelInfer.with_call(ask(png(1), id="a-7"), metadata=[("x-request-id", "b-8")])
+    assert answer.id == "a-7"
+    assert dict(call.initial_metadata())["x-request-id"] == "b-8"
+
+
+def test_the_message_s_id_is_the_request_s_where_no_metadata_names_one(server: Server) -> None:
+    _, call = server.stub.ModelInfer.with_call(ask(png(1), id="a-7"))
+    assert dict(call.initial_metadata())["x-request-id"] == "a-7"
+
+
+@pytest.mark.parametrize("wanted", ["", "ä", "a\nb", "a" * 129])
+def test_an_id_that_can_t_travel_as_metadata_is_replaced_there_and_kept_in_the_answer(
+    server: Server, wanted: str
+) -> None:
+    answer, call = server.stub.ModelInfer.with_call(ask(png(1), id=wanted))
+    assert answer.id == wanted
+    assert len(dict(call.initial_metadata())["x-request-id"]) == 32
+
+
+def test_a_refused_call_has_its_request_id_too(server: Server) -> None:
+    error = refusal(server.stub.ModelInfer, ask(b"bad"), metadata=[("x-request-id", "b-8")])
+    assert dict(error.initial_metadata())["x-request-id"] == "b-8"
+
+
+def test_a_bad_image_is_an_invalid_argument_and_the_next_request_is_answered(server: Server) -> None:
+    error = refusal(server.stub.ModelInfer, ask(png(1), png(1)[:60]))
+    assert error.code() is StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("undecodable_image: image[1]: the image is truncated")
+    assert labels(server.stub.ModelInfer(ask(png(3)))) == ["squamous_cell_carcinoma"]
+
+
+IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        pytest.param({"inputs": []}, "got none", id="no input"),
+        pytest.param({"inputs": [IMAGE]}, "expected 1 elements for the shape [1], got 0", id="no contents"),
+        pytest.param({"raw_input_contents": [b""]}, "either raw_input_contents or contents, got both", id="both forms"),
+        pytest.param(
+            {"inputs": [IMAGE], "raw_input_contents": [b"", b""]},
+            "expected one for each of the 1 inputs",
+            id="raw count",
+        ),
+        pytest.param({"outputs": [{"name": "logits"}]}, "got 'logits'", id="output"),
+    ],
+)
+def test_a_wrong_request_is_an_invalid_argument(server: Server, fields: dict[str, Any], message: str) -> None:
+    error = refusal(server.stub.ModelInfer, ask(png(1), **fields))
+    assert error.code() is StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("invalid_request: ")
+    assert message in error.details()
+
+
+def test_another_model_or_version_is_not_found(server: Server) -> None:
+    calls = [
+        (server.stub.ModelInfer, ask(png(1), model_name="other")),
+        (server.stub.ModelInfer, ask(png(1), model_version="2")),
+        (server.stub.ModelReady, protocol.ModelReadyRequest(name="chestct", version="2")),
+        (server.stub.ModelMetadata, protocol.ModelMetadataRequest(name="other")),
+    ]
+    for call, request in calls:
+        assert refusal(call, request).code() is StatusCode.NOT_FOUND
+
+
+def test_metadata_names_inputs_outputs_and_the_disclaimer(server: Server) -> None:
+    about = server.stub.ModelMetadata(protocol.ModelMetadataRequest(name="chestct", version="abc"))
+    assert (about.name, list(about.versions), about.platform) == ("chestct", ["abc"], "onnx_onnxv1")
+    assert [(spec.name, spec.datatype, list(spec.shape)) for spec in about.inputs] == [
+        ("image", "BYTES", [-1]),
+        ("pixels", "UINT8", [-1, SIZE, SIZE, 1]),
+    ]
+    assert "heatmaps" in [spec.name for spec in about.outputs]
+    assert "Not a medical device" in about.properties["disclaimer"]
+    assert server.stub.ServerMetadata(protocol.ServerMetadataRequest()).name == "chestct"
+
+
+def test_a_message_above_the_limit_is_refused(model: Model) -> None:
+    with model.serve(max_body_bytes=4096) as server:
+        assert refusal(server.stub.ModelInfer, ask(bytes(5000))).code() is StatusCode.RESOURCE_EXHAUSTED
+        assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
+
+
+def test_not_serving_until_the_model_is_warm(model: Model) -> None:
+    with model.serve(warm=False) as server:
+        assert [server.health_of(name) for name in ("", rpc.SERVICE)] == [NOT_SERVING] * 2
+        assert server.stub.ServerLive(protocol.ServerLiveRequest()).live
+        assert not server.stub.ServerReady(protocol.ServerReadyRequest()).ready
+        assert not server.stub.ModelReady(protocol.ModelReadyRequest(name="chestct")).ready
+        assert refusal(server.stub.ModelInfer, ask(png(1))).code() is StatusCode.UNAVAILABLE
+
+        server.warm_up()
+        assert [server.health_of(name) for name in ("", rpc.SERVICE)] == [SERVING] * 2
+        assert server.stub.ServerReady(protocol.ServerReadyRequest()).ready
+        assert server.stub.ModelReady(protocol.ModelReadyRequest(name="chestct")).ready
+        assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
+
+
+def test_stopping_tells_health_watchers_and_finishes_the_running_call(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate) as server:
+        watch = server.health.Watch(health_pb2.HealthCheckRequest(service=rpc.SERVICE), timeout=10)
+        assert next(watch).status == SERVING
+        gate.open.clear()
+        gate.entered.clear()
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
+        assert gate.entered.wait(5)
+        with ThreadPoolExecutor(1) as pool:
+            stopping = pool.submit(server.run, server.rpc.stop(5))
+            assert next(watch).status == NOT_SERVING
+            watch.cancel()
+            gate.open.set()
+            assert labels(running.result(5)) == ["large_cell_carcinoma"]
+            stopping.result(5)
+
+
+def test_reflection_describes_the_services(server: Server) -> None:
+    described = ProtoReflectionDescriptorDatabase(server.channel)
+    assert {rpc.SERVICE, "grpc.health.v1.Health"} <= set(described.get_services())
+    file = described.FindFileContainingSymbol(rpc.SERVICE)
+    assert "ModelInfer" in [method.name for method in file.service[0].method]
+
+
+def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate, queue_size=1) as server:
+        gate.open.clear()
+        gate.entered.clear()
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
+        assert gate.entered.wait(5)
+        waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=10)
+        wait_until_full(server)
+        error = refusal(server.stub.ModelInfer, ask(png(3)))
+        assert error.code() is StatusCode.RESOURCE_EXHAUSTED
+        trailing = dict(error.trailing_metadata())
+        assert int(trailing["retry-after"]) >= 1
+        assert int(trailing["grpc-retry-pushback-ms"]) >= 0
+        gate.open.set()
+        assert [labels(call.result(5)) for call in (running, waiting)] == [["large_cell_carcinoma"], ["normal"]]
+
+
+def wait_until_full(server: Server) -> None:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if refusal(server.stub.ModelInfer, ask(b"bad")).code() is StatusCode.RESOURCE_EXHAUSTED:
+            return
+    pytest.fail("the queue never became full")
+
+
+def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate, queue_size=1) as server:
+        gate.open.clear()
+        gate.entered.clear()
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
+        assert gate.entered.wait(5)
+        assert refusal(server.stub.ModelInfer, ask(png(2)), timeout=0.3).code() is StatusCode.DEADLINE_EXCEEDED
+        time.sleep(0.1)  # the server's own clock of that deadline
+        waiting = server.stub.ModelInfer.future(ask(png(3)), timeout=10)
+        wait_until_full(server)
+        gate.open.set()
+        assert [labels(call.result(5)) for call in (running, waiting)] == [
+            ["large_cell_carcinoma"],
+            ["squamous_cell_carcinoma"],
+        ]
+
+
+def test_the_service_s_own_time_limit_holds_without_a_deadline(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate, request_timeout=0.2) as server:
+        gate.open.clear()
+        error = refusal(server.stub.ModelInfer, ask(png(1)))
+        assert error.code() is StatusCode.DEADLINE_EXCEEDED
+        assert "0.2 seconds" in error.details()
+        gate.open.set()
+
+
+def test_a_failing_engine_is_an_internal_error_without_internals(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate) as server:
+        gate.fails = True
+        error = refusal(server.stub.ModelInfer, ask(png(1), id="a-7"))
+        assert error.code() is StatusCode.INTERNAL
+        assert error.details() == "internal_error: request a-7 failed, see the log"
+        gate.fails = False
+        assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
+
+
+def test_twenty_calls_at_once_good_and_bad_get_their_own_answers(server: Server) -> None:
+    def call(index: int) -> tuple[str, object]:
+        try:
+            answer = server.stub.ModelInfer(ask(png(index % 4) if index % 5 else b"bad", id=str(index)), timeout=10)
+            return answer.id, labels(answer)
+        except grpc.RpcError as error:
+            return dict(error.initial_metadata())["x-request-id"], error.code()
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(call, range(20)))
+    classes = server.classifier.card.classes
+    assert answers == [
+        (str(index), [classes[index % 4]] if index % 5 else StatusCode.INVALID_ARGUMENT) for index in range(20)
+    ]
+
+
+def test_servers_of_several_processes_may_share_a_port(model: Model, server: Server) -> None:
+    with model.serve(grpc_port=server.rpc.port) as second:
+        assert second.rpc.port == server.rpc.port
+        assert labels(second.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
