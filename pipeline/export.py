@@ -190,7 +190,7 @@ def _card(
         temperature=calibration.temperature,
         logit_bias=tuple(map(float, bias)),
         thresholds=calibration.thresholds,
-        metrics={"out_of_fold": Metrics.model_validate_json(paths.OUT_OF_FOLD_METRICS.read_bytes())},
+        metrics={"out_of_fold": Metrics.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())},
         caveats=PHANTOM_CAVEATS if manifest["source"] == "synthetic" else CAVEATS,
         licence=LICENCE,
         lineage=Lineage(
