@@ -56,7 +56,7 @@ check: $(development) ## lint, format, types, YAML, Kubernetes manifests
 	ruff format --check
 	mypy
 	yamllint --strict .
-	python -m pytest -q tests/test_k8s.py
+	for overlay in k8s/overlays/*; do kubectl kustomize $$overlay | kubernetes-validate --strict --quiet /dev/stdin || exit; done
 
 mlflow: $(training) ## browse the runs on http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
