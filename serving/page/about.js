@@ -1,0 +1,108 @@
+/** The model's card, set for reading: figures with their intervals, what to know about the data, where it comes from. */
+
+import { element, percent, plain, row, sentence, titleOf } from "./words.js";
+
+const FIGURES = [
+  ["accuracy", "Accuracy", true],
+  ["macro_f1", "Macro F1", true],
+  ["roc_auc", "ROC AUC", true],
+  ["calibration_error", "Calibration error", false],
+];
+const SHARES = [
+  ["referred", "“A person should look”"],
+  ["rejected", "“Not a chest CT”"],
+];
+
+export function drawAbout(model) {
+  const splits = Object.entries(model.metrics);
+  const detailed = model.metrics.test_without_twins ?? model.metrics.test ?? splits[0]?.[1];
+  const parts = [];
+  if (splits.length) {
+    parts.push(element("p", { className: "lead" }, "How good it was on images kept from its training, each figure with its 95\u00a0% interval."));
+    parts.push(scroller("How good it is", figures(splits)));
+    parts.push(element("dl", { className: "facts" }, ...splits.map(([key, metrics]) => row(plain(key), `${sentence(metrics.split)}.`))));
+  }
+  if (detailed) parts.push(element("h3", {}, "Class by class"), element("p", { className: "note" }, `${sentence(detailed.split)}.`), scroller("Class by class", classes(detailed, model)));
+  if (model.caveats.length) {
+    const caveats = model.caveats.map((words) => element("li", {}, words));
+    parts.push(element("h3", {}, "What to know before believing them"), element("ul", { className: "caveats" }, ...caveats));
+  }
+  parts.push(element("h3", {}, "Where it comes from"), element("dl", { className: "facts" }, ...lineage(model)));
+  document.getElementById("about-body").replaceChildren(...parts);
+}
+
+/** A wide table scrolls by itself on a phone, and by keyboard. */
+function scroller(name, table) {
+  const box = element("div", { className: "scroller", tabIndex: 0, ariaLabel: name }, table);
+  box.setAttribute("role", "region");
+  return box;
+}
+
+function figures(splits) {
+  const heads = splits.map(([key, metrics]) =>
+    element("th", { scope: "col" }, plain(key), element("small", {}, `${metrics.images} images`)),
+  );
+  const rows = FIGURES.map(([key, title, drawn]) =>
+    tableRow(title, splits.map(([, metrics]) => estimate(metrics[key], drawn))),
+  );
+  const shares = SHARES.map(([key, title]) =>
+    tableRow(`Answered ${title}`, splits.map(([, metrics]) => element("td", {}, percent(metrics[key])))),
+  );
+  return table([element("td", {}), ...heads], [...rows, ...shares]);
+}
+
+function classes(metrics, model) {
+  const heads = ["Precision", "Recall", "F1"].map((title) => element("th", { scope: "col" }, title));
+  const rows = Object.entries(metrics.classes).map(([name, figure]) =>
+    tableRow(
+      titleOf(model, name),
+      [figure.precision, figure.recall, figure.f1].map((value) => estimate(value, true)),
+      `${figure.images} images`,
+    ),
+  );
+  return table([element("td", {}), ...heads], rows);
+}
+
+function table(heads, rows) {
+  return element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+}
+
+function tableRow(title, cells, note = "") {
+  const head = element("th", { scope: "row" }, title);
+  if (note) head.append(element("small", {}, note));
+  return element("tr", {}, head, ...cells);
+}
+
+function estimate({ value, low, high }, drawn) {
+  const range = `${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)}`;
+  const cell = element("td", {}, percent(value), element("small", {}, range));
+  if (drawn) {
+    const band = element("i", { className: "band" });
+    band.style.left = `${100 * low}%`;
+    band.style.width = `${100 * (high - low)}%`;
+    const point = element("i", { className: "point" });
+    point.style.left = `${100 * value}%`;
+    cell.append(element("span", { className: "interval", ariaHidden: "true" }, band, point));
+  }
+  return cell;
+}
+
+function lineage(model) {
+  const { lineage: from, input } = model;
+  const made = new Date(from.created);
+  const day = Number.isNaN(made.valueOf()) ? from.created : made.toLocaleDateString("en-GB", { dateStyle: "long" });
+  const sources = { kaggle: "Kaggle", local: "a local folder", synthetic: "drawn phantoms" };
+  return [
+    row("Model", model.model ?? model.name, true),
+    row("Made on", day),
+    row("Backbone", `${from.backbone}, starting from ${from.weights}`),
+    row("Trained on", `${from.image_count} distinct images from ${sources[from.data_source] ?? from.data_source}`),
+    row("Sees", `${input.width} × ${input.height} grey pixels`),
+    row("Temperature", model.temperature.toFixed(2)),
+    row("Licence", model.licence),
+    row("MLflow run", from.run_id, true),
+    row("Commit", from.git_commit, true),
+    row("Data digest", from.data_digest, true),
+    row("Model SHA-256", from.model_sha256, true),
+  ];
+}

@@ -1,0 +1,77 @@
+/** The heat map over the picture: a class to choose, and how much of it shows. */
+
+import { element, titleOf } from "./words.js";
+
+const controls = document.getElementById("heat-controls");
+const choices = document.getElementById("heat-classes");
+const canvas = document.getElementById("heat");
+const opacity = document.getElementById("opacity");
+const opacityValue = document.getElementById("opacity-value");
+
+const SIDE = 256;
+/** Black, violet, red, orange, pale yellow: stops of a ramp that grows in lightness, so it reads without colour too. */
+const RAMP = [[0, 0, 0], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
+
+let drawing = 0;
+
+/** Offer the prediction's heat maps, the label's first. Without a label they mean nothing, so none is offered. */
+export function offerHeatmaps(prediction, model) {
+  const maps = (prediction?.label && prediction.heatmaps) || {};
+  const names = Object.keys(maps);
+  controls.hidden = names.length === 0;
+  canvas.hidden = true;
+  drawing += 1;
+  if (!names.length) return;
+  choices.replaceChildren(...["", ...names].map((name) => choice(name, name === prediction.label, model)));
+  choices.onchange = (event) => show(maps[event.target.value]);
+  show(maps[prediction.label]);
+}
+
+function choice(name, checked, model) {
+  const input = element("input", { type: "radio", name: "heat-class", value: name, checked });
+  return element("label", {}, input, element("span", {}, name ? titleOf(model, name) : "Off"));
+}
+
+async function show(png) {
+  const turn = (drawing += 1);
+  canvas.hidden = true;
+  if (!png) return;
+  const image = new Image();
+  image.src = `data:image/png;base64,${png}`;
+  try {
+    await image.decode();
+  } catch {
+    return;
+  }
+  if (turn !== drawing) return;
+  paint(image);
+  canvas.hidden = false;
+}
+
+/** Enlarge the grey map smoothly, then colour it; what speaks little for the class stays clear. */
+function paint(image) {
+  canvas.width = canvas.height = SIDE;
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, 0, 0, SIDE, SIDE);
+  const picture = context.getImageData(0, 0, SIDE, SIDE);
+  const data = picture.data;
+  for (let i = 0; i < data.length; i += 4) {
+    const level = data[i] / 255;
+    const place = level * (RAMP.length - 1);
+    const lower = Math.min(Math.floor(place), RAMP.length - 2);
+    for (let c = 0; c < 3; c += 1) {
+      data[i + c] = RAMP[lower][c] + (RAMP[lower + 1][c] - RAMP[lower][c]) * (place - lower);
+    }
+    data[i + 3] = 255 * Math.min(1, level * 1.6);
+  }
+  context.putImageData(picture, 0, 0);
+}
+
+function fade() {
+  canvas.style.opacity = String(opacity.value / 100);
+  opacityValue.textContent = `${opacity.value} %`;
+}
+
+opacity.addEventListener("input", fade);
+fade();

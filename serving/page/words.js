@@ -1,0 +1,82 @@
+/** Names and numbers in people's words, and elements made from them. */
+
+export const DECISIONS = {
+  accept: { title: "The label stands", explain: "No rule objects to this answer. It is still a model’s answer, not a finding." },
+  refer: { title: "A person should look", explain: "This is the most probable class, but not firm enough to go by." },
+  reject: { title: "Not a chest CT", explain: "" },
+};
+
+const ERRORS = {
+  cancelled: ["Cancelled", "There is no answer. The picture is still here: Retry sends it again."],
+  unreachable: ["The service can’t be reached", "Check the connection, or whether the service is running. The picture is still here: Retry sends it again."],
+  empty_body: ["The file is empty", "There is nothing in it to read. Choose another picture."],
+  undecodable_image: ["This can’t be read as a picture", "The file is cut off, damaged, or something else than its name says. Save it again as PNG or JPEG, or try another."],
+  timeout: ["It took too long", "The service gave up on this picture, most likely because it is busy. Yours is still here."],
+  image_too_large: ["The picture is too large", "It has more pixels than any CT slice. Save it smaller and try again."],
+};
+
+const STATUSES = {
+  413: ["The file is too large", "Save it smaller, or as a JPEG, and try again."],
+  415: ["This kind of file is not accepted", "PNG and JPEG pictures are. Save it as one of these, or try another."],
+  429: ["The service is busy", "More pictures are coming in than it can read just now. Yours is still here."],
+  503: ["The service is busy or starting", "It can’t take the picture just now. Yours is still here."],
+};
+
+/** The title of an ApiError and what to do about it. */
+export function errorWords({ code, status }) {
+  if (ERRORS[code]) return ERRORS[code];
+  if (STATUSES[status]) return STATUSES[status];
+  if (status >= 500) return ["Something went wrong in the service", "It’s not the picture. Retry; if it stays so, tell whoever runs the service the request below."];
+  return ["The service did not take this picture", "Try another, or read what it said below."];
+}
+
+export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u00a0%`;
+
+/** Shares that sum to 1 as percentages with one decimal that sum to 100.0 exactly (largest remainder). */
+export function percentages(shares) {
+  const exact = shares.map((share) => share * 1000);
+  const whole = exact.map(Math.floor);
+  const missing = Math.round(exact.reduce((a, b) => a + b, 0)) - whole.reduce((a, b) => a + b, 0);
+  const order = exact.map((value, i) => i).sort((a, b) => exact[b] - whole[b] - (exact[a] - whole[a]));
+  for (const i of order.slice(0, missing)) whole[i] += 1;
+  return whole.map((tenths) => `${(tenths / 10).toFixed(1)}\u00a0%`);
+}
+
+export function bytes(size) {
+  if (size < 1000) return `${size} B`;
+  return size < 1e6 ? `${Math.round(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`;
+}
+
+/** `a_name` as `A name`, for what comes without words of its own. */
+export const plain = (name) => sentence(name.replaceAll("_", " "));
+
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** The title of a class: the card's, or its name where the card could not be read. */
+export const titleOf = (model, name) => sentence(model?.titles?.[name] ?? plain(name));
+
+export function list(items) {
+  return items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} or ${items.at(-1)}`;
+}
+
+/** An element with properties and children (elements or text). */
+export function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** A row of a <dl>: a term and its description, `code` in a fixed-width face. */
+export function row(term, description, code = false) {
+  return element("div", {}, element("dt", {}, term), element("dd", { className: code ? "code" : "" }, description));
+}
