@@ -1,0 +1,86 @@
+"""Stage report: the released graph on the test folder, as the service would answer.
+
+The only place that opens the test images. Each opening adds a line to TEST_OPENINGS, since a test set that is looked at
+often, and acted upon, is no test any more. Figures are given for all images and for those without twins in train or
+valid; only the latter say how the model does on what it has not seen.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from chestct.card import Lineage, Metrics, ModelCard
+from chestct.engine import Engine
+from chestct.store import CARD, GRAPH
+from pipeline import paths, stage, tracking
+from pipeline.calibration import answer
+from pipeline.evaluation import Evaluation
+from pipeline.params import Params
+
+METRICS: Final = TypeAdapter(dict[str, Metrics])
+"""The form of TEST_METRICS: `test`, and `test_without_twins` where there are such images."""
+
+
+def report(params: Params) -> None:
+    """Write TEST_METRICS and TEST_PLOTS, add to TEST_OPENINGS, log it all and finish the run."""
+    graph = paths.RELEASE / GRAPH
+    card = ModelCard.read(paths.RELEASE / CARD)
+    run_id = card.lineage.run_id
+    with np.load(paths.TEST) as file:
+        pixels, labels, alone = file["pixels"], file["labels"], ~file["twins"]
+    _count_opening(card.lineage, hashlib.sha256(graph.read_bytes()).hexdigest(), len(labels), int(alone.sum()))
+
+    scores = Engine(graph).infer(pixels)
+    splits = {
+        "test": (np.ones_like(alone), "test folder, all images"),
+        "test_without_twins": (alone, "test folder, without images that stand in train or valid"),
+    }
+    metrics: dict[str, Metrics] = {}
+    for name, (chosen, words) in splits.items():
+        if not chosen.any():
+            continue
+        answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], card.thresholds)
+        evaluation = Evaluation(answers, labels[chosen], resamples=params.report.bootstrap, seed=params.seed)
+        metrics[name] = evaluation.metrics(words)
+        evaluation.draw(paths.TEST_PLOTS / name, words)
+        evaluation.log(run_id, name)
+        macro_f1 = evaluation.figures["macro_f1"]
+        print(
+            f"{words}: {len(answers.accepted)} images, macro F1 {macro_f1.value:.3f} "
+            f"({macro_f1.low:.3f} to {macro_f1.high:.3f}), accuracy {evaluation.figures['accuracy'].value:.3f}"
+        )
+    paths.TEST_METRICS.write_bytes(METRICS.dump_json(metrics, indent=1) + b"\n")
+    tracking.log_artifact(run_id, paths.TEST_METRICS, "reports")
+    tracking.log_artifact(run_id, paths.TEST_PLOTS, "reports/test")
+    tracking.finish_run(run_id, "FINISHED")
+
+
+def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_twins: int) -> None:
+    paths.TEST_OPENINGS.parent.mkdir(parents=True, exist_ok=True)
+    before = 0
+    if paths.TEST_OPENINGS.exists():
+        before = len(paths.TEST_OPENINGS.read_text(encoding="utf-8").splitlines())
+    line = {
+        "opened": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_id": lineage.run_id,
+        "model_sha256": model_sha256,
+        "data_source": lineage.data_source,
+        "data_digest": lineage.data_digest,
+        "images": images,
+        "images_without_twins": without_twins,
+    }
+    with paths.TEST_OPENINGS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"the test folder was opened {before} times before this")
+
+
+def main() -> None:
+    stage.run(report)
+
+
+if __name__ == "__main__":
+    main()

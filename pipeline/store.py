@@ -1,0 +1,86 @@
+"""Stores the best model: `python -m pipeline.store`; the last line it prints is the model's tag.
+
+Of the finished runs on the present data, the one with the highest out-of-fold macro F1; test figures never choose. It
+must pass the gate (section `store` of params.yaml). Exit code 2: no such run; 3: below the gate, nothing stored.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import wraps
+from math import nan
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from chestct.card import ModelCard
+from chestct.store import CARD, GRAPH, import_model
+from pipeline import params as parameters
+from pipeline import paths, stage, tracking
+from pipeline.errors import StageError
+from pipeline.manifest import Manifest
+
+
+def store(params: parameters.Params, release: Path | None = None) -> None:
+    """Import the best run's model into the BentoML store; also copy its graph and card into the folder `release`."""
+    best = tracking.best_run(Manifest.read().digest)
+    if best is None:
+        raise StageError("MLflow has no finished run on these data; `dvc repro` makes one")
+    missed = below_gate(best.metrics, params.store)
+    if missed:
+        print("\n".join(missed), file=sys.stderr)
+        raise StageError(f"the best run, {best.run_id}, is below the gate of params.yaml; nothing was stored", 3)
+
+    with TemporaryDirectory() as folder:
+        model = tracking.fetch(best.run_id, "release", Path(folder))
+        _finish_card(model, tracking.fetch(best.run_id, f"reports/{paths.TEST_METRICS.name}", Path(folder)))
+        tag = import_model(model)
+        if release is not None:
+            release.mkdir(parents=True, exist_ok=True)
+            for name in (GRAPH, CARD):
+                shutil.copyfile(model / name, release / name)
+    print(f"run {best.run_id}: out-of-fold macro F1 {best.metrics[tracking.SCORE]:.3f}")
+    print(tag)
+
+
+def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str]:
+    """The lines of a table of the run's figures that miss the gate; empty when all pass."""
+    rows = []
+    for name, sign, wanted in (
+        ("macro_f1", ">=", gate.min_macro_f1),
+        ("accuracy", ">=", gate.min_accuracy),
+        ("calibration_error", "<=", gate.max_calibration_error),
+    ):
+        got = metrics.get(f"out_of_fold_{name}", nan)  # NaN passes no comparison
+        if not (got >= wanted if sign == ">=" else got <= wanted):
+            rows.append(f"{name:<20}{f'{sign} {wanted:.3f}':>10}{got:>10.3f}")
+    return [f"{'out-of-fold figure':<20}{'wanted':>10}{'got':>10}", *rows] if rows else []
+
+
+def _finish_card(model: Path, test_metrics: Path) -> None:
+    """Put the test figures into the card in folder `model`, once its graph is known to be the one the card names."""
+    card = ModelCard.read(model / CARD)
+    digest = hashlib.sha256((model / GRAPH).read_bytes()).hexdigest()
+    if digest != card.lineage.model_sha256:
+        raise StageError(f"run {card.lineage.run_id}: its {GRAPH} is not the graph that its {CARD} names; export again")
+    content = card.model_dump(mode="json")
+    content["metrics"] |= json.loads(test_metrics.read_bytes())
+    ModelCard.model_validate(content).write(model / CARD)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--release", type=Path, metavar="FOLDER", help="also copy the graph and the card there")
+    arguments = parser.parse_args()
+
+    @wraps(store)
+    def chosen(params: parameters.Params) -> None:
+        store(params, arguments.release)
+
+    stage.run(chosen)
+
+
+if __name__ == "__main__":
+    main()
