@@ -61,7 +61,11 @@ def find(tag: str | None = None) -> StoredModel:
         except (NotFound, BentoMLException) as error:
             raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows what there is") from error
         return StoredModel(str(model.tag), Path(model.path))
-    real = [model for model in bentoml.models.list(NAME) if model.info.labels.get("trained_on") == "real"]
+    try:
+        stored = bentoml.models.list(NAME)
+    except NotFound:  # BentoML's word for a store that never held one
+        stored = []
+    real = [model for model in stored if model.info.labels.get("trained_on") == "real"]
     if not real:
         raise NoModel("no model trained on real images in the BentoML store; `make serve` imports the released one")
     newest = max(real, key=lambda model: model.creation_time)

@@ -1,16 +1,19 @@
 """Adaptive batching in one process: while the engine is busy the next batch grows."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.engine import Scores
+if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
+    from chestct.engine import Scores
 
 _PACE_MEMORY: Final = 0.2
 """Weight of the newest batch in the running mean of seconds an image takes."""

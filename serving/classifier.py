@@ -1,22 +1,27 @@
 """The one way from bytes to an answer, whatever the protocol: decode, queue, engine, decide."""
 
+from __future__ import annotations
+
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from chestct.card import ModelCard
-from chestct.engine import Engine
-from chestct.image import InvalidImage, decode, encode_png
+from chestct.card import InputSpec, ModelCard
+from chestct.image import InvalidImage, Picture, decode, encode_png
 from chestct.prediction import Prediction, decide
-from serving.batcher import Batcher, EngineFailed, Overloaded, Score
+from serving import metrics
+from serving.batcher import Batcher, BatchReport, EngineFailed, Overloaded, Score
 from serving.settings import Settings
+
+if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
+    from chestct.engine import Engine
 
 T = TypeVar("T")
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed
@@ -29,8 +34,10 @@ class Classifier:
         self.card: Final = card
         self.tag: Final = tag
         self.settings: Final = settings
-        self._largest_batch = min(settings.largest_batch, engine.largest_batch)
-        self._batcher = Batcher(engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size)
+        self._engine = engine
+        self._batcher = Batcher(
+            engine.infer, largest_batch=settings.largest_batch, queue_size=settings.queue_size, report=_count_batch
+        )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._decoding = 0
         self._ready = False
@@ -50,7 +57,7 @@ class Classifier:
         self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(self._decoders, decode, data, self.card.input)
+            picture = await loop.run_in_executor(self._decoders, _timed_decode, data, self.card.input)
         finally:
             self._decoding -= 1
         return await self._answer(picture.pixels, request_id=request_id, explain=explain)
@@ -84,11 +91,11 @@ class Classifier:
         return await self._in_part([partial(answer, row) for row in pixels])
 
     async def warm_up(self) -> None:
-        """Run every batch size once, so that the first request is as fast as the next."""
+        """Run every compiled batch once, so that the first request is as fast as the next."""
         spec = self.card.input
-        blank = np.zeros((spec.height, spec.width, spec.channels), np.uint8)
-        for size in range(1, self._largest_batch + 1):
-            await asyncio.gather(*(self._batcher.score(blank) for _ in range(size)))
+        for size in self.settings.batch_sizes:
+            blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
+            await asyncio.to_thread(self._engine.infer, blank)
         self._ready = True
 
     async def close(self) -> None:
@@ -100,12 +107,13 @@ class Classifier:
     async def _answer(
         self, pixels: NDArray[np.uint8], *, request_id: str, explain: bool, warnings: Sequence[str] = ()
     ) -> Prediction:
-        score = await self._batcher.score(pixels)
+        with metrics.QUEUE_DEPTH.track_inprogress():
+            score = await self._batcher.score(pixels)
         heatmaps, preview = None, None
         if explain:
             loop = asyncio.get_running_loop()
             heatmaps, preview = await loop.run_in_executor(self._decoders, self._explain, pixels, score)
-        return decide(
+        prediction = decide(
             self.card,
             score.probabilities,
             score.ood_score,
@@ -115,6 +123,8 @@ class Classifier:
             heatmaps=heatmaps,
             preview=preview,
         )
+        metrics.PREDICTIONS.labels(prediction.decision, prediction.label or "none").inc()
+        return prediction
 
     def _explain(self, pixels: NDArray[np.uint8], score: Score) -> tuple[dict[str, str], str]:
         """Heat maps of the input's size on one scale, so that they compare between the classes of an image."""
@@ -129,7 +139,7 @@ class Classifier:
 
     async def _in_part(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """The results in order; only so many calls run at a time that the queue keeps room for other requests."""
-        room = asyncio.Semaphore(2 * self._largest_batch)
+        room = asyncio.Semaphore(2 * self.settings.largest_batch)
 
         async def run(call: Callable[[], Awaitable[T]]) -> T:
             async with room:
@@ -146,3 +156,15 @@ class Classifier:
 
 def _base64_png(grey: NDArray[np.generic]) -> str:
     return base64.b64encode(encode_png(grey.astype(np.uint8))).decode("ascii")
+
+
+def _timed_decode(data: bytes, spec: InputSpec) -> Picture:
+    with metrics.STAGE_SECONDS.labels("decode").time():
+        return decode(data, spec)
+
+
+def _count_batch(batch: BatchReport) -> None:
+    metrics.BATCH_SIZE.observe(batch.size)
+    metrics.STAGE_SECONDS.labels("infer").observe(batch.seconds)
+    for seconds in batch.waited:
+        metrics.STAGE_SECONDS.labels("queue").observe(seconds)

@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001
     """0: any free port."""
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The batches to compile ahead: powers of two up to the largest, and the largest."""
+        powers = (1 << exponent for exponent in range(self.largest_batch.bit_length()))
+        return tuple(sorted({*powers, self.largest_batch}))
+
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """The settings of this environment. Raises SettingsError with one line."""

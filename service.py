@@ -1,0 +1,87 @@
+"""The BentoML service: `bentoml serve` answers over HTTP and gRPC with one stored model.
+
+BentoML gives the worker processes, the probes and the bento; what answers is in `serving`.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import bentoml
+from bentoml.exceptions import BentoMLException
+
+from chestct import store
+from serving import http
+from serving.settings import Settings, SettingsError
+
+try:
+    SETTINGS = Settings.read()
+except SettingsError as error:
+    sys.exit(f"error: {error}")
+
+app = http.create_app(SETTINGS)
+
+
+def _find() -> store.StoredModel:
+    """The model that CHESTCT_MODEL names, else the one in this bento, else the newest real one in the store."""
+    packed = ChestCT.bento.info.all_models[0].tag if ChestCT.bento else None
+    try:
+        model = store.find(SETTINGS.model or (packed and str(packed)))
+    except store.NoModel as error:
+        raise BentoMLException(str(error)) from error
+    if SETTINGS.model is None and model.read_card().synthetic:
+        raise BentoMLException(f"{model.tag} was trained on phantoms; to serve it set CHESTCT_MODEL={model.tag}")
+    return model
+
+
+class ServedModel(bentoml.models.BentoModel):
+    """What `bentoml build` packs: the model that would be served, looked up only then, so that importing is free."""
+
+    def __init__(self) -> None:
+        super().__init__(store.NAME)
+
+    def to_info(self, alias: str | None = None) -> Any:
+        return bentoml.models.BentoModel(_find().tag).to_info(alias)
+
+    def resolve(self, base_path: Any = None) -> Any:
+        return bentoml.models.BentoModel(_find().tag).resolve(base_path)
+
+
+@bentoml.service(
+    name=store.NAME,
+    workers=SETTINGS.workers,
+    # BentoML labels its metrics with the path as it came, so a scan makes endless series; serving.metrics is bounded.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},  # serving.http logs each request with its id
+    traffic={"timeout": int(SETTINGS.request_timeout) + 5},
+)
+@bentoml.asgi_app(app)
+class ChestCT:
+    """Classifies chest-CT slices. Research and education only. Not a medical device."""
+
+    model = ServedModel()
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        from chestct.engine import Engine
+        from serving import rpc
+        from serving.classifier import Classifier
+
+        logging.getLogger("serving").setLevel(logging.INFO)
+        stored = _find()
+        engine = Engine(stored.graph, threads=SETTINGS.engine_threads, batch_sizes=SETTINGS.batch_sizes)
+        self.classifier = Classifier(engine, stored.read_card(), stored.tag, SETTINGS)
+        await self.classifier.warm_up()
+        # Only now: workers share the port, and one that is not warm would take calls from those that are.
+        self.rpc = await rpc.start(self.classifier, SETTINGS)
+        app.state.classifier = self.classifier
+        if bentoml.server_context.worker_index == 1:
+            print(f"page: {ChestCT.url}/", flush=True)
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        await self.rpc.stop(SETTINGS.request_timeout)
+        await self.classifier.close()
+
+    async def __is_ready__(self) -> bool:
+        return app.state.classifier is not None and self.classifier.ready

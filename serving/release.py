@@ -1,0 +1,39 @@
+"""Make sure that there is a model to serve: `python -m serving.release` imports release/ where the store has none."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+
+from chestct import store
+from serving.settings import Settings, SettingsError
+
+RELEASE: Final = Path(__file__).parents[1] / "release"
+BAD_INPUT: Final = 2
+
+
+def ensure_model(tag: str | None, release: Path) -> str:
+    """The tag of the model that the service will answer with; `release` is imported where no real one is stored.
+
+    Raises chestct.store.NoModel where `tag` names a model that is not in the store.
+    """
+    try:
+        return store.find(tag).tag
+    except store.NoModel:
+        if tag is not None:
+            raise
+        return store.import_model(release)
+
+
+def main() -> None:
+    """Print the tag; exit with BAD_INPUT and one line where there is none."""
+    try:
+        print(ensure_model(Settings.read().model, RELEASE))
+    except (SettingsError, store.NoModel, FileNotFoundError, ValidationError) as error:
+        print(str(error).replace("\n", " "), file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()
