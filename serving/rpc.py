@@ -6,7 +6,9 @@ It runs in the event loop of whoever starts it, so HTTP and gRPC feed one queue.
 import asyncio
 import logging
 import math
+import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -17,7 +19,7 @@ from open_inference.grpc import protocol, service
 
 import chestct
 from chestct.image import InvalidImage
-from serving import oip
+from serving import metrics, oip
 from serving.batcher import Closed, Overloaded
 from serving.classifier import Classifier
 from serving.settings import Settings
@@ -32,6 +34,8 @@ _LONGEST_ID: Final = 128
 _log = logging.getLogger(__name__)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+_Handler = Any
+"""grpc.RpcMethodHandler, which is generic only in the type stubs."""
 
 
 class RpcServer:
@@ -61,10 +65,11 @@ async def start(classifier: Classifier, settings: Settings) -> RpcServer:
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     server = grpc.aio.server(
+        interceptors=[_Metered()],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
-        ]
+        ],
     )
     service.add_GRPCInferenceServiceServicer_to_server(_Inference(classifier), server)  # type: ignore[no-untyped-call]
     health_servicer = health.aio.HealthServicer()
@@ -81,6 +86,37 @@ async def _set_health(servicer: Any, ready: bool) -> None:
     status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
     for name in (_OVERALL, SERVICE):
         await servicer.set(name, status)
+
+
+class _Metered(grpc.aio.ServerInterceptor):
+    """Counts and times the calls of SERVICE; names of other services, which a scan may invent, are no label."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(f"/{SERVICE}/"):
+            return handler
+        answer: Any = handler.unary_unary
+
+        async def timed(request: Any, context: _Context) -> Any:
+            started = time.perf_counter()
+            code = StatusCode.CANCELLED  # by the client, or past its deadline
+            try:
+                response = await answer(request, context)
+                code = StatusCode.OK
+            except grpc.aio.AbortError:
+                code = context.code()
+                raise
+            finally:
+                metrics.REQUESTS.labels("grpc", method, code.name).inc()
+                metrics.REQUEST_SECONDS.labels("grpc", method).observe(time.perf_counter() - started)
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(timed, handler.request_deserializer, handler.response_serializer)
 
 
 class _Inference(service.GRPCInferenceServiceServicer):

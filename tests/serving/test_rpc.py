@@ -22,7 +22,7 @@ from chestct.card import ModelCard
 from chestct.engine import Engine, Scores
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import oip, rpc
+from serving import metrics, oip, rpc
 from serving.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
@@ -381,6 +381,19 @@ def test_twenty_calls_at_once_good_and_bad_get_their_own_answers(server: Server)
     assert answers == [
         (str(index), [classes[index % 4]] if index % 5 else StatusCode.INVALID_ARGUMENT) for index in range(20)
     ]
+
+
+def test_calls_are_counted_by_method_and_status(server: Server) -> None:
+    def count(code: str) -> float:
+        return metrics.REQUESTS.labels("grpc", f"/{rpc.SERVICE}/ModelInfer", code)._value.get()
+
+    before = {code: count(code) for code in ("OK", "INVALID_ARGUMENT")}
+    server.stub.ModelInfer(ask(png(1)))
+    refusal(server.stub.ModelInfer, ask(b"bad"))
+    unknown = server.channel.unary_unary(f"/{rpc.SERVICE}/Made/Up")
+    assert refusal(unknown, b"").code() is StatusCode.UNIMPLEMENTED
+    assert {code: count(code) - before[code] for code in before} == {"OK": 1, "INVALID_ARGUMENT": 1}
+    assert b"Made" not in metrics.exposition()
 
 
 def test_servers_of_several_processes_may_share_a_port(model: Model, server: Server) -> None:
