@@ -76,11 +76,13 @@ def _draw_slice(rng: np.random.Generator) -> tuple[Plane, tuple[Lung, Lung]]:
 
     gap, rise = rng.uniform(0.14, 0.22), rng.uniform(-0.06, 0.04)
     lung_height = (height - wall) * rng.uniform(0.72, 0.86)
+    coarse = Image.fromarray(rng.normal(0, 25, (32, 32)).astype(np.float32))
+    texture = np.asarray(coarse.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC))
     lungs = []
     for outward in (-1, 1):
         half_width = (width - wall - 0.07 - gap) / 2 * rng.uniform(0.9, 1.0)
         lung = Lung(outward * (gap + half_width), rise, half_width, lung_height * rng.uniform(0.88, 1.0), outward)
-        _draw_lung(hounsfield, lung, rng)
+        _draw_lung(hounsfield, lung, texture, rng)
         lungs.append(lung)
 
     _draw_ribs(hounsfield, width - wall, height - wall, rng)
@@ -88,11 +90,10 @@ def _draw_slice(rng: np.random.Generator) -> tuple[Plane, tuple[Lung, Lung]]:
     return hounsfield, (lungs[0], lungs[1])
 
 
-def _draw_lung(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
+def _draw_lung(hounsfield: Plane, lung: Lung, texture: Plane, rng: np.random.Generator) -> None:
     shape = _ellipse(*lung[:4], power=rng.uniform(2.0, 2.6), wobble=_harmonics(rng, 4, 0.05))
-    texture = gaussian_filter(rng.standard_normal((CANVAS, CANVAS), np.float32), 6) * 12
     dependent = rng.uniform(0, 120) * (_Y - lung.y)  # blood sinks to the back
-    _paint(hounsfield, shape, LUNG + rng.uniform(-60, 90) + 25 * texture + dependent)
+    _paint(hounsfield, shape, LUNG + rng.uniform(-60, 90) + texture + dependent)
 
     vessels = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(vessels)

@@ -1,0 +1,87 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import tracking
+from pipeline.params import Params, PhantomCounts
+from pipeline.phantoms import draw_phantoms
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder, current for the test."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def write_params(workspace: Path) -> Callable[[dict[str, Any]], Params]:
+    """Writes the project's params.yaml into the workspace with `section.key` changed."""
+
+    def write(changes: dict[str, Any]) -> Params:
+        content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        for key, value in changes.items():
+            *sections, last = key.split(".")
+            section = content
+            for name in sections:
+                section = section[name]
+            section[last] = value
+        (workspace / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return Params.read(workspace / "params.yaml")
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set in Kaggle's layout; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_phantoms(folder, PhantomCounts(train=4, valid=2, test=1), seed=11)
+    return folder
+
+
+@pytest.fixture
+def data_set(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of `drawn` for the test to spoil, with the class folders spelled as Kaggle spells them."""
+    spelled = {
+        "adenocarcinoma": "adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib",
+        "large_cell_carcinoma": "large.cell.carcinoma_left.hilum_T2_N2_M0_IIIa",
+        "normal": "normal",
+        "squamous_cell_carcinoma": "squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa",
+    }
+    copy = tmp_path / "Data"
+    for path in drawn.rglob("*.png"):
+        split, name, file = path.relative_to(drawn).parts
+        folder = name.replace("_", ".") if split == "test" else spelled[name]
+        target = copy / split / folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs; making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("mlflow") / tracking.STORE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path.parent)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert tracking.best_run("none") is None
+    return path
+
+
+@pytest.fixture
+def tracked(workspace: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace with a local MLflow store."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    shutil.copyfile(new_store, workspace / tracking.STORE)
+    return workspace

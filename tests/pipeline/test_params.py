@@ -1,0 +1,84 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import stage
+from pipeline.errors import ParamsError, StageError
+from pipeline.params import Params
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_projects_own_params_are_accepted() -> None:
+    assert Params.read(ROOT / "params.yaml").prepare.image_size == 224
+
+
+def test_every_unknown_missing_and_wrong_key_is_named_in_one_line(tmp_path: Path) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["train"]["epoch"] = content["train"].pop("epochs")
+    content["train"]["augment"]["zoom"] = "much"
+    content["extra"] = 1
+    del content["store"]
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    with pytest.raises(ParamsError) as caught:
+        Params.read(path)
+
+    message = str(caught.value)
+    assert "train.epoch is unknown" in message
+    assert "train.epochs is missing" in message
+    assert "train.augment.zoom: input should be a valid number" in message
+    assert "extra is unknown" in message
+    assert "store is missing" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- list\n", "seed: [1\n", "seed: 7\n"])
+def test_a_file_that_holds_no_params_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        Params.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="project's root"):
+        Params.read(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.source", "web"), ("prepare.folds", 1), ("prepare.image_size", 8), ("base_model.dropout", 1.0)],
+)
+def test_values_that_cannot_work_are_refused(
+    write_params: Callable[[dict[str, Any]], Params], key: str, value: object
+) -> None:
+    with pytest.raises(ParamsError, match=key):
+        write_params({key: value})
+
+
+def test_params_cannot_be_changed(write_params: Callable[[dict[str, Any]], Params]) -> None:
+    params = write_params({})
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.epochs = 1  # type: ignore[misc]
+
+
+def test_a_stage_that_fails_prints_one_line_and_exits_with_its_code(
+    write_params: Callable[[dict[str, Any]], Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_params({})
+
+    def gate(params: Params) -> None:
+        raise StageError(f"seed {params.seed} missed", exit_code=3)
+
+    with pytest.raises(SystemExit) as caught:
+        stage.run(gate)
+
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == "gate: seed 7 missed\n"

@@ -1,0 +1,336 @@
+import json
+import shutil
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from chestct.card import InputSpec
+from chestct.image import decode
+from pipeline import paths
+from pipeline.classes import CLASSES
+from pipeline.errors import DataError
+from pipeline.ingest import ingest
+from pipeline.manifest import Manifest
+from pipeline.params import Params
+from pipeline.prepare import cluster, prepare, split
+
+ADENOCARCINOMA, LARGE_CELL, NORMAL, SQUAMOUS = range(4)
+SIZE = 64
+
+
+class Prepared:
+    """What prepare wrote."""
+
+    def __init__(self) -> None:
+        with np.load(paths.POOL) as pool:
+            self.pool = dict(pool)
+        with np.load(paths.TEST) as test:
+            self.test = dict(test)
+        self.audit = json.loads(paths.AUDIT.read_text(encoding="utf-8"))
+
+    def label(self, path: str) -> int:
+        (index,) = np.flatnonzero(self.pool["paths"] == path)
+        return int(self.pool["labels"][index])
+
+
+@pytest.fixture
+def run(write_params: Callable[[dict[str, Any]], Params], data_set: Path) -> Callable[..., Prepared]:
+    """Ingests `data_set` and prepares it."""
+
+    def ingest_and_prepare(**changes: object) -> Prepared:
+        params = write_params(
+            {
+                "data.source": "local",
+                "data.path": str(data_set),
+                "prepare.image_size": SIZE,
+                "prepare.folds": 2,
+                **{f"prepare.{key}": value for key, value in changes.items()},
+            }
+        )
+        ingest(params)
+        prepare(params)
+        return Prepared()
+
+    return ingest_and_prepare
+
+
+def folder_of(data_set: Path, part: str, label: int) -> Path:
+    return next(data_set.glob(f"{part}/{CLASSES[label].split('_')[0]}*"))
+
+
+def path_of(data_set: Path, path: Path) -> str:
+    return path.relative_to(data_set).as_posix()
+
+
+def first(data_set: Path, part: str, label: int) -> Path:
+    return sorted(folder_of(data_set, part, label).iterdir())[0]
+
+
+def in_other_bytes(path: Path) -> bytes:
+    """The same pixels in a file of other bytes, as RGBA."""
+    buffer = BytesIO()
+    Image.open(path).convert("RGBA").save(buffer, "PNG", compress_level=9)
+    assert buffer.getvalue() != path.read_bytes()
+    return buffer.getvalue()
+
+
+def test_a_data_set_without_traps_comes_through_whole(run: Callable[..., Prepared], data_set: Path) -> None:
+    prepared = run()
+
+    pool, test = prepared.pool, prepared.test
+    assert pool["pixels"].shape == (24, SIZE, SIZE, 1)
+    assert test["pixels"].shape == (4, SIZE, SIZE, 1)
+    assert pool["pixels"].dtype == test["pixels"].dtype == np.uint8
+    for name in ("labels", "folds", "clusters"):
+        assert pool[name].dtype == np.int64
+        assert pool[name].shape == (24,)
+    assert np.bincount(pool["labels"]).tolist() == [6, 6, 6, 6]
+    assert set(pool["folds"]) == {0, 1}
+    assert not test["twins"].any()
+    shas = {file.path: file.sha256 for file in Manifest.read().files}
+    for arrays in (pool, test):
+        assert [shas[path] for path in arrays["paths"]] == arrays["sha256"].tolist()
+    assert not any(prepared.audit[name] for name in ("unreadable", "copies", "conflicts", "twins", "misnamed"))
+
+
+def test_the_arrays_hold_what_the_service_would_decode(run: Callable[..., Prepared]) -> None:
+    pool = run().pool
+    for path, pixels in zip(pool["paths"], pool["pixels"], strict=True):
+        served = decode((paths.RAW / path).read_bytes(), InputSpec(height=SIZE, width=SIZE))
+        assert np.array_equal(served.pixels, pixels)
+
+
+def test_classes_are_told_by_the_folders_beginning_in_every_split(run: Callable[..., Prepared], data_set: Path) -> None:
+    prepared = run()
+    for label in range(4):
+        for part in ("train", "valid"):
+            assert prepared.label(path_of(data_set, first(data_set, part, label))) == label
+    folders = [path.split("/")[1].replace(".", "_") for path in prepared.test["paths"]]
+    assert [CLASSES[label] for label in prepared.test["labels"]] == folders
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGB", "L", "P", "LA", "1"])
+def test_every_mode_of_png_is_read(run: Callable[..., Prepared], data_set: Path, mode: str) -> None:
+    path = folder_of(data_set, "train", NORMAL) / "mode.png"
+    grey = Image.effect_noise((90, 70), 60).convert(mode)
+    grey.save(path)
+
+    prepared = run()
+
+    assert prepared.label(path_of(data_set, path)) == NORMAL
+    assert prepared.audit["formats"][f"PNG {mode}"] >= 1
+
+
+def test_a_jpeg_named_png_is_read_and_named(run: Callable[..., Prepared], data_set: Path) -> None:
+    path = folder_of(data_set, "train", NORMAL) / "n7.png"
+    Image.effect_noise((90, 70), 60).save(path, "JPEG")
+
+    prepared = run()
+
+    assert prepared.audit["misnamed"] == [path_of(data_set, path)]
+    assert prepared.audit["formats"]["JPEG L"] == 1
+    assert prepared.label(path_of(data_set, path)) == NORMAL
+
+
+def test_copies_within_train_and_valid_collapse_to_one(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = first(data_set, "train", NORMAL)
+    copies = [
+        folder_of(data_set, "train", NORMAL) / "6 - Copy (2) - Copy.png",
+        folder_of(data_set, "valid", NORMAL) / "other bytes.png",
+    ]
+    shutil.copyfile(original, copies[0])
+    copies[1].write_bytes(in_other_bytes(original))
+
+    prepared = run()
+
+    assert len(prepared.pool["paths"]) == 24
+    kept = [path_of(data_set, path) for path in (original, *copies)]
+    assert prepared.audit["copies"] == [kept]
+    assert sum(path in kept for path in prepared.pool["paths"]) == 1
+
+
+def test_one_picture_with_two_labels_leaves(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = first(data_set, "train", LARGE_CELL)
+    other = folder_of(data_set, "valid", SQUAMOUS) / "sq2.png"
+    other.write_bytes(in_other_bytes(original))
+
+    prepared = run()
+
+    both = [path_of(data_set, original), path_of(data_set, other)]
+    assert prepared.audit["conflicts"] == [both]
+    assert not set(both) & set(prepared.pool["paths"])
+    assert len(prepared.pool["paths"]) == 23
+
+
+@pytest.mark.parametrize("content", [b"", b"notes", b"\x89PNG\r\n\x1a\n broken"])
+def test_a_file_that_is_no_picture_is_listed_and_skipped(
+    run: Callable[..., Prepared], data_set: Path, content: bytes
+) -> None:
+    path = folder_of(data_set, "train", NORMAL) / "unreadable.png"
+    path.write_bytes(content)
+
+    prepared = run()
+
+    assert list(prepared.audit["unreadable"]) == [path_of(data_set, path)]
+    assert len(prepared.pool["paths"]) == 24
+
+
+def test_a_truncated_picture_is_listed_and_skipped(run: Callable[..., Prepared], data_set: Path) -> None:
+    path = first(data_set, "test", SQUAMOUS).with_name("truncated.png")
+    whole = first(data_set, "test", SQUAMOUS).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+    prepared = run()
+
+    assert list(prepared.audit["unreadable"]) == [path_of(data_set, path)]
+    assert len(prepared.test["paths"]) == 4
+
+
+def test_twins_in_test_are_marked_and_never_dropped(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = first(data_set, "valid", NORMAL)
+    twins = [folder_of(data_set, "test", NORMAL) / name for name in ("twin.png", "twin - Copy.png")]
+    for twin in twins:
+        twin.write_bytes(in_other_bytes(original))
+
+    prepared = run()
+
+    marked = prepared.test["paths"][prepared.test["twins"]]
+    assert sorted(marked) == sorted(path_of(data_set, twin) for twin in twins)
+    assert len(prepared.test["paths"]) == 6
+    assert prepared.audit["twins_per_class"]["normal"] == 2
+    assert set(prepared.audit["twins"].values()) == {path_of(data_set, original)}
+
+
+def test_a_test_image_whose_picture_left_the_pool_is_still_a_twin(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = first(data_set, "train", LARGE_CELL)
+    shutil.copyfile(original, folder_of(data_set, "train", SQUAMOUS) / "sq2.png")
+    shutil.copyfile(original, folder_of(data_set, "test", LARGE_CELL) / "l4.png")
+
+    prepared = run()
+
+    assert prepared.test["paths"][prepared.test["twins"]].tolist() == ["test/large.cell.carcinoma/l4.png"]
+
+
+def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = Image.open(first(data_set, "train", ADENOCARCINOMA)).convert("L")
+    near = []
+    for index, factor in enumerate((0.9, 0.95, 1.05)):
+        near.append(folder_of(data_set, "valid", ADENOCARCINOMA) / f"near {index}.png")
+        ImageEnhance.Brightness(original).enhance(factor).save(near[-1])
+
+    pool = run().pool
+
+    group = np.isin(pool["paths"], [path_of(data_set, path) for path in near])
+    group |= pool["paths"] == path_of(data_set, first(data_set, "train", ADENOCARCINOMA))
+    assert group.sum() == 4
+    assert len(np.unique(pool["clusters"][group])) == 1
+    assert len(np.unique(pool["folds"][group])) == 1
+
+
+def test_clusters_are_connected_through_a_third_image() -> None:
+    rng = np.random.default_rng(0)
+    left, right, apart = rng.normal(0, 40, (3, 64, 64))
+    images = np.stack([left, (left + right) / 2**0.5, right, apart]) + 128
+    pixels = images.clip(0, 255).astype(np.uint8)[..., np.newaxis]
+
+    assert len(np.unique(cluster(pixels, 0.6)[:3])) == 1
+    assert len(np.unique(cluster(pixels, 0.6))) == 2
+    assert len(np.unique(cluster(pixels, 0.95))) == 4
+
+
+def test_a_blank_picture_is_like_no_other() -> None:
+    pixels = np.zeros((3, 64, 64, 1), np.uint8)
+    pixels[1] = 90
+    pixels[2] = np.random.default_rng(0).integers(0, 255, (64, 64, 1))
+    assert len(np.unique(cluster(pixels, 0.9))) == 3
+
+
+def test_folds_keep_clusters_whole_and_classes_balanced() -> None:
+    rng = np.random.default_rng(3)
+    clusters = rng.integers(0, 60, 300)
+    labels = clusters % 4
+    folds = split(labels, clusters, 3, seed=7)
+    assert all(len(np.unique(folds[clusters == index])) == 1 for index in np.unique(clusters))
+    for label in range(4):
+        counts = np.bincount(folds[labels == label], minlength=3)
+        assert counts.min() >= 0.5 * counts.max()
+    assert np.array_equal(folds, split(labels, clusters, 3, seed=7))
+    assert not np.array_equal(folds, split(labels, clusters, 3, seed=8))
+
+
+def test_a_class_with_fewer_images_than_folds_is_named(run: Callable[..., Prepared], data_set: Path) -> None:
+    for path in sorted(data_set.glob("*/squamous*/*")):
+        if path.parts[-3] == "train" and path.name != "0000.png":
+            path.unlink()
+    with pytest.raises(DataError, match="squamous_cell_carcinoma 3") as caught:
+        run(folds=4)
+    assert caught.value.exit_code == 2
+    assert not paths.POOL.exists()
+
+
+def test_a_class_that_is_one_cluster_is_named(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = Image.open(first(data_set, "train", NORMAL)).convert("L")
+    images = sorted(data_set.glob("train/normal/*")) + sorted(data_set.glob("valid/normal/*"))
+    for index, path in enumerate(images):
+        path.unlink()
+        ImageEnhance.Brightness(original).enhance(0.9 + index / 50).save(path)
+    with pytest.raises(DataError, match="normal: its images form 1 clusters and reach 1 of 2 folds"):
+        run()
+
+
+def test_a_test_class_without_a_readable_image_is_named(run: Callable[..., Prepared], data_set: Path) -> None:
+    path = first(data_set, "test", NORMAL)
+    path.unlink()
+    path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="test: normal 0"):
+        run()
+
+
+def test_raw_files_that_differ_from_the_manifest_are_refused(run: Callable[..., Prepared]) -> None:
+    run()
+    path = next(paths.RAW.rglob("*.png"))
+    path.write_bytes(b"changed")
+    with pytest.raises(DataError, match="ingest"):
+        prepare(Params.read())
+    path.unlink()
+    with pytest.raises(DataError, match="ingest"):
+        prepare(Params.read())
+
+
+def test_without_a_manifest_it_says_what_to_run(write_params: Callable[[dict[str, Any]], Params]) -> None:
+    with pytest.raises(DataError, match="dvc repro"):
+        prepare(write_params({}))
+
+
+def test_the_audit_counts_and_probes_for_shortcuts(run: Callable[..., Prepared], data_set: Path) -> None:
+    for part in ("train", "valid"):
+        for path in folder_of(data_set, part, NORMAL).iterdir():
+            image = Image.open(path).convert("RGB").resize((900, 700))
+            path.unlink()
+            image.save(path)
+
+    audit = run().audit
+
+    assert audit["images"]["train"] == dict.fromkeys(CLASSES, 4)
+    assert audit["images"]["test"] == dict.fromkeys(CLASSES, 1)
+    assert audit["pool"] == dict.fromkeys(CLASSES, 6)
+    assert sum(sum(fold.values()) for fold in audit["folds"].values()) == 24
+    assert sum(audit["formats"].values()) == 28
+    assert audit["width"]["most"] == 900
+    assert audit["clusters"]["number"] == 24
+    assert audit["shortcuts"]["majority_class"] == {"four_classes": 0.25, "normal_or_cancer": 0.75}
+    assert audit["shortcuts"]["width_height"]["normal_or_cancer"] == 1.0
+    assert audit["shortcuts"]["mean_grey"]["four_classes"] < 0.7
+
+
+def test_two_runs_write_the_same_bytes(run: Callable[..., Prepared]) -> None:
+    written = []
+    for _ in range(2):
+        run()
+        written.append([path.read_bytes() for path in (paths.POOL, paths.TEST, paths.AUDIT)])
+    assert written[0] == written[1]
