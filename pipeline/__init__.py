@@ -1,1 +1,7 @@
 """Makes a model: from a folder of chest-CT slices to a checked ONNX graph and its card in the BentoML model store."""
+
+import os
+
+# TensorFlow reads these while it is imported, and otherwise fills the terminal with notes on its build.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -1,9 +1,5 @@
 """Stage base_model: build and compile the network that training starts from, and cache its frozen features."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import keras
 import numpy as np
 from keras import layers

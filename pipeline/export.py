@@ -8,13 +8,10 @@ graph that misses either ends the stage, so none is stored that predicts otherwi
 
 import hashlib
 import json
-import os
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np

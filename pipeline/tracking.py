@@ -46,7 +46,7 @@ SCORE: Final = "out_of_fold_macro_f1"
 
 _SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _SHORT_NAMES: Final = frozenset({"learning_rate", "batch_size", "image_size"})
-_CODE: Final = ("chestct", "pipeline", "params.yaml", "requirements")
+_CODE: Final = ("chestct", "pipeline", "requirements")
 
 Status = Literal["FINISHED", "FAILED"]
 
@@ -151,7 +151,10 @@ def fetch(run_id: str, artifact: str, folder: Path) -> Path:
 
 
 def git_commit() -> str:
-    """The commit checked out here, with `-dirty` where code or parameters differ from it; `unknown` without git."""
+    """The commit checked out here, with `-dirty` where code differs from it; `unknown` without git.
+
+    Parameters may differ: every run records its own.
+    """
     try:
         commit = _git("rev-parse", "HEAD")
         return f"{commit}-dirty" if _git("status", "--porcelain", "--", *_CODE) else commit

@@ -10,12 +10,9 @@ all images for that many epochs.
 import csv
 import json
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
