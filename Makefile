@@ -3,6 +3,8 @@ PYTHON    ?= python3
 PORT      ?= 3000
 GRPC_PORT ?= 3001
 DATA      ?=
+USERS     ?= 8
+SECONDS   ?= 30
 # What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
 PHANTOMS   = data.source=synthetic base_model.backbone=small base_model.weights=none
 
@@ -48,8 +50,8 @@ bento: $(serving) ## build the bento of the model that `make serve` would serve
 image: bento ## build the bento's container image with docker, podman or buildah
 	bentoml containerize chestct:latest --backend $(firstword $(notdir $(shell command -v docker podman buildah)) docker)
 
-load: $(development) ## ask the server on PORT and GRPC_PORT as much as it can answer, for half a minute
-	locust --config load_tests/locust.conf --host http://localhost:$(PORT)
+load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
+	@python -m serving.release && python -m load_tests.run --users $(USERS) --seconds $(SECONDS)
 
 check: $(development) ## lint, format, types, YAML, Kubernetes manifests
 	ruff check
