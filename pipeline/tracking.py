@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from platform import python_version
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from time import time
@@ -31,7 +32,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 retry for minutes where no server answers
 
-from mlflow import MlflowClient, pyfunc
+from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
@@ -117,7 +118,9 @@ def log_model(run_id: str, graph: Path, pixels: NDArray[np.uint8], outputs: Mapp
         copyfile(graph, Path(folder, graph.name))
         Path(folder, "requirements.txt").write_text("mlflow\nonnx\nonnxruntime\n", encoding="utf-8")
         model = Model(run_id=run_id, signature=infer_signature({"pixels": pixels}, dict(outputs)))
-        pyfunc.add_to_model(model, loader_module="mlflow.onnx", data=graph.name)
+        model.add_flavor(
+            "python_function", loader_module="mlflow.onnx", data=graph.name, python_version=python_version()
+        )
         model.add_flavor("onnx", data=graph.name, providers=["CPUExecutionProvider"])
         model.save(str(Path(folder, MLMODEL_FILE_NAME)))
         client.log_artifacts(run_id, folder, "model")

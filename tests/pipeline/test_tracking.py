@@ -1,0 +1,250 @@
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline import tracking
+from pipeline.errors import StageError
+from pipeline.params import Params
+from tests.graphs import tiny_graph
+
+DIGEST = "ab" * 32
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def params() -> Params:
+    return Params.read(ROOT / "params.yaml")
+
+
+def start(params: Params, digest: str = DIGEST) -> str:
+    Path("audit.json").write_text('{"files": 4}', encoding="utf-8")
+    return tracking.start_run(
+        params,
+        data_source="synthetic",
+        data_digest=digest,
+        audit=Path("audit.json"),
+        image_count=4,
+        git_commit="c0ffee",
+    )
+
+
+def finished(params: Params, score: float, digest: str = DIGEST) -> str:
+    run_id = start(params, digest)
+    tracking.log_metrics(run_id, {tracking.SCORE: score})
+    tracking.finish_run(run_id, "FINISHED")
+    return run_id
+
+
+def read_back(run_id: str) -> mlflow.entities.Run:
+    return mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id)
+
+
+def test_a_run_holds_every_parameter_by_its_full_name_and_the_usual_ones_by_their_short_names(
+    tracked: Path, params: Params
+) -> None:
+    logged = read_back(start(params)).data.params
+    assert logged["learning_rate"] == logged["train.learning_rate"] == str(params.train.learning_rate)
+    assert logged["batch_size"] == str(params.train.batch_size)
+    assert logged["image_size"] == logged["prepare.image_size"] == str(params.prepare.image_size)
+    assert logged["train.augment.flip"] == "True"
+    assert logged["image_count"] == "4"
+    assert {name.split(".")[0] for name in logged if "." in name} == set(Params.model_fields) - {"seed"}
+
+
+def test_a_run_names_the_data_and_the_commit_it_came_from(tracked: Path, params: Params) -> None:
+    run = read_back(start(params))
+    assert run.data.tags.items() >= {"data_source": "synthetic", "data_digest": DIGEST, "git_commit": "c0ffee"}.items()
+    assert run.inputs.dataset_inputs[0].dataset.digest == DIGEST[:8]
+
+
+def test_artifacts_come_back_as_they_were_logged(tracked: Path, params: Params, tmp_path: Path) -> None:
+    run_id = start(params)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a", encoding="utf-8")
+    tracking.log_artifact(run_id, folder, "reports")
+    assert json.loads(tracking.fetch(run_id, "audit.json", tmp_path).read_text(encoding="utf-8")) == {"files": 4}
+    assert (tracking.fetch(run_id, "reports", tmp_path) / "a.txt").read_text(encoding="utf-8") == "a"
+
+
+def test_local_runs_stay_in_the_working_directory(tracked: Path, params: Params) -> None:
+    start(params)
+    assert sorted(path.name for path in tracked.iterdir()) == ["audit.json", "mlartifacts", "mlflow.db"]
+
+
+def test_a_metric_with_steps_keeps_its_curve(tracked: Path, params: Params) -> None:
+    run_id = start(params)
+    for epoch, loss in enumerate((0.9, 0.5, 0.7), 1):
+        tracking.log_metrics(run_id, {"loss": loss}, step=epoch)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 0.9), (2, 0.5), (3, 0.7)]
+
+
+def test_the_model_is_logged_with_its_signature_and_loads_again(tracked: Path, params: Params, tmp_path: Path) -> None:
+    run_id = start(params)
+    graph = tiny_graph(tmp_path / "model.onnx")
+    outputs = {"probabilities": np.zeros((2, 4), np.float32), "ood_score": np.zeros(2, np.float32)}
+    tracking.log_model(run_id, graph, np.zeros((2, 32, 32, 1), np.uint8), outputs)
+    folder = tracking.fetch(run_id, "model", tmp_path)
+    signature = mlflow.models.Model.load(str(folder)).signature
+    assert signature.inputs.to_dict() == [
+        {"name": "pixels", "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": (-1, 32, 32, 1)}}
+    ]
+    assert [(each["name"], each["tensor-spec"]["shape"]) for each in signature.outputs.to_dict()] == [
+        ("probabilities", (-1, 4)),
+        ("ood_score", (-1,)),
+    ]
+    assert [value.name for value in mlflow.onnx.load_model(str(folder)).graph.input] == ["pixels"]
+
+
+def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params: Params) -> None:
+    finished(params, 0.7)
+    best = finished(params, 0.9)
+    finished(params, 0.8)
+    record = tracking.best_run(DIGEST)
+    assert record is not None
+    assert record.run_id == best
+    assert record.metrics[tracking.SCORE] == 0.9
+    assert record.tags["data_digest"] == DIGEST
+
+
+def test_runs_on_other_data_unfinished_and_failed_ones_are_no_candidates(tracked: Path, params: Params) -> None:
+    finished(params, 0.99, digest="cd" * 32)
+    unfinished, failed = start(params), start(params)
+    for run_id in (unfinished, failed):
+        tracking.log_metrics(run_id, {tracking.SCORE: 0.99})
+    tracking.finish_run(failed, "FAILED")
+    tracking.finish_run(start(params), "FINISHED")  # without a score
+    assert tracking.best_run(DIGEST) is None
+
+
+def test_an_artifact_that_is_not_there_is_an_error_of_one_line(tracked: Path, params: Params, tmp_path: Path) -> None:
+    run_id = start(params)
+    with pytest.raises(StageError, match=r"none\.json") as caught:
+        tracking.fetch(run_id, "none.json", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_commit_is_marked_where_code_differs_from_it(workspace: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert tracking.git_commit() == "unknown"
+    git("init", "-q")
+    code = workspace / "pipeline"
+    code.mkdir()
+    (code / "train.py").write_text("", encoding="utf-8")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    (workspace / "notes.txt").write_text("no code", encoding="utf-8")
+    assert tracking.git_commit() == commit
+    (code / "train.py").write_text("changed", encoding="utf-8")
+    assert tracking.git_commit() == f"{commit}-dirty"
+
+
+def test_telemetry_is_off() -> None:
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert mlflow.telemetry.get_telemetry_client() is None
+
+
+@pytest.fixture
+def server(tracked: Path) -> Iterator[str]:
+    """A tracking server that asks for a password; its address."""
+    (tracked / "auth.ini").write_text(
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = sqlite:///{tracked}/auth.db\n"
+        "admin_username = ann\n"
+        "admin_password = correct-horse-battery\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        encoding="utf-8",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tracked / tracking.STORE).rename(tracked / "server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tracked}/server.db", "--artifacts-destination", f"{tracked}/kept"]
+    environment = {
+        **os.environ,
+        "MLFLOW_AUTH_CONFIG_PATH": str(tracked / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for this test",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with (tracked / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = monotonic() + 60
+        while not _answers(f"{address}/health"):
+            assert process.poll() is None, (tracked / "server.log").read_text(encoding="utf-8")
+            assert monotonic() < deadline, "the server does not answer"
+            sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=2):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_line(
+    server: str, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that what `.env` sets goes when the test ends
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    tracking.DOTENV.write_text(
+        f"MLFLOW_TRACKING_URI={server}\nMLFLOW_TRACKING_USERNAME=ann\nMLFLOW_TRACKING_PASSWORD=correct-horse-battery\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(StageError, match=re.escape(server)) as caught:
+        start(params)
+    assert "401" in str(caught.value)
+    assert "MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    run_id = finished(params, 0.75)
+    best = tracking.best_run(DIGEST)
+    assert best is not None
+    assert best.run_id == run_id
+    assert tracking.fetch(run_id, "audit.json", tmp_path).read_text(encoding="utf-8") == '{"files": 4}'
+    assert not tracking.STORE.exists()
+    with sqlite3.connect("server.db") as database:
+        assert database.execute("select run_uuid from runs").fetchall() == [(run_id,)]
+
+
+def test_where_no_server_answers_it_ends_soon_with_its_address(
+    workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    begun = monotonic()
+    with pytest.raises(StageError, match=r"http://127\.0\.0\.1:9"):
+        start(params)
+    assert monotonic() - begun < 20
