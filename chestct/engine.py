@@ -61,9 +61,11 @@ class Engine:
         request = self._requests[size]
         request.infer({"pixels": np.ascontiguousarray(pixels)})
         # The request's tensors are overwritten by the next inference, hence the copies.
-        return Scores(
-            *(request.get_tensor(name).data[:count].copy() for name in ("probabilities", "ood_score", "heatmaps"))
+        probabilities, ood_score, heatmaps = (
+            request.get_tensor(name).data[:count].copy() for name in ("probabilities", "ood_score", "heatmaps")
         )
+        np.minimum(probabilities, 1, out=probabilities)  # a vectorised softmax can exceed 1 by one rounding
+        return Scores(probabilities, ood_score, heatmaps)
 
 
 def _options(threads: int) -> dict[str, object]:

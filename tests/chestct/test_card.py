@@ -1,0 +1,31 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from chestct.card import ModelCard
+from tests.graphs import tiny_card
+
+
+def test_a_card_reads_back_as_it_was_written(tmp_path):
+    card = tiny_card()
+    card.write(tmp_path / "card.json")
+    assert ModelCard.read(tmp_path / "card.json") == card
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"normal": "healthy"}, "normal"),
+        ({"titles": {"normal": "Normal"}}, "titles"),
+        ({"logit_bias": [0.0]}, "logit_bias"),
+        ({"temperature": 0}, "temperature"),
+        ({"colour": "blue"}, "colour"),
+        ({"input": {"height": 32, "width": 32, "channels": 3}}, "channels"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(tmp_path, change, named):
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(tiny_card().model_dump(mode="json") | change), encoding="utf-8")
+    with pytest.raises(ValidationError, match=named):
+        ModelCard.read(path)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from chestct.engine import Engine
+from tests.graphs import tiny_graph, tiny_picture
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return Engine(tiny_graph(tmp_path_factory.mktemp("graph") / "model.onnx"), threads=1, batch_sizes=(1, 4))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 11])
+def test_any_number_of_images_gets_its_own_scores(engine, count):
+    labels = np.arange(count) % 4
+    scores = engine.infer(np.stack([tiny_picture(label) for label in labels]))
+    assert scores.probabilities.shape == (count, 4)
+    assert scores.ood_score.shape == (count,)
+    assert scores.heatmaps.shape[:2] == (count, 4)
+    assert np.array_equal(scores.probabilities.argmax(axis=1), labels)
+    assert scores.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_scores_stay_as_they_were_when_the_engine_runs_again(engine):
+    first = engine.infer(tiny_picture(0)[None])
+    kept = first.probabilities.copy()
+    engine.infer(tiny_picture(3)[None])
+    assert np.array_equal(first.probabilities, kept)
+
+
+def test_the_spatial_mean_of_a_heat_map_is_the_logit(engine):
+    scores = engine.infer(np.stack([tiny_picture(label) for label in range(4)]))
+    logits = scores.heatmaps.mean(axis=(2, 3))
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert softmax == pytest.approx(scores.probabilities, abs=1e-5)
+
+
+def test_a_missing_graph_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
+        Engine(tmp_path / "model.onnx")

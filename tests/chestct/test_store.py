@@ -1,0 +1,60 @@
+import subprocess
+import sys
+
+import pytest
+
+from tests.graphs import tiny_model
+
+# A process of its own, since BentoML fixes the place of its store when it is imported.
+SCRIPT = """
+import sys
+from pathlib import Path
+from chestct import store
+
+for line in sys.argv[1:]:
+    kind, _, value = line.partition("=")
+    try:
+        match kind:
+            case "import":
+                print(store.import_model(Path(value)))
+            case "find":
+                found = store.find(value or None)
+                print(found.tag, found.graph.is_file(), found.read_card().lineage.data_source)
+    except Exception as error:
+        print(type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
+    tiny_model(tmp_path / "real")
+    tiny_model(tmp_path / "drawn", data_source="synthetic")
+
+    def run(*lines: str) -> list[str]:
+        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *lines]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run, tmp_path):
+    real, drawn = f"import={tmp_path / 'real'}", f"import={tmp_path / 'drawn'}"
+    empty, first, phantom, newest, second, newest_again = run("find=", real, drawn, "find=", real, "find=")
+    assert empty.startswith("NoModel no model trained on real images")
+    assert newest == f"{first} True local"
+    assert newest_again == f"{second} True local"
+    assert run(f"find={phantom}") == [f"{phantom} True synthetic"]
+
+
+def test_a_missing_tag_is_named(run):
+    (answer,) = run("find=chestct:none")
+    assert answer.startswith("NoModel no model 'chestct:none'")
+
+
+def test_nothing_is_stored_when_the_card_is_broken(run, tmp_path):
+    (tmp_path / "real" / "card.json").write_text("{}", encoding="utf-8")
+    broken, empty = run(f"import={tmp_path / 'real'}", "find=")
+    assert broken.startswith("ValidationError")
+    assert empty.startswith("NoModel")
