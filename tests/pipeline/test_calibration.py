@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from chestct.prediction import decide
+from pipeline.calibration import (
+    Calibration,
+    answer,
+    cross_fit,
+    fit,
+    fit_any_cancer,
+    fit_conformal_quantile,
+    fit_refer_margin,
+    fit_temperature,
+)
+from pipeline.classes import CLASSES, NORMAL
+from pipeline.params import Evaluate
+from tests.graphs import tiny_card
+
+WANTED = Evaluate(
+    ood_false_rejection=0.02, conformal_coverage=0.9, cancer_sensitivity=0.99, refer_risk=0.05, bootstrap=100
+)
+
+
+def draw(count: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Logits whose softmax is exactly the chance of each class, OOD scores and labels."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (count, 4))
+    labels = (rng.random((count, 1)) > np.cumsum(softmax(logits, axis=1), axis=1)).sum(axis=1)
+    return logits, rng.gamma(4, 1, count), labels
+
+
+def rows(*first_class: float) -> NDArray[np.float64]:
+    """Probabilities [N, 4]: the given one for class 0, the rest for class 1."""
+    top = np.array(first_class)
+    return np.stack([top, 1 - top, np.zeros_like(top), np.zeros_like(top)], axis=1)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_a_known_temperature_is_recovered(temperature: float) -> None:
+    logits, _, labels = draw(20_000)
+    assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_temperature_stays_bounded_for_logits_that_are_never_wrong() -> None:
+    labels = np.arange(40) % 4
+    assert fit_temperature(np.eye(4)[labels], labels) == pytest.approx(0.05, rel=0.01)
+
+
+def test_the_ood_limit_rejects_the_wanted_share() -> None:
+    logits, ood_scores, labels = draw(1000)
+    limit = fit(logits, ood_scores, labels, WANTED).thresholds.ood_limit
+    assert 0.018 <= (ood_scores > limit).mean() <= 0.02
+
+
+def test_the_refer_margin_is_the_smallest_that_meets_the_risk() -> None:
+    probabilities = rows(0.95, 0.9, 0.85, 0.8, 0.75)  # margins 0.9, 0.8, 0.7, 0.6, 0.5
+    labels = np.array([0, 0, 0, 1, 0])  # one error of five; the fourth
+    assert fit_refer_margin(probabilities, labels, risk=0.2) == 0
+    assert fit_refer_margin(probabilities, labels, risk=0.1) == pytest.approx(0.7)
+
+
+def test_a_margin_that_several_answers_share_accepts_all_or_none_of_them() -> None:
+    probabilities = rows(0.95, 0.95, 0.8, 0.8, 0.8, 0.8)
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    assert fit_refer_margin(probabilities, labels, risk=0.1) == pytest.approx(0.6)  # two of six are not half
+
+
+def test_a_risk_that_cannot_be_met_leaves_half_accepted() -> None:
+    logits, _, _ = draw(200)
+    always_wrong = (logits.argmax(axis=1) + 1) % 4
+    margin = fit_refer_margin(softmax(logits, axis=1), always_wrong, risk=0.05)
+    highest = np.sort(softmax(logits, axis=1), axis=1)
+    assert (highest[:, -1] - highest[:, -2] >= margin).mean() >= 0.5
+
+
+def test_the_any_cancer_threshold_catches_the_wanted_share_of_cancers() -> None:
+    normal = CLASSES.index(NORMAL)
+    cancer = np.array([0.9, 0.9, 0.45, 0.4, 0.3, 0.1])  # four of the cancers are called normal
+    probabilities = np.zeros((6, 4))
+    probabilities[:, 0] = cancer
+    probabilities[:, normal] = 1 - cancer
+    labels = np.zeros(6, np.int64)
+    assert fit_any_cancer(probabilities, labels, sensitivity=4 / 6) == pytest.approx(0.4)
+    assert fit_any_cancer(probabilities, labels, sensitivity=0.99) == pytest.approx(0.1)
+    assert fit_any_cancer(probabilities, labels, sensitivity=2 / 6) == 1
+
+
+def test_normal_slices_do_not_move_the_any_cancer_threshold() -> None:
+    logits, _, labels = draw(500)
+    probabilities = softmax(logits, axis=1)
+    cancers = labels != CLASSES.index(NORMAL)
+    assert fit_any_cancer(probabilities, labels, 0.99) == fit_any_cancer(probabilities[cancers], labels[cancers], 0.99)
+
+
+def test_the_conformal_quantile_is_corrected_for_finitely_many_images() -> None:
+    true = np.arange(1, 10) / 10  # scores 0.9, 0.8 ... 0.1
+    labels = np.zeros(9, np.int64)
+    assert fit_conformal_quantile(rows(*true), labels, coverage=0.8) == pytest.approx(0.8)  # the 8th of 9
+    assert fit_conformal_quantile(rows(*true), labels, coverage=0.95) == 1  # the 10th of 9: everything
+
+
+def test_prediction_sets_hold_the_true_class_as_often_as_wanted() -> None:
+    logits, ood_scores, labels = draw(2000)
+    folds = np.arange(2000) % 4
+    answers = cross_fit(logits, ood_scores, labels, folds, WANTED)
+    assert answers.sets[np.arange(2000), labels].mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_answers_are_the_services_own() -> None:
+    logits, _, _ = draw(200)
+    probabilities = softmax(logits, axis=1).astype(np.float32)
+    scores = np.linspace(0, 2, 200, dtype=np.float32)
+    card = tiny_card()
+    answers = answer(probabilities, scores, card.thresholds)
+    for row in range(200):
+        served = decide(card, probabilities[row], float(scores[row]), request_id="1", model="m")
+        assert answers.accepted[row] == (served.decision == "accept")
+        assert answers.rejected[row] == (served.decision == "reject")
+        if served.decision != "reject":
+            assert {CLASSES[i] for i in np.flatnonzero(answers.sets[row])} == set(served.prediction_set)
+
+
+def test_cross_fitting_answers_a_fold_without_having_seen_it() -> None:
+    logits, ood_scores, labels = draw(300)
+    folds = np.arange(300) % 3
+    held_out = folds == 1
+    before = cross_fit(logits, ood_scores, labels, folds, WANTED)
+    after = cross_fit(logits, ood_scores, np.where(held_out, (labels + 1) % 4, labels), folds, WANTED)
+    assert all(np.array_equal(was[held_out], now[held_out]) for was, now in zip(before, after, strict=True))
+    assert not np.allclose(before.probabilities[~held_out], after.probabilities[~held_out])
+
+
+def test_cross_fitting_keeps_the_order_of_the_images() -> None:
+    logits, ood_scores, labels = draw(300)
+    answers = cross_fit(logits, ood_scores, labels, np.random.default_rng(1).integers(0, 3, 300), WANTED)
+    assert np.array_equal(answers.probabilities.argmax(axis=1), logits.argmax(axis=1))
+
+
+def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    logits, ood_scores, labels = draw(100)
+    calibration = fit(logits, ood_scores, labels, WANTED)
+    calibration.write(path)
+    assert Calibration.read(path) == calibration

@@ -1,0 +1,164 @@
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.special import softmax
+from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, roc_auc_score
+
+from pipeline.calibration import Answers
+from pipeline.classes import CLASSES
+from pipeline.evaluation import Evaluation
+
+
+def answers_of(probabilities: NDArray[np.float64]) -> Answers:
+    nothing = np.zeros(len(probabilities), bool)
+    return Answers(probabilities, ~nothing, nothing, probabilities > 0.1)
+
+
+def evaluate(probabilities: NDArray[np.float64], labels: NDArray[np.int64], **options: NDArray[np.int64]) -> Evaluation:
+    return Evaluation(answers_of(probabilities), labels, resamples=200, seed=1, **options)
+
+
+def draw(count: int = 400, skill: float = 2.0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, count)
+    return softmax(rng.normal(0, 1, (count, 4)) + skill * np.eye(4)[labels], axis=1), labels
+
+
+def test_perfect_answers_have_perfect_figures() -> None:
+    labels = np.arange(40) % 4
+    metrics = evaluate(np.eye(4)[labels], labels).metrics("perfect")
+    for figure in (metrics.accuracy, metrics.macro_f1, metrics.roc_auc):
+        assert (figure.value, figure.low, figure.high) == (1, 1, 1)
+    assert metrics.loss.value == pytest.approx(0)
+    assert metrics.calibration_error.value == 0
+    assert metrics.confusion == ((10, 0, 0, 0), (0, 10, 0, 0), (0, 0, 10, 0), (0, 0, 0, 10))
+    assert [point.risk for point in metrics.risk_coverage] == [0] * 20
+
+
+def test_answers_without_skill_have_the_figures_of_chance() -> None:
+    figures = evaluate(*draw(4000, skill=0)).figures
+    assert figures["accuracy"].low <= 0.25 <= figures["accuracy"].high
+    assert figures["roc_auc"].low <= 0.5 <= figures["roc_auc"].high
+    assert figures["calibration_error"].value > 0.1
+
+
+def test_a_case_computed_by_hand() -> None:
+    probabilities = np.array([[0.7, 0.3, 0, 0], [0.2, 0.8, 0, 0], [0.6, 0.4, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    labels = np.array([0, 0, 1, 2, 3])
+    metrics = evaluate(probabilities, labels).metrics("by hand")
+    assert metrics.accuracy.value == pytest.approx(3 / 5)
+    assert metrics.loss.value == pytest.approx(-np.log([0.7, 0.2, 0.4]).sum() / 5)
+    assert metrics.confusion == ((1, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
+    assert metrics.classes["adenocarcinoma"].precision.value == pytest.approx(1 / 2)
+    assert metrics.classes["adenocarcinoma"].recall.value == pytest.approx(1 / 2)
+    assert metrics.classes["large_cell_carcinoma"].f1.value == 0
+    assert metrics.macro_f1.value == pytest.approx((1 / 2 + 0 + 1 + 1) / 4)
+    # bins: 0.6 wrong; 0.7 right; 0.8 wrong; two of 1 right
+    assert metrics.calibration_error.value == pytest.approx((0.6 + 0.3 + 0.8 + 0) / 5)
+    assert [bin_.images for bin_ in metrics.reliability] == [1, 1, 1, 2]
+    # widest margin first: right, right, wrong (0.6), right (0.4), wrong (0.2)
+    assert [(p.coverage, p.risk) for p in metrics.risk_coverage] == [
+        (0.2, 0),
+        (0.4, 0),
+        (0.6, pytest.approx(1 / 3)),
+        (0.8, 1 / 4),
+        (1, 2 / 5),
+    ]
+
+
+def test_the_figures_are_those_of_scikit_learn() -> None:
+    probabilities, labels = draw()
+    probabilities = probabilities.round(2) + 1e-9  # with ties
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    predicted = probabilities.argmax(axis=1)
+    figures = evaluate(probabilities, labels).figures
+    assert figures["macro_f1"].value == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert figures["roc_auc"].value == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"))
+    assert figures["loss"].value == pytest.approx(log_loss(labels, probabilities), abs=1e-6)
+    each = zip(
+        CLASSES,
+        precision_score(labels, predicted, average=None),
+        recall_score(labels, predicted, average=None),
+        strict=True,
+    )
+    for name, precision, recall in each:
+        assert figures[f"precision_{name}"].value == pytest.approx(precision)
+        assert figures[f"recall_{name}"].value == pytest.approx(recall)
+
+
+def test_every_interval_holds_its_value() -> None:
+    for figure in evaluate(*draw()).figures.values():
+        assert figure.low <= figure.value <= figure.high
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(100):
+        labels = rng.integers(0, 4, 150)
+        predicted = np.where(rng.random(150) < 0.7, labels, (labels + 1) % 4)
+        accuracy = evaluate(np.eye(4)[predicted], labels).figures["accuracy"]
+        covered += accuracy.low <= 0.7 <= accuracy.high
+    assert 88 <= covered <= 100
+
+
+def test_images_that_stay_together_widen_the_interval() -> None:
+    probabilities, labels = (np.repeat(each, 5, axis=0) for each in draw(80))
+    alone = evaluate(probabilities, labels).figures["accuracy"]
+    together = evaluate(probabilities, labels, groups=np.repeat(np.arange(80), 5)).figures["accuracy"]
+    assert together.value == alone.value
+    assert together.high - together.low > 1.6 * (alone.high - alone.low)
+
+
+def test_a_class_without_images_is_left_out_of_the_means() -> None:
+    probabilities, labels = draw()
+    some = labels != 1
+    figures = evaluate(probabilities[some], labels[some]).figures
+    present = [figures[f"f1_{name}"].value for i, name in enumerate(CLASSES) if i != 1]
+    assert figures["macro_f1"].value == pytest.approx(np.mean(present))
+    assert (figures["f1_large_cell_carcinoma"].low, figures["f1_large_cell_carcinoma"].high) == (0, 1)
+    assert evaluate(probabilities[some], labels[some]).metrics("x").classes["large_cell_carcinoma"].images == 0
+
+
+def test_rejected_referred_and_accepted_are_counted() -> None:
+    probabilities, labels = draw(10)
+    accepted = np.arange(10) < 6
+    rejected = np.arange(10) == 9
+    answers = Answers(probabilities, accepted, rejected, np.eye(4, dtype=bool)[labels])
+    figures = Evaluation(answers, labels, resamples=20, seed=1).figures
+    assert figures["rejected"].value == pytest.approx(0.1)
+    assert figures["referred"].value == pytest.approx(0.3)
+    assert figures["accepted_accuracy"].value == (probabilities.argmax(axis=1) == labels)[:6].mean()
+    assert figures["set_coverage"].value == figures["set_size"].value == 1
+
+
+def test_a_thousand_resamples_of_seven_hundred_images_take_seconds() -> None:
+    probabilities, labels = draw(700)
+    begun = perf_counter()
+    Evaluation(answers_of(probabilities), labels, resamples=1000, seed=1)
+    assert perf_counter() - begun < 8
+
+
+def test_pictures_and_the_confusion_table_are_drawn(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    probabilities, labels = draw(50)
+    evaluate(probabilities, labels).draw(folder, "fifty images")
+    assert {path.name for path in folder.iterdir()} == {
+        "classes.png",
+        "confusion.csv",
+        "confusion.png",
+        "reliability.png",
+        "risk_coverage.png",
+    }
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            assert len(picture.convert("L").getcolors() or ()) > 20
+    lines = (folder / "confusion.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "actual,predicted"
+    assert lines[1:] == [
+        f"{CLASSES[true]},{CLASSES[best]}" for true, best in zip(labels, probabilities.argmax(axis=1), strict=True)
+    ]
