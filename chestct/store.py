@@ -59,7 +59,7 @@ def find(tag: str | None = None) -> StoredModel:
         try:
             model = bentoml.models.get(tag)
         except (NotFound, BentoMLException) as error:
-            raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows what there is") from error
+            raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows them all") from error
         return StoredModel(str(model.tag), Path(model.path))
     try:
         stored = bentoml.models.list(NAME)

@@ -35,8 +35,9 @@ class Classifier:
         self.tag: Final = tag
         self.settings: Final = settings
         self._engine = engine
+        self._largest_batch = min(settings.largest_batch, engine.largest_batch)
         self._batcher = Batcher(
-            engine.infer, largest_batch=settings.largest_batch, queue_size=settings.queue_size, report=_count_batch
+            engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size, report=_count_batch
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._decoding = 0
@@ -93,7 +94,7 @@ class Classifier:
     async def warm_up(self) -> None:
         """Run every compiled batch once, so that the first request is as fast as the next."""
         spec = self.card.input
-        for size in self.settings.batch_sizes:
+        for size in (size for size in self.settings.batch_sizes if size <= self._largest_batch):
             blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
             await asyncio.to_thread(self._engine.infer, blank)
         self._ready = True
@@ -139,7 +140,7 @@ class Classifier:
 
     async def _in_part(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """The results in order; only so many calls run at a time that the queue keeps room for other requests."""
-        room = asyncio.Semaphore(2 * self.settings.largest_batch)
+        room = asyncio.Semaphore(2 * self._largest_batch)
 
         async def run(call: Callable[[], Awaitable[T]]) -> T:
             async with room:

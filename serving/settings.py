@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     """CPU threads for one inference, per worker."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Images decoded at the same time, per worker."""
-    largest_batch: Annotated[int, Field(ge=1, le=64)] = 8
+    largest_batch: Annotated[int, Field(ge=1, le=64)] = 4
     """Images in one inference at most."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Images waiting for the engine at most, per worker; above it a request is told to come back later."""

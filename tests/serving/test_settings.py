@@ -1,0 +1,81 @@
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from serving.settings import Settings, SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("CHESTCT_"):
+            monkeypatch.delenv(name)
+
+
+def test_an_empty_environment_gives_one_worker_a_core_and_one_thread_each() -> None:
+    settings = Settings.read()
+    assert settings.workers <= len(os.sched_getaffinity(0))
+    assert settings.workers * settings.engine_threads <= len(os.sched_getaffinity(0))
+    assert settings.model is None
+
+
+def test_fewer_workers_get_the_cores_as_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("serving.settings._CPU_QUOTA", tmp_path / "absent")
+    monkeypatch.setenv("CHESTCT_WORKERS", "2")
+    assert Settings.read().engine_threads == 4
+
+
+def test_a_containers_cpu_limit_bounds_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text("150000 100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr("serving.settings._CPU_QUOTA", quota)
+    assert Settings.read().workers == 2
+
+
+def test_variables_set_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHESTCT_MODEL", "chestct:abc")
+    monkeypatch.setenv("CHESTCT_QUEUE_SIZE", "7")
+    settings = Settings.read()
+    assert (settings.model, settings.queue_size) == ("chestct:abc", 7)
+
+
+def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHESTCT_WORKRES", "2")
+    with pytest.raises(SettingsError, match=r"unknown setting CHESTCT_WORKRES; known are .*CHESTCT_WORKERS"):
+        Settings.read()
+
+
+@pytest.mark.parametrize(
+    "name", ["CHESTCT_SERVICE_HOST", "CHESTCT_SERVICE_PORT_HTTP", "CHESTCT_PORT", "CHESTCT_PORT_3000_TCP_ADDR"]
+)
+def test_what_kubernetes_sets_for_a_service_of_this_name_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:3000")
+    assert Settings.read().grpc_port == 3001
+
+
+@pytest.mark.parametrize(("name", "value"), [("CHESTCT_WORKERS", "0"), ("CHESTCT_GRPC_PORT", "none")])
+def test_a_senseless_value_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as caught:
+        Settings.read()
+    assert value in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        Settings.read().workers = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("largest", "sizes"), [("1", (1,)), ("6", (1, 2, 4, 6)), ("8", (1, 2, 4, 8))])
+def test_batches_are_compiled_in_powers_of_two_up_to_the_largest(
+    monkeypatch: pytest.MonkeyPatch, largest: str, sizes: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("CHESTCT_LARGEST_BATCH", largest)
+    assert Settings.read().batch_sizes == sizes
