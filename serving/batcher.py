@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -55,7 +56,8 @@ class BatchReport(NamedTuple):
     """The engine took for the batch."""
 
 
-class _Item(NamedTuple):
+@dataclass(eq=False, slots=True)  # two items are never equal, whatever their pixels
+class _Item:
     pixels: NDArray[np.uint8]
     score: asyncio.Future[Score]
     queued_at: float

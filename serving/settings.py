@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -67,12 +66,12 @@ class Settings(BaseSettings):
         return tuple(sorted({*powers, self.largest_batch}))
 
     @classmethod
-    def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The settings of this environment. Raises SettingsError with one line."""
+    def read(cls) -> Self:
+        """The settings of this process' environment. Raises SettingsError with one line."""
         known = {PREFIX + name.upper() for name in cls.model_fields}
         unknown = sorted(
             name
-            for name in environment
+            for name in os.environ
             if name.upper().startswith(PREFIX) and name.upper() not in known and not _SERVICE_LINK.search(name.upper())
         )
         if unknown:
