@@ -29,7 +29,7 @@ def _affine(size: int, settings: Augment, rng: np.random.Generator) -> tuple[flo
     mirror = -1 if settings.flip and rng.random() < 0.5 else 1
     a, b = mirror * math.cos(angle) * scale_x, mirror * math.sin(angle) * scale_x
     d, e = -math.sin(angle) * scale_y, math.cos(angle) * scale_y
-    centre = (size - 1) / 2
+    centre = size / 2  # Pillow counts from the corner of the first pixel, not from its middle
     return (a, b, centre * (1 - a - b) + shift_x, d, e, centre * (1 - d - e) + shift_y)
 
 

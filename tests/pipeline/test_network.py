@@ -1,0 +1,176 @@
+"""base_model, train and export on a network of seconds; the end-to-end test runs them as DVC stages."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chestct.engine import Engine
+from pipeline import ood
+from pipeline.backbones import BACKBONES, read_torch_pickle
+from pipeline.errors import StageError
+from pipeline.params import Params
+
+keras = pytest.importorskip("keras", reason="needs requirements/training.txt")
+
+from pipeline import export, paths, train  # noqa: E402
+from pipeline.base_model import FEATURES, LOGITS, base_model, build, features_of  # noqa: E402
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
+LABELS = np.arange(24) % 4
+
+
+def params_with(**sections) -> Params:
+    params = Params.read(Path(__file__).parents[2] / "params.yaml")
+    small = {"prepare": {"image_size": 64}, "base_model": {"backbone": "small", "weights": "none"}}
+    sections = {name: small.get(name, {}) | sections.get(name, {}) for name in small | sections}
+    changed = {name: getattr(params, name).model_copy(update=change) for name, change in sections.items()}
+    return params.model_copy(update=changed)
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A project's root with prepared arrays."""
+    monkeypatch.chdir(tmp_path)
+    paths.POOL.parent.mkdir(parents=True)
+    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, clusters=np.arange(24))
+    return tmp_path
+
+
+def test_pixels_of_any_backbone_are_scaled_as_its_weights_expect():
+    grey = np.array([0.0, 255.0])
+    scaled = {name: grey * b.scale + np.array(b.offset)[:, None] for name, b in BACKBONES.items()}
+    assert scaled["vgg16"] == pytest.approx(np.array([[-103.939, 151.061], [-116.779, 138.221], [-123.68, 131.32]]))
+    assert scaled["mobilenet_v2"] == pytest.approx(np.array([[-1, 1]] * 3))
+    assert scaled["efficientnet_lite0"] == pytest.approx(np.array([[-127 / 128, 1]] * 3))
+
+
+def test_imagenet_weights_of_lite0_are_read_and_only_batch_norms_stay_frozen():
+    params = params_with(base_model={"backbone": "efficientnet_lite0", "weights": "imagenet"})
+    network = build(params)
+    features = features_of(network, PIXELS[:4])
+    assert features.shape == (4, 1280)
+    # ImageNet's batch norms expect these weights: with any other, or a kernel transposed wrongly, features die or grow.
+    assert 0.05 < features.mean() < 1.0
+    assert (features.std(axis=0) > 0).mean() > 0.9
+    frozen = {type(layer).__name__ for layer in network.layers if not layer.trainable}
+    assert frozen == {"BatchNormalization"}
+
+
+def test_a_file_of_weights_can_run_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("run",))
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(pickle.UnpicklingError, match="may not load"):
+        read_torch_pickle(path)
+
+
+def test_weights_that_do_not_fit_are_named():
+    with pytest.raises(StageError, match="small starts from none"):
+        build(params_with(base_model={"weights": "imagenet"}))
+
+
+def test_classes_weigh_the_same_and_an_image_one_on_average():
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 2 + [3])
+    weights = train.class_weights(labels)
+    assert np.bincount(labels) * weights == pytest.approx([3, 3, 3, 3])
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_the_best_epoch_is_one_for_all_folds():
+    histories = [[{"val_loss": loss} for loss in fold] for fold in ([3, 1, 2, 9], [3, 4, 2, 9, 0], [1, 2, 1.5, 9])]
+    assert train.best_epoch(histories) == 3
+
+
+def pool(labels=LABELS) -> train.Pool:
+    count = len(labels)
+    features = RNG.normal(size=(count, 96)).astype(np.float32)
+    return train.Pool(PIXELS[:count], labels, np.arange(count) % 3, features)
+
+
+def epoch_of(batches):
+    return [np.concatenate(field) for field in zip(*(batches[i] for i in range(len(batches))), strict=True)]
+
+
+def test_batches_hold_each_image_once_and_change_with_the_epoch_alone():
+    params = params_with(train={"batch_size": 7})
+    weights = np.array([1, 2, 3, 4], np.float32)
+    batches, again = (train.Batches(pool(), weights, params) for _ in range(2))
+    first, same = epoch_of(batches), epoch_of(again)
+    assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
+    assert first[1].sum(axis=0) == pytest.approx([6, 6, 6, 6])
+    assert np.array_equal(first[2], weights[first[1].argmax(axis=1)])
+    batches.on_epoch_end()
+    assert not np.array_equal(epoch_of(batches)[0], first[0])
+
+
+def test_oversampling_shows_every_class_as_often_as_the_largest():
+    labels = np.array([0] * 9 + [1] * 4 + [2] * 2 + [3])
+    params = params_with(train={"balance": "oversample"})
+    _, one_hot, _ = epoch_of(train.Batches(pool(labels), np.ones(4, np.float32), params))
+    assert one_hot.sum(axis=0) == pytest.approx([9, 9, 9, 9])
+
+
+def test_training_stops_early_and_keeps_every_epochs_weights(workspace):
+    params = params_with(train={"epochs": 6, "patience": 1, "learning_rate": 1.0, "head_epochs": 1})
+    base_model(params)
+    part = pool()
+    network, history = train.fit(part, part, params, "test", checkpoints=workspace)
+    assert len(history) < 6, "with so high a rate the held-out loss can't fall six times in a row"
+    assert set(history[0]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert len(list(workspace.glob("*.weights.h5"))) == len(history)
+    assert network.output_shape == (None, 4)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small network, its trust head, and its graph before and after rounding."""
+    network = build(params_with())
+    features = features_of(network, PIXELS)
+    distance = ood.fit(features, LABELS, 4)
+    head = export.TrustHead(network.get_layer(LOGITS), 1.7, distance)
+    exact = export.to_onnx(network, head)
+    folder = tmp_path_factory.mktemp("graphs")
+    export.onnx.save(exact, folder / "exact.onnx")
+    export.onnx.save(export.with_float16_weights(exact), folder / "rounded.onnx")
+    return network, distance, folder
+
+
+def test_the_graph_computes_what_keras_does(exported):
+    network, distance, folder = exported
+    scores = Engine(folder / "exact.onnx").infer(PIXELS)
+    logits = network.predict_on_batch(PIXELS)
+    bias = network.get_layer(LOGITS).get_weights()[1]
+    assert export.check_logits(logits, scores, bias, 1e-4) <= 1e-4
+    softmax = np.exp(logits / 1.7) / np.exp(logits / 1.7).sum(axis=1, keepdims=True)
+    assert scores.probabilities == pytest.approx(softmax, abs=1e-5)
+    assert scores.ood_score == pytest.approx(ood.score(distance, features_of(network, PIXELS)), rel=1e-3)
+    maps = network.get_layer(FEATURES).input
+    assert scores.heatmaps.shape == (24, 4, *maps.shape[1:3])
+
+
+def test_rounding_halves_the_kernels_and_moves_probabilities_little(exported):
+    _, _, folder = exported
+    exact, rounded = (Engine(folder / name).infer(PIXELS) for name in ("exact.onnx", "rounded.onnx"))
+    assert 0 < export.check_probabilities(exact, rounded, 0.01) <= 0.01
+    sizes = [(folder / name).stat().st_size for name in ("exact.onnx", "rounded.onnx")]
+    assert sizes[1] < 0.75 * sizes[0]
+
+
+def test_a_graph_that_predicts_otherwise_is_refused(exported):
+    network, _, folder = exported
+    scores = Engine(folder / "exact.onnx").infer(PIXELS)
+    bias = network.get_layer(LOGITS).get_weights()[1]
+    with pytest.raises(StageError, match="differ from Keras") as caught:
+        export.check_logits(network.predict_on_batch(PIXELS) + 1e-3, scores, bias, 1e-4)
+    assert caught.value.exit_code == 3
+    with pytest.raises(StageError, match="differ from Keras"):
+        export.check_logits(np.full((24, 4), np.nan, np.float32), scores, bias, 1e-4)
+    moved = scores._replace(probabilities=scores.probabilities[::-1])
+    with pytest.raises(StageError, match="move a probability"):
+        export.check_probabilities(scores, moved, 0.01)

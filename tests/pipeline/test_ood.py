@@ -1,0 +1,49 @@
+import numpy as np
+
+from pipeline import ood
+
+RNG = np.random.default_rng(0)
+CENTRES = np.array([[4, 0, 0, 1], [0, 4, 0, 1], [0, 0, 4, 1]], np.float32)
+
+
+def features(count: int, spread: float = 0.3):
+    labels = np.arange(count) % 3
+    return (CENTRES[labels] + RNG.normal(0, spread, (count, 4))).astype(np.float32), labels
+
+
+def test_new_images_like_the_training_ones_score_about_one():
+    model = ood.fit(*features(600), 3)
+    scores = ood.score(model, features(600)[0])
+    assert 0.6 < np.median(scores) < 1.2
+
+
+def test_what_lies_between_or_off_the_classes_scores_higher_than_any_training_image():
+    rows, labels = features(600)
+    model = ood.fit(rows, labels, 3)
+    off = np.array([[0, 0, 0, 4], [2, 2, 0, 1], [-4, 0, 0, 1]], np.float32)
+    assert ood.score(model, off).min() > ood.score(model, rows).max()
+
+
+def test_the_length_of_the_features_does_not_matter():
+    rows, labels = features(60)
+    model = ood.fit(rows, labels, 3)
+    assert np.allclose(ood.score(model, rows), ood.score(model, 7 * rows), rtol=1e-3)
+
+
+def test_fewer_images_than_features_still_give_finite_scores():
+    rows = RNG.normal(1, 1, (12, 50)).astype(np.float32)
+    model = ood.fit(rows, np.arange(12) % 3, 3)
+    assert np.isfinite(ood.score(model, RNG.normal(1, 1, (5, 50)).astype(np.float32))).all()
+
+
+def test_with_all_directions_kept_it_is_the_mahalanobis_distance():
+    rows, labels = features(600)
+    model = ood.fit(rows, labels, 3)
+    unit = ood.unit(rows).astype(np.float64)
+    means = np.stack([unit[labels == c].mean(axis=0) for c in range(3)])
+    residuals = unit - means[labels]
+    # Unit vectors' smallest direction is far below the others, so the shared variance is that direction's own.
+    inverse = np.linalg.inv(residuals.T @ residuals / (len(rows) - 3))
+    offsets = unit[:, None, :] - means
+    exact = np.einsum("ncf,fg,ncg->nc", offsets, inverse, offsets).min(axis=1)
+    assert np.allclose(ood.score(model, rows), np.sqrt(exact / 4), rtol=1e-2)
