@@ -1,0 +1,133 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from chestct.card import ModelCard
+from chestct.store import CARD, GRAPH
+from pipeline import paths, tracking
+from pipeline.params import Params
+from pipeline.report import METRICS, report
+from tests.graphs import tiny_model, tiny_picture
+
+PIPELINE = Path(__file__).parents[2] / "pipeline"
+
+
+@pytest.fixture
+def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
+    """The workspace after stage export: eight test images, of which four are twins, and the model errs on two twins."""
+    params = write_params({"report.bootstrap": 50})
+    (tracked / "audit.json").write_text("{}", encoding="utf-8")
+    run_id = tracking.start_run(
+        params,
+        data_source="synthetic",
+        data_digest="ab" * 32,
+        audit=tracked / "audit.json",
+        image_count=8,
+        git_commit="c0ffee",
+    )
+    card = tiny_model(paths.RELEASE, data_source="synthetic")
+    lineage = card.lineage.model_copy(update={"run_id": run_id})
+    card.model_copy(update={"lineage": lineage}).write(paths.RELEASE / CARD)
+    write_test_images(drawn=[0, 1, 2, 3, 0, 1, 3, 2], labels=[0, 1, 2, 3, 0, 1, 2, 3], twins=[0, 0, 0, 0, 1, 1, 1, 1])
+    return params
+
+
+def write_test_images(drawn: list[int], labels: list[int], twins: list[int]) -> None:
+    paths.TEST.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        paths.TEST,
+        pixels=np.stack([tiny_picture(label) for label in drawn]),
+        labels=np.array(labels),
+        twins=np.array(twins, bool),
+    )
+
+
+def run_id() -> str:
+    return ModelCard.read(paths.RELEASE / CARD).lineage.run_id
+
+
+def test_figures_are_given_for_all_images_and_for_those_without_twins(exported: Params) -> None:
+    report(exported)
+    metrics = METRICS.validate_json(paths.TEST_METRICS.read_bytes())
+    assert {name: (each.images, each.accuracy.value) for name, each in metrics.items()} == {
+        "test": (8, 0.75),
+        "test_without_twins": (4, 1.0),
+    }
+    assert metrics["test"].confusion[2] == (0, 0, 1, 1)
+    assert "without images that stand in train or valid" in metrics["test_without_twins"].split
+
+
+def test_where_every_image_is_a_twin_there_are_no_figures_without_them(exported: Params) -> None:
+    write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], twins=[1, 1, 1, 1])
+    report(exported)
+    assert set(METRICS.validate_json(paths.TEST_METRICS.read_bytes())) == {"test"}
+
+
+def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
+    paths.TEST.unlink()
+    grey, white = np.full((32, 32, 1), 90, np.uint8), np.full((32, 32, 1), 255, np.uint8)
+    np.savez(
+        paths.TEST,
+        pixels=np.stack([tiny_picture(0), tiny_picture(1), grey, white]),
+        labels=np.arange(4),
+        twins=np.zeros(4, bool),
+    )
+    report(exported)
+    metrics = METRICS.validate_json(paths.TEST_METRICS.read_bytes())["test"]
+    assert (metrics.referred, metrics.rejected) == (0.25, 0.25)
+
+
+def test_each_opening_of_the_test_folder_is_counted(exported: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    report(exported)
+    assert "opened 0 times before" in capsys.readouterr().out
+    first = paths.TEST_OPENINGS.read_text(encoding="utf-8")
+    report(exported)
+    assert "opened 1 times before" in capsys.readouterr().out
+    both = paths.TEST_OPENINGS.read_text(encoding="utf-8")
+    assert both.startswith(first)
+    lines = [json.loads(line) for line in both.splitlines()]
+    assert len(lines) == 2
+    lineage = ModelCard.read(paths.RELEASE / CARD).lineage
+    assert (
+        lines[0].items()
+        >= {
+            "run_id": lineage.run_id,
+            "model_sha256": lineage.model_sha256,
+            "data_source": "synthetic",
+            "data_digest": lineage.data_digest,
+            "images": 8,
+            "images_without_twins": 4,
+        }.items()
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", lines[0]["opened"])
+
+
+def test_an_opening_is_counted_even_where_the_report_then_fails(exported: Params) -> None:
+    (paths.RELEASE / GRAPH).write_bytes(b"no graph")
+    with pytest.raises(RuntimeError):
+        report(exported)
+    assert len(paths.TEST_OPENINGS.read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_the_run_receives_the_figures_and_is_finished(exported: Params, tmp_path: Path) -> None:
+    report(exported)
+    run = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id())
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test_accuracy"] == 0.75
+    assert run.data.metrics["test_without_twins_accuracy"] == 1
+    assert tracking.fetch(run_id(), "reports/test.json", tmp_path).read_bytes() == paths.TEST_METRICS.read_bytes()
+
+
+def test_no_other_stage_opens_the_test_images() -> None:
+    """Prepare writes them; tracking, store and the rest know only the figures."""
+    naming = {path.name for path in PIPELINE.glob("*.py") if re.search(r"paths\.TEST\b", path.read_text("utf-8"))}
+    assert naming == {"prepare.py", "report.py"}
+    spelled = {path.name for path in PIPELINE.glob("*.py") if "test.npz" in path.read_text("utf-8")}
+    assert spelled <= {"paths.py", "prepare.py", "report.py"}
+    assert "np.load(paths.TEST" not in (PIPELINE / "prepare.py").read_text("utf-8")

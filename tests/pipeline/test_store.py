@@ -1,0 +1,160 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chestct.card import ModelCard
+from chestct.store import CARD, GRAPH
+from pipeline import paths, store, tracking
+from pipeline.manifest import Manifest
+from pipeline.params import Params
+from pipeline.report import METRICS
+from tests.graphs import tiny_metrics, tiny_model
+
+ROOT = Path(__file__).parents[2]
+DIGEST = "ab" * 32
+
+
+@pytest.fixture
+def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
+    paths.MANIFEST.parent.mkdir(parents=True)
+    Manifest(source="local", digest=DIGEST, files=()).write()
+    return write_params({"store.min_macro_f1": 0.7, "store.min_accuracy": 0.7, "store.max_calibration_error": 0.15})
+
+
+def plant(
+    params: Params, *, out_of_fold: float, test: float, calibration_error: float = 0.05, swap_graph: bool = False
+) -> str:
+    """A finished run with all that the stages leave in it."""
+    Path("audit.json").write_text("{}", encoding="utf-8")
+    run_id = tracking.start_run(
+        params,
+        data_source="local",
+        data_digest=DIGEST,
+        audit=Path("audit.json"),
+        image_count=8,
+        git_commit="c0ffee",
+    )
+    tracking.log_metrics(
+        run_id,
+        {
+            "out_of_fold_macro_f1": out_of_fold,
+            "out_of_fold_accuracy": out_of_fold,
+            "out_of_fold_calibration_error": calibration_error,
+            "test_macro_f1": test,
+            "test_accuracy": test,
+        },
+    )
+    folder = Path("planted", run_id)
+    card = tiny_model(folder)
+    lineage = card.lineage.model_copy(update={"run_id": run_id})
+    card.model_copy(update={"lineage": lineage}).write(folder / CARD)
+    if swap_graph:
+        (folder / GRAPH).write_bytes((folder / GRAPH).read_bytes() + b"\0")
+    report = Path("planted", run_id, "test.json")
+    report.write_bytes(METRICS.dump_json({"test": tiny_metrics(value=test), "test_without_twins": tiny_metrics()}))
+    tracking.log_artifact(run_id, report, "reports")
+    report.unlink()
+    tracking.log_artifact(run_id, folder, "release")
+    tracking.finish_run(run_id, "FINISHED")
+    return run_id
+
+
+def run_store(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a process, with a BentoML store of its own in the working directory."""
+    environment = {**os.environ, "BENTOML_HOME": str(Path("bentoml").resolve()), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.store", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+
+
+def stored() -> list[Path]:
+    return [path.parent for path in Path("bentoml").rglob(GRAPH)]
+
+
+@pytest.fixture
+def refuse_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path) -> str:
+        raise AssertionError(f"{folder} was stored")
+
+    monkeypatch.setattr(store, "import_model", fail)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["store"])
+    with pytest.raises(SystemExit) as caught:
+        store.main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(params: Params) -> None:
+    best_on_folds = plant(params, out_of_fold=0.9, test=0.75)
+    plant(params, out_of_fold=0.8, test=0.99)
+    done = run_store("--release", "release")
+    assert done.returncode == 0, done.stderr
+
+    (folder,) = stored()
+    tag = done.stdout.splitlines()[-1]
+    assert tag == f"chestct:{folder.name}"
+    card = ModelCard.read(folder / CARD)
+    assert card.lineage.run_id == best_on_folds
+    assert set(card.metrics) == {"out_of_fold", "test", "test_without_twins"}
+    assert card.metrics["test"].accuracy.value == 0.75
+    assert ModelCard.read(Path("release", CARD)) == card
+    assert Path("release", GRAPH).read_bytes() == (folder / GRAPH).read_bytes()
+    assert json.loads(Path("release", CARD).read_text("utf-8"))["disclaimer"].startswith("Research and education only")
+
+
+def test_below_the_gate_it_ends_with_3_and_a_table_of_what_missed_and_stores_nothing(params: Params) -> None:
+    run_id = plant(params, out_of_fold=0.69, test=0.99)
+    done = run_store("--release", "release")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "out-of-fold figure      wanted       got",
+        "macro_f1              >= 0.700     0.690",
+        "accuracy              >= 0.700     0.690",
+        f"store: the best run, {run_id}, is below the gate of params.yaml; nothing was stored",
+    ]
+    assert stored() == []
+    assert not Path("release").exists()
+
+
+@pytest.mark.usefixtures("refuse_import")
+def test_a_calibration_error_above_the_gate_is_named_alone(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(params, out_of_fold=0.9, test=0.9, calibration_error=0.2)
+    assert exit_code(monkeypatch) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == ["calibration_error", "<=", "0.150", "0.200"]
+
+
+@pytest.mark.usefixtures("refuse_import")
+def test_without_a_run_on_these_data_it_ends_with_2_and_one_line(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(params, out_of_fold=0.9, test=0.9)
+    Manifest(source="local", digest="cd" * 32, files=()).write()
+    assert exit_code(monkeypatch) == 2
+    assert capsys.readouterr().err == "store: MLflow has no finished run on these data; `dvc repro` makes one\n"
+
+
+@pytest.mark.usefixtures("refuse_import")
+def test_a_graph_that_the_card_does_not_name_is_refused(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(params, out_of_fold=0.9, test=0.9, swap_graph=True)
+    assert exit_code(monkeypatch) == 2
+    assert "not the graph that its card.json names" in capsys.readouterr().err
+
+
+def test_a_run_without_a_figure_of_the_gate_misses_it(params: Params) -> None:
+    missed = store.below_gate({"out_of_fold_macro_f1": 0.9, "out_of_fold_accuracy": 0.9}, params.store)
+    assert [line.split()[0] for line in missed] == ["out-of-fold", "calibration_error"]
