@@ -1,6 +1,6 @@
 /** The heat map over the picture: a class to choose, and how much of it shows. */
 
-import { element, titleOf } from "./words.js";
+import { element, percent, titleOf } from "./words.js";
 
 const controls = document.getElementById("heat-controls");
 const choices = document.getElementById("heat-classes");
@@ -48,7 +48,11 @@ async function show(png) {
   canvas.hidden = false;
 }
 
-/** Enlarge the grey map smoothly, then colour it; what speaks little for the class stays clear. */
+/** Levels up to CLEAR leave the picture as it is; from SOLID on the colour covers it as far as the slider lets it. */
+const CLEAR = 0.3;
+const SOLID = 0.8;
+
+/** Enlarge the grey map smoothly, then colour it. */
 function paint(image) {
   canvas.width = canvas.height = SIDE;
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -63,14 +67,14 @@ function paint(image) {
     for (let c = 0; c < 3; c += 1) {
       data[i + c] = RAMP[lower][c] + (RAMP[lower + 1][c] - RAMP[lower][c]) * (place - lower);
     }
-    data[i + 3] = 255 * Math.min(1, level * 1.6);
+    data[i + 3] = 255 * Math.min(1, Math.max(0, (level - CLEAR) / (SOLID - CLEAR)));
   }
   context.putImageData(picture, 0, 0);
 }
 
 function fade() {
   canvas.style.opacity = String(opacity.value / 100);
-  opacityValue.textContent = `${opacity.value} %`;
+  opacityValue.textContent = opacity.ariaValueText = percent(opacity.value / 100, 0);
 }
 
 opacity.addEventListener("input", fade);

@@ -1,0 +1,335 @@
+"""The web page in the system's Chromium, before the real service with the tiny model."""
+
+import re
+import shutil
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, Route, expect, sync_playwright
+
+from chestct.card import DISCLAIMER
+from chestct.image import encode_png
+from chestct.prediction import RULES
+from pipeline.classes import CLASSES, TITLES
+from serving.http import PAGE
+from tests.graphs import tiny_picture
+from tests.server import Server
+
+CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+WIDE: Final = (1280, 800)
+PHONE: Final = (390, 844)
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+
+
+def png(label: int, size: int = 64) -> bytes:
+    """A picture that the tiny model takes for the class `label`, and is sure."""
+    return encode_png(tiny_picture(label, size)[:, :, 0])
+
+
+def grey(level: int) -> bytes:
+    return encode_png(np.full((64, 64), level, np.uint8))
+
+
+def upload(data: bytes, name: str = "slice.png", mime: str = "image/png") -> FilePayload:
+    return {"name": name, "mimeType": mime, "buffer": data}
+
+
+class Visit:
+    """One page opened in a browser context of its own, and what went wrong in it."""
+
+    def __init__(self, browser: Browser, url: str, size: tuple[int, int]) -> None:
+        self._context = browser.new_context(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
+        self._origin = url
+        self.page: Page = self._context.new_page()
+        self.problems: list[str] = []
+        self.failed_loads: list[str] = []
+        self._context.on("console", self._hear)
+        self._context.on("weberror", lambda error: self.problems.append(str(error.error)))
+        self._context.on("request", self._watch)
+        # A first listener only when the key is pressed comes too late: the browser opens its own dialog.
+        self.page.on("filechooser", lambda _: None)
+        self.page.set_default_timeout(10_000)
+        self.page.goto(url)
+        expect(self.page.locator("#foot-model")).to_contain_text("chestct:")
+        self.page.evaluate("window.sameVisit = true")
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            failed_load = message.text.startswith("Failed to load resource")
+            (self.failed_loads if failed_load else self.problems).append(message.text)
+
+    def _watch(self, request: Request) -> None:
+        if not request.url.startswith((self._origin + "/", "blob:", "data:")):
+            self.problems.append(f"request to {request.url}")
+
+    def choose(self, file: FilePayload) -> None:
+        self.page.set_input_files("#file", file)
+
+    def sees(self, state: str, title: str) -> None:
+        expect(self.page.locator("#main")).to_have_attribute("data-state", state)
+        expect(self.page.get_by_role("heading", name=title)).to_be_visible()
+
+    def bars(self) -> dict[str, float]:
+        """The percentages on screen by class title."""
+        rows = self.page.locator("#bars li")
+        names = rows.locator(".bar-name").all_inner_texts()
+        values = rows.locator(".bar-value").all_inner_texts()
+        return {name: float(value.removesuffix("%")) for name, value in zip(names, values, strict=True)}
+
+    def close(self) -> None:
+        still_here = self.page.evaluate("window.sameVisit")
+        self._context.close()
+        assert still_here, "the page was loaded again"
+        assert self.problems == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Visit]:
+    visit = Visit(browser, server.url, getattr(request, "param", WIDE))
+    yield visit
+    visit.close()
+
+
+def test_a_chosen_picture_is_shown_with_its_answer(visit: Visit) -> None:
+    visit.choose(upload(png(1)))
+
+    visit.sees("result", "The label stands")
+    expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[1]])
+    bars = visit.bars()
+    assert list(bars) == [TITLES[name] for name in CLASSES]
+    assert sum(bars.values()) == pytest.approx(100, abs=1e-9)
+    assert max(bars, key=bars.__getitem__) == TITLES[CLASSES[1]]
+    confidence = visit.page.locator("#confidence").inner_text()
+    assert float(confidence.removesuffix("%")) == bars[TITLES[CLASSES[1]]]
+    width = visit.page.locator("#bars li.first i").evaluate("bar => bar.offsetWidth / bar.parentElement.offsetWidth")
+    assert width == pytest.approx(bars[TITLES[CLASSES[1]]] / 100, abs=0.01)
+    expect(visit.page.locator("#picture")).to_be_visible()
+    assert visit.page.locator("#picture").evaluate("image => image.naturalWidth") == 64
+    assert visit.failed_loads == []
+
+
+def test_a_close_call_says_that_a_person_should_look_and_why(visit: Visit) -> None:
+    visit.choose(upload(grey(100)))
+
+    visit.sees("result", "A person should look")
+    words = next(rule.words for rule in RULES if rule.name == "close_call")
+    expect(visit.page.locator("#messages")).to_contain_text(words)
+    expect(visit.page.locator("#label")).to_be_visible()
+    expect(visit.page.get_by_role("status")).to_contain_text(f"A person should look. {TITLES[CLASSES[0]]}")
+
+
+def test_a_picture_that_is_no_ct_gets_no_label_and_no_heat_map(visit: Visit) -> None:
+    visit.choose(upload(grey(255)))
+
+    visit.sees("result", "Not a chest CT")
+    words = next(rule.words for rule in RULES if rule.name == "out_of_distribution")
+    expect(visit.page.locator("#messages")).to_contain_text(words)
+    expect(visit.page.locator("#label")).to_be_hidden()
+    expect(visit.page.locator("#heat-controls")).to_be_hidden()
+    expect(visit.page.locator("#bars-title")).to_contain_text("meaningless")
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_dropped_or_pasted_picture_is_answered(visit: Visit, way: str) -> None:
+    visit.page.evaluate(
+        """([way, base64]) => {
+            const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "slice.png", { type: "image/png" }));
+            const options = { bubbles: true, cancelable: true };
+            document.getElementById("screen").dispatchEvent(way === "drop"
+                ? new DragEvent("drop", { ...options, dataTransfer: data })
+                : new ClipboardEvent("paste", { ...options, clipboardData: data }));
+        }""",
+        [way, b64encode(png(3)).decode()],
+    )
+
+    visit.sees("result", "The label stands")
+    expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[3]])
+
+
+@pytest.mark.parametrize(
+    ("file", "title", "said"),
+    [
+        (upload(png(0)[:60]), "be read as a picture", "truncated or corrupt"),
+        (upload(b"no picture", "slice.png"), "be read as a picture", "10 bytes"),
+        (upload(b"", "empty.png"), "The file is empty", "empty body"),
+        (upload(b"no picture", "notes.txt", "text/plain"), "This kind of file is not accepted", "text/plain"),
+    ],
+    ids=["truncated", "text named png", "empty", "text"],
+)
+def test_a_file_that_is_no_picture_is_refused_in_words_and_the_next_one_answered(
+    visit: Visit, file: FilePayload, title: str, said: str
+) -> None:
+    visit.choose(file)
+
+    visit.sees("error", title)
+    expect(visit.page.locator("#error-said")).to_contain_text(said)
+    assert visit.page.locator("#error-request").inner_text()
+
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.get_by_role("button", name="Try another").click()
+    chooser.value.set_files(upload(png(0)))
+    visit.sees("result", "The label stands")
+
+
+def test_after_a_lost_connection_retry_sends_the_same_picture_again(visit: Visit) -> None:
+    visit.page.route("**/v1/predict*", lambda route: route.abort(), times=1)
+    visit.choose(upload(png(1)))
+    visit.sees("error", "be reached")
+
+    visit.page.get_by_role("button", name="Retry").click()
+
+    visit.sees("result", "The label stands")
+    expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[1]])
+
+
+def test_an_overloaded_service_is_asked_again_when_it_said_so(visit: Visit) -> None:
+    def busy(route: Route) -> None:
+        error = {"code": "overloaded", "message": "64 images are waiting", "request_id": "r1"}
+        route.fulfill(status=429, headers={"Retry-After": "2"}, json={"error": error})
+
+    visit.page.route("**/v1/predict*", busy, times=1)
+    visit.choose(upload(png(1)))
+
+    visit.sees("error", "The service is busy")
+    expect(visit.page.locator("#countdown")).to_have_text(re.compile(r"Asking again in [12] s"))
+    visit.sees("result", "The label stands")
+
+
+def test_waiting_for_an_overloaded_service_can_be_stopped(visit: Visit) -> None:
+    asked: list[str] = []
+
+    def starting(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": {"code": "not_ready", "message": "no"}})
+
+    visit.page.route("**/v1/predict*", starting)
+    visit.choose(upload(png(1)))
+    visit.page.get_by_role("button", name="Stop waiting").click()
+
+    expect(visit.page.locator("#countdown")).to_be_hidden()
+    visit.page.wait_for_timeout(1300)
+    assert len(asked) == 1
+
+
+def test_a_running_request_can_be_cancelled_and_asked_again(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.page.route("**/v1/predict*", lambda route: held.append(route), times=1)
+    visit.choose(upload(png(1)))
+    visit.sees("busy", "Reading the picture")
+
+    visit.page.get_by_role("button", name="Cancel").click()
+    visit.sees("error", "Cancelled")
+    visit.page.get_by_role("button", name="Retry").click()
+
+    visit.sees("result", "The label stands")
+
+
+def test_a_late_answer_to_the_former_picture_is_not_shown(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.page.route("**/v1/predict*", lambda route: held.append(route), times=1)
+    visit.choose(upload(png(1), "first.png"))
+    visit.sees("busy", "Reading the picture")
+    visit.choose(upload(png(3), "second.png"))
+    visit.sees("result", "The label stands")
+
+    held[0].continue_()
+    visit.page.wait_for_timeout(300)
+
+    expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[3]])
+    expect(visit.page.locator("#file-name")).to_have_text("second.png")
+
+
+def test_the_keyboard_alone_chooses_and_retries(visit: Visit) -> None:
+    keyboard = visit.page.keyboard
+    for _ in range(8):
+        keyboard.press("Tab")
+        if visit.page.evaluate("document.activeElement.id") == "file":
+            break
+    with visit.page.expect_file_chooser() as chooser:
+        keyboard.press("Enter")
+    visit.page.route("**/v1/predict*", lambda route: route.abort(), times=1)
+    chooser.value.set_files(upload(png(1)))
+    visit.sees("error", "be reached")
+    assert visit.page.evaluate("document.activeElement.id") == "outcome"
+
+    keyboard.press("Tab")
+    keyboard.press("Enter")
+
+    visit.sees("result", "The label stands")
+    assert visit.page.evaluate("document.activeElement.id") == "outcome"
+
+
+def test_the_heat_map_follows_the_chosen_class_and_the_slider(visit: Visit) -> None:
+    pixels = "document.getElementById('heat').toDataURL()"
+    canvas = visit.page.locator("#heat")
+    visit.choose(upload(png(1)))
+    expect(visit.page.get_by_role("radio", name=TITLES[CLASSES[1]])).to_be_checked()
+    expect(canvas).to_be_visible()
+    of_label = visit.page.evaluate(pixels)
+    assert canvas.bounding_box() == visit.page.locator("#picture").bounding_box()
+
+    visit.page.locator("#heat-classes").get_by_text(TITLES[CLASSES[3]]).click()
+    visit.page.wait_for_function(f"{pixels} !== arguments[0]".replace("arguments[0]", repr(of_label)))
+    visit.page.locator("#opacity").fill("80")
+    expect(canvas).to_have_css("opacity", "0.8")
+    expect(visit.page.locator("#heat-controls")).to_contain_text("Not a localisation")
+    visit.page.locator("#heat-classes").get_by_text("Off").click()
+    expect(canvas).to_be_hidden()
+
+
+def test_the_request_on_the_page_gives_the_answer_on_the_page(visit: Visit, tmp_path: Path) -> None:
+    name = "it's a slice.png"
+    (tmp_path / name).write_bytes(png(1))
+    visit.choose(upload(png(1), name))
+    visit.sees("result", "The label stands")
+
+    python = visit.page.locator("#python").inner_text()
+    run = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"accept {CLASSES[1]} 0.9")
+    curl = visit.page.locator("#curl").inner_text()
+    run = subprocess.run(["sh", "-c", curl], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f'"label":"{CLASSES[1]}"' in run.stdout
+
+
+def test_about_tells_figures_intervals_splits_caveats_and_lineage(visit: Visit) -> None:
+    about = visit.page.locator("#about")
+    figures = ("90.0\u00a0%", "85.0\u201395.0", "40 images")
+    for words in (*figures, "3 folds by visual cluster", "brightness of bands", "5eed"):
+        expect(about).to_contain_text(words)
+
+
+@pytest.mark.parametrize("visit", [WIDE, PHONE], ids=["wide", "phone"], indirect=True)
+def test_the_disclaimer_stays_in_view_and_nothing_overflows(visit: Visit) -> None:
+    for step in (lambda: None, lambda: visit.choose(upload(png(1)))):
+        step()
+        visit.page.evaluate("scrollTo({ top: document.body.scrollHeight, behavior: 'instant' })")
+        expect(visit.page.get_by_text(DISCLAIMER)).to_be_in_viewport()
+        assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    visit.sees("result", "The label stands")
+    assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_page_is_small_and_names_no_other_host() -> None:
+    files = [path for path in PAGE.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 100_000
+    for path in files:
+        hosts = set(re.findall(r"https?://[\w.]+", path.read_text(encoding="utf-8")))
+        assert hosts <= {"http://www.w3.org"}, path.name
