@@ -27,12 +27,14 @@ help: ## list these commands
 
 serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
 	$(foreach port,$(PORT) $(GRPC_PORT),$(call free,$(port)))
-	@CHESTCT_GRPC_PORT=$(GRPC_PORT) sh -c 'python -m serving.release && echo "The page: http://localhost:$(PORT)" && exec bentoml serve --port $(PORT)'
+	@python -m serving.release
+	@CHESTCT_GRPC_PORT=$(GRPC_PORT) exec bentoml serve --port $(PORT)
 
 demo: $(training) ## train on phantoms in a clone of its own (a minute or two), then serve that model
 	@test -d .demo || git clone -q . .demo
 	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(experiment) $(PHANTOMS:%=-S %)
-	@tag=$$(cd .demo && python -m pipeline.store | tail -n 1) && CHESTCT_MODEL=$$tag exec $(MAKE) --no-print-directory serve
+	@stored=$$(cd .demo && python -m pipeline.store) && \
+	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec $(MAKE) --no-print-directory serve
 
 test: $(development) ## every test, in ten minutes or less
 	@python -m pytest

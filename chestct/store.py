@@ -32,9 +32,10 @@ class StoredModel(NamedTuple):
 
 
 def import_model(folder: Path) -> str:
-    """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the new tag.
+    """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the tag.
 
-    The card is checked first, so nothing is stored that can't be served. Raises FileNotFoundError or pydantic's
+    Where the newest model of its kind, real or synthetic, is this very one, nothing is stored and its tag returned. The
+    card is checked first, so nothing is stored that can't be served. Raises FileNotFoundError or pydantic's
     ValidationError.
     """
     card = ModelCard.read(folder / CARD)
@@ -44,6 +45,9 @@ def import_model(folder: Path) -> str:
         "backbone": lineage.backbone,
         "run_id": lineage.run_id,
     }
+    newest = _newest(labels["trained_on"])
+    if newest and (newest.folder / CARD).read_bytes() == (folder / CARD).read_bytes():
+        return newest.tag
     with bentoml.models.create(NAME, labels=labels, metadata=lineage.model_dump()) as model:
         for name in (GRAPH, CARD):
             shutil.copyfile(folder / name, model.path_of(name))
@@ -61,12 +65,19 @@ def find(tag: str | None = None) -> StoredModel:
         except (NotFound, BentoMLException) as error:
             raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows them all") from error
         return StoredModel(str(model.tag), Path(model.path))
+    newest = _newest("real")
+    if newest is None:
+        raise NoModel("no model trained on real images in the BentoML store; `make serve` imports the released one")
+    return newest
+
+
+def _newest(trained_on: str) -> StoredModel | None:
     try:
         stored = bentoml.models.list(NAME)
     except NotFound:  # BentoML's word for a store that never held one
-        stored = []
-    real = [model for model in stored if model.info.labels.get("trained_on") == "real"]
-    if not real:
-        raise NoModel("no model trained on real images in the BentoML store; `make serve` imports the released one")
-    newest = max(real, key=lambda model: model.creation_time)
+        return None
+    models = [model for model in stored if model.info.labels.get("trained_on") == trained_on]
+    if not models:
+        return None
+    newest = max(models, key=lambda model: model.creation_time)
     return StoredModel(str(newest.tag), Path(newest.path))

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from chestct.card import ModelCard
 from tests.graphs import tiny_model
 
 # A process of its own, since BentoML fixes the place of its store when it is imported.
@@ -30,6 +31,10 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
     tiny_model(tmp_path / "real")
     tiny_model(tmp_path / "drawn", data_source="synthetic")
+    tiny_model(tmp_path / "other")
+    card = ModelCard.read(tmp_path / "other" / "card.json")
+    lineage = card.lineage.model_copy(update={"run_id": "of another run"})
+    card.model_copy(update={"lineage": lineage}).write(tmp_path / "other" / "card.json")
 
     def run(*lines: str) -> list[str]:
         command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *lines]
@@ -40,12 +45,21 @@ def run(tmp_path, monkeypatch):
 
 
 def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run, tmp_path):
-    real, drawn = f"import={tmp_path / 'real'}", f"import={tmp_path / 'drawn'}"
-    empty, first, phantom, newest, second, newest_again = run("find=", real, drawn, "find=", real, "find=")
+    real, drawn, other = (f"import={tmp_path / name}" for name in ("real", "drawn", "other"))
+    empty, first, phantom, newest, second, newest_again = run("find=", real, drawn, "find=", other, "find=")
     assert empty.startswith("NoModel no model trained on real images")
     assert newest == f"{first} True local"
     assert newest_again == f"{second} True local"
+    assert second != first
     assert run(f"find={phantom}") == [f"{phantom} True synthetic"]
+
+
+def test_a_model_that_is_the_newest_of_its_kind_already_is_not_stored_again(run, tmp_path):
+    real, drawn, other = (f"import={tmp_path / name}" for name in ("real", "drawn", "other"))
+    first, phantom, again, replaced, back = run(real, drawn, real, other, real)
+    assert again == first
+    assert len({first, phantom, replaced, back}) == 4
+    assert run("find=") == [f"{back} True local"]
 
 
 def test_a_missing_tag_is_named(run):
