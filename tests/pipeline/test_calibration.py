@@ -64,9 +64,9 @@ def test_the_refer_margin_is_the_smallest_that_meets_the_risk() -> None:
 
 
 def test_a_margin_that_several_answers_share_accepts_all_or_none_of_them() -> None:
-    probabilities = rows(0.95, 0.95, 0.8, 0.8, 0.8, 0.8)
-    labels = np.array([0, 0, 0, 0, 1, 1])
-    assert fit_refer_margin(probabilities, labels, risk=0.1) == pytest.approx(0.6)  # two of six are not half
+    probabilities = rows(0.95, 0.95, 0.95, 0.8, 0.8, 0.8)
+    labels = np.array([0, 0, 0, 0, 1, 1])  # the fourth, being right, can't be accepted without the wrong ones
+    assert fit_refer_margin(probabilities, labels, risk=0.1) == pytest.approx(0.9)
 
 
 def test_a_risk_that_cannot_be_met_leaves_half_accepted() -> None:

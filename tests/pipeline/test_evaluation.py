@@ -95,6 +95,15 @@ def test_every_interval_holds_its_value() -> None:
         assert figure.low <= figure.value <= figure.high
 
 
+def test_the_interval_of_a_perfect_calibration_reaches_zero() -> None:
+    """Every resample is off by chance, so the percentiles alone would leave out the value."""
+    probabilities = np.tile([0.6, 0.4, 0.0, 0.0], (100, 1))
+    error = evaluate(probabilities, np.repeat([0, 1], [60, 40])).figures["calibration_error"]
+    assert error.value == pytest.approx(0)
+    assert error.low == error.value
+    assert error.high > 0.05
+
+
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(5)
     covered = 0
