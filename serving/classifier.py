@@ -87,7 +87,8 @@ class Classifier:
         spec = self.card.input
         expected = (spec.height, spec.width, spec.channels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
-            raise ValueError(f"expected pixels uint8 [N, {expected}], got {pixels.dtype} {list(pixels.shape)}")
+            wanted = ", ".join(map(str, expected))
+            raise ValueError(f"expected pixels uint8 [N, {wanted}], got {pixels.dtype} {list(pixels.shape)}")
         answer = partial(self._answer, request_id=request_id, explain=explain, warnings=("pixels_input",))
         return await self._in_part([partial(answer, row) for row in pixels])
 

@@ -1,0 +1,179 @@
+import asyncio
+import base64
+import threading
+from collections.abc import Awaitable, Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from chestct.card import ModelCard
+from chestct.engine import Engine, Scores
+from chestct.image import InvalidImage, encode_png
+from chestct.prediction import Prediction
+from chestct.store import GRAPH
+from serving.batcher import Closed, EngineFailed, Overloaded
+from serving.classifier import Classifier
+from serving.settings import Settings
+from tests.graphs import tiny_model, tiny_picture
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, ModelCard]:
+    folder = tmp_path_factory.mktemp("model")
+    card = tiny_model(folder)
+    return Engine(folder / GRAPH, threads=1, batch_sizes=(1, 2, 4)), card
+
+
+def png(label: int) -> bytes:
+    return encode_png(tiny_picture(label)[:, :, 0])
+
+
+def use(model: tuple[Any, ModelCard], call: Callable[[Classifier], Awaitable[T]], **settings: Any) -> T:
+    async def run() -> T:
+        classifier = Classifier(*model, "chestct:abc", Settings(largest_batch=4, **settings))
+        await classifier.warm_up()
+        try:
+            return await call(classifier)
+        finally:
+            await classifier.close()
+
+    return asyncio.run(run())
+
+
+def grey(encoded: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(BytesIO(base64.b64decode(encoded))))
+
+
+def test_an_image_gets_the_label_of_its_brightest_band(model: tuple[Engine, ModelCard]) -> None:
+    for label, name in enumerate(model[1].classes):
+        data = png(label)
+        prediction = use(model, lambda c, data=data: c.classify(data, request_id="r"))  # type: ignore[misc]
+        assert (prediction.label, prediction.request_id, prediction.model) == (name, "r", "chestct:abc")
+        assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
+        assert prediction.heatmaps is None
+
+
+def test_an_explanation_holds_a_map_a_class_and_the_models_view(model: tuple[Engine, ModelCard]) -> None:
+    prediction = use(model, lambda c: c.classify(png(1), request_id="r", explain=True))
+    assert prediction.heatmaps is not None
+    assert prediction.preview is not None
+    maps = {name: grey(encoded) for name, encoded in prediction.heatmaps.items()}
+    assert list(maps) == list(model[1].classes)
+    assert all(map_.shape == (32, 32) and map_.dtype == np.uint8 for map_ in maps.values())
+    spoken = maps["large_cell_carcinoma"]
+    assert spoken.max() > 220  # one scale for all classes of the picture: the loudest comes near the top
+    assert spoken[12].mean() > 200 > spoken[28].mean()
+    assert all(map_.max() < 128 for name, map_ in maps.items() if name != "large_cell_carcinoma")
+    np.testing.assert_array_equal(grey(prediction.preview), tiny_picture(1)[:, :, 0])
+
+
+def test_many_images_get_one_outcome_each_in_order(model: tuple[Engine, ModelCard]) -> None:
+    images = [png(0), b"no picture", png(2), b"", *(png(label % 4) for label in range(40))]
+    outcomes = use(model, lambda c: c.classify_many(images, request_id="r"), queue_size=8)
+    labels = [outcome.label if isinstance(outcome, Prediction) else outcome.code for outcome in outcomes]  # type: ignore[union-attr]
+    classes = model[1].classes
+    expected = [
+        classes[0],
+        "undecodable_image",
+        classes[2],
+        "empty_image",
+        *(classes[label % 4] for label in range(40)),
+    ]
+    assert labels == expected
+
+
+def test_pixels_are_answered_like_their_file_with_a_warning(model: tuple[Engine, ModelCard]) -> None:
+    pixels = np.stack([tiny_picture(label) for label in (3, 1, 0, 2, 1)])
+    predictions = use(model, lambda c: c.classify_pixels(pixels, request_id="r"))
+    assert [prediction.label for prediction in predictions] == [model[1].classes[label] for label in (3, 1, 0, 2, 1)]
+    assert {prediction.warnings for prediction in predictions} == {("pixels_input",)}
+    file = use(model, lambda c: c.classify(png(3), request_id="r"))
+    assert list(file.probabilities.values()) == pytest.approx(list(predictions[0].probabilities.values()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((1, 16, 32, 1), np.uint8), np.zeros((1, 32, 32, 1), np.float32), np.zeros((32, 32, 1), np.uint8)],
+    ids=["size", "type", "rank"],
+)
+def test_pixels_of_another_shape_or_type_are_refused(
+    model: tuple[Engine, ModelCard], pixels: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(ValueError, match=r"expected pixels uint8 \[N, 32, 32, 1\]"):
+        use(model, lambda c: c.classify_pixels(pixels, request_id="r"))
+
+
+def test_a_bad_image_is_refused_before_the_queue(model: tuple[Engine, ModelCard]) -> None:
+    with pytest.raises(InvalidImage, match="neither"):
+        use(model, lambda c: c.classify(b"text", request_id="r"))
+
+
+def test_images_being_decoded_count_against_the_queue(
+    model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    def slow(*_: object) -> None:
+        release.wait(10)
+        raise InvalidImage("undecodable_image", "slow")
+
+    monkeypatch.setattr("serving.classifier.decode", slow)
+
+    async def flood(classifier: Classifier) -> list[Any]:
+        tasks = [asyncio.create_task(classifier.classify(b"x", request_id="r")) for _ in range(10)]
+        await asyncio.sleep(0.05)
+        release.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    outcomes = use(model, flood, queue_size=4)
+    assert [type(outcome) for outcome in outcomes] == [InvalidImage] * 4 + [Overloaded] * 6
+
+
+def test_an_engine_that_fails_is_named_and_the_next_image_is_answered(model: tuple[Engine, ModelCard]) -> None:
+    class Flaky:
+        largest_batch = 4
+        fails = False
+
+        def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+            if self.fails:
+                raise RuntimeError("out of memory")
+            return model[0].infer(pixels)
+
+    flaky = Flaky()
+
+    async def twice(classifier: Classifier) -> Prediction:
+        flaky.fails = True
+        with pytest.raises(EngineFailed, match="out of memory"):
+            await classifier.classify(png(0), request_id="r")
+        flaky.fails = False
+        return await classifier.classify(png(0), request_id="r")
+
+    assert use((flaky, model[1]), twice).label == "adenocarcinoma"
+
+
+def test_ready_after_the_warm_up_and_never_after_closing(model: tuple[Engine, ModelCard]) -> None:
+    async def run() -> list[bool]:
+        classifier = Classifier(*model, "chestct:abc", Settings())
+        states = [classifier.ready]
+        await classifier.warm_up()
+        states.append(classifier.ready)
+        await classifier.close()
+        states.append(classifier.ready)
+        with pytest.raises(Closed):
+            await classifier.classify(png(0), request_id="r")
+        return states
+
+    assert asyncio.run(run()) == [False, True, False]
+
+
+def test_a_synthetic_model_says_so(tmp_path: Path) -> None:
+    card = tiny_model(tmp_path, data_source="synthetic")
+    engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1,))
+    assert use((engine, card), lambda c: c.classify(png(0), request_id="r")).warnings == ("synthetic_model",)
