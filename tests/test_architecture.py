@@ -1,0 +1,107 @@
+"""The rules of the layout: who imports whom, which module knows which library, and that importing does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("chestct", "pipeline", "serving")
+FILES = [*(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))), ROOT / "service.py"]
+
+FORBIDDEN = {
+    "chestct": {"pipeline", "serving", "service"},
+    "pipeline": {"serving", "service"},
+    "serving": {"pipeline", "service"},
+    "service": {"pipeline"},
+}
+OWNERS = {
+    "bentoml": {"chestct/store.py", "service.py"},
+    "openvino": {"chestct/engine.py"},
+    "mlflow": {"pipeline/tracking.py"},
+    "kagglehub": {"pipeline/ingest.py"},
+    "grpc": {"serving/rpc.py"},
+    "grpc_health": {"serving/rpc.py"},
+    "grpc_reflection": {"serving/rpc.py"},
+    "open_inference": {"serving/rpc.py"},
+    "starlette": {"serving/http.py"},
+    "prometheus_client": {"serving/metrics.py"},
+    "pydantic_settings": {"serving/settings.py"},
+}
+TRAINING_ONLY = {"tensorflow", "keras", "mlflow", "dvc", "kagglehub", "sklearn", "onnx", "tf2onnx", "matplotlib"}
+
+IMPORT_EACH = """
+import importlib, logging, os, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(*(name for name in sys.modules if "." not in name))
+print(*(type(handler).__name__ for handler in logging.getLogger().handlers))
+print(*sorted(os.listdir()))
+"""
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of the packages that this file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def module_names(*packages: str) -> list[str]:
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if path.relative_to(ROOT).parts[0].removesuffix(".py") in packages
+    ]
+
+
+def import_each(folder: Path, names: list[str]) -> tuple[set[str], list[str], list[str]]:
+    """Import the modules in a new process in an empty folder; what was loaded, root log handlers, files made."""
+    (folder / "home").mkdir()
+    (folder / "empty").mkdir()
+    environment = {
+        "PATH": "",
+        "HOME": str(folder / "home"),
+        "BENTOML_HOME": str(folder / "home" / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-c", IMPORT_EACH, *names]
+    done = subprocess.run(
+        command, cwd=folder / "empty", env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    modules, handlers, files = done.stdout.split("\n")[:3]
+    return set(modules.split()), handlers.split(), files.split()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert not imported(path) & FORBIDDEN[package]
+
+
+def test_one_library_is_known_to_one_module() -> None:
+    importers = {path.relative_to(ROOT).as_posix(): imported(path) for path in FILES}
+    found = {library: {path for path, names in importers.items() if library in names} for library in OWNERS}
+    assert found == OWNERS
+
+
+def test_serving_imports_none_of_the_training_libraries_and_does_nothing_when_imported(tmp_path: Path) -> None:
+    loaded, handlers, files = import_each(tmp_path, module_names("chestct", "serving", "service"))
+    assert {"service", "bentoml", "openvino", "grpc"} <= loaded
+    assert not loaded & TRAINING_ONLY
+    assert (handlers, files) == ([], [])
+
+
+def test_the_pipeline_does_nothing_when_imported(tmp_path: Path) -> None:
+    loaded, handlers, files = import_each(tmp_path, module_names("pipeline"))
+    assert {"keras", "mlflow"} <= loaded
+    assert (handlers, files) == ([], [])
