@@ -282,15 +282,18 @@ async def _form_files(headers: Headers, body: bytes, name: str, at_most: int) ->
         form = await parser.parse()
     except MultiPartException as error:
         raise _bad_request("invalid_form", f"expected {_wanted(name, at_most)}: {error.message}") from None
-    items = form.multi_items()
-    for field, value in items:
-        if field != name:
-            raise _bad_request("invalid_form", f"expected {_wanted(name, at_most)}, got a field {field!r}")
-        if not isinstance(value, UploadFile):
-            raise _bad_request("invalid_form", f"expected the field {name!r} to be a file, got text")
-    if not 1 <= len(items) <= at_most:
-        raise _bad_request("invalid_form", f"expected {_wanted(name, at_most)}, got {len(items)} files")
-    return [await file.read() for _, file in items if isinstance(file, UploadFile)]
+    try:
+        items = form.multi_items()
+        for field, value in items:
+            if field != name:
+                raise _bad_request("invalid_form", f"expected {_wanted(name, at_most)}, got a field {field!r}")
+            if not isinstance(value, UploadFile):
+                raise _bad_request("invalid_form", f"expected the field {name!r} to be a file, got text")
+        if not 1 <= len(items) <= at_most:
+            raise _bad_request("invalid_form", f"expected {_wanted(name, at_most)}, got {len(items)} files")
+        return [await file.read() for _, file in items if isinstance(file, UploadFile)]
+    finally:
+        await form.close()
 
 
 def _wanted(name: str, at_most: int) -> str:
