@@ -68,6 +68,7 @@ def test_a_run_holds_every_parameter_by_its_full_name_and_the_usual_ones_by_thei
 def test_a_run_names_the_data_and_the_commit_it_came_from(tracked: Path, params: Params) -> None:
     run = read_back(start(params))
     assert run.data.tags.items() >= {"data_source": "synthetic", "data_digest": DIGEST, "git_commit": "c0ffee"}.items()
+    assert run.inputs is not None
     assert run.inputs.dataset_inputs[0].dataset.digest == DIGEST[:8]
 
 
