@@ -1,11 +1,9 @@
 """The examples of docs/clients.md run as they stand, against a real server of the tiny model."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,28 +12,16 @@ from google.protobuf import json_format
 from open_inference.grpc import protocol
 
 from chestct.image import encode_png
-from load_tests import run
 from serving import oip
-from tests.graphs import tiny_card, tiny_model, tiny_picture
+from tests.graphs import tiny_card, tiny_picture
+from tests.server import ROOT, Server
 
-TEXT = (run.ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 NORMAL = 2
 
 
 def examples(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[run.Address]:
-    home = tmp_path_factory.mktemp("home")
-    tiny_model(home / "model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENTOML_HOME", str(home / "bentoml"))
-        code = "import sys; from pathlib import Path; from chestct import store; store.import_model(Path(sys.argv[1]))"
-        subprocess.run([sys.executable, "-c", code, str(home / "model")], check=True, cwd=run.ROOT, env=os.environ)
-        with run.serve() as served:
-            yield served
 
 
 def output(command: list[str], folder: Path) -> str:
@@ -45,20 +31,20 @@ def output(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def here(example: str, address: run.Address) -> str:
-    return example.replace("localhost:3000", urlsplit(address.http).netloc).replace("localhost:3001", address.grpc)
+def here(example: str, server: Server) -> str:
+    return example.replace("localhost:3000", urlsplit(server.url).netloc).replace("localhost:3001", server.grpc)
 
 
 @pytest.mark.parametrize("example", examples("sh"), ids=["raw", "form"])
-def test_a_curl_example_prints_the_prediction(example: str, address: run.Address, tmp_path: Path) -> None:
-    prediction = json.loads(output(["bash", "-ec", here(example, address)], tmp_path))
+def test_a_curl_example_prints_the_prediction(example: str, server: Server, tmp_path: Path) -> None:
+    prediction = json.loads(output(["bash", "-ec", here(example, server)], tmp_path))
     assert prediction["label"] == "normal"
     assert ("heatmaps" in prediction) == ("explain=true" in example)
 
 
 @pytest.mark.parametrize("example", examples("python"), ids=["http", "grpc"])
-def test_a_python_example_prints_the_label(example: str, address: run.Address, tmp_path: Path) -> None:
-    assert "normal" in output([sys.executable, "-W", "error", "-c", here(example, address)], tmp_path)
+def test_a_python_example_prints_the_label(example: str, server: Server, tmp_path: Path) -> None:
+    assert "normal" in output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
 
 
 def test_the_grpcurl_example_sends_a_message_of_the_protocol() -> None:

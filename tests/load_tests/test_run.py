@@ -1,9 +1,6 @@
 """The load test: it passes on a sound service, and it fails on one that is slow, wrong or gone."""
 
-import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from load_tests import run
-from tests.graphs import tiny_model
+from tests.server import import_tiny_model
 
 HTTP, GRPC = "/v1/predict", "/inference.GRPCInferenceService/ModelInfer"
 BOUND = run.Bound(max_error_rate=0, max_p99_ms=500, min_requests_per_second=5)
@@ -73,11 +70,9 @@ def test_a_server_that_can_t_start_ends_in_one_line_with_its_reason(
 
 
 def test_a_sound_service_passes_and_is_stopped_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "bentoml"))
-    tiny_model(tmp_path / "model")
-    code = "import sys; from pathlib import Path; from chestct import store; store.import_model(Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=True, cwd=run.ROOT, env=os.environ)
-
+    home = tmp_path / "bentoml"
+    import_tiny_model(home)
+    monkeypatch.setenv("BENTOML_HOME", str(home))
     # Its own bounds on time: the suite may share its cores with anything.
     bounds = {
         name: bound.model_copy(update={"max_p99_ms": 10_000, "min_requests_per_second": 1})
