@@ -99,10 +99,10 @@ def _draw_lung(hounsfield: Plane, lung: Lung, texture: Plane, rng: np.random.Gen
     pen = ImageDraw.Draw(vessels)
     for _ in range(rng.integers(5, 9)):
         angle = rng.uniform(-1.3, 1.3) + (0 if lung.outward > 0 else np.pi)
-        _draw_vessel(pen, *lung.at(-0.75, rng.uniform(-0.2, 0.2)), angle, rng.uniform(3, 5), rng)
+        _draw_vessel(pen, *lung.at(-0.75, rng.uniform(-0.2, 0.2)), angle, rng.uniform(2.2, 3.8), rng)
     for _ in range(rng.integers(15, 35)):  # vessels that cross the slice
         x, y = _to_pixels(*lung.at(rng.uniform(-0.8, 0.8), rng.uniform(-0.8, 0.8)))
-        radius = rng.uniform(0.5, 1.6)
+        radius = rng.uniform(0.5, 1.3)
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=int(rng.integers(110, 220)))
     mask = gaussian_filter(np.asarray(vessels, np.float32) / 255, 0.7)
     _paint(hounsfield, mask * shape, MUSCLE)
@@ -165,21 +165,21 @@ def _draw_mediastinum(hounsfield: Plane, height: float, gap: float, rng: np.rand
 
 def _draw_adenocarcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
     """Peripheral: a solid nodule with spicules, or ground glass, through which vessels stay visible."""
-    x, y = lung.at(rng.uniform(0.55, 0.78), rng.uniform(-0.45, 0.45))
+    x, y = lung.at(rng.uniform(0.5, 0.75), rng.uniform(-0.45, 0.45))
     if rng.random() < 0.35:
-        size = rng.uniform(0.11, 0.16)
+        size = rng.uniform(0.13, 0.18)
         glass = _ellipse(x, y, size, size * rng.uniform(0.75, 1.2), wobble=_harmonics(rng, 6, 0.15))
         haze = gaussian_filter(glass, 2.5) * (hounsfield < -300)
-        hounsfield += haze * rng.uniform(380, 520)
+        hounsfield += haze * rng.uniform(450, 600)
         core = size * rng.uniform(0.2, 0.4)
         _paint(hounsfield, _ellipse(x, y, core, core, wobble=_harmonics(rng, 5, 0.2)), 0)
         return
-    size = rng.uniform(0.065, 0.105)
+    size = rng.uniform(0.095, 0.135)
     spicules = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(spicules)
     centre = _to_pixels(x, y)
     for angle in rng.uniform(0, 2 * np.pi, int(rng.integers(12, 22))):
-        reach = size * rng.uniform(1.2, 2.1)
+        reach = size * rng.uniform(1.2, 1.9)
         end = _to_pixels(x + reach * np.cos(angle), y + reach * np.sin(angle))
         pen.line((*centre, *end), fill=int(rng.integers(120, 230)), width=int(rng.integers(1, 3)))
     _paint(hounsfield, gaussian_filter(np.asarray(spicules, np.float32) / 255, 0.9), MUSCLE)
