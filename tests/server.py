@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import httpx
 
+from chestct.store import CARD
 from tests.graphs import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -37,10 +38,11 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     return {**inherited, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **settings}
 
 
-def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "local") -> str:
-    """Put the tiny model into the store of this home; its tag."""
+def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "local", run_id: str = "5eed") -> str:
+    """Put the tiny model into the store of this home; its tag. Another `run_id` makes it another model."""
     folder = home.with_name(f"{home.name}-model")
-    tiny_model(folder, data_source=data_source)
+    card = tiny_model(folder, data_source=data_source)
+    card.model_copy(update={"lineage": card.lineage.model_copy(update={"run_id": run_id})}).write(folder / CARD)
     code = "import sys, pathlib, chestct.store as store; print(store.import_model(pathlib.Path(sys.argv[1])))"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", code, str(folder)]

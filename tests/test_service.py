@@ -1,0 +1,188 @@
+"""The real thing: BentoML's supervisor and workers, as `make serve` starts them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from open_inference.grpc import protocol, service
+
+from chestct.image import encode_png
+from tests.graphs import tiny_picture
+from tests.server import ROOT, Server, environment, import_tiny_model, serve
+
+PNG = {"Content-Type": "image/png"}
+
+
+def png(label: int = 1) -> bytes:
+    return encode_png(tiny_picture(label)[:, :, 0])
+
+
+def ask_http(server: Server, data: bytes) -> dict[str, float]:
+    response = httpx.post(f"{server.url}/v1/predict", content=data, headers=PNG, timeout=10)
+    assert response.status_code == 200, response.text
+    probabilities: dict[str, float] = response.json()["probabilities"]
+    return probabilities
+
+
+def ask_grpc(server: Server, data: bytes) -> list[float]:
+    with grpc.insecure_channel(server.grpc) as channel:
+        tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(data)
+        request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
+        answer = service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=10)
+    index = [output.name for output in answer.outputs].index("probabilities")
+    return [float(value) for value in memoryview(answer.raw_output_contents[index]).cast("f")]
+
+
+def bentoml(*command: str, home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bentoml", *command],
+        cwd=ROOT,
+        env=environment(home, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_importing_the_service_is_light_and_brings_no_training() -> None:
+    code = "import json, sys, service; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    modules = set(json.loads(done.stdout))
+    assert not {"tensorflow", "keras", "mlflow", "dvc", "openvino", "pipeline"} & modules
+
+
+def test_http_and_grpc_answer_the_same(server: Server) -> None:
+    for label in range(4):
+        over_http = ask_http(server, png(label))
+        assert max(over_http, key=over_http.__getitem__) == list(over_http)[label]
+        assert ask_grpc(server, png(label)) == pytest.approx(list(over_http.values()), abs=1e-6)
+
+
+def test_the_probes_say_ready(server: Server) -> None:
+    for path in ("/livez", "/readyz", "/healthz"):
+        assert httpx.get(f"{server.url}{path}").status_code == 200
+    with grpc.insecure_channel(server.grpc) as channel:
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10).status
+    assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_the_log_says_where_the_page_is(server: Server) -> None:
+    (page,) = re.findall(r"^page: (\S+)$", server.log.read_text(), re.MULTILINE)
+    assert page == f"{server.url}/"
+    assert "Chest" in httpx.get(page).text
+
+
+def test_errors_keep_the_schema_behind_bentoml(server: Server) -> None:
+    cases = {
+        httpx.post(f"{server.url}/v1/predict", content=b"text", headers=PNG): 422,
+        httpx.post(f"{server.url}/v1/predict", content=b"", headers=PNG): 400,
+        httpx.get(f"{server.url}/v1/predict"): 405,
+        httpx.get(f"{server.url}/v1/nothing"): 404,
+    }
+    for response, status in cases.items():
+        assert response.status_code == status
+        assert set(response.json()["error"]) == {"code", "message", "request_id"}
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: 999999999\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(64).startswith(b"HTTP/1.1 413")
+
+
+def metric(text: str, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_metrics_add_up_over_the_workers(server: Server) -> None:
+    name = 'chestct_requests_total{code="200",protocol="http",route="/v1/predict"}'
+    before = metric(httpx.get(f"{server.url}/metrics").text, name)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda index: ask_http(server, png(index % 4)), range(40)))
+    # Each connection asks whichever worker takes it, and either knows of all.
+    for _ in range(6):
+        text = httpx.get(f"{server.url}/metrics").text
+        assert metric(text, name) == before + 40
+        assert metric(text, "chestct_queue_depth") == 0
+        assert "bentoml_service" not in text
+
+
+def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
+    home = tmp_path / "bentoml"
+    tag = import_tiny_model(home)
+    with serve(home, tag, CHESTCT_WORKERS="1") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        data = png(2)
+        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(head.encode() + data[:40])
+            time.sleep(0.3)  # the worker reads the body now
+            os.kill(server.process.pid, signal.SIGTERM)
+            time.sleep(0.5)
+            connection.sendall(data[40:])
+            answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert b'"label":"normal"' in answer
+        assert server.process.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url)
+
+
+def test_a_store_without_a_real_model_ends_in_one_line(tmp_path: Path) -> None:
+    import_tiny_model(tmp_path / "bentoml", "synthetic")
+    done = bentoml("serve", ".", home=tmp_path / "bentoml")
+    assert done.returncode != 0
+    assert "no model trained on real images" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_unknown_setting_ends_in_one_line(tmp_path: Path) -> None:
+    tmp_path.mkdir(exist_ok=True)
+    done = bentoml("serve", ".", home=tmp_path, CHESTCT_WORKRES="2")
+    assert done.returncode != 0
+    assert "unknown setting CHESTCT_WORKRES" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_bento_holds_the_served_model_and_answers_like_the_clone(server: Server, tmp_path: Path) -> None:
+    home = tmp_path / "bentoml"
+    tag = import_tiny_model(home)
+    built = bentoml("build", "--output", "tag", home=home)
+    assert built.returncode == 0, built.stderr
+    bento = built.stdout.split()[-1].removeprefix("__tag__:")
+    newer = import_tiny_model(home, run_id="newer")
+    assert newer != tag
+
+    folder = home / "bentos" / bento.replace(":", "/")
+    sources = {path.relative_to(folder / "src").parts[0] for path in (folder / "src").rglob("*") if path.is_file()}
+    assert sources == {"bentofile.yaml", "service.py", "chestct", "serving"}
+    packages = {line.split("==")[0] for line in (folder / "env/python/requirements.txt").read_text().splitlines()}
+    assert {"bentoml", "openvino", "grpcio"} <= packages
+    assert not {"tensorflow", "tensorflow-cpu", "keras", "mlflow", "dvc"} & packages
+    assert "--hash=sha256:" in (folder / "env/python/requirements.txt").read_text()
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with serve(home, tag, what=bento, cwd=elsewhere, CHESTCT_WORKERS="1") as packed:
+        assert httpx.get(f"{packed.url}/v1/model").json()["model"] == tag
+        assert ask_http(packed, png()) == ask_http(server, png())
+        assert ask_grpc(packed, png()) == ask_grpc(server, png())
