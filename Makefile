@@ -6,7 +6,10 @@ DATA      ?=
 USERS     ?= 8
 SECONDS   ?= 30
 # What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
-PHANTOMS   = data.source=synthetic base_model.backbone=small base_model.weights=none
+PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 prepare.image_size=64 prepare.folds=2 \
+  base_model.backbone=small base_model.weights=none base_model.dropout=0 train.head_epochs=0 train.epochs=14 \
+  train.batch_size=32 train.learning_rate=5e-3 train.augment.rotation_degrees=0 train.augment.zoom=0 \
+  train.augment.shift=0 evaluate.bootstrap=200 report.bootstrap=200
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BENTOML_DO_NOT_TRACK = True
@@ -34,7 +37,7 @@ demo: $(training) ## train on phantoms in a clone of its own (a minute or two), 
 	@test -d .demo || git clone -q . .demo
 	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(experiment) $(PHANTOMS:%=-S %)
 	@stored=$$(cd .demo && python -m pipeline.store) && \
-	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec $(MAKE) --no-print-directory serve
+	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 test: $(development) ## every test, in ten minutes or less
 	@python -m pytest

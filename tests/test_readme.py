@@ -1,0 +1,97 @@
+"""README and docs say what is there: commands, endpoints, settings, files and the released model's figures."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from chestct.card import Estimate, ModelCard
+from serving import http
+from serving.settings import PREFIX, Settings
+from tests.server import Server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENDPOINTS = re.findall(r"^- `(GET|POST) (/\S*)`:", README, re.MULTILINE)
+ROWS = {
+    "out-of-fold": "out_of_fold",
+    "Kaggle's test folder": "test",
+    "the same without twins": "test_without_twins",
+}
+
+
+def test_every_make_command_in_the_docs_runs() -> None:
+    commands = {command for page in PAGES for command in re.findall(r"\bmake ([a-z]+)\b", _code(page))}
+    assert {"serve", "test", "demo", "train", "load"} <= commands
+    for command in commands:
+        # A dry run: it prints what would run, and fails where there is no such target. Port 0 is always free.
+        dry_run = ["make", "--dry-run", command, "PORT=0", "GRPC_PORT=0"]
+        done = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_make_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  make (\S+) ", listed, re.MULTILINE) == re.findall(r"^([a-z]+):.*##", makefile, re.MULTILINE)
+    assert sorted(phony.split()) == sorted(re.findall(r"^  make (\S+) ", listed, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("verb", "path"), ENDPOINTS)
+def test_every_documented_endpoint_exists(server: Server, verb: str, path: str) -> None:
+    assert httpx.request(verb, server.url + path, timeout=30).status_code not in (404, 405)
+
+
+def test_every_route_is_documented() -> None:
+    app = http.create_app(Settings.read())
+    routes = {route.name for route in app.routes if hasattr(route, "endpoint")}
+    routes |= {route.name for mount in app.routes for route in getattr(mount, "routes", [])}
+    assert routes <= {path for _, path in ENDPOINTS}
+
+
+def test_the_settings_table_names_every_setting_with_its_default() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(rf"^\| `({PREFIX}\w+)` \| ([^|]+) \|", page, re.MULTILINE))
+    assert documented.keys() == {PREFIX + name.upper() for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        if field.default_factory is None and field.default is not None:
+            assert documented[PREFIX + name.upper()] == str(field.default)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).is_file(), target
+
+
+def test_every_part_in_the_layout_table_exists() -> None:
+    _, _, table = README.partition("## Where things are")
+    names = [
+        name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(names) > 10
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_figures_are_those_of_the_released_model() -> None:
+    card = ModelCard.read(ROOT / "release" / "card.json")
+    expected = "\n".join(
+        f"| {row} | {m.images} | {_in_words(m.accuracy)} | {_in_words(m.macro_f1)} | {_in_words(m.roc_auc)} |"
+        for row, m in ((row, card.metrics[split]) for row, split in ROWS.items())
+    )
+    assert expected in README, f"README should say:\n{expected}"
+
+
+def _in_words(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
+
+
+def _code(page: Path) -> str:
+    """The page's code: fenced blocks and words in backticks."""
+    text = page.read_text(encoding="utf-8")
+    return "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL))
