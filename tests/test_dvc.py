@@ -1,0 +1,108 @@
+"""dvc.yaml against the code: what a stage loads and reads, and what makes it run again."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.params import Params, PhantomCounts
+from pipeline.phantoms import draw_phantoms
+from tests.server import ROOT
+
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+class Project:
+    """The project's code in a git repository of its own, on a few phantoms in a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "project"
+        self.images = folder / "images"
+        self.records = folder / "records"
+        self.records.mkdir()
+        draw_phantoms(self.images, PhantomCounts(train=2, valid=1, test=1), seed=1)
+        for name in ("chestct", "pipeline", ".dvc"):
+            ignored = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+            shutil.copytree(ROOT / name, self.folder / name, ignore=ignored)
+        for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+            shutil.copyfile(ROOT / name, self.folder / name)
+        subprocess.run(["git", "init", "-q"], cwd=self.folder, check=True)
+        self.set_params(source="local", path=str(self.images), phantoms={"train": 2, "valid": 1, "test": 1})
+
+    def set_params(self, **data: object) -> None:
+        content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        content["data"].update(data)
+        content["prepare"].update(image_size=32, folds=2)
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    def repro(self, *stages: str) -> list[str]:
+        """The stages that ran."""
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT / "tests" / "recorder"),
+            "RECORD_MODULES": str(self.records),
+            "DVC_NO_ANALYTICS": "1",
+        }
+        command = [sys.executable, "-m", "dvc", "repro", *stages]
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"Running stage '(\w+)'", done.stdout)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = Project(tmp_path_factory.mktemp("dvc"))
+    assert made.repro("prepare") == ["ingest", "prepare"]
+    return made
+
+
+def test_nothing_changed_leaves_prepare_alone(project: Project) -> None:
+    assert project.repro("prepare") == ["ingest"]
+
+
+def test_one_changed_file_makes_prepare_run_again(project: Project) -> None:
+    image = next(project.images.glob("train/normal/*.png"))
+    other = next(project.images.glob("test/normal/*.png")).read_bytes()
+    image.write_bytes(other)
+    assert project.repro("prepare") == ["ingest", "prepare"]
+    assert (project.folder / "data" / "raw" / image.relative_to(project.images)).read_bytes() == other
+
+
+def test_another_source_makes_prepare_run_again(project: Project) -> None:
+    project.set_params(source="synthetic", phantoms={"train": 2, "valid": 1, "test": 1})
+    assert project.repro("prepare") == ["ingest", "prepare"]
+
+
+@pytest.mark.parametrize("name", ["ingest", "prepare"])
+def test_a_stage_depends_on_the_modules_that_it_loads_and_on_no_other(project: Project, name: str) -> None:
+    assert modules_in_deps(name) == modules_loaded(project.records, name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_a_module_and_a_function_of_its_name_with_params_of_its_own(name: str) -> None:
+    assert STAGES[name]["cmd"] == f"python -m pipeline.{name}"
+    module = ast.parse((ROOT / "pipeline" / f"{name}.py").read_text(encoding="utf-8"))
+    assert {name, "main"} <= {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+    section = "data" if name == "ingest" else name
+    assert section in STAGES[name]["params"]
+    assert section in Params.model_fields
+
+
+def modules_in_deps(name: str) -> set[str]:
+    return {path for path in STAGES[name]["deps"] if path.endswith(".py")}
+
+
+def modules_loaded(records: Path, name: str) -> set[str]:
+    """As tests/recorder wrote them. A package's own __init__ makes no data: a new version is no reason to train."""
+    loaded = (records / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return {path for path in loaded if not path.endswith("__init__.py")}
