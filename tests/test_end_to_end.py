@@ -1,0 +1,180 @@
+"""All the way on phantoms: DVC runs every stage, the model is stored, the real server answers with it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from open_inference.grpc import protocol, service
+
+from chestct.card import InputSpec
+from chestct.image import decode
+from pipeline import paths
+from pipeline.calibration import Calibration
+from pipeline.classes import CLASSES
+from tests.server import ROOT, Server, environment, serve
+
+pytestmark = pytest.mark.timeout(600)  # the first test to ask for it waits for the whole pipeline
+
+IDENTITY = {
+    f"GIT_{role}_{field}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for field, value in (("NAME", "chestct"), ("EMAIL", "chestct@localhost"))
+}
+
+
+class Project(NamedTuple):
+    folder: Path
+    """A clone of the working tree in which every stage has run."""
+    home: Path
+    """Of BentoML."""
+
+    def run(self, *command: str) -> str:
+        """What it printed, run in the folder by a user whose git knows no name."""
+        inherited = environment(self.home, **IDENTITY, GIT_CONFIG_GLOBAL=os.devnull)
+        inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+        done = subprocess.run(
+            command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=500, check=False
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+
+def phantom_settings() -> list[str]:
+    """The Makefile's PHANTOMS, as `dvc exp run` takes them."""
+    database = subprocess.run(
+        ["make", "--print-data-base", "--dry-run", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"^PHANTOMS = (.+)$", database, re.MULTILINE)
+    assert found
+    return [word for setting in found[1].split() for word in ("-S", setting)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("project") / "clone"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("release/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    made = Project(folder, folder.with_name("bentoml"))
+    made.home.mkdir()
+    made.run("git", "init", "--quiet")
+    made.run("git", "add", "--all")
+    made.run("git", "commit", "--quiet", "--message", "Take the project")
+    made.run("dvc", "exp", "run", *phantom_settings())
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(project: Project) -> Iterator[Server]:
+    tag = project.run("python", "-m", "pipeline.store").splitlines()[-1]
+    with serve(project.home, tag, cwd=project.folder, CHESTCT_MODEL=tag, CHESTCT_WORKERS="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def phantoms(project: Project) -> list[bytes]:
+    """Held-out pictures, two of each class."""
+    test = project.folder / paths.RAW / "test"
+    return [path.read_bytes() for name in CLASSES for path in sorted((test / name).iterdir())[:2]]
+
+
+def ask(server: Server, image: bytes) -> dict[str, Any]:
+    answer = httpx.post(f"{server.url}/v1/predict", content=image, headers={"Content-Type": "image/png"}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None:
+    metrics = json.loads((project.folder / paths.TEST_METRICS).read_bytes())
+    assert metrics["test"]["images"] >= 80
+    assert metrics["test"]["accuracy"]["value"] >= 0.80
+
+
+def test_the_stored_model_answers_over_http_and_says_that_it_is_synthetic(
+    server: Server, phantoms: list[bytes]
+) -> None:
+    for image in phantoms:
+        answer = ask(server, image)
+        assert answer["model"] == server.tag
+        assert answer["warnings"] == ["synthetic_model"]
+        assert set(answer["probabilities"]) == set(CLASSES)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        best = max(answer["probabilities"], key=answer["probabilities"].__getitem__)
+        assert answer["label"] == (None if answer["decision"] == "reject" else best)
+
+
+def test_grpc_gives_the_same_answer_as_http(server: Server, phantoms: list[bytes]) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service.GRPCInferenceServiceStub(channel)
+        for image in phantoms:
+            request = protocol.ModelInferRequest(
+                model_name="chestct",
+                inputs=[{"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}],
+            )
+            response = stub.ModelInfer(request, timeout=30)
+            names = [output.name for output in response.outputs]
+            raw = response.raw_output_contents[names.index("probabilities")]
+            expected = list(ask(server, image)["probabilities"].values())
+            np.testing.assert_allclose(np.frombuffer(raw, np.float32), expected, atol=1e-5)
+
+
+def test_the_service_predicts_what_the_trained_network_does(
+    project: Project, server: Server, phantoms: list[bytes]
+) -> None:
+    import keras  # only this test pays for TensorFlow
+
+    network = keras.models.load_model(project.folder / paths.FINAL_MODEL, compile=False)
+    _, height, width, _ = network.input_shape
+    spec = InputSpec(height=height, width=width)
+    pixels = np.stack([decode(image, spec).pixels for image in phantoms])
+    temperature = Calibration.model_validate_json((project.folder / paths.CALIBRATION).read_bytes()).temperature
+    logits = np.asarray(network.predict(pixels, verbose=0)) / temperature
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    served = [list(ask(server, image)["probabilities"].values()) for image in phantoms]
+    np.testing.assert_allclose(served, expected, atol=2e-3)  # the graph's weights are float16
+
+
+def test_a_second_run_does_nothing_and_stores_nothing(project: Project, server: Server) -> None:
+    output = project.run("dvc", "repro")
+    assert re.findall(r"Running stage '(\w+)'", output) == ["ingest"]
+    assert project.run("python", "-m", "pipeline.store").splitlines()[-1] == server.tag
+
+
+def test_a_changed_number_of_epochs_runs_train_and_no_stage_before_it(project: Project) -> None:
+    params = project.folder / paths.PARAMS
+    before = params.read_text(encoding="utf-8")
+    params.write_text(before.replace("epochs: 14", "epochs: 13"), encoding="utf-8")
+    try:
+        output = project.run("dvc", "repro", "--dry")
+    finally:
+        params.write_text(before, encoding="utf-8")
+    assert re.findall(r"Running stage '(\w+)'", output) == ["ingest", "train"]
+
+
+def test_a_fresh_clone_pulls_the_model_from_a_remote(project: Project, tmp_path: Path) -> None:
+    project.run("dvc", "remote", "add", "--default", "shelf", str(tmp_path / "remote"))
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--quiet", "--message", "Train on phantoms")
+    project.run("dvc", "push", "--quiet")
+    project.run("git", "clone", "--quiet", str(project.folder), str(tmp_path / "clone"))
+    Project(tmp_path / "clone", project.home).run("dvc", "pull", "--quiet")
+    for name in ("model.onnx", "card.json"):
+        pulled = tmp_path / "clone" / paths.RELEASE / name
+        assert pulled.read_bytes() == (project.folder / paths.RELEASE / name).read_bytes()
