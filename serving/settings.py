@@ -4,7 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -30,6 +30,11 @@ def _usable_cores() -> int:
     return cores
 
 
+def _cores_per_worker(settings: dict[str, Any]) -> int:
+    workers: int = settings.get("workers", 1)
+    return max(1, _usable_cores() // workers)
+
+
 class Settings(BaseSettings):
     """Read once, at the edge, by `Settings.read`; each field is the variable CHESTCT_<NAME>."""
 
@@ -39,11 +44,9 @@ class Settings(BaseSettings):
     """Tag in the BentoML model store; none: the newest model trained on real images."""
     workers: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=_usable_cores)
     """Processes that answer; each holds its own engine and queue."""
-    engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(
-        default_factory=lambda data: max(1, _usable_cores() // data.get("workers", 1))
-    )
+    engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=_cores_per_worker)
     """CPU threads for one inference, per worker."""
-    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=_cores_per_worker)
     """Images decoded at the same time, per worker."""
     largest_batch: Annotated[int, Field(ge=1, le=64)] = 4
     """Images in one inference at most."""
