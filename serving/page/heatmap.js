@@ -49,8 +49,8 @@ async function show(png) {
 }
 
 /** Levels up to CLEAR leave the picture as it is; from SOLID on the colour covers it as far as the slider lets it. */
-const CLEAR = 0.3;
-const SOLID = 0.8;
+const CLEAR = 0.1;
+const SOLID = 0.6;
 
 /** Enlarge the grey map smoothly, then colour it. */
 function paint(image) {
