@@ -9,7 +9,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 BATCH_SIZES: Final = (1, 2, 4, 8)
-"""A static shape runs several times faster than a dynamic one, so each of these sizes is compiled."""
+"""A static shape runs faster than a dynamic one, so each of these sizes is compiled; each costs memory of its own."""
 
 
 class Scores(NamedTuple):

@@ -10,8 +10,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from chestct.card import InputSpec
 
 FORMATS: Final = ("PNG", "JPEG")
-MAX_PIXELS: Final = 40_000_000
-"""The largest picture accepted, in pixels before resizing: eight times the largest CT slice in use (2048 x 2048)."""
+MAX_PIXELS: Final = 4096 * 4096
+"""The largest picture accepted, in pixels before resizing: a CT slice has 512 x 512, seldom 2048 x 2048.
+
+A picture is decoded whole, in up to four bytes a pixel, so this also bounds the memory a request can take."""
 
 _SIXTEEN_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 
@@ -86,4 +88,4 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
 
 
 def _high_byte(image: Image.Image) -> Image.Image:
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
