@@ -3,6 +3,7 @@ PYTHON    ?= python3
 PORT      ?= 3000
 GRPC_PORT ?= 3001
 DATA      ?=
+IMAGE     ?=
 USERS     ?= 8
 SECONDS   ?= 30
 # What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
@@ -52,8 +53,9 @@ store: $(training) ## put the best run into the BentoML model store, if it passe
 bento: $(serving) ## build the bento of the model that `make serve` would serve
 	@python -m serving.release && bentoml build
 
-image: bento ## build the bento's container image with docker, podman or buildah
-	bentoml containerize chestct:latest --backend $(firstword $(notdir $(shell command -v docker podman buildah)) docker)
+image: bento ## build the bento's container image, named IMAGE, with docker, podman or buildah
+	$(if $(builder),,$(error a running docker, or podman, or buildah is needed))
+	bentoml containerize chestct:latest --backend $(builder) $(IMAGE:%=--image-tag %)
 
 load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
 	@python -m serving.release && python -m load_tests.run --users $(USERS) --seconds $(SECONDS)
@@ -79,6 +81,8 @@ clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 
 compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --only-binary :all: --generate-hashes \
   --no-header --no-emit-index-url --no-emit-find-links
+
+builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
 # $(call free,PORT): stop in one line where another program listens on that port.
 free = $(if $(shell $(PYTHON) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
