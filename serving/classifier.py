@@ -129,10 +129,13 @@ class Classifier:
         return prediction
 
     def _explain(self, pixels: NDArray[np.uint8], score: Score) -> tuple[dict[str, str], str]:
-        """Heat maps of the input's size on one scale, so that they compare between the classes of an image."""
+        """Heat maps of the input's size on one scale, so that they compare between the classes of an image.
+
+        Black is where nothing speaks for the class; what speaks against it is not told apart from that.
+        """
         size = (self.card.input.width, self.card.input.height)
-        low, high = score.heatmap.min(), score.heatmap.max()
-        scaled = (score.heatmap - low) * (255 / max(float(high - low), 1e-6))
+        supporting = np.maximum(score.heatmap, 0)
+        scaled = supporting * (255 / max(float(supporting.max()), 1e-6))
         maps = {
             name: _base64_png(np.asarray(Image.fromarray(map_).resize(size, Image.Resampling.BILINEAR)).round())
             for name, map_ in zip(self.card.classes, scaled, strict=True)

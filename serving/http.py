@@ -38,11 +38,12 @@ REQUEST_ID: Final = "X-Request-ID"
 _LONGEST_ID: Final = 128
 _FORM_SLACK: Final = 64 * 1024
 """What a multipart body holds beside its images: boundaries and headers of its parts."""
-_SECURITY_HEADERS: Final = {
+_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # after an upgrade no browser may mix modules of two versions of the page
 }
 
 _CLIENT_GONE: Final = 499
@@ -92,7 +93,7 @@ def create_app(settings: Settings) -> Starlette:
 
 
 class _Edge:
-    """Around every route: the request's id, the security headers, the time limit, errors as answers, metrics."""
+    """Around every route: the request's id, the common headers, the time limit, errors as answers, metrics."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -111,7 +112,7 @@ class _Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update({REQUEST_ID: request_id, **_SECURITY_HEADERS})
+                MutableHeaders(scope=message).update({REQUEST_ID: request_id, **_HEADERS})
             await send(message)
 
         try:
@@ -185,7 +186,7 @@ async def _metrics(_: Request) -> Response:
 
 
 async def _index(_: Request) -> Response:
-    return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+    return FileResponse(PAGE / "index.html")
 
 
 def _request_id(headers: Headers) -> str:

@@ -1,0 +1,54 @@
+"""The released model is whole, fits its card, and refuses what is no chest CT."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chestct.card import DISCLAIMER, ModelCard
+from chestct.engine import Engine
+from chestct.image import decode
+from chestct.store import CARD, GRAPH
+
+RELEASE = Path(__file__).parents[1] / "release"
+XRAYS = Path(__file__).parents[2] / "shared" / "data" / "chest-xray"
+
+
+@pytest.fixture(scope="module")
+def card() -> ModelCard:
+    return ModelCard.read(RELEASE / CARD)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(RELEASE / GRAPH)
+
+
+def test_the_graph_is_the_one_the_card_describes(card: ModelCard) -> None:
+    graph = (RELEASE / GRAPH).read_bytes()
+    assert hashlib.sha256(graph).hexdigest() == card.lineage.model_sha256
+    assert len(graph) < 10_000_000
+
+
+def test_it_was_trained_on_real_images_by_committed_code(card: ModelCard) -> None:
+    assert not card.synthetic
+    assert not card.lineage.git_commit.endswith("-dirty")
+    assert card.disclaimer == DISCLAIMER
+    assert {"out_of_fold", "test", "test_without_twins"} <= card.metrics.keys()
+
+
+def test_probabilities_follow_from_the_heat_maps_the_bias_and_the_temperature(card: ModelCard, engine: Engine) -> None:
+    shape = (3, card.input.height, card.input.width, card.input.channels)
+    scores = engine.infer(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    logits = scores.heatmaps.mean(axis=(2, 3)) + np.array(card.logit_bias)
+    exponents = np.exp(logits / card.temperature)
+    assert scores.probabilities == pytest.approx(exponents / exponents.sum(axis=1, keepdims=True), abs=1e-3)
+
+
+@pytest.mark.skipif(not XRAYS.is_dir(), reason="needs the chest X-rays of ../shared, which are not in the project")
+def test_chest_x_rays_are_rejected(card: ModelCard, engine: Engine) -> None:
+    files = sorted(XRAYS.glob("**/*.jpg"))
+    assert len(files) > 50
+    scores = engine.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
+    assert (scores.ood_score > card.thresholds.ood_limit).mean() >= 0.95
