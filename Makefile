@@ -12,6 +12,9 @@ PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 p
   train.batch_size=32 train.learning_rate=5e-3 train.augment.rotation_degrees=0 train.augment.zoom=0 \
   train.augment.shift=0 evaluate.bootstrap=200 report.bootstrap=200
 
+# The one outside of .venv, which has no pip, also where .venv is activated.
+python := $(shell PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))' && command -v $(PYTHON))
+
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BENTOML_DO_NOT_TRACK = True
 export DVC_NO_ANALYTICS = 1
@@ -85,17 +88,17 @@ compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --o
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
 # $(call free,PORT): stop in one line where another program listens on that port.
-free = $(if $(shell $(PYTHON) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
+free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
   | grep -x free),,$(error port $1 is taken; choose others: make serve PORT=3100 GRPC_PORT=3101))
 
 .venv:
-	$(if $(shell $(PYTHON) -c 'import sys, pip; print((3, 11) <= sys.version_info < (3, 14))' 2>&1 | grep -x True),,$(error \
+	$(if $(shell $(python) -c 'import sys, pip; print((3, 11) <= sys.version_info < (3, 14))' 2>&1 | grep -x True),,$(error \
 	  $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with pip; name one that is: make PYTHON=python3.12))
-	@$(PYTHON) -m venv --without-pip .venv
+	@$(python) -m venv --without-pip .venv
 
 # venv and pip alone: Debian's python3 has no ensurepip, and pip can install into an environment that lacks it.
 .venv/.serving .venv/.training .venv/.development: .venv/.%: requirements/%.txt | .venv
 	@echo "Installing $< into .venv; the first time takes a minute or two ..."
-	@$(PYTHON) -m pip --python .venv/bin/python install -q --disable-pip-version-check --no-input --no-compile \
+	@$(python) -m pip --python .venv/bin/python install -q --disable-pip-version-check --no-input --no-compile \
 	  --require-hashes --only-binary :all: -r $<
 	@touch $@

@@ -21,6 +21,7 @@ from pipeline import paths
 from pipeline.calibration import Calibration
 from pipeline.classes import CLASSES
 from tests.server import ROOT, Server, environment, serve
+from tests.test_dvc import STAGES, modules_in_deps, modules_loaded
 
 pytestmark = pytest.mark.timeout(600)  # the first test to ask for it waits for the whole pipeline
 
@@ -37,10 +38,16 @@ class Project(NamedTuple):
     home: Path
     """Of BentoML."""
 
+    @property
+    def records(self) -> Path:
+        """Where tests/recorder writes which modules a stage has loaded."""
+        return self.home.with_name("records")
+
     def run(self, *command: str) -> str:
         """What it printed, run in the folder by a user whose git knows no name."""
         inherited = environment(self.home, **IDENTITY, GIT_CONFIG_GLOBAL=os.devnull)
         inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+        inherited |= {"PYTHONPATH": str(ROOT / "tests" / "recorder"), "RECORD_MODULES": str(self.records)}
         done = subprocess.run(
             command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=500, check=False
         )
@@ -74,6 +81,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
             (folder / name).write_bytes((ROOT / name).read_bytes())
     made = Project(folder, folder.with_name("bentoml"))
     made.home.mkdir()
+    made.records.mkdir()
     made.run("git", "init", "--quiet")
     made.run("git", "add", "--all")
     made.run("git", "commit", "--quiet", "--message", "Take the project")
@@ -99,6 +107,11 @@ def ask(server: Server, image: bytes) -> dict[str, Any]:
     answer = httpx.post(f"{server.url}/v1/predict", content=image, headers={"Content-Type": "image/png"}, timeout=30)
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_modules_that_it_loads_and_on_no_other(project: Project, name: str) -> None:
+    assert modules_in_deps(name) == modules_loaded(project.records, name)
 
 
 def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None:
