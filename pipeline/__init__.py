@@ -2,6 +2,5 @@
 
 import os
 
-# TensorFlow reads these while it is imported, and otherwise fills the terminal with notes on its build.
+# TensorFlow reads this while it is imported, and otherwise fills the terminal with notes on its build.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

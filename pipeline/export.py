@@ -9,6 +9,7 @@ graph that misses either ends the stage, so none is stored that predicts otherwi
 import hashlib
 import json
 import tempfile
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -121,7 +122,9 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, GRAPH)
         signature = [keras.InputSpec(shape=network.input.shape, dtype="uint8", name="pixels")]
-        serving.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=OPSET)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Keras mends tf2onnx for NumPy 2, and NumPy remarks on it
+            serving.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=OPSET)
         model = onnx.load(path)
     _rename(model, {model.graph.input[0].name: "pixels"})
     _rename(model, dict(zip([output.name for output in model.graph.output], OUTPUTS, strict=True)))
