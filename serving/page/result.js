@@ -66,7 +66,8 @@ function calibration(prediction, model) {
   const away = (bin) => Math.abs(bin.confidence - prediction.confidence);
   const nearest = bins.reduce((best, bin) => (away(bin) < away(best) ? bin : best));
   if (away(nearest) > 0.1) return "";
-  return `Of ${nearest.images} unseen images answered about as confidently, ${percent(nearest.accuracy, 0)} were right.`;
+  const right = Math.round(nearest.accuracy * nearest.images);
+  return `Of ${nearest.images} unseen images answered about as confidently, ${right} got the right class.`;
 }
 
 function facts(prediction, model, milliseconds) {
