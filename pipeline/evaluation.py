@@ -32,8 +32,8 @@ class Evaluation:
     """The figures of N answers against the true classes.
 
     An interval is the middle 95 % of the figure over bootstrap resamples. What is drawn with replacement are whole
-    groups of images, since slices of one scan are no independent witnesses; without groups, single images. A figure
-    without a single error to resample gets an interval of no width, which says little when images are few.
+    groups of images, since slices of one scan are no independent witnesses; without groups, single images. A share of 0
+    or 1 leaves nothing to resample; its interval is the exact binomial one over the groups it was counted on.
     A mean over classes leaves out a class without images; such a class's own figures are 0, with an interval of 0 to 1.
     """
 
@@ -53,9 +53,12 @@ class Evaluation:
         self._confidence = answers.probabilities.max(axis=1)
         everything = np.ones((1, len(labels)))
         values = self._measure(everything)
-        resampled = self._measure(_resample(np.arange(len(labels)) if groups is None else groups, resamples, seed))
+        groups = np.arange(len(labels)) if groups is None else groups
+        resampled = self._measure(_resample(groups, resamples, seed))
         self.figures = {name: _estimate(float(values[name][0]), resampled[name]) for name in values}
         """Every figure by its name, such as `macro_f1` or `recall_normal`."""
+        for name, counted in self._shares().items():
+            self.figures[name] = _widen(self.figures[name], len(np.unique(groups[counted])))
         self.confusion = _table(self._labels * _COUNT + self._predicted, _COUNT**2, everything).astype(int)
         """int [classes, classes]: rows are the true classes, columns the most probable ones."""
         self.confusion = self.confusion.reshape(_COUNT, _COUNT)
@@ -159,6 +162,16 @@ class Evaluation:
         figures["macro_f1"] = _mean_over_classes(f1)
         figures["roc_auc"] = _mean_over_classes(auc)
         return figures
+
+    def _shares(self) -> dict[str, NDArray[np.bool_]]:
+        """The figures that are shares of images, and the images [N] each is a share of."""
+        everything = np.ones(len(self._labels), bool)
+        shares = dict.fromkeys(("accuracy", "rejected", "referred", "set_coverage"), everything)
+        shares["accepted_accuracy"] = self._answers.accepted
+        for label, name in enumerate(CLASSES):
+            of_class, as_class = self._labels == label, self._predicted == label
+            shares |= {f"recall_{name}": of_class, f"precision_{name}": as_class, f"f1_{name}": of_class | as_class}
+        return shares
 
     def _bins(self) -> NDArray[np.int64]:
         return np.asarray(np.minimum(self._confidence * BINS, BINS - 1), np.int64)
@@ -324,6 +337,15 @@ def _estimate(value: float, resampled: Floats) -> Estimate:
         return Estimate(value=0, low=0, high=1)
     low, high = (float(bound) for bound in np.percentile(known, _INTERVAL))
     return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def _widen(estimate: Estimate, groups: int) -> Estimate:
+    """The exact binomial (Clopper-Pearson) interval of a share of 0 or 1; any other share keeps its own."""
+    if groups == 0 or 0 < estimate.value < 1:
+        return estimate
+    reach = ((100 - _INTERVAL[1]) / 100) ** (1 / groups)
+    low, high = (reach, 1.0) if estimate.value == 1 else (0.0, 1 - reach)
+    return Estimate(value=estimate.value, low=min(low, estimate.low), high=max(high, estimate.high))
 
 
 def _short(name: str) -> str:

@@ -32,11 +32,23 @@ def test_perfect_answers_have_perfect_figures() -> None:
     labels = np.arange(40) % 4
     metrics = evaluate(np.eye(4)[labels], labels).metrics("perfect")
     for figure in (metrics.accuracy, metrics.macro_f1, metrics.roc_auc):
-        assert (figure.value, figure.low, figure.high) == (1, 1, 1)
+        assert (figure.value, figure.high) == (1, 1)
     assert metrics.loss.value == pytest.approx(0)
     assert metrics.calibration_error.value == 0
     assert metrics.confusion == ((10, 0, 0, 0), (0, 10, 0, 0), (0, 0, 10, 0), (0, 0, 0, 10))
     assert [point.risk for point in metrics.risk_coverage] == [0] * 20
+
+
+def test_a_share_without_an_error_has_the_exact_interval_of_so_many_groups() -> None:
+    labels = np.arange(40) % 4
+    groups = np.arange(40) // 8  # five groups, each with all classes
+    recall = evaluate(np.eye(4)[labels], labels).figures["recall_normal"]
+    assert (recall.value, recall.high) == (1, 1)
+    assert recall.low == pytest.approx(0.6915, abs=1e-4)  # Clopper-Pearson for 10 of 10
+    figures = evaluate(np.eye(4)[labels], labels, groups=groups).figures
+    assert figures["recall_normal"].low == pytest.approx(0.4782, abs=1e-4)  # 5 of 5
+    assert (figures["rejected"].value, figures["rejected"].low) == (0, 0)
+    assert figures["rejected"].high == pytest.approx(1 - 0.4782, abs=1e-4)
 
 
 def test_answers_without_skill_have_the_figures_of_chance() -> None:
