@@ -50,8 +50,10 @@ class Settings(BaseSettings):
     """Images decoded at the same time, per worker."""
     largest_batch: Annotated[int, Field(ge=1, le=64)] = 2
     """Images in one inference at most. On a CPU core more gain nothing, and each size costs some 30 MB a worker."""
-    queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """Images waiting for the engine at most, per worker; above it a request is told to come back later."""
+    queue_size: Annotated[int, Field(ge=1, le=10_000)] = 256
+    """Images waiting for the engine at most, per worker; above it a request is told to come back later.
+
+    Long enough for 200 requests at once, whichever worker they meet, and emptied in a few seconds."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
     """Size of a request's body at most, over every protocol."""
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 64

@@ -1,0 +1,304 @@
+"""Every protocol at once on one queue: each caller gets its own answer, and a broken image harms nobody else."""
+
+import asyncio
+import itertools
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from open_inference.grpc import protocol, service
+from prometheus_client import REGISTRY
+
+from chestct.card import ModelCard
+from chestct.engine import Engine, Scores
+from chestct.image import decode, encode_png
+from chestct.prediction import decide
+from chestct.store import CARD, GRAPH
+from pipeline.phantoms import draw_phantom
+from serving import http, rpc
+from serving.classifier import Classifier
+from serving.settings import Settings
+from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture
+from tests.server import ROOT, Server, environment, serve
+
+PNG = {"Content-Type": "image/png"}
+SECONDS = 60
+"""Each request's patience."""
+
+
+class Sample(NamedTuple):
+    """One thing to ask about: a file, and what goes into the input `pixels`, [height, width, 1]."""
+
+    data: bytes
+    pixels: NDArray[np.uint8]
+
+
+class Answer(NamedTuple):
+    decision: str
+    probabilities: Sequence[float]
+
+
+class Refused(NamedTuple):
+    """The caller was told that its image is at fault."""
+
+    code: str
+
+
+class Clients(NamedTuple):
+    http: httpx.AsyncClient
+    grpc: Any
+
+
+Ask = Callable[[Clients, Sample], Awaitable[Answer | Refused]]
+
+
+@asynccontextmanager
+async def connect(url: str, address: str, transport: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Clients]:
+    limits = httpx.Limits(max_connections=None)
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=SECONDS, limits=limits, transport=transport) as client,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Clients(client, service.GRPCInferenceServiceStub(channel))
+
+
+def read_v1(outcome: dict[str, Any]) -> Answer | Refused:
+    if "error" in outcome:
+        return Refused(outcome["error"]["code"])
+    return Answer(outcome["decision"], list(outcome["probabilities"].values()))
+
+
+def read_response(response: httpx.Response) -> Answer | Refused:
+    assert response.status_code == 200 or 400 <= response.status_code < 500, response.text
+    outcome = read_v1(response.json())
+    assert isinstance(outcome, Answer) == response.is_success
+    return outcome
+
+
+async def raw(clients: Clients, sample: Sample) -> Answer | Refused:
+    return read_response(await clients.http.post("/v1/predict", content=sample.data, headers=PNG))
+
+
+async def multipart(clients: Clients, sample: Sample) -> Answer | Refused:
+    return read_response(await clients.http.post("/v1/predict", files={"image": ("x.png", sample.data)}))
+
+
+async def ask_batch(clients: Clients, images: Sequence[bytes]) -> list[Answer | Refused]:
+    files = [("images", (f"{index}.png", data)) for index, data in enumerate(images)]
+    response = await clients.http.post("/v1/predict/batch", files=files)
+    assert response.status_code == 200, response.text
+    return [read_v1(outcome) for outcome in response.json()["outcomes"]]
+
+
+async def batch(clients: Clients, sample: Sample) -> Answer | Refused:
+    """Between a good image and a broken one."""
+    before, outcome, after = await ask_batch(clients, [GOOD.data, sample.data, b"broken"])
+    assert isinstance(before, Answer)
+    assert after == Refused("undecodable_image")
+    return outcome
+
+
+async def grpc_infer(clients: Clients, tensor: Any) -> Answer | Refused:
+    request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
+    try:
+        response = await clients.grpc.ModelInfer(request, timeout=SECONDS)
+    except grpc.aio.AioRpcError as error:
+        if error.code() != grpc.StatusCode.INVALID_ARGUMENT:
+            raise
+        return Refused((error.details() or "").partition(":")[0])
+    outputs = {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
+    return Answer(outputs["decision"][4:].decode(), np.frombuffer(outputs["probabilities"], "<f4").tolist())
+
+
+async def grpc_image(clients: Clients, sample: Sample) -> Answer | Refused:
+    tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(sample.data)
+    return await grpc_infer(clients, tensor)
+
+
+async def grpc_pixels(clients: Clients, sample: Sample) -> Answer | Refused:
+    tensor = protocol.ModelInferRequest.InferInputTensor(
+        name="pixels", datatype="UINT8", shape=[1, *sample.pixels.shape]
+    )
+    tensor.contents.uint_contents.extend(sample.pixels.ravel().tolist())
+    return await grpc_infer(clients, tensor)
+
+
+PROTOCOLS: tuple[Ask, ...] = (raw, multipart, batch, grpc_image, grpc_pixels)
+
+
+def tiny_sample(index: int) -> Sample:
+    """No two of 200 have the same probabilities."""
+    pixels = tiny_picture(index % 4, dark=index % 50, bright=100 + 3 * (index // 4))
+    return Sample(encode_png(pixels[:, :, 0]), pixels)
+
+
+def foretell(sample: Sample) -> Answer:
+    """What the tiny model must say."""
+    weights = np.exp(GAIN * sample.pixels.reshape(4, -1).mean(axis=1) / 255)
+    probabilities = (weights / weights.sum()).astype(np.float32)
+    prediction = decide(tiny_card(), probabilities, float(sample.pixels.mean() / 255), request_id="", model="")
+    return Answer(prediction.decision, list(prediction.probabilities.values()))
+
+
+GOOD = tiny_sample(0)
+WRONG_SHAPE = np.zeros((16, 16, 1), np.uint8)
+BROKEN = tuple(Sample(data, WRONG_SHAPE) for data in (GOOD.data[:-40], b"text", b"", GOOD.data[:8] + bytes(64)))
+
+
+def ask_all(server: Server, questions: Sequence[tuple[Ask, Sample]]) -> list[Answer | Refused]:
+    """The outcomes of questions that are all asked at once."""
+
+    async def run() -> list[Answer | Refused]:
+        async with connect(server.url, server.grpc) as clients:
+            return await asyncio.gather(*(ask(clients, sample) for ask, sample in questions))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The real service with the released model, whose inference takes long enough for a queue to grow."""
+    home = tmp_path_factory.mktemp("released") / "bentoml"
+    home.mkdir()
+    command = [sys.executable, "-m", "serving.release"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=60)
+    with serve(home, done.stdout.decode().strip(), CHESTCT_WORKERS="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Sample:
+    file = BytesIO()
+    draw_phantom(0, np.random.default_rng(0)).save(file, format="PNG")
+    spec = ModelCard.read(ROOT / "release" / CARD).input
+    return Sample(file.getvalue(), decode(file.getvalue(), spec).pixels)
+
+
+def test_of_200_mixed_requests_every_good_one_gets_its_own_answer(server: Server) -> None:
+    samples = [*(tiny_sample(index) for index in range(180)), *itertools.islice(itertools.cycle(BROKEN), 20)]
+    random.Random(0).shuffle(samples)
+    outcomes = ask_all(server, list(zip(itertools.cycle(PROTOCOLS), samples)))
+    for sample, outcome in zip(samples, outcomes, strict=True):
+        if sample in BROKEN:
+            assert isinstance(outcome, Refused)
+            continue
+        expected = foretell(sample)
+        assert isinstance(outcome, Answer), outcome
+        assert outcome.decision == expected.decision
+        assert outcome.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_a_batch_of_32_with_5_broken_images_has_27_answers_and_5_errors_in_their_places(server: Server) -> None:
+    broken = {3: BROKEN[0], 4: BROKEN[1], 17: BROKEN[2], 30: BROKEN[3], 31: BROKEN[0]}
+    samples = [broken.get(index, tiny_sample(index)) for index in range(32)]
+
+    async def run() -> list[Answer | Refused]:
+        async with connect(server.url, server.grpc) as clients:
+            return await ask_batch(clients, [sample.data for sample in samples])
+
+    outcomes = asyncio.run(run())
+    assert {index for index, outcome in enumerate(outcomes) if isinstance(outcome, Refused)} == set(broken)
+    for sample, outcome in zip(samples, outcomes, strict=True):
+        if isinstance(outcome, Answer):
+            assert outcome.probabilities == pytest.approx(foretell(sample).probabilities, abs=1e-5)
+
+
+def test_a_file_has_the_same_answer_on_every_path_alone_and_under_load(released: Server, phantom: Sample) -> None:
+    alone = [ask_all(released, [(ask, phantom)])[0] for ask in PROTOCOLS]
+    first = alone[0]
+    assert isinstance(first, Answer)
+    for outcome in alone:
+        assert isinstance(outcome, Answer), outcome
+        assert outcome.decision == first.decision
+        assert outcome.probabilities == pytest.approx(first.probabilities, abs=1e-5)
+    for outcome in ask_all(released, [(ask, phantom) for _ in range(32) for ask in PROTOCOLS]):
+        assert isinstance(outcome, Answer), outcome
+        assert outcome.decision == first.decision
+        assert outcome.probabilities == pytest.approx(first.probabilities, abs=2e-3)
+
+
+@pytest.mark.parametrize("ask", PROTOCOLS)
+def test_32_concurrent_requests_of_a_protocol_share_inferences(released: Server, phantom: Sample, ask: Ask) -> None:
+    def totals() -> tuple[float, float]:
+        text = httpx.get(f"{released.url}/metrics").text
+        lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+        return float(lines["chestct_batch_size_sum"]), float(lines["chestct_batch_size_count"])
+
+    images, inferences = totals()
+    ask_all(released, [(ask, phantom)] * 32)
+    images_after, inferences_after = totals()
+    assert (images_after - images) / (inferences_after - inferences) > 1.5
+
+
+class RecordingEngine:
+    """The tiny model, which keeps what it scored; it waits in each inference until `go` is set."""
+
+    largest_batch = 4
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.go = threading.Event()
+        self.batches: list[NDArray[np.uint8]] = []
+
+    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+        assert self.go.wait(SECONDS)
+        self.batches.append(pixels)
+        return self._engine.infer(pixels)
+
+
+def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
+    card = tiny_model(tmp_path)
+    engine = RecordingEngine(Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1, 2, 4)))
+    settings = Settings(largest_batch=4, grpc_host="127.0.0.1", grpc_port=0)
+    samples = [tiny_sample(index) for index in range(7)]
+
+    async def run() -> list[Answer | Refused]:
+        classifier = Classifier(engine, card, "chestct:abc", settings)  # type: ignore[arg-type]
+        engine.go.set()
+        await classifier.warm_up()
+        engine.go.clear()
+        engine.batches.clear()
+        app = http.create_app(settings)
+        app.state.classifier = classifier
+        server = await rpc.start(classifier, settings)
+        async with connect("http://chestct", f"127.0.0.1:{server.port}", httpx.ASGITransport(app)) as clients:
+            # One is in the engine; then three of HTTP and three of gRPC wait for inferences of four.
+            calls = [asyncio.ensure_future(raw(clients, samples[0]))]
+            await queued(1)
+            calls += [asyncio.ensure_future(raw(clients, sample)) for sample in samples[1:4]]
+            calls += [asyncio.ensure_future(grpc_image(clients, sample)) for sample in samples[4:]]
+            await queued(7)
+            engine.go.set()
+            outcomes = await asyncio.gather(*calls)
+        await server.stop(1)
+        await classifier.close()
+        return outcomes
+
+    outcomes = asyncio.run(run())
+    assert [len(batch) for batch in engine.batches] == [1, 4, 2]
+    sent = [sample.pixels.tobytes() for sample in samples]
+    places = {sent.index(row.tobytes()) for row in engine.batches[1]}
+    assert places & {1, 2, 3}
+    assert places & {4, 5, 6}
+    for sample, outcome in zip(samples, outcomes, strict=True):
+        assert isinstance(outcome, Answer)
+        assert outcome.probabilities == pytest.approx(foretell(sample).probabilities, abs=1e-5)
+
+
+async def queued(count: int) -> None:
+    """Wait until the queue and the engine hold so many images, by the metric."""
+    async with asyncio.timeout(SECONDS):
+        while REGISTRY.get_sample_value("chestct_queue_depth") != count:
+            await asyncio.sleep(0.001)
