@@ -7,7 +7,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +25,9 @@ IMAGE: Final = "image"
 PIXELS: Final = "pixels"
 
 Datatype = Literal["BYTES", "FP32", "UINT8"]
+
+_UNSUPPORTED: Final = ("classification", "shared_memory_region")
+"""Parameters of Triton's extensions that would change what is read or answered."""
 
 
 class InvalidRequest(ValueError):
@@ -60,7 +63,8 @@ class Input(NamedTuple):
     """An input tensor as it came, unchecked.
 
     `data` is either bytes, the protocol's raw form (UINT8: one byte an element, row by row; BYTES: each element after
-    its length as 4 bytes, little-endian), or a sequence of the elements (BYTES: bytes objects, UINT8: integers).
+    its length as 4 bytes, little-endian), or a sequence of the elements. Of BYTES these are bytes, or base64 as str,
+    since JSON can't carry bytes (and no PNG or JPEG file is text); of UINT8 integers, flat or nested in the shape.
     """
 
     name: str
@@ -82,12 +86,20 @@ class Tensor(NamedTuple):
     datatype: Datatype
     shape: tuple[int, ...]
     values: list[Any]
+    files: bool
+    """The BYTES are PNG files; else they are text."""
 
     def raw(self) -> bytes:
         """The protocol's raw form, little-endian; see Input."""
         if self.datatype == "BYTES":
             return pack_bytes(self.values)
         return np.asarray(self.values, "<f4").tobytes()
+
+    def plain(self) -> list[Any]:
+        """The elements as JSON can carry them: files in base64."""
+        if self.datatype != "BYTES":
+            return self.values
+        return [(base64.b64encode(value) if self.files else value).decode() for value in self.values]
 
 
 class _Output(NamedTuple):
@@ -97,7 +109,8 @@ class _Output(NamedTuple):
     """[N, classes] in the card's order, else [N]."""
     read: Callable[[Prediction], list[Any]]
     """The elements of one prediction, row by row."""
-    on_request: bool = False
+    files: bool = False
+    """PNG files, which take work of their own: only on request."""
 
 
 def _json(values: Sequence[str]) -> list[bytes]:
@@ -119,8 +132,8 @@ _OUTPUTS: Final = (
     _Output("prediction_set", "BYTES", False, lambda p: _json(p.prediction_set)),
     _Output("reasons", "BYTES", False, lambda p: _json(p.reasons)),
     _Output("warnings", "BYTES", False, lambda p: _json(p.warnings)),
-    _Output("heatmaps", "BYTES", True, lambda p: _base64(list((p.heatmaps or {}).values())), on_request=True),
-    _Output("preview", "BYTES", False, lambda p: _base64([p.preview or ""]), on_request=True),
+    _Output("heatmaps", "BYTES", True, lambda p: _base64(list((p.heatmaps or {}).values())), files=True),
+    _Output("preview", "BYTES", False, lambda p: _base64([p.preview or ""]), files=True),
 )
 
 
@@ -156,6 +169,16 @@ def find(card: ModelCard, tag: str, name: str, wanted: str) -> None:
         raise UnknownModel(f"expected the version {version(tag)!r} of {card.name!r} or none, got {wanted!r}")
 
 
+def check_parameters(names: Iterable[str]) -> None:
+    """Parameters that this server doesn't know are ignored, as they may be, but for those that change the answer.
+
+    Raises InvalidRequest.
+    """
+    for name in names:
+        if name in _UNSUPPORTED:
+            raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
+
+
 async def infer(classifier: Classifier, request: Request, *, request_id: str) -> tuple[Tensor, ...]:
     """Answer a request.
 
@@ -164,7 +187,7 @@ async def infer(classifier: Classifier, request: Request, *, request_id: str) ->
     """
     card = classifier.card
     outputs = _wanted(request.outputs)
-    explain = any(output.on_request for output in outputs)
+    explain = any(output.files for output in outputs)
     images = _read(request.inputs, card, classifier.settings.max_images)
     if isinstance(images, list):
         outcomes = await classifier.classify_many(images, request_id=request_id, explain=explain)
@@ -206,7 +229,7 @@ def _inputs(card: ModelCard) -> tuple[TensorSpec, ...]:
 
 def _wanted(names: Sequence[str]) -> list[_Output]:
     if not names:
-        return [output for output in _OUTPUTS if not output.on_request]
+        return [output for output in _OUTPUTS if not output.files]
     known = {output.name: output for output in _OUTPUTS}
     for name in names:
         if name not in known:
@@ -234,16 +257,36 @@ def _read(inputs: Sequence[Input], card: ModelCard, max_images: int) -> list[byt
 
 
 def _images(tensor: Input) -> list[bytes]:
-    elements = unpack_bytes(tensor.data) if isinstance(tensor.data, bytes) else list(tensor.data)
+    elements = unpack_bytes(tensor.data) if isinstance(tensor.data, bytes) else tensor.data
     _same_count(tensor, len(elements))
-    return elements
+    return [_image(index, element) for index, element in enumerate(elements)]
+
+
+def _image(index: int, element: Any) -> bytes:
+    if isinstance(element, bytes):
+        return element
+    try:
+        return base64.b64decode(element, validate=True)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{IMAGE}[{index}]: expected a file in base64: {error}") from None
 
 
 def _pixels(tensor: Input) -> NDArray[np.uint8]:
-    _same_count(tensor, len(tensor.data))
     if isinstance(tensor.data, bytes):
+        _same_count(tensor, len(tensor.data))
         return np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
-    values = np.asarray(tensor.data, np.int64)
+    count = math.prod(tensor.shape)
+    try:
+        values = np.asarray(tensor.data)
+    except ValueError:
+        raise InvalidRequest(f"{tensor.name}: expected rows of one length, got several") from None
+    if values.shape not in (tensor.shape, (count,)):
+        raise InvalidRequest(
+            f"{tensor.name}: expected {count} elements, flat or nested as {_shape(tensor.shape)}, "
+            f"got {_shape(values.shape)}"
+        )
+    if not np.issubdtype(values.dtype, np.integer):
+        raise InvalidRequest(f"{tensor.name}: expected whole numbers of 0 to 255")
     if values.min() < 0 or values.max() > 255:
         raise InvalidRequest(f"{tensor.name}: expected values of 0 to 255, got {values.min()} to {values.max()}")
     return values.astype(np.uint8).reshape(tensor.shape)
@@ -271,6 +314,5 @@ def _good(index: int, outcome: Outcome) -> Prediction:
 
 def _tensor(output: _Output, predictions: Sequence[Prediction], card: ModelCard) -> Tensor:
     shape = (len(predictions), len(card.classes)) if output.per_class else (len(predictions),)
-    return Tensor(
-        output.name, output.datatype, shape, [v for prediction in predictions for v in output.read(prediction)]
-    )
+    values = [value for prediction in predictions for value in output.read(prediction)]
+    return Tensor(output.name, output.datatype, shape, values, output.files)

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import math
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from open_inference.grpc import protocol, service
 
 import chestct
 from chestct.image import InvalidImage
-from serving import metrics, oip
+from serving import metrics, oip, request_ids
 from serving.batcher import Closed, Overloaded
 from serving.classifier import Classifier
 from serving.settings import Settings
@@ -29,7 +28,6 @@ REQUEST_ID: Final = "x-request-id"
 """Metadata of the call; it comes back as initial metadata."""
 
 _OVERALL: Final = ""
-_LONGEST_ID: Final = 128
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +153,8 @@ class _Inference(service.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: _Context) -> protocol.ModelInferResponse:
-        request_id = _request_id(request, context)
+        metadata = dict(context.invocation_metadata() or ())
+        request_id = request_ids.choose(metadata.get(REQUEST_ID), request.id)
         await context.send_initial_metadata(((REQUEST_ID, request_id),))
         await self._find(request.model_name, request.model_version, context)
         if not self._classifier.ready:
@@ -199,14 +198,6 @@ class _Inference(service.GRPCInferenceServiceServicer):
         )
 
 
-def _request_id(request: protocol.ModelInferRequest, context: _Context) -> str:
-    """The caller's own, from the metadata or the message, where it can travel as metadata; else a new one."""
-    for wanted in (dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id):
-        if isinstance(wanted, str) and 0 < len(wanted) <= _LONGEST_ID and wanted.isascii() and wanted.isprintable():
-            return wanted
-    return uuid.uuid4().hex
-
-
 def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
     """Raises oip.InvalidRequest where the raw contents don't fit the inputs."""
     raw = request.raw_input_contents
@@ -216,6 +207,9 @@ def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
         )
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
         raise oip.InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
+    described: list[Any] = [request, *request.inputs, *request.outputs]
+    for part in described:
+        oip.check_parameters(part.parameters)
     return oip.Request(
         inputs=tuple(
             oip.Input(

@@ -26,7 +26,7 @@ OWNERS = {
     "grpc_health": {"serving/rpc.py"},
     "grpc_reflection": {"serving/rpc.py"},
     "open_inference": {"serving/rpc.py"},
-    "starlette": {"serving/http.py"},
+    "starlette": {"serving/bento.py", "serving/edge.py", "serving/http.py", "serving/oip_http.py"},
     "prometheus_client": {"serving/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},
 }

@@ -229,6 +229,7 @@ IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1]}
             id="raw count",
         ),
         pytest.param({"outputs": [{"name": "logits"}]}, "got 'logits'", id="output"),
+        pytest.param({"parameters": {"classification": {"int64_param": 2}}}, "expected none of", id="parameter"),
     ],
 )
 def test_a_wrong_request_is_an_invalid_argument(server: Server, fields: dict[str, Any], message: str) -> None:

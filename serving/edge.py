@@ -1,0 +1,211 @@
+"""What every HTTP route shares: the request's id, the common headers, limits, errors as answers, metrics."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chestct.image import InvalidImage
+from serving import metrics, request_ids
+from serving.batcher import Closed, Overloaded
+from serving.classifier import Classifier
+from serving.settings import Settings
+
+REQUEST_ID: Final = "X-Request-ID"
+OIP: Final = "/v2"
+"""Below it an error has the Open Inference Protocol's form."""
+
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # after an upgrade no browser may mix modules of two versions of the page
+}
+_CLIENT_GONE: Final = 499
+"""For the metrics: the client hung up before the answer (nginx' number for it)."""
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class RequestError(Exception):
+    """The request can't be answered; `code` names the reason for programs, the message says it for people."""
+
+    def __init__(self, status: HTTPStatus, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+
+class Edge:
+    """Around every route: the request's id, the common headers, the time limit, errors as answers, metrics."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, route: str | None = None) -> None:
+        """`route` is the name in the metrics where `app` has no routes of its own."""
+        self._app = app
+        self._settings = settings
+        self._route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state = scope.setdefault("state", {})  # a route may find the request's id in the body, and set it here
+        state["request_id"] = request_ids.choose(Headers(scope=scope).get(REQUEST_ID))
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update({REQUEST_ID: state["request_id"], **_HEADERS})
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._settings.request_timeout):
+                await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            await Response(status_code=_CLIENT_GONE)(scope, receive, send_with_headers)
+        except Exception as error:
+            if status:  # the answer is on its way and can't be taken back
+                raise
+            answer = describe(error)
+            if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                _log.exception("request %s failed", state["request_id"])
+            await _error_response(answer, scope)(scope, receive, send_with_headers)
+        finally:
+            route = scope.get("route")
+            name = self._route or (route.name if isinstance(route, Route) else "other")
+            seconds = time.perf_counter() - started
+            metrics.REQUESTS.labels("http", name, status).inc()
+            metrics.REQUEST_SECONDS.labels("http", name).observe(seconds)
+            request_id = state["request_id"]
+            _log.info("%s %s %d %.1f ms request_id=%s", scope["method"], name, status, 1000 * seconds, request_id)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result; it is cancelled when the client hangs up, so that no engine time goes to nobody.
+
+    The body must have been read. Raises starlette's ClientDisconnect.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+def ready_classifier(request: Request) -> Classifier:
+    """Raises Closed until the model is warm, and once the service stops."""
+    classifier: Classifier | None = request.app.state.classifier
+    if classifier is None or not classifier.ready:
+        raise Closed("the model is loading or the service is stopping")
+    return classifier
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is known to be larger than `limit` bytes."""
+    announced = request.headers.get("Content-Length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_large(limit, f"{announced} bytes")
+    parts = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large(limit, "more")
+        parts.append(part)
+    if not size:
+        raise bad_request("empty_body", "expected an image in the request's body, got an empty body")
+    return b"".join(parts)
+
+
+def bad_request(code: str, message: str) -> RequestError:
+    return RequestError(HTTPStatus.BAD_REQUEST, code, message)
+
+
+def too_large(limit: int, got: str) -> RequestError:
+    return RequestError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"expected a body of at most {limit} bytes, got {got}"
+    )
+
+
+def unsupported(expected: tuple[str, ...], got: str) -> RequestError:
+    return RequestError(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        f"expected Content-Type to be {' or '.join(expected)}, got {got or 'none'}",
+    )
+
+
+def media_type(request: Request) -> str:
+    """The Content-Type without its parameters, in lower case; empty where there is none."""
+    named, _ = parse_options_header(request.headers.get("Content-Type", ""))
+    return named.decode("latin-1").lower()
+
+
+def describe(error: Exception) -> RequestError:
+    """Any error as what the client is told of it."""
+    match error:
+        case RequestError():
+            return error
+        case InvalidImage(code="empty_image"):
+            status = HTTPStatus.BAD_REQUEST
+        case InvalidImage(code="image_too_large"):
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        case InvalidImage():
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+        case Overloaded():
+            wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+            return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)
+        case Closed():
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", str(error), {"Retry-After": "2"})
+        case TimeoutError():
+            message = "the answer took longer than this service allows"
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "timeout", message, {"Retry-After": "2"})
+        case _:
+            return RequestError(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "the service failed, its log says why"
+            )
+    return RequestError(status, error.code, error.message)
+
+
+def error_body(error: RequestError, request_id: str) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
+    headers = dict(error.headers or {})
+    expected = f", expected {headers['Allow']}" if "Allow" in headers else ""
+    message = f"{request.method} {request.url.path}: {status.phrase}{expected}"
+    return _error_response(RequestError(status, code, message, headers), request.scope)
+
+
+def _error_response(error: RequestError, scope: Scope) -> Response:
+    if f"{scope['path']}/".startswith(f"{OIP}/"):
+        return JSONResponse({"error": f"{error.code}: {error.message}"}, error.status, error.headers)
+    return JSONResponse(error_body(error, scope["state"]["request_id"]), error.status, error.headers)

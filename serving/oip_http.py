@@ -1,0 +1,200 @@
+"""The Open Inference Protocol over HTTP, below /v2: JSON, and Triton's extension for binary tensor data."""
+
+import json
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+
+import chestct
+from chestct.image import InvalidImage
+from serving import oip, request_ids
+from serving.classifier import Classifier
+from serving.edge import REQUEST_ID, RequestError, bad_request, read_body, ready_classifier, while_connected
+
+JSON_LENGTH: Final = "Inference-Header-Content-Length"
+"""Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
+EXTENSIONS: Final = ("binary_tensor_data",)
+
+T = TypeVar("T")
+
+
+def routes() -> list[BaseRoute]:
+    """Each named for the metrics by its template. They share `app.state.classifier` with the rest of the service."""
+    model = "/models/{name}"
+    version = model + "/versions/{version}"
+    v2 = Router(
+        [
+            Route("/health/live", _live, name="/v2/health/live"),
+            Route("/health/ready", _ready, name="/v2/health/ready"),
+            *(Route(path, _metadata, name=f"/v2{path}") for path in (model, version)),
+            *(Route(f"{path}/ready", _model_ready, name=f"/v2{path}/ready") for path in (model, version)),
+            *(Route(f"{path}/infer", _infer, methods=["POST"], name=f"/v2{path}/infer") for path in (model, version)),
+        ],
+        redirect_slashes=False,
+    )
+    return [Route("/v2", _server, name="/v2"), Mount("/v2", v2)]
+
+
+class _Message(BaseModel):
+    """Unlike elsewhere unknown fields are let pass: the protocol's extensions add some."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    parameters: dict[str, Any] | None = None
+
+    def parameter(self, name: str, kind: type[T]) -> T | None:
+        value = (self.parameters or {}).get(name)
+        if value is not None and type(value) is not kind:
+            raise oip.InvalidRequest(f"parameters: expected {name} to be {kind.__name__}, got {value!r}")
+        return value
+
+
+class _Input(_Message):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any] | None = None
+
+
+class _Output(_Message):
+    name: str
+
+
+class _Request(_Message):
+    id: str | None = None
+    inputs: tuple[_Input, ...]
+    outputs: tuple[_Output, ...] | None = None
+
+    def in_binary(self, name: str) -> bool:
+        """Whether the output of this name is to come after the JSON."""
+        wanted = [output.parameter("binary_data", bool) for output in self.outputs or () if output.name == name]
+        wanted.append(self.parameter("binary_data_output", bool))
+        return next((flag for flag in wanted if flag is not None), False)
+
+
+async def _server(_: Request) -> Response:
+    return JSONResponse({"name": oip.SERVER, "version": chestct.__version__, "extensions": EXTENSIONS})
+
+
+async def _live(_: Request) -> Response:
+    return JSONResponse({"live": True})
+
+
+async def _ready(request: Request) -> Response:
+    ready_classifier(request)
+    return JSONResponse({"ready": True})
+
+
+async def _metadata(request: Request) -> Response:
+    classifier = _find(request)
+    about = oip.metadata(classifier.card, classifier.tag)
+    tensors = {kind: [spec._asdict() for spec in getattr(about, kind)] for kind in ("inputs", "outputs")}
+    return JSONResponse(about._asdict() | tensors)
+
+
+async def _model_ready(request: Request) -> Response:
+    return JSONResponse({"name": _find(request).card.name, "ready": True})
+
+
+async def _infer(request: Request) -> Response:
+    classifier = _find(request)
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        words = f"expected a body without Content-Encoding, got {encoding}"
+        raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", words)
+    body = await read_body(request, classifier.settings.max_body_bytes)
+    try:
+        message, inputs = _parse(request.headers, body)
+        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()))
+        request_id = request_ids.choose(request.headers.get(REQUEST_ID), message.id, request.state.request_id)
+        request.state.request_id = request_id
+        tensors = await while_connected(request, oip.infer(classifier, wanted, request_id=request_id))
+        return _response(classifier, message, tensors)
+    except oip.InvalidRequest as error:
+        raise bad_request(error.code, str(error)) from error
+    except InvalidImage as error:
+        too_large = error.code == "image_too_large"
+        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST
+        raise RequestError(status, error.code, error.message) from error
+
+
+def _find(request: Request) -> Classifier:
+    classifier = ready_classifier(request)
+    try:
+        oip.find(classifier.card, classifier.tag, request.path_params["name"], request.path_params.get("version", ""))
+    except oip.UnknownModel as error:
+        raise RequestError(HTTPStatus.NOT_FOUND, error.code, str(error)) from error
+    return classifier
+
+
+def _parse(headers: Mapping[str, str], body: bytes) -> tuple[_Request, tuple[oip.Input, ...]]:
+    """The request and its inputs with their data. Raises oip.InvalidRequest."""
+    announced = headers.get(JSON_LENGTH, str(len(body)))
+    if not re.fullmatch("[0-9]{1,18}", announced) or int(announced) > len(body):
+        raise oip.InvalidRequest(f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced!r}")
+    length = int(announced)
+    if length == 0:
+        return _Request(inputs=(), parameters={"binary_data_output": True}), (
+            oip.Input(oip.IMAGE, "BYTES", (1,), [body]),
+        )
+    try:
+        message = _Request.model_validate_json(body[:length])
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:3]]
+        raise oip.InvalidRequest("; ".join(problems)) from None
+    for described in (message, *message.inputs, *(message.outputs or ())):
+        oip.check_parameters(described.parameters or ())
+    inputs = []
+    for tensor in message.inputs:
+        size = tensor.parameter("binary_data_size", int)
+        data: bytes | list[Any] | None = tensor.data
+        if size is not None and data is None:
+            if not 0 <= size <= len(body) - length:
+                left = len(body) - length
+                raise oip.InvalidRequest(
+                    f"{tensor.name}: expected binary_data_size of at most the {left} bytes left, got {size}"
+                )
+            data = body[length : length + size]
+            length += size
+        elif size is not None or data is None:
+            raise oip.InvalidRequest(f"{tensor.name}: expected either data or the parameter binary_data_size")
+        inputs.append(oip.Input(tensor.name, tensor.datatype, tensor.shape, data))
+    if length != len(body):
+        raise oip.InvalidRequest(
+            f"expected no bytes after the JSON and the inputs' binary data, got {len(body) - length}"
+        )
+    return message, tuple(inputs)
+
+
+def _response(classifier: Classifier, message: _Request, tensors: tuple[oip.Tensor, ...]) -> Response:
+    outputs = []
+    binary = []
+    for tensor in tensors:
+        output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if message.in_binary(tensor.name):
+            binary.append(tensor.raw())
+            output["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            if tensor.files:
+                output["parameters"] = {"content_type": "base64"}
+            output["data"] = tensor.plain()
+        outputs.append(output)
+    answer = {
+        "model_name": classifier.card.name,
+        "model_version": oip.version(classifier.tag),
+        "parameters": {"disclaimer": classifier.card.disclaimer},
+        "outputs": outputs,
+    }
+    if message.id is not None:
+        answer["id"] = message.id
+    head = json.dumps(answer).encode()
+    if not binary:
+        return Response(head, media_type="application/json")
+    media_type = "application/octet-stream"
+    return Response(b"".join((head, *binary)), media_type=media_type, headers={JSON_LENGTH: str(len(head))})
