@@ -27,7 +27,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test train store bento image load check lock mlflow clean
+.PHONY: help serve demo test clients train store bento image load check lock mlflow clean
 
 help: ## list these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -45,6 +45,9 @@ demo: $(training) ## train on phantoms in a clone of its own (a minute or two), 
 
 test: $(development) ## every test, in ten minutes or less
 	@python -m pytest
+
+clients: $(development) .venv-clients/.clients ## ask a server of its own with tritonclient and the KServe SDK
+	@python -m tests.clients
 
 train: $(training) ## run the pipeline, then store; DATA=folder takes images in Kaggle's layout from there
 	$(if $(DATA),$(experiment) -S data.source=local -S "data.path='$(DATA)'",dvc repro)
@@ -77,10 +80,11 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	$(compile) --extra train --extra dev -o requirements/development.txt $(UPGRADE)
 	$(compile) --extra train -c requirements/development.txt -o requirements/training.txt
 	$(compile) -c requirements/development.txt -o requirements/serving.txt
+	$(compile:pyproject.toml=--group clients) -o requirements/clients.txt $(UPGRADE)
 
 clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 	rm -rf .demo build .pytest_cache .mypy_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --only-binary :all: --generate-hashes \
   --no-header --no-emit-index-url --no-emit-find-links
@@ -91,14 +95,21 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
   | grep -x free),,$(error port $1 is taken; choose others: make serve PORT=3100 GRPC_PORT=3101))
 
-.venv:
+.venv .venv-clients:
 	$(if $(shell $(python) -c 'import sys, pip; print((3, 11) <= sys.version_info < (3, 14))' 2>&1 | grep -x True),,$(error \
 	  $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with pip; name one that is: make PYTHON=python3.12))
-	@$(python) -m venv --without-pip .venv
+	@$(python) -m venv --without-pip $@
 
 # venv and pip alone: Debian's python3 has no ensurepip, and pip can install into an environment that lacks it.
 .venv/.serving .venv/.training .venv/.development: .venv/.%: requirements/%.txt | .venv
-	@echo "Installing $< into .venv; the first time takes a minute or two ..."
-	@$(python) -m pip --python .venv/bin/python install -q --disable-pip-version-check --no-input --no-compile \
+	$(install)
+
+.venv-clients/.clients: requirements/clients.txt | .venv-clients
+	$(install)
+
+define install
+	@echo "Installing $< into $(@D); the first time takes a minute or two ..."
+	@$(python) -m pip --python $(@D)/bin/python install -q --disable-pip-version-check --no-input --no-compile \
 	  --require-hashes --only-binary :all: -r $<
 	@touch $@
+endef

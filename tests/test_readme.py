@@ -14,8 +14,8 @@ from tests.server import Server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-ENDPOINTS = re.findall(r"^- `(GET|POST) (/\S*)`:", README, re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", README)
 ROWS = {
     "out-of-fold": "out_of_fold",
     "Kaggle's test folder": "test",
@@ -43,6 +43,7 @@ def test_make_lists_every_target() -> None:
 
 @pytest.mark.parametrize(("verb", "path"), ENDPOINTS)
 def test_every_documented_endpoint_exists(server: Server, verb: str, path: str) -> None:
+    path = path.format(name="chestct", version=server.tag.partition(":")[2])
     assert httpx.request(verb, server.url + path, timeout=30).status_code not in (404, 405)
 
 
@@ -62,7 +63,7 @@ def test_the_settings_table_names_every_setting_with_its_default() -> None:
             assert documented[PREFIX + name.upper()] == str(field.default)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("https://"):

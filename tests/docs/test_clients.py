@@ -1,4 +1,7 @@
-"""The examples of docs/clients.md run as they stand, against a real server of the tiny model."""
+"""The examples of docs/clients run as they stand, against a real server of the tiny model.
+
+Those of other people's clients run in tests/clients.
+"""
 
 import json
 import re
@@ -16,12 +19,13 @@ from serving import oip
 from tests.graphs import tiny_card, tiny_picture
 from tests.server import ROOT, Server
 
-TEXT = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+FOLDER = ROOT / "docs" / "clients"
 NORMAL = 2
 
 
-def examples(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+def examples(page: str, language: str) -> list[str]:
+    text = (FOLDER / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def output(command: list[str], folder: Path) -> str:
@@ -35,20 +39,37 @@ def here(example: str, server: Server) -> str:
     return example.replace("localhost:3000", urlsplit(server.url).netloc).replace("localhost:3001", server.grpc)
 
 
-@pytest.mark.parametrize("example", examples("sh"), ids=["raw", "form"])
+@pytest.mark.parametrize("example", examples("curl", "sh")[:2], ids=["raw", "form"])
 def test_a_curl_example_prints_the_prediction(example: str, server: Server, tmp_path: Path) -> None:
     prediction = json.loads(output(["bash", "-ec", here(example, server)], tmp_path))
     assert prediction["label"] == "normal"
     assert ("heatmaps" in prediction) == ("explain=true" in example)
 
 
-@pytest.mark.parametrize("example", examples("python"), ids=["http", "grpc"])
-def test_a_python_example_prints_the_label(example: str, server: Server, tmp_path: Path) -> None:
+def test_the_curl_examples_of_the_inference_protocol_answer_in_binary_and_in_json(
+    server: Server, tmp_path: Path
+) -> None:
+    binary, as_json = examples("curl", "sh")[2:]
+    output(["bash", "-ec", here(binary, server)], tmp_path)
+    assert oip.pack_bytes([b"normal"]) in (tmp_path / "answer.bin").read_bytes()
+    outputs = json.loads(output(["bash", "-ec", here(as_json, server)], tmp_path))["outputs"]
+    assert {tensor["name"]: tensor["data"] for tensor in outputs}["label"] == ["normal"]
+
+
+@pytest.mark.parametrize("page", ["python", "grpc"])
+def test_a_python_example_prints_the_label(page: str, server: Server, tmp_path: Path) -> None:
+    (example,) = examples(page, "python")
     assert "normal" in output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
 
 
+def test_the_reflection_example_lists_services_and_methods(server: Server, tmp_path: Path) -> None:
+    (example,) = examples("reflection", "python")
+    printed = output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
+    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health", "ModelInfer"} <= set(printed.split())
+
+
 def test_the_grpcurl_example_sends_a_message_of_the_protocol() -> None:
-    (example,) = examples("console")
+    (example,) = examples("reflection", "console")
     template = re.search(r"printf '(.*?)' ", example, re.DOTALL)
     assert template
     request = json_format.Parse(template[1] % "aW1hZ2U=", protocol.ModelInferRequest())
@@ -57,5 +78,6 @@ def test_the_grpcurl_example_sends_a_message_of_the_protocol() -> None:
 
 def test_every_output_of_the_metadata_is_in_the_table() -> None:
     about = oip.metadata(tiny_card(), "chestct:abc")
+    index = (FOLDER / "README.md").read_text(encoding="utf-8")
     for spec in (*about.inputs, *about.outputs):
-        assert f"`{spec.name}`" in TEXT
+        assert f"`{spec.name}`" in index
