@@ -5,13 +5,14 @@ BentoML gives the worker processes, the probes and the bento; what answers is in
 
 import logging
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import bentoml
 from bentoml.exceptions import BentoMLException
+from pydantic import Field
 
 from chestct import store
-from serving import http
+from serving import bento, http
 from serving.settings import Settings, SettingsError
 
 try:
@@ -64,7 +65,7 @@ class ChestCT:
     @bentoml.on_startup
     async def start(self) -> None:
         from chestct.engine import Engine
-        from serving import rpc
+        from serving import openapi, rpc
         from serving.classifier import Classifier
 
         logging.getLogger("serving").setLevel(logging.INFO)
@@ -74,9 +75,23 @@ class ChestCT:
         await self.classifier.warm_up()
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
         self.rpc = await rpc.start(self.classifier, SETTINGS)
+        spec = ChestCT.openapi_spec.asdict()
+        app.state.document = openapi.document(self.classifier.card, stored.tag, SETTINGS, spec)
         app.state.classifier = self.classifier
         if bentoml.server_context.worker_index == 1:
             print(f"page: {ChestCT.url}/", flush=True)
+
+    @bentoml.api(
+        route=bento.ROUTE,
+        batchable=True,
+        max_batch_size=max(2, SETTINGS.max_images),
+        max_latency_ms=int(1000 * SETTINGS.request_timeout),
+    )
+    async def classify(
+        self, images: Annotated[list[bento.Base64Image], Field(min_length=1, max_length=SETTINGS.max_images)]
+    ) -> list[dict[str, Any]]:
+        """For BentoML's clients: a prediction or an error for each image, in order."""
+        return await bento.classify(self.classifier, images)
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
@@ -85,3 +100,6 @@ class ChestCT:
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready
+
+
+ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS)

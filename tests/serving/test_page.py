@@ -335,3 +335,16 @@ def test_the_page_is_small_and_names_no_other_host() -> None:
     for path in files:
         hosts = set(re.findall(r"https?://[\w.]+", path.read_text(encoding="utf-8")))
         assert hosts <= {"http://www.w3.org"}, path.name
+
+
+def test_the_api_is_described_in_the_browser_without_asking_anybody_else(browser: Browser, server: Server) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith(server.url) else problems.append(request.url))
+    page.goto(f"{server.url}/docs")
+    page.locator("#operations-predict-predict .opblock-summary").click()
+    expect(page.locator("#operations-predict-predict .responses-inner").first).to_contain_text("Not a medical device")
+    page.close()
+    assert problems == []

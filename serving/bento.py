@@ -1,0 +1,155 @@
+"""What BentoML's own clients call: `classify`, behind `Guard`.
+
+BentoML's batcher joins the lists of many callers into one, so an item carries its caller's request id, nothing raises
+in `classify`, and each item has an outcome of its own, in order. What a caller can get wrong besides the images (body,
+JSON, base64) is refused before the batcher.
+"""
+
+import asyncio
+import base64
+import json
+import uuid
+from collections.abc import Sequence
+from contextvars import ContextVar
+from http import HTTPStatus
+from itertools import groupby
+from typing import Annotated, Any, Final, NamedTuple
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chestct.prediction import Prediction
+from serving import edge
+from serving.batcher import Closed, Overloaded
+from serving.classifier import Classifier
+from serving.settings import Settings
+
+ROUTE: Final = "/classify"
+MEDIA_TYPE: Final = "application/json"
+
+_REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id")
+"""Of the request whose body is being parsed."""
+
+
+class Item(NamedTuple):
+    data: bytes
+    """The encoded image."""
+    request_id: str
+
+
+def _parse(value: object) -> Item:
+    if isinstance(value, Item):  # BentoML's copy of the type runs each validator twice
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected an image file in base64, got {type(value).__name__}")
+    try:
+        data = base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise ValueError(f"expected an image file in base64, got {value[:32]!r}: {error}") from None
+    return Item(data, _REQUEST_ID.get(uuid.uuid4().hex))
+
+
+Base64Image = Annotated[
+    Item,
+    PlainValidator(_parse),
+    PlainSerializer(lambda item: base64.b64encode(item.data).decode("ascii"), return_type=str),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file in base64."}),
+]
+"""Text, and never a file field: where one of those holds a URL, BentoML's server fetches it."""
+
+
+async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A prediction or an error for each item, in order, as JSON. Never raises: that would fail every caller."""
+
+    async def of_one_caller(request_id: str, images: list[bytes]) -> list[dict[str, Any]]:
+        try:
+            outcomes: Sequence[Prediction | Exception] = await classifier.classify_many(images, request_id=request_id)
+        except Closed as closed:
+            outcomes = [closed] * len(images)
+        return [_body(outcome, request_id) for outcome in outcomes]
+
+    callers = [
+        of_one_caller(request_id, [item.data for item in group])
+        for request_id, group in groupby(items, lambda item: item.request_id)
+    ]
+    return [outcome for outcomes in await asyncio.gather(*callers) for outcome in outcomes]
+
+
+def _body(outcome: Prediction | Exception, request_id: str) -> dict[str, Any]:
+    if isinstance(outcome, Prediction):
+        return outcome.model_dump(mode="json", exclude={"heatmaps", "preview"})
+    return edge.error_body(edge.describe(outcome), request_id)
+
+
+class Guard:
+    """ASGI middleware before BentoML: bounds ROUTE's bodies and callers, and gives its errors our schema.
+
+    So that /v1 and /v2 keep their error forms too, it answers for paths that the router would not give them.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._guard = edge.Edge(self._guarded, settings, route=ROUTE)
+        self._lost = edge.Edge(_not_found, settings, route="other")
+        self._callers = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"] if scope["type"] == "http" else ""
+        app = self._guard if path == ROUTE else self._lost if "\n" in path else self._app
+        await app(scope, receive, send)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method != "POST":
+            raise edge.RequestError(
+                HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"}
+            )
+        if (media_type := edge.media_type(request)) != MEDIA_TYPE:
+            raise edge.unsupported((MEDIA_TYPE,), media_type)
+        if self._callers >= self._settings.queue_size:  # BentoML's own queue has no bound
+            raise Overloaded(1)
+        self._callers += 1
+        try:
+            body = await edge.read_body(request, self._settings.max_body_bytes)
+            _REQUEST_ID.set(request.state.request_id)
+            await self._answer(scope, body, receive, send)
+        finally:
+            self._callers -= 1
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+        status = 200
+        refusal = b""
+
+        async def receive_again() -> Message:
+            return messages.pop() if messages else await receive()
+
+        async def send_good(message: Message) -> None:
+            nonlocal status, refusal
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            if status == HTTPStatus.OK:
+                await send(message)
+            else:
+                refusal += message.get("body", b"")
+
+        await self._app(scope, receive_again, send_good)
+        if 400 <= status < 500:
+            raise edge.bad_request("invalid_request", _in_words(refusal))
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:  # it waited too long in BentoML's batcher
+            raise TimeoutError
+        if status != HTTPStatus.OK:
+            raise RuntimeError(f"BentoML answered {status}")
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """For a line break in the path: Starlette's mounts do not match it, so BentoML would answer in its own way."""
+    raise edge.RequestError(HTTPStatus.NOT_FOUND, "not_found", "expected a path without a line break")
+
+
+def _in_words(refusal: bytes) -> str:
+    """The problems that pydantic found, as BentoML answers them."""
+    problems = json.loads(refusal)["detail"]
+    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:8])

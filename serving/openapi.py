@@ -1,0 +1,391 @@
+"""The OpenAPI document: what each route takes and answers, with schemas from the models that answer."""
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+from pydantic.json_schema import models_json_schema
+
+from chestct.card import Frozen, ModelCard
+from chestct.image import encode_png
+from chestct.prediction import RULES, WARNINGS, Prediction, decide
+from serving import bento, http, oip, oip_http
+from serving.edge import REQUEST_ID
+from serving.settings import Settings
+
+Json = dict[str, Any]
+JSON: Final = "application/json"
+BINARY: Final = "application/octet-stream"
+MULTIPART: Final = "multipart/form-data"
+_REFERENCE: Final = "#/components/schemas/{model}"
+_FILE: Final = {"type": "string", "format": "binary", "description": "A PNG or JPEG file."}
+
+
+_OIP: Final = "Open Inference Protocol"
+_HEADERS: Final = {
+    REQUEST_ID: {"description": "The request's id: the client's own or a new one.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "string"}},
+}
+_REQUEST_ID: Final = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "description": "Your own id for the request, up to 128 printable ASCII characters; it comes back.",
+    "schema": {"type": "string"},
+}
+_EXPLAIN: Final = {
+    "name": "explain",
+    "in": "query",
+    "description": "Whether to add `heatmaps` and `preview`.",
+    "schema": {"type": "boolean"},
+}
+_JSON_LENGTH: Final = {
+    "name": oip_http.JSON_LENGTH,
+    "in": "header",
+    "description": "With the binary tensor extension: the length of the JSON at the start; 0: an image file alone.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_WHY: Final = {
+    400: "The request is not as described.",
+    404: "Another model or version is served.",
+    413: "The body or an image is too large.",
+    415: "Another content type is expected.",
+    422: "The image can't be decoded.",
+    429: "Too many images wait.",
+    500: "The service failed; its log says why.",
+    503: "The model is loading, the service is stopping, or the answer took too long.",
+}
+
+
+class Error(Frozen):
+    code: str
+    """For programs, such as `undecodable_image`."""
+    message: str
+    """For people: what was expected and what came."""
+    request_id: str
+
+
+class ErrorAnswer(Frozen):
+    error: Error
+
+
+class BatchAnswer(Frozen):
+    request_id: str
+    disclaimer: str
+    outcomes: tuple[Prediction | ErrorAnswer, ...]
+    """One an image, in order."""
+
+
+class ModelAnswer(ModelCard):
+    model: str
+    """Tag in the BentoML model store."""
+    rules: dict[str, str]
+    """Each rule that can stand in a prediction's `reasons`, in words."""
+    warnings: dict[str, str]
+    """Each warning that can stand in a prediction's `warnings`, in words."""
+
+
+class ServerMetadata(Frozen):
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+class TensorMetadata(Frozen):
+    name: str
+    datatype: oip.Datatype
+    shape: tuple[int, ...]
+    """-1 stands for the number of images."""
+
+
+class ModelMetadata(Frozen):
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    properties: dict[str, str]
+
+
+class InferInput(Frozen):
+    name: Literal["image", "pixels"]
+    datatype: Literal["BYTES", "UINT8"]
+    shape: Annotated[tuple[int, ...], Field(min_length=1)]
+    parameters: dict[str, Any] | None = None
+    """`binary_data_size`: the data follows the JSON, in so many bytes."""
+    data: list[Any] | None = None
+    """`image`: each file in base64; `pixels`: grey levels, nested or flat."""
+
+
+class InferOutput(Frozen):
+    name: str
+    parameters: dict[str, Any] | None = None
+    """`binary_data`: whether the data shall follow the JSON."""
+
+
+class InferRequest(Frozen):
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+    inputs: Annotated[tuple[InferInput, ...], Field(min_length=1)]
+    """Exactly one of `image` and `pixels`."""
+    outputs: tuple[InferOutput, ...] = ()
+    """None: all but `heatmaps` and `preview`."""
+
+
+class InferTensor(Frozen):
+    name: str
+    datatype: oip.Datatype
+    shape: tuple[int, ...]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class InferAnswer(Frozen):
+    model_name: str
+    model_version: str
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+    outputs: tuple[InferTensor, ...]
+
+
+class InferError(Frozen):
+    error: str
+    """`code: message`."""
+
+
+_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    *(Prediction, ErrorAnswer, BatchAnswer, ModelAnswer),
+    *(ServerMetadata, ModelMetadata, InferRequest, InferAnswer, InferError),
+)
+
+
+def document(card: ModelCard, tag: str, settings: Settings, bentoml: Json) -> Json:
+    """OpenAPI 3.1 for the service with this model; `bentoml` is BentoML's own document of it, OpenAPI 3.0.
+
+    What stands there of BentoML's probes and its API is taken over; its schemas hold a `type: null`, which is no more
+    than OpenAPI 3.1 allows, and its description links to BentoML's own pages.
+    """
+    _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REFERENCE)
+    prediction = _example(card, tag)
+    refused = {
+        "error": {"code": "undecodable_image", "message": "expected PNG or JPEG, got 12 bytes", "request_id": "scan-17"}
+    }
+    image = base64.b64encode(encode_png(np.zeros((card.input.height, card.input.width), np.uint8))).decode("ascii")
+    paths = {
+        "/v1/predict": {"post": _predict(prediction)},
+        "/v1/predict/batch": {"post": _predict_batch(prediction, refused, settings)},
+        "/v1/model": {"get": _model(card, tag)},
+        bento.ROUTE: {"post": _classify(bentoml, prediction, refused, image)},
+        **_oip(card, tag, prediction, image),
+        **_pages(),
+        **_probes(bentoml),
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Chest Cancer Classification System",
+            "version": tag,
+            "description": f"Which a chest-CT slice shows: {', '.join(card.titles.values())}. {card.disclaimer}",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"], "headers": _HEADERS},
+    }
+
+
+def _example(card: ModelCard, tag: str) -> Json:
+    """What this model would answer for a clear case of its first class."""
+    rest = 0.09 / (len(card.classes) - 1)
+    probabilities = np.array([0.91, *[rest] * (len(card.classes) - 1)], np.float32)
+    prediction = decide(card, probabilities, card.thresholds.ood_limit / 2, request_id="scan-17", model=tag)
+    return prediction.model_dump(mode="json", exclude={"heatmaps", "preview"})
+
+
+def _predict(prediction: Json) -> Json:
+    raw = {media_type: {"schema": _FILE} for media_type in http.IMAGE_TYPES}
+    return {
+        "operationId": "predict",
+        "tags": ["predict"],
+        "summary": "Classify one image",
+        "parameters": [_REQUEST_ID, _EXPLAIN],
+        "requestBody": {"required": True, "content": {**raw, MULTIPART: {"schema": _form("image", _FILE)}}},
+        "responses": {**_good("Prediction", prediction), **_errors(400, 413, 415, 422, 429, 500, 503)},
+    }
+
+
+def _predict_batch(prediction: Json, refused: Json, settings: Settings) -> Json:
+    images = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": settings.max_images}
+    answer = {"request_id": "scan-17", "disclaimer": prediction["disclaimer"], "outcomes": [prediction, refused]}
+    return {
+        "operationId": "predict_batch",
+        "tags": ["predict"],
+        "summary": "Classify many images; each has an outcome of its own, in order",
+        "parameters": [_REQUEST_ID, _EXPLAIN],
+        "requestBody": {"required": True, "content": {MULTIPART: {"schema": _form("images", images)}}},
+        "responses": {**_good("BatchAnswer", answer), **_errors(400, 413, 415, 429, 500, 503)},
+    }
+
+
+def _model(card: ModelCard, tag: str) -> Json:
+    example = {
+        "model": tag,
+        **card.model_dump(mode="json"),
+        "rules": {rule.name: rule.words for rule in RULES},
+        "warnings": WARNINGS,
+        "metrics": {},
+    }
+    return {
+        "operationId": "model",
+        "tags": ["model"],
+        "summary": "The model's card: classes, figures with intervals, thresholds, lineage",
+        "parameters": [_REQUEST_ID],
+        "responses": {**_good("ModelAnswer", example), **_errors(503)},
+    }
+
+
+def _classify(bentoml: Json, prediction: Json, refused: Json, image: str) -> Json:
+    """BentoML's own description of its API, with what it can't know: the outcomes and the errors."""
+    operation = bentoml["paths"][bento.ROUTE]["post"]
+    body = {"schema": operation["requestBody"]["content"][JSON]["schema"], "example": {"images": [image]}}
+    outcomes = {"type": "array", "items": {"anyOf": [_reference("Prediction"), _reference("ErrorAnswer")]}}
+    return {
+        "operationId": "classify",
+        "tags": ["predict"],
+        "summary": "Classify images for bentoml.SyncHTTPClient and AsyncHTTPClient",
+        "description": operation["description"],
+        "parameters": [_REQUEST_ID],
+        "requestBody": {"required": True, "content": {JSON: body}},
+        "responses": {
+            "200": _answer("One outcome an image, in order.", {"schema": outcomes, "example": [prediction, refused]}),
+            **_errors(400, 413, 415, 429, 500, 503),
+        },
+    }
+
+
+def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
+    """The Open Inference Protocol v2."""
+    version = oip.version(tag)
+    about = oip.metadata(card, tag)
+    metadata = {
+        **about._asdict(),
+        "inputs": [t._asdict() for t in about.inputs],
+        "outputs": [t._asdict() for t in about.outputs],
+    }
+    request = {
+        "id": "scan-17",
+        "inputs": [{"name": oip.IMAGE, "datatype": "BYTES", "shape": [1], "data": [image]}],
+        "outputs": [{"name": "label"}],
+    }
+    label = {"name": "label", "datatype": "BYTES", "shape": [1], "data": [prediction["label"]]}
+    answer = {"model_name": card.name, "model_version": version, "id": "scan-17", "outputs": [label]}
+    binary = {"schema": {"type": "string", "format": "binary", "description": "The JSON, then the tensors' raw data."}}
+    model = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": card.name}
+    of_version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}, "example": version}
+    paths: Json = {
+        "/v2": {"get": _oip_get("server_metadata", "The server and its extensions", "ServerMetadata")},
+        "/v2/health/live": {"get": _oip_get("server_live", "The process answers")},
+        "/v2/health/ready": {"get": _oip_get("server_ready", "The model is warm", errors=(503,))},
+    }
+    for path, suffix, parameters in (
+        ("/v2/models/{name}", "", [model]),
+        ("/v2/models/{name}/versions/{version}", "_version", [model, of_version]),
+    ):
+        paths[path] = {
+            "get": _oip_get(
+                f"model_metadata{suffix}", "The model's tensors", "ModelMetadata", metadata, parameters, (404, 503)
+            )
+        }
+        paths[f"{path}/ready"] = {
+            "get": _oip_get(f"model_ready{suffix}", "The model is warm", None, None, parameters, (404, 503))
+        }
+        good = _good("InferAnswer", answer)
+        good["200"]["content"][BINARY] = binary
+        paths[f"{path}/infer"] = {
+            "post": {
+                "operationId": f"infer{suffix}",
+                "tags": [_OIP],
+                "summary": "Classify the images of one input tensor; one bad image fails the call",
+                "parameters": [_REQUEST_ID, _JSON_LENGTH, *parameters],
+                "requestBody": {
+                    "required": True,
+                    "content": {JSON: {"schema": _reference("InferRequest"), "example": request}, BINARY: binary},
+                },
+                "responses": {**good, **_errors(400, 404, 413, 415, 429, 500, 503, model="InferError")},
+            }
+        }
+    return paths
+
+
+def _oip_get(
+    operation: str,
+    summary: str,
+    model: str | None = None,
+    example: Json | None = None,
+    parameters: Sequence[Json] = (),
+    errors: Sequence[int] = (),
+) -> Json:
+    good = _good(model, example) if model else {"200": _answer(summary, {"schema": {"type": "object"}})}
+    return {
+        "operationId": operation,
+        "tags": [_OIP],
+        "summary": summary,
+        "parameters": [_REQUEST_ID, *parameters],
+        "responses": {**good, **_errors(*errors, model="InferError")},
+    }
+
+
+def _pages() -> Json:
+    html = {"text/html": {"schema": {"type": "string"}}}
+    json = {JSON: {"schema": {"type": "object"}}}
+    return {
+        path: {
+            "get": {
+                "operationId": operation,
+                "tags": ["pages"],
+                "summary": summary,
+                "responses": {"200": {"description": "It.", "content": content}},
+            }
+        }
+        for path, operation, summary, content in (
+            ("/", "page", "The page for people: drop a picture on it", html),
+            ("/docs", "docs", "This document, readable", html),
+            ("/docs.json", "docs_json", "This document", json),
+            ("/schema.json", "schema_json", "What BentoML's clients read first", json),
+        )
+    }
+
+
+def _probes(bentoml: Json) -> Json:
+    """BentoML's own: /livez, /readyz, /healthz and /metrics; what they answer is text."""
+    paths = {path: item for path, item in bentoml["paths"].items() if path != bento.ROUTE}
+    for path, item in paths.items():
+        operation = item["get"]
+        operation["operationId"] = path.strip("/")
+        operation["tags"] = ["operations"]
+        operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return paths
+
+
+def _reference(model: str) -> Json:
+    return {"$ref": _REFERENCE.format(model=model)}
+
+
+def _form(name: str, field: Json) -> Json:
+    return {"type": "object", "properties": {name: field}, "required": [name], "additionalProperties": False}
+
+
+def _answer(description: str, content: Json) -> Json:
+    headers = {REQUEST_ID: {"$ref": f"#/components/headers/{REQUEST_ID}"}}
+    return {"description": description, "headers": headers, "content": {JSON: content}}
+
+
+def _good(model: str, example: Json | None) -> Json:
+    content = {"schema": _reference(model)} | ({"example": example} if example else {})
+    return {"200": _answer("The answer.", content)}
+
+
+def _errors(*statuses: int, model: str = "ErrorAnswer") -> Json:
+    answers = {str(status): _answer(_WHY[status], {"schema": _reference(model)}) for status in statuses}
+    for status in {"429", "503"} & set(answers):
+        answers[status]["headers"] |= {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    return answers
