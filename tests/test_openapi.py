@@ -22,7 +22,7 @@ from tests.graphs import tiny_picture
 from tests.server import Server
 
 Json = dict[str, Any]
-EXAMPLES = 20
+EXAMPLES = 40
 """Requests that schemathesis makes up for each operation."""
 PNG = encode_png(tiny_picture(1)[:, :, 0])
 

@@ -1,0 +1,95 @@
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chestct.engine import Engine
+from chestct.image import encode_png
+from chestct.store import GRAPH
+from serving import bento
+from serving.classifier import Classifier
+from serving.settings import Settings
+from tests.graphs import tiny_model, tiny_picture
+
+SETTINGS = Settings(queue_size=2, max_body_bytes=1024, largest_batch=2, request_timeout=5)
+
+
+def ask(app: ASGIApp, count: int = 1, body: bytes = b"{}", path: str = bento.ROUTE) -> list[httpx.Response]:
+    """The answers to so many requests at once, through the guard before `app`."""
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(bento.Guard(app, SETTINGS))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"Content-Type": "application/json"}
+            return await asyncio.gather(*(client.post(path, content=body, headers=headers) for _ in range(count)))
+
+    return asyncio.run(run())
+
+
+def answering(status: int, body: Any) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        await asyncio.sleep(0.05)
+        await JSONResponse(body, status)(scope, receive, send)
+
+    return app
+
+
+def test_more_callers_than_the_queue_holds_are_told_to_come_back() -> None:
+    answers = ask(answering(200, []), count=5)
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
+    assert {answer.json()["error"]["code"] for answer in answers if answer.is_error} == {"overloaded"}
+    assert all("Retry-After" in answer.headers for answer in answers if answer.is_error)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected", "code"),
+    [
+        (400, {"error": "1", "detail": [{"loc": ["images", 3], "msg": "no base64"}]}, 400, "invalid_request"),
+        (503, {"error": "secret"}, 503, "timeout"),
+        (500, {"error": "secret"}, 500, "internal_error"),
+    ],
+)
+def test_what_bentoml_refuses_is_said_in_our_error_schema(status: int, body: Any, expected: int, code: str) -> None:
+    (answer,) = ask(answering(status, body))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (expected, code)
+    assert answer.json()["error"]["request_id"] == answer.headers["X-Request-ID"]
+    assert ("images.3: no base64" in answer.text) == (status == 400)
+    assert "secret" not in answer.text
+
+
+def test_a_body_over_the_limit_does_not_reach_bentoml() -> None:
+    (answer,) = ask(answering(200, []), body=bytes(2048))
+    assert answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_other_paths_pass_and_those_that_no_route_can_match_are_not_found() -> None:
+    assert ask(answering(200, "passed"), path="/v1/predict")[0].json() == "passed"
+    (answer,) = ask(answering(200, "passed"), path="/v2/models/a%0Ab")
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("not_found: ")
+
+
+def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_path: Path) -> None:
+    card = tiny_model(tmp_path)
+    png = encode_png(tiny_picture(1)[:, :, 0])
+    items = [bento.Item(png, "a"), bento.Item(b"text", "b"), bento.Item(png, "b"), bento.Item(b"", "c")]
+
+    async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1, 2))
+        classifier = Classifier(engine, card, "chestct:abc", Settings(largest_batch=2))
+        await classifier.warm_up()
+        outcomes = await bento.classify(classifier, items)
+        await classifier.close()
+        return outcomes, await bento.classify(classifier, items)
+
+    outcomes, stopped = asyncio.run(run())
+    assert [outcome.get("request_id") or outcome["error"]["request_id"] for outcome in outcomes] == ["a", "b", "b", "c"]
+    assert [outcome.get("error", {}).get("code") for outcome in outcomes][1] == "undecodable_image"
+    assert outcomes[0]["label"] == outcomes[2]["label"] == card.classes[1]
+    assert [outcome["error"]["code"] for outcome in stopped] == ["not_ready"] * 4
