@@ -260,7 +260,7 @@ class Evaluation:
         axes.set_ylabel("share of right answers")
         axes.set_xlim(1 / _COUNT - 0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="lower right")
         _plain(axes)
 
     def _draw_risk_coverage(self, axes: Axes) -> None:
