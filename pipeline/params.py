@@ -69,6 +69,12 @@ class Train(Frozen):
     learning_rate: Positive
     warmup_epochs: Annotated[int, Field(ge=0)]
     weight_decay: NotNegative
+    gradient_clip: Positive
+    """Largest norm of a step's gradient; a longer one is scaled down to it."""
+    frozen_layers: Share
+    """Share of the backbone's layers, counted from the pixels, whose pretrained weights stay."""
+    frozen_depthwise: bool
+    """Whether pretrained depthwise kernels stay."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     head_epochs: Annotated[int, Field(ge=0)]
     """Epochs of the head alone on cached features, before fine-tuning."""

@@ -15,6 +15,7 @@ AUDIT: Final = Path("data/prepared/audit.json")
 BASE_MODEL: Final = Path("models/base.keras")
 FEATURES: Final = Path("models/features.npz")
 
+FOLD_MODELS: Final = Path("models/folds")
 FINAL_MODEL: Final = Path("models/final.keras")
 OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")
 RUN: Final = Path("models/run.json")
@@ -31,3 +32,8 @@ RELEASE: Final = Path("models/release")
 TEST_METRICS: Final = Path("reports/test.json")
 TEST_PLOTS: Final = Path("reports/test")
 TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")
+
+
+def fold_model(fold: int) -> Path:
+    """The network that never saw the images of `fold`, counted from 0."""
+    return FOLD_MODELS / f"fold{fold}.keras"

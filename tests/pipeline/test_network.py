@@ -71,6 +71,24 @@ def test_with_pretrained_weights_all_but_the_batch_norms_learn():
     assert {type(layer).__name__ for layer in layers if not layer.trainable} == {"BatchNormalization"}
 
 
+def test_the_first_layers_and_depthwise_kernels_keep_their_pretrained_weights():
+    params = params_with(base_model=LITE0, train={"frozen_layers": 0.2, "frozen_depthwise": True})
+    network = build(params)
+    train.freeze(network, params)
+    learning = [layer.name for layer in network.layers if layer.trainable_weights]
+    assert "conv_stem" not in learning and "blocks_0_project_conv" not in learning
+    assert "blocks_15_project_conv" in learning and "blocks_15_depthwise_conv" not in learning
+    assert learning[-1] == LOGITS
+
+
+def test_a_network_without_pretrained_weights_learns_as_a_whole():
+    params = params_with(train={"frozen_layers": 0.9})
+    network = build(params)
+    before = len(network.trainable_weights)
+    train.freeze(network, params)
+    assert len(network.trainable_weights) == before
+
+
 def test_a_file_of_weights_can_run_no_code(tmp_path):
     class Evil:
         def __reduce__(self):
