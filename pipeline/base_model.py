@@ -62,9 +62,7 @@ def compile_for(network: keras.Model, params: Params, steps_per_epoch: int) -> N
         warmup_target=settings.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(
-        rate, weight_decay=settings.weight_decay, global_clipnorm=settings.gradient_clip
-    )
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, global_clipnorm=settings.gradient_clip)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     network.compile(
         optimizer,
