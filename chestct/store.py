@@ -1,5 +1,7 @@
 """The BentoML model store, where the pipeline and the service meet."""
 
+import contextlib
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -34,9 +36,9 @@ class StoredModel(NamedTuple):
 def import_model(folder: Path) -> str:
     """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the tag.
 
-    Where the newest model of its kind, real or synthetic, is this very one, nothing is stored and its tag returned. The
-    card is checked first, so nothing is stored that can't be served. Raises FileNotFoundError or pydantic's
-    ValidationError.
+    Its version is the card's digest, so one model has one tag on every machine. Where it is the newest of its kind, real
+    or synthetic, already, nothing is stored. The card is checked first, so nothing is stored that can't be served.
+    Raises FileNotFoundError or pydantic's ValidationError.
     """
     card = ModelCard.read(folder / CARD)
     lineage = card.lineage
@@ -45,13 +47,16 @@ def import_model(folder: Path) -> str:
         "backbone": lineage.backbone,
         "run_id": lineage.run_id,
     }
+    tag = f"{NAME}:{hashlib.sha256((folder / CARD).read_bytes()).hexdigest()[:16]}"
     newest = _newest(labels["trained_on"])
-    if newest and (newest.folder / CARD).read_bytes() == (folder / CARD).read_bytes():
-        return newest.tag
-    with bentoml.models.create(NAME, labels=labels, metadata=lineage.model_dump()) as model:
+    if newest and newest.tag == tag:
+        return tag
+    with contextlib.suppress(NotFound):
+        bentoml.models.delete(tag)  # stored anew, it is the newest
+    with bentoml.models.create(tag, labels=labels, metadata=lineage.model_dump()) as model:
         for name in (GRAPH, CARD):
             shutil.copyfile(folder / name, model.path_of(name))
-        return str(model.tag)
+    return tag
 
 
 def find(tag: str | None = None) -> StoredModel:

@@ -56,10 +56,17 @@ def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run, 
 
 def test_a_model_that_is_the_newest_of_its_kind_already_is_not_stored_again(run, tmp_path):
     real, drawn, other = (f"import={tmp_path / name}" for name in ("real", "drawn", "other"))
-    first, phantom, again, replaced, back = run(real, drawn, real, other, real)
-    assert again == first
-    assert len({first, phantom, replaced, back}) == 4
-    assert run("find=") == [f"{back} True local"]
+    first, phantom, again, replaced, found, back = run(real, drawn, real, other, "find=", real)
+    assert again == back == first
+    assert len({first, phantom, replaced}) == 3
+    assert found == f"{replaced} True local"
+    assert run("find=") == [f"{first} True local"]
+
+
+def test_a_model_has_the_same_tag_in_every_store(run, tmp_path, monkeypatch):
+    (here,) = run(f"import={tmp_path / 'real'}")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "elsewhere"))
+    assert run(f"import={tmp_path / 'real'}") == [here]
 
 
 def test_a_missing_tag_is_named(run):
