@@ -36,8 +36,8 @@ class StoredModel(NamedTuple):
 def import_model(folder: Path) -> str:
     """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the tag.
 
-    Its version is the card's digest, so one model has one tag on every machine. Where it is the newest of its kind, real
-    or synthetic, already, nothing is stored. The card is checked first, so nothing is stored that can't be served.
+    Its version is the card's digest, so one model has one tag on every machine. Where it is the newest of its kind,
+    real or synthetic, already, nothing is stored. The card is checked first, so nothing is stored that can't be served.
     Raises FileNotFoundError or pydantic's ValidationError.
     """
     card = ModelCard.read(folder / CARD)
