@@ -97,14 +97,15 @@ def fit(
     *,
     epochs: int | None = None,
     checkpoints: Path | None = None,
+    base: Path = paths.BASE_MODEL,
 ) -> tuple[keras.Model, History]:
-    """Train a network on `part`, from BASE_MODEL; with a `held_out` part it stops early by the loss there.
+    """Train a network on `part`, from `base`; with a `held_out` part it stops early by the loss there.
 
     `epochs` ends it sooner, on the same schedule; `checkpoints` receives the weights of each epoch.
     """
     settings = params.train
     keras.utils.set_random_seed(params.seed)
-    network = keras.models.load_model(paths.BASE_MODEL, compile=False)
+    network = keras.models.load_model(base, compile=False)
     weights = class_weights(part.labels) if settings.balance == "weights" else np.ones(len(CLASSES), np.float32)
     _fit_head(network, part, weights, params)
 
