@@ -1,0 +1,115 @@
+"""CT slices as DICOM files, made by pydicom, that show given grey levels through the lung window."""
+
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gdcm
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import Dataset, FileDataset, FileMetaDataset, dcmread, uid
+from pydicom.encaps import encapsulate
+
+from serving.dicom_reader import LUNG
+
+PATIENT = "Secret^Patient"
+"""Stands in the header of each file."""
+SLOPE = round((LUNG.width - 1) / 255, 12)
+"""Hounsfield units from one grey level to the next."""
+BLACK = LUNG.center - 0.5 - (LUNG.width - 1) / 2
+"""Hounsfield units of grey level 0."""
+_BY_GDCM = {
+    uid.JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
+    uid.JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    uid.JPEGLSLossless: gdcm.TransferSyntax.JPEGLSLossless,
+    uid.JPEGLSNearLossless: gdcm.TransferSyntax.JPEGLSNearLossless,
+}
+SYNTAXES = (
+    *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian),
+    *(uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEG2000, *_BY_GDCM),
+)
+
+
+def dicom_file(
+    levels: NDArray[np.uint8],
+    syntax: str = uid.ExplicitVRLittleEndian,
+    *,
+    signed: bool = False,
+    monochrome1: bool = False,
+    **elements: Any,
+) -> bytes:
+    """A file that shows `levels` uint8 [rows, columns]; `elements` replace the header's own, None removes one."""
+    offset = -1024 if signed else 0
+    stored = levels.astype(np.int16 if signed else np.uint16)
+    slope, intercept = SLOPE, BLACK
+    if monochrome1:  # white is the lowest value, so the units run the other way
+        slope, intercept = -slope, BLACK + 255 * SLOPE
+    stored += np.array(offset, stored.dtype)
+    little = syntax != uid.ExplicitVRBigEndian
+    file = FileDataset("", Dataset(), preamble=bytes(128), file_meta=FileMetaDataset(), is_little_endian=little)
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = uid.CTImageStorage
+    file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+    file.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    file.Modality = "CT"
+    file.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    file.PatientName = PATIENT
+    file.SamplesPerPixel = 1
+    file.PhotometricInterpretation = "MONOCHROME1" if monochrome1 else "MONOCHROME2"
+    file.Rows, file.Columns = levels.shape
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
+    file.PixelRepresentation = int(signed)
+    file.RescaleSlope = f"{slope:.12f}"[:16]
+    file.RescaleIntercept = f"{intercept - slope * offset:.9f}"[:16]
+    file.PixelData = (stored if little else stored.byteswap()).tobytes()
+    if syntax == uid.JPEGBaseline8Bit:
+        file.BitsAllocated, file.BitsStored, file.HighBit = 8, 8, 7
+        file.PixelData = encapsulate([_jpeg(levels)])
+        file["PixelData"].VR = "OB"
+        file.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    elif syntax in (uid.RLELossless, uid.JPEG2000Lossless):
+        file.compress(syntax, generate_instance_uid=False)
+    elif syntax == uid.JPEG2000:
+        file.compress(syntax, j2k_cr=[1], generate_instance_uid=False)
+    elif syntax in _BY_GDCM:
+        file = _by_gdcm(file, _BY_GDCM[syntax])
+    else:
+        file.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    for name, value in elements.items():
+        if value is None:
+            delattr(file, name)
+        else:
+            setattr(file, name, value)
+    return written(file)
+
+
+def written(file: FileDataset) -> bytes:
+    buffer = BytesIO()
+    file.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _jpeg(levels: NDArray[np.uint8]) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(levels).save(buffer, "JPEG", quality=100)
+    return buffer.getvalue()
+
+
+def _by_gdcm(file: FileDataset, syntax: int) -> FileDataset:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "native.dcm")
+        path.write_bytes(written(file))
+        reader = gdcm.ImageReader()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change = gdcm.ImageChangeTransferSyntax()
+        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer = gdcm.ImageWriter()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+        return dcmread(BytesIO(path.read_bytes()))
