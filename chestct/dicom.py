@@ -71,7 +71,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     file = pydicom.dcmread(BytesIO(data), specific_tags=list(_ELEMENTS))
     _expect(file.get("Modality") == "CT", "the modality CT, got another")
     _expect("LOCALIZER" not in (file.get("ImageType") or ()), "a slice, got a localizer")
-    _expect(bool(file.get("PixelData")), "pixels, got a file without")
+    _expect(bool(file.get("PixelData")), "pixels, got a file without, or one that was cut off")
     _expect(int(file.get("NumberOfFrames") or 1) == 1, "one frame, got several")
     _expect(
         file.SamplesPerPixel == 1 and file.PhotometricInterpretation in ("MONOCHROME1", "MONOCHROME2"),

@@ -5,6 +5,7 @@ does to it, the service sees a closed pipe, calls the file undecodable and start
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -43,9 +45,35 @@ class Window(NamedTuple):
 
 
 LUNG: Final = Window(-600, 1500)
+WINDOW_PARAMETERS: Final = ("window_center", "window_width")
+"""Over every protocol; they choose another window for the DICOM files of a request."""
+_CENTERS: Final = (-32_768, 32_767)
+_WIDTHS: Final = (1, 65_536)
+
+
+def choose_window(parameters: Mapping[str, object]) -> Window:
+    """The window that a request asks for in WINDOW_PARAMETERS, as numbers or as text, else LUNG.
+
+    Raises ValueError in words.
+    """
+    given = [parameters.get(name) for name in WINDOW_PARAMETERS]
+    if given == [None, None]:
+        return LUNG
+    if None in given:
+        raise ValueError(f"expected both {' and '.join(WINDOW_PARAMETERS)}, or neither, got one of them")
+    return Window(*map(_in_bounds, WINDOW_PARAMETERS, given, (_CENTERS, _WIDTHS)))
+
+
+def _in_bounds(name: str, value: object, bounds: tuple[int, int]) -> float:
+    low, high = bounds
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and low <= float(value) <= high:
+            return float(value)
+    raise ValueError(f"{name}: expected Hounsfield units from {low} to {high}, got {str(value)[:32]!r}")
 
 
 def is_dicom(data: bytes) -> bool:
+    """Whether these bytes say that they are a DICOM file; what they are called elsewhere does not count."""
     return data[128:132] == b"DICM"
 
 
@@ -60,7 +88,7 @@ class DicomReader:
     @property
     def process(self) -> int | None:
         """The id of the process, where one runs."""
-        return self._process and self._process.pid
+        return self._process.pid if self._process else None
 
     async def read(self, data: bytes, window: Window = LUNG) -> NDArray[np.uint8]:
         """Grey levels uint8 [rows, columns]. Raises InvalidImage as chestct.dicom.read does."""

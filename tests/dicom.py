@@ -1,5 +1,6 @@
 """CT slices as DICOM files, made by pydicom, that show given grey levels through the lung window."""
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset, FileDataset, FileMetaDataset, dcmread, uid
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, get_frame
 
 from serving.dicom_reader import LUNG
 
@@ -81,6 +82,15 @@ def dicom_file(
             delattr(file, name)
         else:
             setattr(file, name, value)
+    return written(file)
+
+
+def with_frame(
+    levels: NDArray[np.uint8], change: Callable[[bytes], bytes], syntax: str = uid.JPEG2000Lossless
+) -> bytes:
+    """A whole file whose compressed frame was changed."""
+    file = dcmread(BytesIO(dicom_file(levels, syntax)))
+    file.PixelData = encapsulate([change(get_frame(file.PixelData, 0, number_of_frames=1))])
     return written(file)
 
 

@@ -8,13 +8,12 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.data import get_testdata_file
-from pydicom.encaps import encapsulate
 
 from chestct import dicom
 from chestct.image import InvalidImage, encode_png
 from pipeline.phantoms import draw_phantom
 from serving.dicom_reader import LUNG
-from tests.dicom import PATIENT, SYNTAXES, dicom_file, written
+from tests.dicom import PATIENT, SYNTAXES, dicom_file, with_frame, written
 
 PHANTOM = np.asarray(draw_phantom(0, np.random.default_rng(7)).convert("L"))
 
@@ -35,14 +34,6 @@ def changed(data, **elements):
     file = pydicom.dcmread(io.BytesIO(data))
     for name, value in elements.items():
         setattr(file, name, value)
-    return written(file)
-
-
-def with_frame(change, syntax=uid.JPEG2000Lossless):
-    """A compressed file whose frame was changed."""
-    file = pydicom.dcmread(io.BytesIO(dicom_file(PHANTOM, syntax)))
-    frame = next(pydicom.encaps.generate_frames(file.PixelData, number_of_frames=1))
-    file.PixelData = encapsulate([change(frame)])
     return written(file)
 
 
@@ -139,14 +130,16 @@ BROKEN = {
     "JPEG of fewer rows": lambda: changed(dicom_file(PHANTOM, uid.JPEGLosslessSV1), Rows=ROWS + 40),
     "JPEG-LS of fewer rows": lambda: changed(dicom_file(PHANTOM, uid.JPEGLSLossless), Rows=ROWS + 40),
     "JPEG 2000 of more rows": lambda: changed(dicom_file(PHANTOM, uid.JPEG2000Lossless), Rows=ROWS - 40),
-    "JPEG 2000 cut in half": lambda: with_frame(lambda frame: frame[: len(frame) // 2]),
-    "JPEG 2000 without its end": lambda: with_frame(lambda frame: frame[:-10]),
-    "JPEG 2000 of 60000 x 60000": lambda: with_frame(lambda f: f[:8] + struct.pack(">II", 60000, 60000) + f[16:]),
-    "RLE cut in half": lambda: with_frame(lambda frame: frame[: len(frame) // 2], uid.RLELossless),
-    "a PNG as JPEG 2000": lambda: with_frame(lambda _: encode_png(PHANTOM)),
-    "a PNG as JPEG": lambda: with_frame(lambda _: encode_png(PHANTOM), uid.JPEGLosslessSV1),
-    "a PNG as RLE": lambda: with_frame(lambda _: encode_png(PHANTOM), uid.RLELossless),
-    "a JPEG without a picture": lambda: with_frame(lambda _: b"\xff\xd8" + b"\xff\xe0\0\2" * 100),
+    "JPEG 2000 cut in half": lambda: with_frame(PHANTOM, lambda frame: frame[: len(frame) // 2]),
+    "JPEG 2000 without its end": lambda: with_frame(PHANTOM, lambda frame: frame[:-10]),
+    "JPEG 2000 of 60000 x 60000": lambda: with_frame(
+        PHANTOM, lambda f: f[:8] + struct.pack(">II", 60000, 60000) + f[16:]
+    ),
+    "RLE cut in half": lambda: with_frame(PHANTOM, lambda frame: frame[: len(frame) // 2], uid.RLELossless),
+    "a PNG as JPEG 2000": lambda: with_frame(PHANTOM, lambda _: encode_png(PHANTOM)),
+    "a PNG as JPEG": lambda: with_frame(PHANTOM, lambda _: encode_png(PHANTOM), uid.JPEGLosslessSV1),
+    "a PNG as RLE": lambda: with_frame(PHANTOM, lambda _: encode_png(PHANTOM), uid.RLELossless),
+    "a JPEG without a picture": lambda: with_frame(PHANTOM, lambda _: b"\xff\xd8" + b"\xff\xe0\0\2" * 100),
     "endless units": lambda: dicom_file(PHANTOM, RescaleSlope="1e308", RescaleIntercept="1e308"),
     "units that are no number": lambda: dicom_file(PHANTOM, RescaleSlope="NaN"),
 }
