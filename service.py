@@ -3,7 +3,6 @@
 BentoML gives the worker processes, the probes and the bento; what answers is in `serving`.
 """
 
-import logging
 import sys
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
 from chestct import store
-from serving import bento, http
+from serving import bento, edge, http
 from serving.settings import Settings, SettingsError
 
 try:
@@ -53,7 +52,7 @@ class ServedModel(bentoml.models.BentoModel):
     workers=SETTINGS.workers,
     # BentoML labels its metrics with the path as it came, so a scan makes endless series; serving.metrics is bounded.
     metrics={"enabled": False},
-    logging={"access": {"enabled": False}},  # serving.http logs each request with its id
+    logging={"access": {"enabled": False}},  # serving.call logs each request, on every protocol
     traffic={"timeout": int(SETTINGS.request_timeout) + 5},
 )
 @bentoml.asgi_app(app)
@@ -65,10 +64,11 @@ class ChestCT:
     @bentoml.on_startup
     async def start(self) -> None:
         from chestct.engine import Engine
-        from serving import openapi, rpc
+        from serving import call, openapi, rpc
         from serving.classifier import Classifier
+        from serving.drain import Drain
 
-        logging.getLogger("serving").setLevel(logging.INFO)
+        call.log_to_stdout()
         stored = _find()
         engine = Engine(stored.graph, threads=SETTINGS.engine_threads, batch_sizes=SETTINGS.batch_sizes)
         self.classifier = Classifier(engine, stored.read_card(), stored.tag, SETTINGS)
@@ -78,6 +78,7 @@ class ChestCT:
         spec = ChestCT.openapi_spec.asdict()
         app.state.document = openapi.document(self.classifier.card, stored.tag, SETTINGS, spec)
         app.state.classifier = self.classifier
+        self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
         if bentoml.server_context.worker_index == 1:
             print(f"page: {ChestCT.url}/", flush=True)
 
@@ -93,13 +94,22 @@ class ChestCT:
         """For BentoML's clients: a prediction or an error for each image, in order."""
         return await bento.classify(self.classifier, images)
 
+    async def _announce_stop(self) -> None:
+        self.classifier.announce_stop()
+        await self.rpc.announce()
+
+    async def _stop_rpc(self) -> None:
+        await self.rpc.stop(SETTINGS.request_timeout)
+
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        await self.rpc.stop(SETTINGS.request_timeout)
+        await self.drain.finish()
+        await self._stop_rpc()
         await self.classifier.close()
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready
 
 
+ChestCT.add_asgi_middleware(edge.Recorded, stopping=lambda: app.state.classifier and not app.state.classifier.ready)
 ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS)

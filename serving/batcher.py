@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,12 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Scores
 
-_PACE_MEMORY: Final = 0.2
-"""Weight of the newest batch in the running mean of seconds an image takes."""
+_PACE_MEMORY: Final = 32
+"""Batches whose median tells how long an image takes: one that a pause of the process held up does not count."""
 
 
 class Overloaded(RuntimeError):
-    """The queue is full; `retry_after` is how many seconds it takes to empty at the engine's recent pace."""
+    """The queue is full, or too long to answer in time; `retry_after` is the seconds it takes to empty."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"too many images are waiting, try again in {retry_after:.1f} seconds")
@@ -44,6 +46,10 @@ class Score(NamedTuple):
     ood_score: float
     heatmap: NDArray[np.float32]
     """[classes, h, w] in logits."""
+    waited: float
+    """Seconds in the queue."""
+    seconds: float
+    """The engine took for its batch."""
 
 
 class BatchReport(NamedTuple):
@@ -60,6 +66,7 @@ class BatchReport(NamedTuple):
 class _Item:
     pixels: NDArray[np.uint8]
     score: asyncio.Future[Score]
+    deadline: float
     queued_at: float
 
 
@@ -88,29 +95,37 @@ class Batcher:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._seconds_per_image = 0.0
+        self._paces: deque[float] = deque(maxlen=_PACE_MEMORY)
+        self._pace = 0.0
+        """Seconds an image takes of late."""
 
     @property
     def depth(self) -> int:
         """Images waiting, without those in the engine."""
         return len(self._queue)
 
-    def check_room(self, coming: int = 0) -> None:
-        """Raise Closed, or Overloaded where the queue and the `coming` images beside it leave no place for one more."""
+    def check_room(self, coming: int = 0, deadline: float = math.inf) -> None:
+        """Raise Closed, or Overloaded where the queue and the `coming` images beside it leave no place for one more.
+
+        That is also where its answer would come after the deadline, on time.monotonic's clock, so that no time goes
+        into an answer nobody waits for.
+        """
         if self._closed:
             raise Closed("the service is shutting down")
         waiting = len(self._queue) + coming
-        if waiting >= self._queue_size:
-            raise Overloaded(waiting * self._seconds_per_image)
+        seconds = waiting * self._pace
+        if waiting >= self._queue_size or (waiting and seconds > deadline - time.monotonic()):
+            raise Overloaded(seconds)
 
-    async def score(self, pixels: NDArray[np.uint8]) -> Score:
+    async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf) -> Score:
         """Score one image, uint8 [height, width, 1].
 
-        Cancelled while it waits, it leaves the queue. Raises Overloaded, Closed or EngineFailed.
+        Cancelled while it waits, it leaves the queue. Raises Overloaded, Closed, EngineFailed, and TimeoutError where
+        the deadline, on time.monotonic's clock, passes before the engine takes it.
         """
-        self.check_room()
+        self.check_room(deadline=deadline)
         loop = asyncio.get_running_loop()
-        item = _Item(pixels, loop.create_future(), time.perf_counter())
+        item = _Item(pixels, loop.create_future(), deadline, time.monotonic())
         self._queue.append(item)
         if not self._busy:
             # Not at once: what else arrives in this turn of the loop joins the batch.
@@ -131,26 +146,29 @@ class Batcher:
         self._thread.shutdown()
 
     def _start_batch(self) -> None:
-        batch = [self._queue.popleft() for _ in range(min(self._largest_batch, len(self._queue)))]
+        started = time.monotonic()
+        batch: list[_Item] = []
+        while self._queue and len(batch) < self._largest_batch:
+            item = self._queue.popleft()
+            if item.deadline > started:
+                batch.append(item)
+            else:
+                item.score.set_exception(TimeoutError("the deadline passed in the queue"))
         if not batch:
             self._busy = False
             self._idle.set()
             return
-        started = time.perf_counter()
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item.pixels for item in batch])
         running.add_done_callback(lambda done: self._finish_batch(batch, started, done))
 
-    def _run(self, pixels: list[NDArray[np.uint8]]) -> list[Score]:
+    def _run(self, pixels: list[NDArray[np.uint8]]) -> list[tuple[Any, ...]]:
         scores = self._infer(np.stack(pixels))
-        return [
-            Score(probabilities, float(ood_score), heatmap)
-            for _, probabilities, ood_score, heatmap in zip(pixels, *scores, strict=True)
-        ]
+        return [row[1:] for row in zip(pixels, *scores, strict=True)]
 
-    def _finish_batch(self, batch: list[_Item], started: float, done: asyncio.Future[list[Score]]) -> None:
-        seconds = time.perf_counter() - started
-        pace = seconds / len(batch)
-        self._seconds_per_image += (_PACE_MEMORY if self._seconds_per_image else 1) * (pace - self._seconds_per_image)
+    def _finish_batch(self, batch: list[_Item], started: float, done: asyncio.Future[list[tuple[Any, ...]]]) -> None:
+        seconds = time.monotonic() - started
+        self._paces.append(seconds / len(batch))
+        self._pace = statistics.median(self._paces)
         self._report(BatchReport(len(batch), tuple(started - item.queued_at for item in batch), seconds))
         error = done.exception()
         for index, item in enumerate(batch):
@@ -161,5 +179,8 @@ class Batcher:
                 failure.__cause__ = error
                 item.score.set_exception(failure)
             else:
-                item.score.set_result(done.result()[index])
+                probabilities, ood_score, heatmap = done.result()[index]
+                item.score.set_result(
+                    Score(probabilities, float(ood_score), heatmap, started - item.queued_at, seconds)
+                )
         self._start_batch()

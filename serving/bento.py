@@ -1,6 +1,6 @@
 """What BentoML's own clients call: `classify`, behind `Guard`.
 
-BentoML's batcher joins the lists of many callers into one, so an item carries its caller's request id, nothing raises
+BentoML's batcher joins the lists of many callers into one, so an item carries its caller's call, nothing raises
 in `classify`, and each item has an outcome of its own, in order. What a caller can get wrong besides the images (body,
 JSON, base64) is refused before the batcher.
 """
@@ -8,7 +8,6 @@ JSON, base64) is refused before the batcher.
 import asyncio
 import base64
 import json
-import uuid
 from collections.abc import Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -22,20 +21,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chestct.prediction import Prediction
 from serving import edge
 from serving.batcher import Closed, Overloaded
+from serving.call import Call
 from serving.classifier import Classifier
 from serving.settings import Settings
 
 ROUTE: Final = "/classify"
 MEDIA_TYPE: Final = "application/json"
 
-_REQUEST_ID: Final[ContextVar[str]] = ContextVar("request_id")
-"""Of the request whose body is being parsed."""
+_CALL: Final[ContextVar[Call]] = ContextVar("call")
+"""Whose body is being parsed."""
 
 
 class Item(NamedTuple):
     data: bytes
     """The encoded image."""
-    request_id: str
+    call: Call
 
 
 def _parse(value: object) -> Item:
@@ -47,7 +47,7 @@ def _parse(value: object) -> Item:
         data = base64.b64decode(value, validate=True)
     except ValueError as error:
         raise ValueError(f"expected an image file in base64, got {value[:32]!r}: {error}") from None
-    return Item(data, _REQUEST_ID.get(uuid.uuid4().hex))
+    return Item(data, _CALL.get())
 
 
 Base64Image = Annotated[
@@ -62,16 +62,22 @@ Base64Image = Annotated[
 async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[str, Any]]:
     """A prediction or an error for each item, in order, as JSON. Never raises: that would fail every caller."""
 
-    async def of_one_caller(request_id: str, images: list[bytes]) -> list[dict[str, Any]]:
+    async def of_one_caller(call: Call, images: list[bytes]) -> list[dict[str, Any]]:
+        outcomes: Sequence[Prediction | Exception]
+        call.work = asyncio.ensure_future(classifier.classify_many(images, call))
         try:
-            outcomes: Sequence[Prediction | Exception] = await classifier.classify_many(images, request_id=request_id)
-        except Closed as closed:
-            outcomes = [closed] * len(images)
-        return [_body(outcome, request_id) for outcome in outcomes]
+            async with asyncio.timeout(call.remaining):
+                outcomes = await call.work
+        except (Closed, TimeoutError) as error:
+            outcomes = [error] * len(images)
+        except asyncio.CancelledError:
+            if not call.abandoned:
+                raise
+            outcomes = [TimeoutError()] * len(images)
+        return [_body(outcome, call.request_id) for outcome in outcomes]
 
     callers = [
-        of_one_caller(request_id, [item.data for item in group])
-        for request_id, group in groupby(items, lambda item: item.request_id)
+        of_one_caller(call, [item.data for item in group]) for call, group in groupby(items, lambda item: item.call)
     ]
     return [outcome for outcomes in await asyncio.gather(*callers) for outcome in outcomes]
 
@@ -91,8 +97,8 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._guard = edge.Edge(self._guarded, settings, route=ROUTE)
-        self._lost = edge.Edge(_not_found, settings, route="other")
+        self._guard = edge.Edge(self._guarded, settings)
+        self._lost = edge.Edge(_not_found, settings)
         self._callers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +108,8 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        call: Call = request.state.call
+        call.route = ROUTE
         if request.method != "POST":
             raise edge.RequestError(
                 HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"}
@@ -113,9 +121,10 @@ class Guard:
         self._callers += 1
         try:
             body = await edge.read_body(request, self._settings.max_body_bytes)
-            _REQUEST_ID.set(request.state.request_id)
-            await self._answer(scope, body, receive, send)
+            _CALL.set(call)
+            await edge.while_connected(request, self._answer(scope, body, receive, send))
         finally:
+            call.abandon()
             self._callers -= 1
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,14 @@ from chestct.image import InvalidImage, Picture, decode, encode_png
 from chestct.prediction import Prediction, decide
 from serving import metrics
 from serving.batcher import Batcher, BatchReport, EngineFailed, Overloaded, Score
+from serving.call import Call
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed
 
 
@@ -41,29 +44,40 @@ class Classifier:
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._decoding = 0
-        self._ready = False
+        self._warm = False
+        self._stopping = False
 
     @property
     def ready(self) -> bool:
-        """The model is warm and the service takes requests."""
-        return self._ready
+        """The model is warm, and nobody has told the service to stop: for those who choose where to send requests."""
+        return self._warm and not self._stopping
 
-    async def classify(self, data: bytes, *, request_id: str, explain: bool = False) -> Prediction:
+    @property
+    def accepting(self) -> bool:
+        """Requests are answered: also while the service is told to stop and others have not noticed yet."""
+        return self._warm
+
+    def announce_stop(self) -> None:
+        """Be not ready from now on, and go on answering until `close`."""
+        self._stopping = True
+
+    async def classify(self, data: bytes, call: Call, *, explain: bool = False) -> Prediction:
         """Answer for one encoded image.
 
-        `explain` adds the heat maps and the preview. Raises chestct.image.InvalidImage, and serving.batcher's
-        Overloaded, Closed and EngineFailed.
+        `explain` adds the heat maps and the preview. Raises chestct.image.InvalidImage, serving.batcher's Overloaded,
+        Closed and EngineFailed, and TimeoutError where the call's deadline passes before the engine takes the image.
         """
-        self._batcher.check_room(self._decoding)
+        self._batcher.check_room(self._decoding, call.deadline)
         self._decoding += 1
         try:
-            loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(self._decoders, _timed_decode, data, self.card.input)
+            picture, seconds = await self.in_decoder(_timed_decode, data, self.card.input)
         finally:
             self._decoding -= 1
-        return await self._answer(picture.pixels, request_id=request_id, explain=explain)
+        metrics.STAGE_SECONDS.labels("decode").observe(seconds)
+        call.decode_seconds += seconds
+        return await self._answer(picture.pixels, call, explain=explain)
 
-    async def classify_many(self, images: Sequence[bytes], *, request_id: str, explain: bool = False) -> list[Outcome]:
+    async def classify_many(self, images: Sequence[bytes], call: Call, *, explain: bool = False) -> list[Outcome]:
         """One outcome per encoded image, in order; what fails one leaves the others alone.
 
         A long list takes only a part of the queue at a time, so that others are still answered meanwhile.
@@ -71,25 +85,25 @@ class Classifier:
 
         async def outcome(data: bytes) -> Outcome:
             try:
-                return await self.classify(data, request_id=request_id, explain=explain)
+                return await self.classify(data, call, explain=explain)
             except (InvalidImage, Overloaded, EngineFailed) as error:
                 return error
 
         return await self._in_part([partial(outcome, data) for data in images])
 
     async def classify_pixels(
-        self, pixels: NDArray[np.uint8], *, request_id: str, explain: bool = False
+        self, pixels: NDArray[np.uint8], call: Call, *, explain: bool = False
     ) -> list[Prediction]:
         """Answer for uint8 [N, height, width, 1] of the size the card names, with the warning `pixels_input`.
 
-        Raises ValueError for another shape or type, and serving.batcher's Overloaded, Closed and EngineFailed.
+        Raises ValueError for another shape or type, and what `classify` raises but for InvalidImage.
         """
         spec = self.card.input
         expected = (spec.height, spec.width, spec.channels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
             wanted = ", ".join(map(str, expected))
             raise ValueError(f"expected pixels uint8 [N, {wanted}], got {pixels.dtype} {list(pixels.shape)}")
-        answer = partial(self._answer, request_id=request_id, explain=explain, warnings=("pixels_input",))
+        answer = partial(self._answer, call=call, explain=explain, warnings=("pixels_input",))
         return await self._in_part([partial(answer, row) for row in pixels])
 
     async def warm_up(self) -> None:
@@ -98,34 +112,46 @@ class Classifier:
         for size in (size for size in self.settings.batch_sizes if size <= self._largest_batch):
             blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
             await asyncio.to_thread(self._engine.infer, blank)
-        self._ready = True
+        lineage = self.card.lineage
+        metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
+        self._warm = True
 
     async def close(self) -> None:
         """Refuse new images and finish those that were taken."""
-        self._ready = False
+        self._warm = False
+        self._stopping = True
         await self._batcher.close()
         self._decoders.shutdown()
 
+    async def in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
+        """The result of work that would hold up the event loop, done where images are decoded."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
+
     async def _answer(
-        self, pixels: NDArray[np.uint8], *, request_id: str, explain: bool, warnings: Sequence[str] = ()
+        self, pixels: NDArray[np.uint8], call: Call, *, explain: bool, warnings: Sequence[str] = ()
     ) -> Prediction:
         with metrics.QUEUE_DEPTH.track_inprogress():
-            score = await self._batcher.score(pixels)
+            score = await self._batcher.score(pixels, call.deadline)
+        call.images += 1
+        call.queue_seconds += score.waited
+        call.infer_seconds += score.seconds
         heatmaps, preview = None, None
         if explain:
-            loop = asyncio.get_running_loop()
-            heatmaps, preview = await loop.run_in_executor(self._decoders, self._explain, pixels, score)
+            heatmaps, preview = await self.in_decoder(self._explain, pixels, score)
         prediction = decide(
             self.card,
             score.probabilities,
             score.ood_score,
-            request_id=request_id,
+            request_id=call.request_id,
             model=self.tag,
             warnings=warnings,
             heatmaps=heatmaps,
             preview=preview,
         )
         metrics.PREDICTIONS.labels(prediction.decision, prediction.label or "none").inc()
+        metrics.OOD_SCORE.observe(prediction.ood_score / self.card.thresholds.ood_limit)
+        if prediction.confidence is not None:
+            metrics.CONFIDENCE.observe(prediction.confidence)
         return prediction
 
     def _explain(self, pixels: NDArray[np.uint8], score: Score) -> tuple[dict[str, str], str]:
@@ -163,9 +189,10 @@ def _base64_png(grey: NDArray[np.generic]) -> str:
     return base64.b64encode(encode_png(grey.astype(np.uint8))).decode("ascii")
 
 
-def _timed_decode(data: bytes, spec: InputSpec) -> Picture:
-    with metrics.STAGE_SECONDS.labels("decode").time():
-        return decode(data, spec)
+def _timed_decode(data: bytes, spec: InputSpec) -> tuple[Picture, float]:
+    started = time.perf_counter()
+    picture = decode(data, spec)
+    return picture, time.perf_counter() - started
 
 
 def _count_batch(batch: BatchReport) -> None:

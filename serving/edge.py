@@ -1,10 +1,10 @@
-"""What every HTTP route shares: the request's id, the common headers, limits, errors as answers, metrics."""
+"""What every HTTP route shares: the request's id, the common headers, its record, limits, errors as answers."""
 
 import asyncio
 import logging
 import math
-import time
-from collections.abc import Coroutine
+import re
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -17,12 +17,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestct.image import InvalidImage
-from serving import metrics, request_ids
 from serving.batcher import Closed, Overloaded
+from serving.call import Call, choose_id
 from serving.classifier import Classifier
 from serving.settings import Settings
 
 REQUEST_ID: Final = "X-Request-ID"
+TIMEOUT: Final = "X-Request-Timeout"
+"""Seconds after which the client no longer waits."""
 OIP: Final = "/v2"
 """Below it an error has the Open Inference Protocol's form."""
 
@@ -51,51 +53,95 @@ class RequestError(Exception):
         self.headers = headers
 
 
-class Edge:
-    """Around every route: the request's id, the common headers, the time limit, errors as answers, metrics."""
+class Recorded:
+    """Around the whole service, BentoML's own routes too: the request's id, the common headers, metrics and log."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, route: str | None = None) -> None:
-        """`route` is the name in the metrics where `app` has no routes of its own."""
+    def __init__(self, app: ASGIApp, stopping: Callable[[], bool] = lambda: False) -> None:
+        """While `stopping` an answer ends its connection, so that none is left with a request when the port closes."""
         self._app = app
-        self._settings = settings
-        self._route = route
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
-        state = scope.setdefault("state", {})  # a route may find the request's id in the body, and set it here
-        state["request_id"] = request_ids.choose(Headers(scope=scope).get(REQUEST_ID))
+        call = Call(choose_id(Headers(scope=scope).get(REQUEST_ID)))
+        scope.setdefault("state", {})["call"] = call
         status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update({REQUEST_ID: state["request_id"], **_HEADERS})
+                headers = MutableHeaders(scope=message)
+                headers.update({REQUEST_ID: call.request_id, **_HEADERS})
+                if self._stopping():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
-            async with asyncio.timeout(self._settings.request_timeout):
-                await self._app(scope, receive, send_with_headers)
-        except ClientDisconnect:
-            await Response(status_code=_CLIENT_GONE)(scope, receive, send_with_headers)
-        except Exception as error:
-            if status:  # the answer is on its way and can't be taken back
-                raise
-            answer = describe(error)
-            if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-                _log.exception("request %s failed", state["request_id"])
-            await _error_response(answer, scope)(scope, receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         finally:
-            route = scope.get("route")
-            name = self._route or (route.name if isinstance(route, Route) else "other")
-            seconds = time.perf_counter() - started
-            metrics.REQUESTS.labels("http", name, status).inc()
-            metrics.REQUEST_SECONDS.labels("http", name).observe(seconds)
-            request_id = state["request_id"]
-            _log.info("%s %s %d %.1f ms request_id=%s", scope["method"], name, status, 1000 * seconds, request_id)
+            call.route = call.route or _route_name(scope)
+            call.finish("http", str(status))
+
+
+class Edge:
+    """Around routes of ours: the time limit, and errors as answers. Needs Recorded around it."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call: Call = scope["state"]["call"]
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            limit = min(_patience(Headers(scope=scope)), self._settings.request_timeout)
+            call.deadline = call.started + limit
+            async with asyncio.timeout(call.remaining):
+                await self._app(scope, receive, send_and_note)
+        except ClientDisconnect:
+            call.outcome = "client_gone"
+            await Response(status_code=_CLIENT_GONE)(scope, receive, send)
+        except Exception as error:
+            answer = describe(error)
+            call.outcome = answer.code
+            if begun:  # the answer is on its way and can't be taken back
+                raise
+            if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                _log.exception("request %s failed", call.request_id)
+            await _error_response(answer, scope)(scope, receive, send)
+
+
+def _patience(headers: Headers) -> float:
+    """Seconds that the client waits. Raises RequestError."""
+    text = headers.get(TIMEOUT)
+    if text is None:
+        return math.inf
+    expected = f"{TIMEOUT}: expected seconds above 0, such as 2.5, got {text[:32]!r}"
+    if not re.fullmatch(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise bad_request("invalid_timeout", expected)
+    if (seconds := float(text)) <= 0:
+        raise bad_request("deadline_exceeded", expected)
+    return seconds
+
+
+def _route_name(scope: Scope) -> str:
+    """Ours have it as their name; those of BentoML are known by their path, which has no parameters."""
+    route = scope.get("route")
+    if not isinstance(route, Route):
+        return "other"
+    return route.name if route.name.startswith("/") else route.path
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -116,11 +162,17 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 def ready_classifier(request: Request) -> Classifier:
-    """Raises Closed until the model is warm, and once the service stops."""
+    """Raises Closed until the model is warm, and once the service has stopped."""
     classifier: Classifier | None = request.app.state.classifier
-    if classifier is None or not classifier.ready:
+    if classifier is None or not classifier.accepting:
         raise Closed("the model is loading or the service is stopping")
     return classifier
+
+
+def check_ready(classifier: Classifier) -> None:
+    """Raises Closed where a probe is to learn that the service is told to stop."""
+    if not classifier.ready:
+        raise Closed("the service is stopping")
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -181,8 +233,8 @@ def describe(error: Exception) -> RequestError:
         case Closed():
             return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", str(error), {"Retry-After": "2"})
         case TimeoutError():
-            message = "the answer took longer than this service allows"
-            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "timeout", message, {"Retry-After": "2"})
+            message = "the answer took longer than the request or this service allows"
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded", message, {"Retry-After": "2"})
         case _:
             return RequestError(
                 HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "the service failed, its log says why"
@@ -208,4 +260,4 @@ async def http_exception(request: Request, error: Exception) -> Response:
 def _error_response(error: RequestError, scope: Scope) -> Response:
     if f"{scope['path']}/".startswith(f"{OIP}/"):
         return JSONResponse({"error": f"{error.code}: {error.message}"}, error.status, error.headers)
-    return JSONResponse(error_body(error, scope["state"]["request_id"]), error.status, error.headers)
+    return JSONResponse(error_body(error, scope["state"]["call"].request_id), error.status, error.headers)

@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving import metrics, oip_http
 from serving.batcher import Overloaded
+from serving.call import Call
 from serving.edge import (
     Edge,
     bad_request,
@@ -45,7 +46,7 @@ def create_app(settings: Settings) -> Starlette:
     """The routes, each with its name in the metrics.
 
     They answer 503 until `app.state.classifier` holds a Classifier that is ready; `app.state.document` is then to hold
-    serving.openapi's document.
+    serving.openapi's document. The app needs serving.edge.Recorded around it.
     """
     v1 = Router(
         [
@@ -77,9 +78,7 @@ async def _predict(request: Request) -> Response:
     explain = _explain(request)
     classifier = ready_classifier(request)
     image = await _image(request, classifier.settings)
-    prediction = await while_connected(
-        request, classifier.classify(image, request_id=request.state.request_id, explain=explain)
-    )
+    prediction = await while_connected(request, classifier.classify(image, request.state.call, explain=explain))
     return Response(_json(prediction), media_type="application/json")
 
 
@@ -92,15 +91,17 @@ async def _predict_batch(request: Request) -> Response:
     if kind != MULTIPART:
         raise unsupported((MULTIPART,), kind)
     images = await _form_files(request.headers, body, "images", settings.max_images)
-    request_id = request.state.request_id
-    outcomes = await while_connected(request, classifier.classify_many(images, request_id=request_id, explain=explain))
+    call: Call = request.state.call
+    outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()
     parts = [
-        _json(outcome) if isinstance(outcome, Prediction) else json.dumps(error_body(describe(outcome), request_id))
+        _json(outcome)
+        if isinstance(outcome, Prediction)
+        else json.dumps(error_body(describe(outcome), call.request_id))
         for outcome in outcomes
     ]
-    head = json.dumps({"request_id": request_id, "disclaimer": classifier.card.disclaimer})
+    head = json.dumps({"request_id": call.request_id, "disclaimer": classifier.card.disclaimer})
     return Response(f'{head[:-1]}, "outcomes": [{", ".join(parts)}]}}', media_type="application/json")
 
 

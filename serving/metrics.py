@@ -1,6 +1,7 @@
 """What /metrics shows. Every label has few values: a route is its template, never the path that was asked for."""
 
 import os
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -12,7 +13,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -41,6 +42,22 @@ QUEUE_DEPTH: Final = Gauge(
 PREDICTIONS: Final = Counter(
     "chestct_predictions", "Answers, by decision and label (none where rejected).", ("decision", "label")
 )
+CONFIDENCE: Final = Histogram(
+    "chestct_confidence",
+    "Probability of the label, of answers that were not rejected.",
+    buckets=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
+)
+OOD_SCORE: Final = Histogram(
+    "chestct_ood_score",
+    "How unlike the training images, as a share of the model's limit: above 1 is rejected.",
+    buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
+)
+MODEL: Final = Gauge(
+    "chestct_model_info",
+    "1 for the model that is served.",
+    ("model", "run_id", "git_commit", "data_digest"),
+    multiprocess_mode="livemax",
+)
 
 
 def exposition() -> bytes:
@@ -48,8 +65,13 @@ def exposition() -> bytes:
 
     BentoML gives its workers one folder in PROMETHEUS_MULTIPROC_DIR, where prometheus_client keeps each one's numbers.
     """
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
         return generate_latest(REGISTRY)
+    for file in Path(folder).glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():  # a worker that crashed has no more queue
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from chestct.card import ModelCard
 from chestct.image import InvalidImage
 from chestct.prediction import Prediction
+from serving.call import Call
 from serving.classifier import Classifier, Outcome
 
 SERVER: Final = "chestct"
@@ -179,21 +180,21 @@ def check_parameters(names: Iterable[str]) -> None:
             raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
 
 
-async def infer(classifier: Classifier, request: Request, *, request_id: str) -> tuple[Tensor, ...]:
+async def infer(classifier: Classifier, request: Request, call: Call) -> tuple[Tensor, ...]:
     """Answer a request.
 
     The protocol has one status for a call, so one bad image fails the call: InvalidImage then names its index.
-    Raises InvalidRequest, InvalidImage, and serving.batcher's Overloaded, Closed and EngineFailed.
+    Raises InvalidRequest, InvalidImage, and what Classifier.classify raises.
     """
     card = classifier.card
     outputs = _wanted(request.outputs)
     explain = any(output.files for output in outputs)
     images = _read(request.inputs, card, classifier.settings.max_images)
     if isinstance(images, list):
-        outcomes = await classifier.classify_many(images, request_id=request_id, explain=explain)
+        outcomes = await classifier.classify_many(images, call, explain=explain)
         predictions = [_good(index, outcome) for index, outcome in enumerate(outcomes)]
     else:
-        predictions = await classifier.classify_pixels(images, request_id=request_id, explain=explain)
+        predictions = await classifier.classify_pixels(images, call, explain=explain)
     return tuple(_tensor(output, predictions, card) for output in outputs)
 
 

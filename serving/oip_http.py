@@ -13,9 +13,18 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 
 import chestct
 from chestct.image import InvalidImage
-from serving import oip, request_ids
+from serving import oip
+from serving.call import Call, choose_id
 from serving.classifier import Classifier
-from serving.edge import REQUEST_ID, RequestError, bad_request, read_body, ready_classifier, while_connected
+from serving.edge import (
+    REQUEST_ID,
+    RequestError,
+    bad_request,
+    check_ready,
+    read_body,
+    ready_classifier,
+    while_connected,
+)
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
@@ -87,7 +96,7 @@ async def _live(_: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    ready_classifier(request)
+    check_ready(ready_classifier(request))
     return JSONResponse({"ready": True})
 
 
@@ -99,7 +108,9 @@ async def _metadata(request: Request) -> Response:
 
 
 async def _model_ready(request: Request) -> Response:
-    return JSONResponse({"name": _find(request).card.name, "ready": True})
+    classifier = _find(request)
+    check_ready(classifier)
+    return JSONResponse({"name": classifier.card.name, "ready": True})
 
 
 async def _infer(request: Request) -> Response:
@@ -112,9 +123,9 @@ async def _infer(request: Request) -> Response:
     try:
         message, inputs = _parse(request.headers, body)
         wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()))
-        request_id = request_ids.choose(request.headers.get(REQUEST_ID), message.id, request.state.request_id)
-        request.state.request_id = request_id
-        tensors = await while_connected(request, oip.infer(classifier, wanted, request_id=request_id))
+        call: Call = request.state.call
+        call.request_id = choose_id(request.headers.get(REQUEST_ID), message.id, call.request_id)
+        tensors = await while_connected(request, oip.infer(classifier, wanted, call))
         return _response(classifier, message, tensors)
     except oip.InvalidRequest as error:
         raise bad_request(error.code, str(error)) from error

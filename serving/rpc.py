@@ -6,11 +6,12 @@ It runs in the event loop of whoever starts it, so HTTP and gRPC feed one queue.
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from contextvars import ContextVar
+from typing import Any, Final, NoReturn
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -18,8 +19,9 @@ from open_inference.grpc import protocol, service
 
 import chestct
 from chestct.image import InvalidImage
-from serving import metrics, oip, request_ids
+from serving import oip
 from serving.batcher import Closed, Overloaded
+from serving.call import Call, choose_id
 from serving.classifier import Classifier
 from serving.settings import Settings
 
@@ -30,6 +32,9 @@ REQUEST_ID: Final = "x-request-id"
 _OVERALL: Final = ""
 
 _log = logging.getLogger(__name__)
+
+_CALL: Final[ContextVar[Call]] = ContextVar("call")
+"""Of the task that answers it."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Handler = Any
@@ -63,7 +68,7 @@ async def start(classifier: Classifier, settings: Settings) -> RpcServer:
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     server = grpc.aio.server(
-        interceptors=[_Metered()],
+        interceptors=[_Recorded(settings.request_timeout)],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -86,8 +91,12 @@ async def _set_health(servicer: Any, ready: bool) -> None:
         await servicer.set(name, status)
 
 
-class _Metered(grpc.aio.ServerInterceptor):
-    """Counts and times the calls of SERVICE; names of other services, which a scan may invent, are no label."""
+class _Recorded(grpc.aio.ServerInterceptor):
+    """Makes each call of SERVICE a Call and finishes it; names of other services, which a scan may invent, pass by."""
+
+    def __init__(self, limit: float) -> None:
+        """`limit`: seconds that a call may take at most."""
+        self._limit = limit
 
     async def intercept_service(
         self,
@@ -100,21 +109,30 @@ class _Metered(grpc.aio.ServerInterceptor):
             return handler
         answer: Any = handler.unary_unary
 
-        async def timed(request: Any, context: _Context) -> Any:
-            started = time.perf_counter()
-            code = StatusCode.CANCELLED  # by the client, or past its deadline
+        async def recorded(request: Any, context: _Context) -> Any:
+            call = Call(choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID)), route=method)
+            left = context.time_remaining()
+            call.deadline = call.started + min(self._limit, math.inf if left is None else left)
+            _CALL.set(call)
+            code = StatusCode.CANCELLED
             try:
+                if left is not None and left <= 0:
+                    await _abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", "it had passed on arrival")
                 response = await answer(request, context)
                 code = StatusCode.OK
             except grpc.aio.AbortError:
                 code = context.code()
                 raise
+            except asyncio.CancelledError:  # by the client, or by grpc at the client's deadline
+                if call.remaining <= 0:
+                    code = StatusCode.DEADLINE_EXCEEDED
+                call.outcome = code.name.lower()
+                raise
             finally:
-                metrics.REQUESTS.labels("grpc", method, code.name).inc()
-                metrics.REQUEST_SECONDS.labels("grpc", method).observe(time.perf_counter() - started)
+                call.finish("grpc", code.name)
             return response
 
-        return grpc.unary_unary_rpc_method_handler(timed, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(recorded, handler.request_deserializer, handler.response_serializer)
 
 
 class _Inference(service.GRPCInferenceServiceServicer):
@@ -153,36 +171,39 @@ class _Inference(service.GRPCInferenceServiceServicer):
         )
 
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: _Context) -> protocol.ModelInferResponse:
-        metadata = dict(context.invocation_metadata() or ())
-        request_id = request_ids.choose(metadata.get(REQUEST_ID), request.id)
-        await context.send_initial_metadata(((REQUEST_ID, request_id),))
+        call = _CALL.get()
+        call.request_id = choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id)
+        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
         await self._find(request.model_name, request.model_version, context)
-        if not self._classifier.ready:
-            await context.abort(StatusCode.UNAVAILABLE, "not_ready: the model is loading or the service is stopping")
-        limit = self._classifier.settings.request_timeout
-        try:
-            async with asyncio.timeout(limit):
-                tensors = await oip.infer(self._classifier, _to_request(request), request_id=request_id)
-        except (oip.InvalidRequest, InvalidImage) as error:
-            await context.abort(StatusCode.INVALID_ARGUMENT, f"{error.code}: {error}")
-        except Overloaded as error:
-            await context.abort(StatusCode.RESOURCE_EXHAUSTED, f"overloaded: {error}", _retry_after(error))
-        except Closed as error:
-            await context.abort(StatusCode.UNAVAILABLE, f"not_ready: {error}")
-        except TimeoutError:
-            await context.abort(
-                StatusCode.DEADLINE_EXCEEDED, f"timeout: no answer within the service's {limit} seconds"
+        if not self._classifier.accepting:
+            await _abort(
+                context, StatusCode.UNAVAILABLE, "not_ready", "the model is loading or the service is stopping"
             )
+        try:
+            async with asyncio.timeout(call.remaining):
+                tensors = await oip.infer(self._classifier, _to_request(request), call)
+        except (oip.InvalidRequest, InvalidImage) as error:
+            await _abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
+        except Overloaded as error:
+            context.set_trailing_metadata(_retry_info(error))
+            await _abort(context, StatusCode.RESOURCE_EXHAUSTED, "overloaded", str(error))
+        except Closed as error:
+            await _abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
+        except TimeoutError:
+            limit = self._classifier.settings.request_timeout
+            words = f"no answer within the call's deadline or the service's {limit} seconds"
+            await _abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", words)
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets a status and no internals
-            _log.exception("request %s failed", request_id)
-            await context.abort(StatusCode.INTERNAL, f"internal_error: request {request_id} failed, see the log")
+            _log.exception("request %s failed", call.request_id)
+            words = f"request {call.request_id} failed, see the log"
+            await _abort(context, StatusCode.INTERNAL, "internal_error", words)
         return self._to_response(request, tensors)
 
     async def _find(self, name: str, version: str, context: _Context) -> None:
         try:
             oip.find(self._classifier.card, self._classifier.tag, name, version)
         except oip.UnknownModel as error:
-            await context.abort(StatusCode.NOT_FOUND, f"{error.code}: {error}")
+            await _abort(context, StatusCode.NOT_FOUND, error.code, str(error))
 
     def _to_response(
         self, request: protocol.ModelInferRequest, tensors: tuple[oip.Tensor, ...]
@@ -229,9 +250,20 @@ def _contents(tensor: protocol.ModelInferRequest.InferInputTensor) -> Any:
     return contents.bytes_contents if tensor.datatype == "BYTES" else contents.uint_contents
 
 
-def _retry_after(error: Overloaded) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata; the first is for people and proxies, the second is read by gRPC's own retry policy."""
+async def _abort(context: _Context, status: StatusCode, code: str, message: str) -> NoReturn:
+    _CALL.get().outcome = code
+    await context.abort(status, f"{code}: {message}")
+
+
+def _retry_info(error: Overloaded) -> tuple[tuple[str, str | bytes], ...]:
+    """Trailing metadata that says when to come back: to people and proxies, to gRPC's retry policy, to programs."""
+    message = f"overloaded: {error}"
+    details = status_pb2.Status(code=StatusCode.RESOURCE_EXHAUSTED.value[0], message=message)
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromNanoseconds(math.ceil(error.retry_after * 1e9))
+    details.details.add().Pack(info)
     return (
         ("retry-after", str(max(1, math.ceil(error.retry_after)))),
         ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),
+        ("grpc-status-details-bin", details.SerializeToString()),
     )

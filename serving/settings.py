@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Images in one request at most."""
     request_timeout: Annotated[float, Field(gt=0, le=600)] = 30
-    """Seconds from a request's first byte to its answer at most."""
+    """Seconds from a request's first byte to its answer at most; a request may ask for less."""
+    drain_seconds: Annotated[float, Field(ge=0, le=600)] = 5
+    """Seconds in which requests are still taken after SIGTERM, not ready, until everybody sends them elsewhere."""
     grpc_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001
     """0: any free port."""

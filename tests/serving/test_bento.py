@@ -12,7 +12,9 @@ from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving import bento
+from serving.call import Call
 from serving.classifier import Classifier
+from serving.edge import Recorded
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -23,7 +25,7 @@ def ask(app: ASGIApp, count: int = 1, body: bytes = b"{}", path: str = bento.ROU
     """The answers to so many requests at once, through the guard before `app`."""
 
     async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(bento.Guard(app, SETTINGS))
+        transport = httpx.ASGITransport(Recorded(bento.Guard(app, SETTINGS)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"Content-Type": "application/json"}
             return await asyncio.gather(*(client.post(path, content=body, headers=headers) for _ in range(count)))
@@ -51,7 +53,7 @@ def test_more_callers_than_the_queue_holds_are_told_to_come_back() -> None:
     ("status", "body", "expected", "code"),
     [
         (400, {"error": "1", "detail": [{"loc": ["images", 3], "msg": "no base64"}]}, 400, "invalid_request"),
-        (503, {"error": "secret"}, 503, "timeout"),
+        (503, {"error": "secret"}, 503, "deadline_exceeded"),
         (500, {"error": "secret"}, 500, "internal_error"),
     ],
 )
@@ -78,7 +80,8 @@ def test_other_paths_pass_and_those_that_no_route_can_match_are_not_found() -> N
 def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])
-    items = [bento.Item(png, "a"), bento.Item(b"text", "b"), bento.Item(png, "b"), bento.Item(b"", "c")]
+    a, b, c = (Call(request_id) for request_id in "abc")
+    items = [bento.Item(png, a), bento.Item(b"text", b), bento.Item(png, b), bento.Item(b"", c)]
 
     async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1, 2))

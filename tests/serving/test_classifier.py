@@ -17,6 +17,7 @@ from chestct.image import InvalidImage, encode_png
 from chestct.prediction import Prediction
 from chestct.store import GRAPH
 from serving.batcher import Closed, EngineFailed, Overloaded
+from serving.call import Call
 from serving.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
@@ -54,14 +55,14 @@ def grey(encoded: str) -> NDArray[np.uint8]:
 def test_an_image_gets_the_label_of_its_brightest_band(model: tuple[Engine, ModelCard]) -> None:
     for label, name in enumerate(model[1].classes):
         data = png(label)
-        prediction = use(model, lambda c, data=data: c.classify(data, request_id="r"))  # type: ignore[misc]
+        prediction = use(model, lambda c, data=data: c.classify(data, Call("r")))  # type: ignore[misc]
         assert (prediction.label, prediction.request_id, prediction.model) == (name, "r", "chestct:abc")
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert prediction.heatmaps is None
 
 
 def test_an_explanation_holds_a_map_a_class_and_the_models_view(model: tuple[Engine, ModelCard]) -> None:
-    prediction = use(model, lambda c: c.classify(png(1), request_id="r", explain=True))
+    prediction = use(model, lambda c: c.classify(png(1), Call("r"), explain=True))
     assert prediction.heatmaps is not None
     assert prediction.preview is not None
     maps = {name: grey(encoded) for name, encoded in prediction.heatmaps.items()}
@@ -76,7 +77,7 @@ def test_an_explanation_holds_a_map_a_class_and_the_models_view(model: tuple[Eng
 
 def test_many_images_get_one_outcome_each_in_order(model: tuple[Engine, ModelCard]) -> None:
     images = [png(0), b"no picture", png(2), b"", *(png(label % 4) for label in range(40))]
-    outcomes = use(model, lambda c: c.classify_many(images, request_id="r"), queue_size=8)
+    outcomes = use(model, lambda c: c.classify_many(images, Call("r")), queue_size=8)
     labels = [outcome.label if isinstance(outcome, Prediction) else outcome.code for outcome in outcomes]  # type: ignore[union-attr]
     classes = model[1].classes
     expected = [
@@ -91,10 +92,10 @@ def test_many_images_get_one_outcome_each_in_order(model: tuple[Engine, ModelCar
 
 def test_pixels_are_answered_like_their_file_with_a_warning(model: tuple[Engine, ModelCard]) -> None:
     pixels = np.stack([tiny_picture(label) for label in (3, 1, 0, 2, 1)])
-    predictions = use(model, lambda c: c.classify_pixels(pixels, request_id="r"))
+    predictions = use(model, lambda c: c.classify_pixels(pixels, Call("r")))
     assert [prediction.label for prediction in predictions] == [model[1].classes[label] for label in (3, 1, 0, 2, 1)]
     assert {prediction.warnings for prediction in predictions} == {("pixels_input",)}
-    file = use(model, lambda c: c.classify(png(3), request_id="r"))
+    file = use(model, lambda c: c.classify(png(3), Call("r")))
     assert list(file.probabilities.values()) == pytest.approx(list(predictions[0].probabilities.values()), abs=1e-6)
 
 
@@ -107,12 +108,12 @@ def test_pixels_of_another_shape_or_type_are_refused(
     model: tuple[Engine, ModelCard], pixels: NDArray[np.uint8]
 ) -> None:
     with pytest.raises(ValueError, match=r"expected pixels uint8 \[N, 32, 32, 1\]"):
-        use(model, lambda c: c.classify_pixels(pixels, request_id="r"))
+        use(model, lambda c: c.classify_pixels(pixels, Call("r")))
 
 
 def test_a_bad_image_is_refused_before_the_queue(model: tuple[Engine, ModelCard]) -> None:
     with pytest.raises(InvalidImage, match="neither"):
-        use(model, lambda c: c.classify(b"text", request_id="r"))
+        use(model, lambda c: c.classify(b"text", Call("r")))
 
 
 def test_images_being_decoded_count_against_the_queue(
@@ -127,7 +128,7 @@ def test_images_being_decoded_count_against_the_queue(
     monkeypatch.setattr("serving.classifier.decode", slow)
 
     async def flood(classifier: Classifier) -> list[Any]:
-        tasks = [asyncio.create_task(classifier.classify(b"x", request_id="r")) for _ in range(10)]
+        tasks = [asyncio.create_task(classifier.classify(b"x", Call("r"))) for _ in range(10)]
         await asyncio.sleep(0.05)
         release.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -151,9 +152,9 @@ def test_an_engine_that_fails_is_named_and_the_next_image_is_answered(model: tup
     async def twice(classifier: Classifier) -> Prediction:
         flaky.fails = True
         with pytest.raises(EngineFailed, match="out of memory"):
-            await classifier.classify(png(0), request_id="r")
+            await classifier.classify(png(0), Call("r"))
         flaky.fails = False
-        return await classifier.classify(png(0), request_id="r")
+        return await classifier.classify(png(0), Call("r"))
 
     assert use((flaky, model[1]), twice).label == "adenocarcinoma"
 
@@ -167,7 +168,7 @@ def test_ready_after_the_warm_up_and_never_after_closing(model: tuple[Engine, Mo
         await classifier.close()
         states.append(classifier.ready)
         with pytest.raises(Closed):
-            await classifier.classify(png(0), request_id="r")
+            await classifier.classify(png(0), Call("r"))
         return states
 
     assert asyncio.run(run()) == [False, True, False]
@@ -176,4 +177,4 @@ def test_ready_after_the_warm_up_and_never_after_closing(model: tuple[Engine, Mo
 def test_a_synthetic_model_says_so(tmp_path: Path) -> None:
     card = tiny_model(tmp_path, data_source="synthetic")
     engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1,))
-    assert use((engine, card), lambda c: c.classify(png(0), request_id="r")).warnings == ("synthetic_model",)
+    assert use((engine, card), lambda c: c.classify(png(0), Call("r"))).warnings == ("synthetic_model",)

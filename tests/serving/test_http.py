@@ -23,6 +23,7 @@ from chestct.prediction import RULES, WARNINGS
 from chestct.store import GRAPH
 from serving import http
 from serving.classifier import Classifier
+from serving.edge import Recorded
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -73,7 +74,7 @@ class Client:
 
     def __init__(self, app: Starlette, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(Recorded(app), raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -251,7 +252,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tu
                 yield bytes(LIMIT // 4)
 
         async with running(model) as app:
-            transport = httpx.ASGITransport(app)
+            transport = httpx.ASGITransport(Recorded(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 response = await client.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
         return response, sent
@@ -278,7 +279,7 @@ def test_a_batch_may_be_longer_than_the_queue(model: tuple[Gate, ModelCard]) -> 
 
     async def run() -> httpx.Response:
         async with running(model, settings) as app:
-            transport = httpx.ASGITransport(app)
+            transport = httpx.ASGITransport(Recorded(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await client.post("/v1/predict/batch", files=app_files)
 
@@ -330,7 +331,7 @@ def test_until_the_model_is_ready_it_is_not_asked() -> None:
 def test_a_full_queue_says_when_to_come_back(model: tuple[Gate, ModelCard]) -> None:
     async def run() -> list[httpx.Response]:
         async with running(model) as app:
-            transport = httpx.ASGITransport(app)
+            transport = httpx.ASGITransport(Recorded(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 model[0].open.clear()
                 posts = [
@@ -352,7 +353,7 @@ def test_a_full_queue_says_when_to_come_back(model: tuple[Gate, ModelCard]) -> N
 def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[Gate, ModelCard]) -> None:
     async def run() -> httpx.Response:
         async with running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app:
-            transport = httpx.ASGITransport(app)
+            transport = httpx.ASGITransport(Recorded(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 model[0].open.clear()
                 try:
@@ -360,7 +361,7 @@ def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[Gate, ModelC
                 finally:
                     model[0].open.set()
 
-    assert_error(asyncio.run(run()), 503, "timeout")
+    assert_error(asyncio.run(run()), 503, "deadline_exceeded")
 
 
 def test_a_failure_inside_keeps_its_secrets_and_is_logged(
@@ -399,7 +400,7 @@ def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[Gate, ModelCa
                     sent.append(message)
 
                 scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [], "query_string": b""}
-                return asyncio.create_task(app({**scope, "root_path": ""}, receive, send))
+                return asyncio.create_task(Recorded(app)({**scope, "root_path": ""}, receive, send))
 
             first = call(gone[0])
             await asyncio.sleep(0.1)
@@ -434,7 +435,7 @@ def test_the_page_and_its_files_are_served_and_nothing_beside_them(client: Clien
         assert client.get(path).status_code == 404
 
 
-def test_metrics_tell_routes_and_not_paths_apart(client: Client) -> None:
+def test_metrics_tell_routes_and_not_paths_apart(client: Client, model: tuple[Gate, ModelCard]) -> None:
     client.post("/v1/predict", files=files("image", png()))
     for index in range(20):
         client.get(f"/v1/scan-{index}")
@@ -447,16 +448,32 @@ def test_metrics_tell_routes_and_not_paths_apart(client: Client) -> None:
         "chestct_batch_size_count",
         "chestct_queue_depth",
         "chestct_predictions",
+        "chestct_confidence_count",
+        "chestct_ood_score_count",
+        f'chestct_model_info{{data_digest="{model[1].lineage.data_digest}"',
     ):
         assert name in text
 
 
-def test_each_request_is_logged_with_its_id(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="serving"):
+def test_each_request_leaves_one_line_of_json_without_its_content(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = {"User-Agent": "secret-agent", "Cookie": "secret-cookie"}
+    with caplog.at_level(logging.INFO, logger="serving.call"):
+        client.post("/v1/predict", files=[("image", ("secret-name.png", png()))], headers=secrets)
+        client.post("/v1/predict", content=b"secret-bytes", headers={"Content-Type": "image/png"})
         client.get("/v1/model", headers={"X-Request-ID": "r-77"})
         client.get("/v1/a%0Aforged line", headers={"X-Request-ID": "r-78"})
-    assert "GET /v1/model 200" in caplog.text
-    assert "request_id=r-77" in caplog.text
+    answered, refused, model, unknown = (json.loads(record.getMessage()) for record in caplog.records)
+    assert (answered["route"], answered["code"], answered["outcome"]) == ("/v1/predict", "200", "answered")
+    stages = [answered[f"{stage}_seconds"] for stage in ("decode", "queue", "infer")]
+    assert min(stages) >= 0
+    assert answered["images"] == 1
+    assert sum(stages) <= answered["total_seconds"]
+    assert (refused["code"], refused["outcome"]) == ("422", "undecodable_image")
+    assert (model["request_id"], model["route"]) == ("r-77", "/v1/model")
+    assert (unknown["request_id"], unknown["route"], unknown["code"]) == ("r-78", "other", "404")
+    assert "secret" not in caplog.text
     assert "forged" not in caplog.text
 
 

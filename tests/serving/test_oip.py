@@ -14,6 +14,7 @@ from chestct.engine import Engine
 from chestct.image import InvalidImage, encode_png
 from chestct.store import GRAPH
 from serving import oip
+from serving.call import Call
 from serving.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_card, tiny_model, tiny_picture
@@ -35,7 +36,7 @@ class Model:
         async def call() -> tuple[oip.Tensor, ...]:
             classifier = Classifier(self._engine, self.card, TAG, Settings(max_images=8))
             try:
-                return await oip.infer(classifier, oip.Request(inputs, tuple(outputs)), request_id="r")
+                return await oip.infer(classifier, oip.Request(inputs, tuple(outputs)), Call("r"))
             finally:
                 await classifier.close()
 

@@ -18,6 +18,7 @@ from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving import http, oip
 from serving.classifier import Classifier
+from serving.edge import Recorded
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -35,7 +36,7 @@ class Client:
         self._runner = runner
         app = http.create_app(SETTINGS)
         app.state.classifier = classifier
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(Recorded(app)), base_url="http://test")
 
     def get(self, path: str) -> httpx.Response:
         return self._runner.run(self._client.get(path))
@@ -207,7 +208,7 @@ def test_an_id_is_echoed_and_names_the_request(client: Client, caplog: pytest.Lo
         answer = client.post(json={"id": "scan-17", "inputs": [image(png())]})
     assert answer.json()["id"] == "scan-17"
     assert answer.headers["X-Request-ID"] == "scan-17"
-    assert "request_id=scan-17" in caplog.text
+    assert '"request_id": "scan-17"' in caplog.text
     both = client.post(json={"id": "scan-18", "inputs": [image(png())]}, headers={"X-Request-ID": "call-1"})
     assert (both.json()["id"], both.headers["X-Request-ID"]) == ("scan-18", "call-1")
     assert "id" not in client.post(json={"inputs": [image(png())]}).json()

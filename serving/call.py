@@ -1,0 +1,96 @@
+"""One request from its arrival to its answer, whatever the protocol: its id, its deadline, and what is kept of it."""
+
+import asyncio
+import json
+import logging
+import math
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from serving import metrics
+
+_LONGEST_ID: Final = 128
+_PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+"""Asked every few seconds for as long as the service lives: counted, and logged only when they fail."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)  # two calls are never equal
+class Call:
+    """What the protocols' edges, the queue and the engine write down of one request; `finish` makes it known."""
+
+    request_id: str
+    deadline: float = math.inf
+    """On time.monotonic's clock; later nobody waits for the answer."""
+    started: float = field(default_factory=time.monotonic)
+    route: str = ""
+    """Its name in metrics and log, one of few."""
+    outcome: str = "answered"
+    """Else the error's code."""
+    images: int = 0
+    """That were decoded or came as pixels."""
+    decode_seconds: float = 0.0
+    """This and the next two are summed over the images."""
+    queue_seconds: float = 0.0
+    infer_seconds: float = 0.0
+    work: asyncio.Future[Any] | None = None
+    """What is done for it in a task that its own does not hold."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    @property
+    def abandoned(self) -> bool:
+        return self.deadline == -math.inf
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any longer: end the work on it."""
+        self.deadline = -math.inf
+        if self.work is not None:
+            self.work.cancel()
+
+    def finish(self, protocol: str, code: str) -> None:
+        """Count the request and log it in one line: JSON with its id, outcome and timings, nothing of its content."""
+        seconds = time.monotonic() - self.started
+        metrics.REQUESTS.labels(protocol, self.route, code).inc()
+        metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)
+        if not _log.isEnabledFor(logging.INFO) or (self.route in _PROBES and code == "200"):
+            return
+        line: dict[str, object] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": self.request_id,
+            "protocol": protocol,
+            "route": self.route,
+            "code": code,
+            "outcome": self.outcome,
+            "total_seconds": round(seconds, 6),
+        }
+        if self.images:
+            line["images"] = self.images
+            for stage in ("decode", "queue", "infer"):
+                line[f"{stage}_seconds"] = round(getattr(self, f"{stage}_seconds"), 6)
+        _log.info("%s", json.dumps(line))
+
+
+def choose_id(*wanted: object) -> str:
+    """The first that is short printable ASCII, so that it can travel as a header and in a log; else a new one."""
+    for text in wanted:
+        if isinstance(text, str) and 0 < len(text) <= _LONGEST_ID and text.isascii() and text.isprintable():
+            return text
+    return uuid.uuid4().hex
+
+
+def log_to_stdout() -> None:
+    """Write each request's line to standard output as it is, without what other loggers put before theirs."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.handlers = [handler]
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
