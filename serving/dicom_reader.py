@@ -47,8 +47,9 @@ class Window(NamedTuple):
 LUNG: Final = Window(-600, 1500)
 WINDOW_PARAMETERS: Final = ("window_center", "window_width")
 """Over every protocol; they choose another window for the DICOM files of a request."""
-_CENTERS: Final = (-32_768, 32_767)
-_WIDTHS: Final = (1, 65_536)
+CENTERS: Final = (-32_768, 32_767)
+WIDTHS: Final = (1, 65_536)
+"""The least and the most of each."""
 
 
 def choose_window(parameters: Mapping[str, object]) -> Window:
@@ -61,7 +62,7 @@ def choose_window(parameters: Mapping[str, object]) -> Window:
         return LUNG
     if None in given:
         raise ValueError(f"expected both {' and '.join(WINDOW_PARAMETERS)}, or neither, got one of them")
-    return Window(*map(_in_bounds, WINDOW_PARAMETERS, given, (_CENTERS, _WIDTHS)))
+    return Window(*map(_in_bounds, WINDOW_PARAMETERS, given, (CENTERS, WIDTHS)))
 
 
 def _in_bounds(name: str, value: object, bounds: tuple[int, int]) -> float:
