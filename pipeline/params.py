@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from chestct.card import Frozen
 from pipeline import paths
@@ -38,6 +38,15 @@ class Prepare(Frozen):
     folds: Annotated[int, Field(ge=2, le=10)]
     cluster_correlation: Fraction
     """Images whose 64 x 64 thumbnails correlate by this or more never stand in different folds."""
+    duplicate_correlation: Fraction
+    """Images whose thumbnails correlate by this or more show one picture: a test image is then a twin."""
+
+    @field_validator("duplicate_correlation")
+    @classmethod
+    def _keep_duplicates_in_one_cluster(cls, value: float, others: ValidationInfo) -> float:
+        if value < others.data.get("cluster_correlation", 0):
+            raise ValueError("below prepare.cluster_correlation, so that duplicates reach several folds")
+        return value
 
 
 class BaseModel(Frozen):

@@ -11,6 +11,7 @@ MANIFEST: Final = Path("data/manifest.json")
 POOL: Final = Path("data/prepared/pool.npz")
 TEST: Final = Path("data/prepared/test.npz")
 AUDIT: Final = Path("data/prepared/audit.json")
+CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")
 
 BASE_MODEL: Final = Path("models/base.keras")
 FEATURES: Final = Path("models/features.npz")

@@ -2,7 +2,8 @@
 
 The only place that opens the test images. Each opening adds a line to TEST_OPENINGS, since a test set that is looked at
 often, and acted upon, is no test any more. Figures are given for all images and for those without twins in train or
-valid; only the latter say how the model does on what it has not seen.
+valid; only the latter say how the model does on what it has not seen. That they have none is compared here once more,
+pixels with pixels, before there is any figure.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline import paths, stage, tracking
 from pipeline.calibration import answer
+from pipeline.duplicates import require_no_twins
 from pipeline.evaluation import Evaluation
 from pipeline.params import Params
 
@@ -26,12 +28,18 @@ METRICS: Final = TypeAdapter(dict[str, Metrics])
 
 
 def report(params: Params) -> None:
-    """Write TEST_METRICS and TEST_PLOTS, add to TEST_OPENINGS, log it all and finish the run."""
+    """Write TEST_METRICS and TEST_PLOTS, add to TEST_OPENINGS, log it all and finish the run.
+
+    Raises DataError, before anything is counted or written, where an image counted as without a twin has one.
+    """
     graph = paths.RELEASE / GRAPH
     card = ModelCard.read(paths.RELEASE / CARD)
     run_id = card.lineage.run_id
     with np.load(paths.TEST) as file:
-        pixels, labels, alone = file["pixels"], file["labels"], ~file["twins"]
+        pixels, labels, alone, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
+    with np.load(paths.POOL) as file:
+        correlation = params.prepare.duplicate_correlation
+        require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
     _count_opening(card.lineage, hashlib.sha256(graph.read_bytes()).hexdigest(), len(labels), int(alone.sum()))
 
     scores = Engine(graph).infer(pixels)

@@ -60,6 +60,7 @@ def train(params: Params) -> None:
         git_commit=tracking.git_commit(),
     )
     try:
+        tracking.log_artifact(run_id, paths.CONTACT_SHEET)
         with tempfile.TemporaryDirectory() as folder:
             histories = _train_folds(pool, params, Path(folder))
             epochs = best_epoch(histories)

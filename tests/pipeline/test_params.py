@@ -54,7 +54,13 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("data.source", "web"), ("prepare.folds", 1), ("prepare.image_size", 8), ("base_model.dropout", 1.0)],
+    [
+        ("data.source", "web"),
+        ("prepare.folds", 1),
+        ("prepare.image_size", 8),
+        ("prepare.duplicate_correlation", 0.8),
+        ("base_model.dropout", 1.0),
+    ],
 )
 def test_values_that_cannot_work_are_refused(
     write_params: Callable[[dict[str, Any]], Params], key: str, value: object

@@ -17,7 +17,7 @@ from pipeline.errors import DataError
 from pipeline.ingest import ingest
 from pipeline.manifest import Manifest
 from pipeline.params import Params
-from pipeline.prepare import cluster, prepare, split
+from pipeline.prepare import main, prepare, split
 
 ADENOCARCINOMA, LARGE_CELL, NORMAL, SQUAMOUS = range(4)
 SIZE = 64
@@ -95,7 +95,18 @@ def test_a_data_set_without_traps_comes_through_whole(run: Callable[..., Prepare
     shas = {file.path: file.sha256 for file in Manifest.read().files}
     for arrays in (pool, test):
         assert [shas[path] for path in arrays["paths"]] == arrays["sha256"].tolist()
-    assert not any(prepared.audit[name] for name in ("unreadable", "copies", "conflicts", "twins", "misnamed"))
+    clean = {
+        "unreadable",
+        "copies",
+        "conflicts",
+        "twins",
+        "misnamed",
+        "near_twins",
+        "near_duplicates",
+        "near_conflicts",
+    }
+    clean |= {"twins_with_another_label", "test_look_alikes"}
+    assert not any(prepared.audit[name] for name in clean)
 
 
 def test_the_arrays_hold_what_the_service_would_decode(run: Callable[..., Prepared]) -> None:
@@ -216,6 +227,81 @@ def test_a_test_image_whose_picture_left_the_pool_is_still_a_twin(run: Callable[
     assert prepared.test["paths"][prepared.test["twins"]].tolist() == ["test/large.cell.carcinoma/l4.png"]
 
 
+ENCODINGS: dict[str, Callable[[Image.Image, Path], None]] = {
+    "poor JPEG": lambda image, path: image.convert("RGB").save(path.with_suffix(".jpg"), quality=20),
+    "palette": lambda image, path: (
+        image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE, colors=16).save(path)
+    ),
+    "half size": lambda image, path: image.convert("L").resize((image.width // 2, image.height // 2)).save(path),
+    "stretched": lambda image, path: image.convert("L").resize((image.width, image.width)).save(path),
+    "darker": lambda image, path: ImageEnhance.Brightness(image.convert("L")).enhance(0.7).save(path),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_training_image_that_is_encoded_anew_in_test_is_a_near_twin(
+    run: Callable[..., Prepared], data_set: Path, encoding: str
+) -> None:
+    original = first(data_set, "train", SQUAMOUS)
+    ENCODINGS[encoding](Image.open(original), folder_of(data_set, "test", LARGE_CELL) / "renamed.png")
+
+    prepared = run()
+
+    (planted,) = data_set.glob("test/large*/renamed.*")
+    pair = [path_of(data_set, planted), path_of(data_set, original)]
+    assert prepared.test["paths"][prepared.test["twins"]].tolist() == pair[:1]
+    assert [found["paths"] for found in prepared.audit["near_twins"]] == [pair]
+    assert prepared.audit["twins_with_another_label"] == [pair]
+    assert prepared.audit["duplicate_pairs"]["near"]["train test"]["several"] == 1
+    assert len(prepared.pool["paths"]) == 24
+
+
+def test_a_test_image_that_only_looks_like_a_training_image_is_listed_and_no_twin(
+    run: Callable[..., Prepared], data_set: Path
+) -> None:
+    original = first(data_set, "train", NORMAL)
+    grey = np.asarray(Image.open(original).convert("L"), np.float32)
+    rng = np.random.default_rng(0)
+    noise = np.asarray(Image.fromarray(rng.normal(0, 0.3 * grey.std(), (16, 16))).resize(grey.shape[::-1]))
+    Image.fromarray((grey + noise).clip(0, 255).astype(np.uint8)).save(folder_of(data_set, "test", NORMAL) / "like.png")
+
+    prepared = run()
+
+    assert [found["paths"] for found in prepared.audit["test_look_alikes"]] == [
+        ["test/normal/like.png", path_of(data_set, original)]
+    ]
+    assert not prepared.test["twins"].any()
+
+
+def test_near_duplicates_in_train_and_valid_are_listed_once_and_kept_in_one_cluster(
+    run: Callable[..., Prepared], data_set: Path
+) -> None:
+    original = first(data_set, "train", NORMAL)
+    other = folder_of(data_set, "valid", LARGE_CELL) / "other.jpg"
+    Image.open(original).convert("L").save(other, quality=50)
+    shutil.copyfile(other, other.with_name("other again.jpg"))
+
+    prepared = run()
+
+    pair = [path_of(data_set, original), path_of(data_set, other.with_name("other again.jpg"))]
+    assert [found["paths"] for found in prepared.audit["near_duplicates"]] == [pair]
+    assert prepared.audit["near_conflicts"] == [pair]
+    assert prepared.audit["duplicate_pairs"]["near"]["train valid"]["several"] == 2
+    assert prepared.audit["duplicate_pairs"]["exact"]["valid valid"]["large_cell_carcinoma"] == 1
+    assert prepared.audit["clusters"]["with_several_classes"] == [pair]
+
+
+def test_the_contact_sheet_shows_what_was_found(run: Callable[..., Prepared], data_set: Path) -> None:
+    run()
+    with Image.open(paths.CONTACT_SHEET) as clean:
+        assert (clean.format, clean.mode) == ("PNG", "L")
+        height = clean.height
+    shutil.copyfile(first(data_set, "train", NORMAL), folder_of(data_set, "test", NORMAL) / "twin.png")
+    run()
+    with Image.open(paths.CONTACT_SHEET) as found:
+        assert found.height > height
+
+
 def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Prepared], data_set: Path) -> None:
     original = Image.open(first(data_set, "train", ADENOCARCINOMA)).convert("L")
     near = []
@@ -230,24 +316,6 @@ def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Pre
     assert group.sum() == 4
     assert len(np.unique(pool["clusters"][group])) == 1
     assert len(np.unique(pool["folds"][group])) == 1
-
-
-def test_clusters_are_connected_through_a_third_image() -> None:
-    rng = np.random.default_rng(0)
-    left, right, apart = rng.normal(0, 40, (3, 64, 64))
-    images = np.stack([left, (left + right) / 2**0.5, right, apart]) + 128
-    pixels = images.clip(0, 255).astype(np.uint8)[..., np.newaxis]
-
-    assert len(np.unique(cluster(pixels, 0.6)[:3])) == 1
-    assert len(np.unique(cluster(pixels, 0.6))) == 2
-    assert len(np.unique(cluster(pixels, 0.95))) == 4
-
-
-def test_a_blank_picture_is_like_no_other() -> None:
-    pixels = np.zeros((3, 64, 64, 1), np.uint8)
-    pixels[1] = 90
-    pixels[2] = np.random.default_rng(0).integers(0, 255, (64, 64, 1))
-    assert len(np.unique(cluster(pixels, 0.9))) == 3
 
 
 def test_folds_keep_clusters_whole_and_classes_balanced() -> None:
@@ -281,6 +349,26 @@ def test_a_class_that_is_one_cluster_is_named(run: Callable[..., Prepared], data
         ImageEnhance.Brightness(original).enhance(0.9 + index / 50).save(path)
     with pytest.raises(DataError, match="normal: its images form 1 clusters and reach 1 of 2 folds"):
         run()
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert not paths.POOL.exists()
+
+
+def test_images_of_a_single_class_are_refused_with_an_exit_code(
+    run: Callable[..., Prepared], data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in data_set.glob("*/*/*"):
+        if "normal" not in path.parts:
+            path.write_bytes(b"broken")
+    with pytest.raises(DataError):
+        run()
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "adenocarcinoma 0, large_cell_carcinoma 0, squamous_cell_carcinoma 0" in message
+    assert not paths.POOL.exists()
 
 
 def test_a_test_class_without_a_readable_image_is_named(run: Callable[..., Prepared], data_set: Path) -> None:
@@ -323,14 +411,38 @@ def test_the_audit_counts_and_probes_for_shortcuts(run: Callable[..., Prepared],
     assert sum(audit["formats"].values()) == 28
     assert audit["width"]["most"] == 900
     assert audit["clusters"]["number"] == 24
-    assert audit["shortcuts"]["majority_class"] == {"four_classes": 0.25, "normal_or_cancer": 0.75}
-    assert audit["shortcuts"]["width_height"]["normal_or_cancer"] == 1.0
-    assert audit["shortcuts"]["mean_grey"]["four_classes"] < 0.7
+    shortcuts = audit["shortcuts"]
+    assert shortcuts["majority_class"] == {
+        "four_classes": 0.25,
+        "four_classes_balanced": 0.25,
+        "normal_or_cancer": 0.75,
+        "normal_or_cancer_balanced": 0.5,
+    }
+    assert shortcuts["file_geometry"]["normal_or_cancer_balanced"] > 0.9
+    assert shortcuts["input_mean_grey"]["four_classes"] < 0.7
+
+
+def test_a_frame_around_a_class_is_found_as_a_shortcut_before_and_after_preprocessing(
+    run: Callable[..., Prepared], data_set: Path
+) -> None:
+    for part in ("train", "valid"):
+        for path in folder_of(data_set, part, NORMAL).iterdir():
+            image = Image.open(path).convert("L")
+            inside = image.resize((image.width - 16, image.height - 16))
+            image.paste(255, (0, 0, *image.size))
+            image.paste(inside, (8, 8))
+            image.save(path)
+
+    shortcuts = run().audit["shortcuts"]
+
+    for probe in ("file_frame", "input_frame"):
+        assert shortcuts[probe]["normal_or_cancer_balanced"] > 0.9
 
 
 def test_two_runs_write_the_same_bytes(run: Callable[..., Prepared]) -> None:
     written = []
     for _ in range(2):
         run()
-        written.append([path.read_bytes() for path in (paths.POOL, paths.TEST, paths.AUDIT)])
+        files = (paths.POOL, paths.TEST, paths.AUDIT, paths.CONTACT_SHEET)
+        written.append([path.read_bytes() for path in files])
     assert written[0] == written[1]

@@ -7,12 +7,15 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
 
 from chestct.card import ModelCard
 from chestct.store import CARD, GRAPH
 from pipeline import paths, tracking
+from pipeline.ingest import ingest
 from pipeline.params import Params
-from pipeline.report import METRICS, report
+from pipeline.prepare import prepare
+from pipeline.report import METRICS, main, report
 from tests.graphs import tiny_model, tiny_picture
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
@@ -39,13 +42,16 @@ def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) ->
 
 
 def write_test_images(drawn: list[int], labels: list[int], twins: list[int]) -> None:
+    save_test_images(np.stack([tiny_picture(label) for label in drawn]), labels, twins)
+
+
+def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) -> None:
+    """And a pool without their like."""
     paths.TEST.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        paths.TEST,
-        pixels=np.stack([tiny_picture(label) for label in drawn]),
-        labels=np.array(labels),
-        twins=np.array(twins, bool),
-    )
+    names = [f"test/{index}.png" for index in range(len(labels))]
+    np.savez(paths.TEST, pixels=pixels, labels=np.array(labels), twins=np.array(twins, bool), paths=np.array(names))
+    noise = np.random.default_rng(0).integers(0, 255, (3, *pixels.shape[1:]))
+    np.savez(paths.POOL, pixels=noise.astype(np.uint8), paths=np.array(["train/a.png", "train/b.png", "valid/c.png"]))
 
 
 def run_id() -> str:
@@ -70,17 +76,46 @@ def test_where_every_image_is_a_twin_there_are_no_figures_without_them(exported:
 
 
 def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
-    paths.TEST.unlink()
     grey, white = np.full((32, 32, 1), 90, np.uint8), np.full((32, 32, 1), 255, np.uint8)
-    np.savez(
-        paths.TEST,
-        pixels=np.stack([tiny_picture(0), tiny_picture(1), grey, white]),
-        labels=np.arange(4),
-        twins=np.zeros(4, bool),
-    )
+    save_test_images(np.stack([tiny_picture(0), tiny_picture(1), grey, white]), [0, 1, 2, 3], [0, 0, 0, 0])
     report(exported)
     metrics = METRICS.validate_json(paths.TEST_METRICS.read_bytes())["test"]
     assert (metrics.referred, metrics.rejected) == (0.25, 0.25)
+
+
+def copy_of(path: Path, target: Path, mode: str) -> None:
+    target.parent.mkdir(exist_ok=True)
+    Image.open(path).convert(mode).save(target)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("renamed.png", "RGBA"), ("renamed.png", "L"), ("renamed.jpg", "RGB")])
+def test_a_planted_twin_counted_as_none_ends_the_report_before_there_is_a_figure(
+    exported: Params, data_set: Path, capsys: pytest.CaptureFixture[str], name: str, mode: str
+) -> None:
+    copy_of(next(data_set.glob("train/normal/*.png")), data_set / "test/normal" / name, mode)
+    data = exported.data.model_copy(update={"source": "local", "path": data_set})
+    prepared = exported.prepare.model_copy(update={"image_size": 32, "folds": 2})
+    params = exported.model_copy(update={"data": data, "prepare": prepared})
+    ingest(params)
+    prepare(params)
+    with np.load(paths.TEST) as file:
+        arrays = dict(file)
+    assert arrays["paths"][arrays["twins"]].tolist() == [f"test/normal/{name}"]
+    report(params)
+    openings = paths.TEST_OPENINGS.read_text(encoding="utf-8")
+    paths.TEST_METRICS.unlink()
+
+    np.savez(paths.TEST, **{**arrays, "twins": np.zeros_like(arrays["twins"])})
+    with pytest.raises(SystemExit) as caught:
+        main()
+
+    assert caught.value.code == 2
+    assert (
+        f"1 test images are counted as without a twin and have one in train or valid, such as test/normal/{name}"
+        in (capsys.readouterr().err)
+    )
+    assert not paths.TEST_METRICS.exists()
+    assert paths.TEST_OPENINGS.read_text(encoding="utf-8") == openings
 
 
 def test_each_opening_of_the_test_folder_is_counted(exported: Params, capsys: pytest.CaptureFixture[str]) -> None:
