@@ -27,7 +27,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test clients train store bento image load check lock mlflow clean
+.PHONY: help serve demo test clients train sweep store bento image load check lock mlflow clean
 
 help: ## list these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -52,6 +52,10 @@ clients: $(development) .venv-clients/.clients ## ask a server of its own with t
 train: $(training) ## run the pipeline, then store; DATA=folder takes images in Kaggle's layout from there
 	$(if $(DATA),$(experiment) -S data.source=local -S "data.path='$(DATA)'",dvc repro)
 	@python -m pipeline.store
+
+sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; stopped or killed, it goes on
+	dvc repro base_model
+	@python -m pipeline.sweep
 
 store: $(training) ## put the best run into the BentoML model store, if it passes the gate
 	@python -m pipeline.store

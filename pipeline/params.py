@@ -1,10 +1,11 @@
 """params.yaml as checked, immutable values: what the model is. Read once, at the edge of a stage."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from chestct.card import Frozen
 from pipeline import paths
@@ -125,6 +126,29 @@ class Store(Frozen):
     max_calibration_error: Share
 
 
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError("the first end should be less than the second")
+    return ends
+
+
+class Sweep(Frozen):
+    """What `make sweep` tries. Keys are those of `-S`: any of train, and base_model.dropout."""
+
+    trials: Count
+    folds: Annotated[int, Field(ge=2, le=10)]
+    uniform: dict[str, Annotated[tuple[float, float], AfterValidator(_ascending)]]
+    """Both ends of a range from which values are drawn evenly."""
+    log_uniform: dict[str, Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]]
+    """The same, evenly on a logarithmic scale."""
+    choices: dict[str, Annotated[tuple[bool | int | float | str, ...], Field(min_length=2)]]
+
+    @property
+    def values(self) -> dict[str, tuple[object, ...]]:
+        """Each key's ends or choices."""
+        return {**self.uniform, **self.log_uniform, **self.choices}
+
+
 class Params(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     data: Data
@@ -135,6 +159,7 @@ class Params(Frozen):
     export: Export
     report: Report
     store: Store
+    sweep: Sweep
 
     @classmethod
     def read(cls, path: Path = paths.PARAMS) -> Self:
@@ -148,10 +173,53 @@ class Params(Frozen):
         if not isinstance(content, dict):
             raise ParamsError(f"{path}: expected the sections {', '.join(cls.model_fields)}")
         try:
+            params = cls._checked(content)
+            params._check_sweep()
+        except ParamsError as error:
+            raise ParamsError(f"{path}: {error}") from error
+        return params
+
+    def get(self, key: str) -> Any:
+        """The value of `section.key`, or None where there is no such key."""
+        value: Any = self
+        for name in key.split("."):
+            value = getattr(value, name, None)
+        return value
+
+    def changed(self, values: Mapping[str, object]) -> Self:
+        """These parameters but for each `section.key` in `values`. Raises ParamsError as `read` does."""
+        content = self.model_dump()
+        for key, value in values.items():
+            *sections, last = key.split(".")
+            section = content
+            for name in sections:
+                section = section.setdefault(name, {})
+            section[last] = value
+        return self._checked(content)
+
+    @classmethod
+    def _checked(cls, content: object) -> Self:
+        try:
             return cls.model_validate(content)
         except ValidationError as error:
             wrong = "; ".join(_in_words(".".join(map(str, item["loc"])), item) for item in error.errors())
-            raise ParamsError(f"{path}: {wrong}") from error
+            raise ParamsError(wrong) from error
+
+    def _check_sweep(self) -> None:
+        """Every value that a sweep may try is one that a stage would take."""
+        sweep = self.sweep
+        if twice := (sweep.uniform.keys() & sweep.log_uniform) | (
+            sweep.choices.keys() & {*sweep.uniform, *sweep.log_uniform}
+        ):
+            raise ParamsError(f"sweep: {', '.join(sorted(twice))} is named twice")
+        for key, values in sweep.values.items():
+            if not (key.startswith("train.") or key == "base_model.dropout"):
+                raise ParamsError(f"sweep: {key} is neither of train nor base_model.dropout")
+            for value in values:
+                try:
+                    self.changed({key: value})
+                except ParamsError as error:
+                    raise ParamsError(f"sweep: {error}") from error
 
 
 def _in_words(key: str, item: object) -> str:

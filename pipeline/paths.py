@@ -22,6 +22,13 @@ OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")
 RUN: Final = Path("models/run.json")
 HISTORY: Final = Path("models/history.csv")
 
+SWEEP: Final = Path("sweep.db")
+"""The trials of `make sweep`, so that it can go on after a kill."""
+SWEEP_SCRATCH: Final = Path("models/sweep")
+"""The networks of the trial that is running."""
+
+TRUST: Final = Path("models/trust.npz")
+
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
 OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")

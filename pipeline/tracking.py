@@ -39,6 +39,8 @@ from mlflow.models import Model, infer_signature
 from mlflow.models.model import MLMODEL_FILE_NAME
 
 EXPERIMENT: Final = "chestct"
+SWEEPS: Final = "chestct-sweeps"
+"""Where a sweep's runs are: `best_run` does not look there, since a trial leaves no model to store."""
 STORE: Final = Path("mlflow.db")
 ARTIFACTS: Final = Path("mlartifacts")
 DOTENV: Final = Path(".env")
@@ -49,7 +51,9 @@ _SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_T
 _SHORT_NAMES: Final = frozenset({"learning_rate", "batch_size", "image_size"})
 _CODE: Final = ("chestct", "pipeline", "requirements")
 
-Status = Literal["FINISHED", "FAILED"]
+_PARENT: Final = "mlflow.parentRunId"
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class RunRecord(NamedTuple):
@@ -78,15 +82,29 @@ def _tracking() -> Iterator[MlflowClient]:
 
 
 def start_run(
-    params: Params, *, data_source: str, data_digest: str, audit: Path, image_count: int, git_commit: str
+    params: Params,
+    *,
+    data_source: str,
+    data_digest: str,
+    audit: Path,
+    image_count: int,
+    git_commit: str,
+    experiment: str = EXPERIMENT,
+    name: str | None = None,
+    parent: str | None = None,
 ) -> str:
-    """Open a run with all parameters, the data's digest and the audit of the data; returns its id."""
+    """Open a run with all parameters, the data's digest and the audit of the data; returns its id.
+
+    `name` is made up where there is none; the run is shown below the run `parent`.
+    """
     with _tracking() as client:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, _artifacts())
+        known = client.get_experiment_by_name(experiment)
+        experiment_id = known.experiment_id if known else client.create_experiment(experiment, _artifacts())
         tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit}
-        run_id = str(client.create_run(experiment_id, tags=tags).info.run_id)
-        values = {**_flat(params.model_dump(mode="json")), "image_count": str(image_count)}
+        if parent is not None:
+            tags[_PARENT] = parent
+        run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+        values = {**_flat(params.model_dump(mode="json", exclude={"sweep"})), "image_count": str(image_count)}
         client.log_batch(run_id, params=[Param(name, value) for name, value in values.items()])
         dataset = Dataset(name=data_source, digest=data_digest[:8], source_type="local", source=data_source)
         client.log_inputs(run_id, [DatasetInput(dataset)])
@@ -130,6 +148,17 @@ def finish_run(run_id: str, status: Status) -> None:
     """Close the run; only FINISHED ones are compared by `best_run`."""
     with _tracking() as client:
         client.set_terminated(run_id, status)
+
+
+def fail_unfinished(parent: str) -> None:
+    """Close the runs below the run `parent` that a dead process left open."""
+    with _tracking() as client:
+        found = client.search_runs(
+            [client.get_run(parent).info.experiment_id],
+            f"attributes.status = 'RUNNING' and tags.`{_PARENT}` = '{parent}'",
+        )
+        for run in found:
+            client.set_terminated(run.info.run_id, "FAILED")
 
 
 def best_run(data_digest: str) -> RunRecord | None:

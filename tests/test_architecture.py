@@ -21,6 +21,7 @@ OWNERS = {
     "bentoml": {"chestct/store.py", "service.py"},
     "openvino": {"chestct/engine.py"},
     "mlflow": {"pipeline/tracking.py"},
+    "optuna": {"pipeline/sweep.py"},
     "kagglehub": {"pipeline/ingest.py"},
     "grpc": {"serving/rpc.py"},
     "grpc_health": {"serving/rpc.py"},
@@ -30,7 +31,18 @@ OWNERS = {
     "prometheus_client": {"serving/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},
 }
-TRAINING_ONLY = {"tensorflow", "keras", "mlflow", "dvc", "kagglehub", "sklearn", "onnx", "tf2onnx", "matplotlib"}
+TRAINING_ONLY = {
+    "tensorflow",
+    "keras",
+    "mlflow",
+    "dvc",
+    "kagglehub",
+    "sklearn",
+    "onnx",
+    "tf2onnx",
+    "matplotlib",
+    "optuna",
+}
 
 IMPORT_EACH = """
 import importlib, logging, os, sys

@@ -88,3 +88,33 @@ def test_a_stage_that_fails_prints_one_line_and_exits_with_its_code(
 
     assert caught.value.code == 3
     assert capsys.readouterr().err == "gate: seed 7 missed\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sweep.uniform", {"train.zoom": [0, 1]}, "sweep: train.zoom is unknown"),
+        ("sweep.uniform", {"prepare.folds": [2, 3]}, "prepare.folds is neither of train nor base_model.dropout"),
+        ("sweep.uniform", {"base_model.dropout": [0.5, 1]}, "sweep: base_model.dropout: .* less than 1, got 1.0"),
+        ("sweep.uniform", {"train.augment.zoom": [0.3, 0.1]}, "sweep.uniform.train.augment.zoom: .* less than"),
+        ("sweep.log_uniform", {"train.weight_decay": [0, 1]}, "sweep.log_uniform.train.weight_decay.0: .* greater"),
+        ("sweep.log_uniform", {"train.label_smoothing": [0.1, 0.2]}, "sweep: train.label_smoothing is named twice"),
+        ("sweep.choices", {"train.balance": ["weights", "luck"]}, "sweep: train.balance: .* got 'luck'"),
+        ("sweep.choices", {"train.balance": ["weights"]}, "sweep.choices.train.balance: .* at least 2 items"),
+        ("sweep.trials", 0, "sweep.trials"),
+    ],
+)
+def test_a_sweep_over_what_cannot_work_is_refused(
+    write_params: Callable[[dict[str, Any]], Params], key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ParamsError, match=message):
+        write_params({key: value})
+
+
+def test_changed_parameters_are_checked(write_params: Callable[[dict[str, Any]], Params]) -> None:
+    params = write_params({})
+    changed = params.changed({"train.augment.zoom": 0.5, "base_model.dropout": 0.25})
+    assert (changed.get("train.augment.zoom"), changed.base_model.dropout) == (0.5, 0.25)
+    assert changed.changed({key: params.get(key) for key in ("train.augment.zoom", "base_model.dropout")}) == params
+    with pytest.raises(ParamsError, match=r"train\.augment\.blur is unknown"):
+        params.changed({"train.augment.blur": 1})

@@ -62,7 +62,7 @@ def test_a_run_holds_every_parameter_by_its_full_name_and_the_usual_ones_by_thei
     assert logged["image_size"] == logged["prepare.image_size"] == str(params.prepare.image_size)
     assert logged["train.augment.flip"] == "True"
     assert logged["image_count"] == "4"
-    assert {name.split(".")[0] for name in logged if "." in name} == set(Params.model_fields) - {"seed"}
+    assert {name.split(".")[0] for name in logged if "." in name} == set(Params.model_fields) - {"seed", "sweep"}
 
 
 def test_a_run_names_the_data_and_the_commit_it_came_from(tracked: Path, params: Params) -> None:

@@ -1,0 +1,272 @@
+"""`make sweep`: a search for better parameters of train, judged by held-out folds alone.
+
+A trial trains a network a fold, as stage train does, with values drawn for the keys in section `sweep` of params.yaml.
+It ends early where it does worse on the folds so far than half of the trials before it. The first trial takes the
+values of params.yaml as they are.
+
+What is compared is the loss of the out-of-fold predictions after temperature scaling. It is smoother than accuracy or
+macro F1 on hundreds of images and, unlike the training loss, means the same for every label smoothing.
+
+Trials are kept in SWEEP: after a kill, `make sweep` tries the interrupted one again and goes on until there are as many
+as wanted. Each is a run in MLflow, below one run of the whole sweep.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import numpy as np
+import optuna
+import tensorflow as tf
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+from scipy.special import log_softmax
+from sklearn.metrics import f1_score
+from tqdm import tqdm
+
+from pipeline import paths, stage, tracking
+from pipeline.base_model import build
+from pipeline.calibration import fit_temperature
+from pipeline.errors import DataError, StageError
+from pipeline.manifest import Manifest
+from pipeline.params import Params
+from pipeline.prepare import split
+from pipeline.train import History, Pool, best_epoch, fit
+
+LOSS: Final = "out_of_fold_loss"
+MAX_ATTEMPTS: Final = 3
+"""How often values are tried whose trial was killed."""
+
+_COUNTED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
+_RUN: Final = "mlflow_run"
+_ATTEMPTS: Final = "attempts"
+
+
+def sweep(params: Params) -> None:
+    """Run trials until there are `params.sweep.trials`, then print the best one as the command that trains it.
+
+    Raises StageError where there is nothing to search, no prepared data, or a sweep running here already.
+    """
+    if not params.sweep.values:
+        raise StageError("nothing to search; name keys with their values in section sweep of params.yaml")
+    keras.utils.set_random_seed(params.seed)
+    tf.config.experimental.enable_op_determinism()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    manifest = Manifest.read()
+    pool = _read_pool(params)
+    start_run = partial(
+        tracking.start_run,
+        data_source=manifest.source,
+        data_digest=manifest.digest,
+        audit=paths.AUDIT,
+        image_count=len(pool.labels),
+        git_commit=tracking.git_commit(),
+        experiment=tracking.SWEEPS,
+    )
+    with _alone():
+        study = _open_study(params, manifest.digest)
+        if _RUN not in study.user_attrs:
+            study.set_user_attr(_RUN, start_run(params, name=study.study_name))
+        parent = study.user_attrs[_RUN]
+        _retry_interrupted(study, parent)
+        done = len(study.get_trials(deepcopy=False, states=_COUNTED))
+        print(f"{study.study_name}: {done} of {params.sweep.trials} trials in {paths.SWEEP}")
+        with tqdm(total=params.sweep.trials, initial=done, desc="sweep", unit="trial") as bar:
+            while bar.n < params.sweep.trials:
+                _run_trial(study, pool, params, partial(start_run, parent=parent))
+                bar.set_postfix(best=f"{study.best_value:.4f}", refresh=False)
+                bar.update()
+        tracking.finish_run(parent, "FINISHED")
+    print(_conclude(study))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """While this process holds the lock, which ends with it, a trial that is running is one of a dead process."""
+    with paths.SWEEP.with_suffix(".db.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError("another `make sweep` is running here; wait for it, or end it") from None
+        yield
+
+
+def _read_pool(params: Params) -> Pool:
+    """The images of train and valid, in as many folds as the sweep wants."""
+    try:
+        with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
+            folds = split(file["labels"], file["clusters"], params.sweep.folds, params.seed)
+            return Pool(file["pixels"], file["labels"], folds, cached["features"])
+    except FileNotFoundError as error:
+        raise DataError(f"no {error.filename}; `dvc repro base_model` makes it") from error
+
+
+def _open_study(params: Params, data_digest: str) -> optuna.Study:
+    study = optuna.create_study(
+        study_name=_study_name(params, data_digest),
+        storage=f"sqlite:///{paths.SWEEP}",
+        pruner=optuna.pruners.MedianPruner(),
+        load_if_exists=True,
+    )
+    if not study.trials and _is_inside(params):
+        study.enqueue_trial({key: params.get(key) for key in params.sweep.values})
+    study.sampler = optuna.samplers.TPESampler(seed=params.seed + len(study.trials))  # a resumed one draws new values
+    return study
+
+
+def _study_name(params: Params, data_digest: str) -> str:
+    """One name for the same data, ranges and other parameters: trials are compared where nothing else differs."""
+    alike = params.changed({key: values[0] for key, values in params.sweep.values.items()})
+    included = {"seed", "prepare", "base_model", "train", "sweep"}
+    fixed = alike.model_dump_json(include=included, exclude={"sweep": {"trials"}})
+    return f"sweep-{hashlib.sha256((data_digest + fixed).encode()).hexdigest()[:8]}"
+
+
+def _is_inside(params: Params) -> bool:
+    """Whether the sweep could draw the present values."""
+    sweep = params.sweep
+    return all(
+        low <= params.get(key) <= high for key, (low, high) in {**sweep.uniform, **sweep.log_uniform}.items()
+    ) and all(params.get(key) in values for key, values in sweep.choices.items())
+
+
+def _space(params: Params) -> dict[str, BaseDistribution]:
+    space: dict[str, BaseDistribution] = {
+        key: CategoricalDistribution(values) for key, values in params.sweep.choices.items()
+    }
+    for log, ranges in ((False, params.sweep.uniform), (True, params.sweep.log_uniform)):
+        for key, (low, high) in ranges.items():
+            whole = isinstance(params.get(key), int)
+            space[key] = IntDistribution(int(low), int(high), log) if whole else FloatDistribution(low, high, log)
+    return space
+
+
+def _retry_interrupted(study: optuna.Study, parent: str) -> None:
+    """Mark what a dead process left running as failed, and queue the same values again.
+
+    Not for ever: values may be what kills the process, by the memory they take.
+    """
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        attempts = trial.user_attrs.get(_ATTEMPTS, 0) + 1
+        if attempts < MAX_ATTEMPTS:
+            study.enqueue_trial(trial.params, {_ATTEMPTS: attempts})
+    tracking.fail_unfinished(parent)
+
+
+def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Callable[..., str]) -> None:
+    """One trial, from drawing its values to its result in the study and in MLflow.
+
+    An error is recorded as a failed trial, which is not tried again; a kill or Ctrl-C leaves it to the next sweep.
+    """
+    trial = study.ask(_space(params))
+    name = f"trial {trial.number}"
+    run_id = start_run(tried := params.changed(_rounded(trial.params)), name=name)
+    try:
+        for fold, figures in enumerate(_train_folds(pool, tried, name)):
+            tracking.log_metrics(run_id, figures, step=fold + 1)
+            trial.report(figures[LOSS], fold)
+            if fold + 1 < params.sweep.folds and trial.should_prune():
+                tracking.finish_run(run_id, "KILLED")
+                study.tell(trial, state=TrialState.PRUNED)
+                return
+        tracking.finish_run(run_id, "FINISHED")
+        study.tell(trial, figures[LOSS])
+    except Exception:
+        study.tell(trial, state=TrialState.FAIL)
+        tracking.finish_run(run_id, "FAILED")
+        raise
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, object]:
+    """To three digits, so that the command that trains a trial anew is short and exact."""
+    return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
+
+
+def _train_folds(pool: Pool, params: Params, name: str) -> Iterator[dict[str, float]]:
+    """After each fold, the figures of the held-out images of all folds so far."""
+    parts = [pool.take(pool.folds == fold) for fold in range(params.sweep.folds)]
+    base = paths.SWEEP_SCRATCH / "base.keras"
+    histories: list[History] = []
+    _remove_scratch()  # a killed trial leaves its own
+    paths.SWEEP_SCRATCH.mkdir(parents=True)
+    try:
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(params.seed)
+        network = build(params)
+        network.save(base)
+        for fold, part in enumerate(parts):
+            _checkpoints(fold).mkdir()
+            _, history = fit(
+                pool.take(pool.folds != fold),
+                part,
+                params,
+                f"{name}, fold {fold + 1} of {len(parts)}",
+                checkpoints=_checkpoints(fold),
+                base=base,
+            )
+            histories.append(history)
+            epoch = best_epoch(histories)
+            logits = []
+            for done, held_out in enumerate(parts[: fold + 1]):
+                network.load_weights(_checkpoints(done) / f"{epoch:03d}.weights.h5")
+                logits.append(network.predict(held_out.pixels, verbose=0))
+            labels = np.concatenate([held_out.labels for held_out in parts[: fold + 1]])
+            yield {"best_epoch": epoch, **_measure(np.concatenate(logits), labels)}
+    finally:
+        _remove_scratch()
+
+
+def _checkpoints(fold: int) -> Path:
+    return paths.SWEEP_SCRATCH / f"fold{fold}"
+
+
+def _remove_scratch() -> None:
+    shutil.rmtree(paths.SWEEP_SCRATCH, ignore_errors=True)
+
+
+def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """Out-of-fold figures of logits [N, classes] and classes [N]; a network that diverged has an infinite loss."""
+    if not np.isfinite(logits).all():
+        return {LOSS: inf}
+    log_probabilities = log_softmax(logits / fit_temperature(logits, labels), axis=1)
+    predicted = logits.argmax(axis=1)
+    return {
+        LOSS: -float(log_probabilities[np.arange(len(labels)), labels].mean()),
+        "out_of_fold_accuracy": float((predicted == labels).mean()),
+        "out_of_fold_macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+    }
+
+
+def _conclude(study: optuna.Study) -> str:
+    trials = study.get_trials(deepcopy=False)
+    count = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    best = study.best_trial
+    settings = " ".join(f"-S {key}={_in_yaml(value)}" for key, value in _rounded(best.params).items())
+    return (
+        f"{count[TrialState.COMPLETE]} trials complete, {count[TrialState.PRUNED]} ended early, "
+        f"{count[TrialState.FAIL]} failed\n"
+        f"best: trial {best.number}, {LOSS} {best.value:.4f}; train it on all images with\n"
+        f"dvc exp run {settings}"
+    )
+
+
+def _in_yaml(value: object) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    stage.run(sweep)
+
+
+if __name__ == "__main__":
+    main()
