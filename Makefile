@@ -27,7 +27,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test clients train sweep store bento image load check lock mlflow clean
+.PHONY: help serve demo test clients train sweep store bento image load overload drain check lock mlflow clean
 
 help: ## list these commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -69,6 +69,12 @@ image: bento ## build the bento's container image, named IMAGE, with docker, pod
 
 load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
 	@python -m serving.release && python -m load_tests.run --users $(USERS) --seconds $(SECONDS)
+
+overload: $(development) ## three times the load that a server of its own can bear, for a minute; PASS or FAIL
+	@python -m serving.release && python -m load_tests.overload
+
+drain: $(development) ## stop a server of its own under load, ten times; PASS where no request is lost
+	@python -m serving.release && python -m load_tests.drain
 
 check: $(development) ## lint, format, types, YAML, Kubernetes manifests
 	ruff check

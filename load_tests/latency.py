@@ -20,7 +20,8 @@ from chestct import store
 from chestct.card import ModelCard
 from chestct.engine import Engine
 from chestct.image import decode
-from load_tests.run import BAD_INPUT, LoadError, serve
+from load_tests.run import BAD_INPUT
+from load_tests.server import LoadError, serve
 from pipeline.phantoms import draw_phantom
 from serving.settings import Settings
 
@@ -45,9 +46,9 @@ def main() -> int:
     settings = Settings.read()
     try:
         model = store.find(settings.model)
-        with serve() as address:
+        with serve() as server:
             engine = Engine(model.graph, threads=settings.engine_threads, batch_sizes=(1,))
-            times = measure(_calls(address.http, address.grpc, engine, model.read_card()))
+            times = measure(_calls(server.url, server.grpc, engine, model.read_card()))
     except (store.NoModel, LoadError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -7,27 +7,18 @@ import argparse
 import contextlib
 import csv
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from chestct.card import Frozen
+from load_tests.server import OUTPUT, ROOT, LoadError, serve
 
 HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parent
-OUTPUT: Final = ROOT / "build" / "load"
-READY_SECONDS: Final = 60
-STOP_SECONDS: Final = 20
 
 BAD_INPUT: Final = 2
 MISSED: Final = 3
@@ -39,17 +30,6 @@ class Bound(Frozen):
     max_error_rate: Annotated[float, Field(ge=0, le=1)]
     max_p99_ms: Annotated[float, Field(gt=0)]
     min_requests_per_second: Annotated[float, Field(ge=0)]
-
-
-class Address(NamedTuple):
-    http: str
-    """URL."""
-    grpc: str
-    """host:port."""
-
-
-class LoadError(Exception):
-    """No verdict is possible; the message says what to do."""
 
 
 def read_bounds(path: Path) -> dict[str, Bound]:
@@ -85,38 +65,15 @@ def find_misses(stats: Path, bounds: dict[str, Bound]) -> list[str]:
     return misses
 
 
-@contextlib.contextmanager
-def serve() -> Iterator[Address]:
-    """The real server on free ports of loopback, ready. Raises LoadError where it does not come up."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    http, grpc = _free_ports(2)
-    log = OUTPUT / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", ".", "--host", "127.0.0.1", "--port", str(http)],
-            cwd=ROOT,
-            env={**os.environ, "CHESTCT_GRPC_PORT": str(grpc)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        address = Address(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}")
-        _wait_until_ready(server, address, log)
-        yield address
-    finally:
-        _stop_group(server)
-
-
-def run_locust(address: Address, users: int, seconds: int) -> Path:
+def run_locust(http: str, grpc: str, users: int, seconds: int) -> Path:
     """Load the service, with Locust's table on standard output; returns the CSV of its statistics."""
     stats = OUTPUT / "locust_stats.csv"
     stats.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--host", address.http]
+    command = [sys.executable, "-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--host", http]
     command += ["--headless", "--only-summary", "--users", str(users), "--spawn-rate", str(users)]
     command += ["--run-time", f"{seconds}s", "--stop-timeout", "10", "--csv", str(OUTPUT / "locust")]
     command += ["--exit-code-on-error", "0"]  # the bounds decide
-    environment = {**os.environ, "LOAD_GRPC": address.grpc, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "LOAD_GRPC": grpc, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds + 120, check=False)
     return stats
 
@@ -132,8 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         bounds = read_bounds(options.slo)
-        with contextlib.nullcontext(Address(options.host, options.grpc)) if options.host else serve() as address:
-            misses = find_misses(run_locust(address, options.users, options.seconds), bounds)
+        with contextlib.ExitStack() as stack:
+            http, grpc = options.host, options.grpc
+            if not http:
+                server = stack.enter_context(serve())
+                http, grpc = server.url, server.grpc
+            misses = find_misses(run_locust(http, grpc, options.users, options.seconds), bounds)
     except LoadError as error:
         print(f"load: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -141,37 +102,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"FAIL  {miss}")
     print("FAIL" if misses else f"PASS  every bound of {options.slo.name} held")
     return MISSED if misses else 0
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], address: Address, log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            if urllib.request.urlopen(f"{address.http}/readyz", timeout=1).status == 200:
-                return
-        time.sleep(0.1)
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise LoadError(f"the server is not ready; {log} ends with: {''.join(last)}")
-
-
-def _stop_group(server: subprocess.Popen[bytes]) -> None:
-    """BentoML's supervisor and its workers share a process group."""
-    for stop in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, stop)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(STOP_SECONDS)
-            return
 
 
 if __name__ == "__main__":

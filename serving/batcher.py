@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,9 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
     from chestct.engine import Scores
 
 _PACE_MEMORY: Final = 32
-"""Batches whose median tells how long an image takes: one that a pause of the process held up does not count."""
+"""Batches whose mean tells how long an image takes: so many that one pause of the process says little."""
+_PATIENCE: Final = 0.5
+"""Of the time until its deadline an image may be expected to wait. What misses its deadline was work for nothing."""
 
 
 class Overloaded(RuntimeError):
@@ -95,26 +96,30 @@ class Batcher:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._paces: deque[float] = deque(maxlen=_PACE_MEMORY)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_PACE_MEMORY)
+        """Seconds and images of the last batches."""
         self._pace = 0.0
         """Seconds an image takes of late."""
+        self._backlog_since = math.inf
+        """When the last batch ended, if more was to be done then."""
+        self.coming = 0
+        """Images that are made ready for the queue. They have their place in it, and their time is part of the pace."""
 
     @property
     def depth(self) -> int:
         """Images waiting, without those in the engine."""
         return len(self._queue)
 
-    def check_room(self, coming: int = 0, deadline: float = math.inf) -> None:
-        """Raise Closed, or Overloaded where the queue and the `coming` images beside it leave no place for one more.
+    def check_room(self, deadline: float = math.inf) -> None:
+        """Raise Closed, or Overloaded where there is no place for one more image.
 
-        That is also where its answer would come after the deadline, on time.monotonic's clock, so that no time goes
-        into an answer nobody waits for.
+        There is none either where its answer would come late for its deadline, on time.monotonic's clock.
         """
         if self._closed:
             raise Closed("the service is shutting down")
-        waiting = len(self._queue) + coming
+        waiting = len(self._queue) + self.coming
         seconds = waiting * self._pace
-        if waiting >= self._queue_size or (waiting and seconds > deadline - time.monotonic()):
+        if waiting >= self._queue_size or seconds > _PATIENCE * max(0, deadline - time.monotonic()):
             raise Overloaded(seconds)
 
     async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf) -> Score:
@@ -166,9 +171,12 @@ class Batcher:
         return [row[1:] for row in zip(pixels, *scores, strict=True)]
 
     def _finish_batch(self, batch: list[_Item], started: float, done: asyncio.Future[list[tuple[Any, ...]]]) -> None:
-        seconds = time.monotonic() - started
-        self._paces.append(seconds / len(batch))
-        self._pace = statistics.median(self._paces)
+        ended = time.monotonic()
+        seconds = ended - started
+        # While there is a backlog, what holds up the engine (decoding, the event loop) is part of the pace.
+        self._recent.append((ended - min(started, self._backlog_since), len(batch)))
+        self._pace = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
+        self._backlog_since = ended if self._queue or self.coming else math.inf
         self._report(BatchReport(len(batch), tuple(started - item.queued_at for item in batch), seconds))
         error = done.exception()
         for index, item in enumerate(batch):

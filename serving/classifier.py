@@ -43,7 +43,6 @@ class Classifier:
             engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size, report=_count_batch
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._decoding = 0
         self._warm = False
         self._stopping = False
 
@@ -67,12 +66,12 @@ class Classifier:
         `explain` adds the heat maps and the preview. Raises chestct.image.InvalidImage, serving.batcher's Overloaded,
         Closed and EngineFailed, and TimeoutError where the call's deadline passes before the engine takes the image.
         """
-        self._batcher.check_room(self._decoding, call.deadline)
-        self._decoding += 1
+        self._batcher.check_room(call.deadline)
+        self._batcher.coming += 1
         try:
             picture, seconds = await self.in_decoder(_timed_decode, data, self.card.input)
         finally:
-            self._decoding -= 1
+            self._batcher.coming -= 1
         metrics.STAGE_SECONDS.labels("decode").observe(seconds)
         call.decode_seconds += seconds
         return await self._answer(picture.pixels, call, explain=explain)

@@ -1,24 +1,18 @@
-"""The real service in processes of its own, on free ports of loopback and a model store of its own."""
+"""The real service with a model store of its own, and with a tiny model in it."""
 
 import contextlib
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import httpx
-
 from chestct.store import CARD
+from load_tests import server
 from tests.graphs import tiny_model
 
-ROOT = Path(__file__).parents[1]
-READY_SECONDS = 60
-STOP_SECONDS = 30
+ROOT = server.ROOT
 
 
 class Server(NamedTuple):
@@ -50,50 +44,12 @@ def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "
     return done.stdout.decode().split()[-1]
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
 @contextlib.contextmanager
-def serve(home: Path, tag: str, *, what: str = ".", cwd: Path = ROOT, **settings: str) -> Iterator[Server]:
-    """`bentoml serve WHAT` in `cwd`, ready to answer; ended with all its workers."""
-    http, grpc = free_ports(2)
-    log = home.with_name(f"{home.name}-{http}.log")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http)],
-            cwd=cwd,
-            env=environment(home, CHESTCT_GRPC_PORT=str(grpc), **settings),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        url = f"http://127.0.0.1:{http}"
-        _wait_until_ready(process, url, log)
-        yield Server(url, f"127.0.0.1:{grpc}", tag, process, log)
-    finally:
-        _stop(process)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=1).is_success:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"the server is not ready:\n{log.read_text(errors='replace')[-4000:]}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for stop in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, stop)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-            return
+def serve(
+    home: Path, tag: str, *, what: str = ".", cwd: Path = ROOT, drain_seconds: float = 0, **settings: str
+) -> Iterator[Server]:
+    """`bentoml serve WHAT` in `cwd` with this home, ready to answer; ended with all its workers."""
+    log = home.with_name(f"{home.name}-{what.replace(':', '-')}.log")
+    variables = environment(home, **settings)
+    with server.serve(what, cwd=cwd, environment=variables, log=log, drain_seconds=drain_seconds) as running:
+        yield Server(running.url, running.grpc, tag, running.process, running.log)

@@ -60,16 +60,12 @@ def test_the_ports_are_those_the_service_listens_on(objects: dict[str, dict[str,
 
 
 def test_the_probes_ask_where_the_container_listens(objects: dict[str, dict[str, Any]]) -> None:
-    ports = {port["name"]: port["containerPort"] for port in container(objects)["ports"]}
     paths = {}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         probe = container(objects)[name]
-        if "grpc" in probe:
-            assert probe["grpc"]["port"] == ports["grpc"]
-        else:
-            assert probe["httpGet"]["port"] == "http"
-            paths[name] = probe["httpGet"]["path"]
-    assert paths == {"startupProbe": "/readyz", "livenessProbe": "/livez"}
+        assert probe["httpGet"]["port"] == "http"
+        paths[name] = probe["httpGet"]["path"]
+    assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
 
 
 def test_every_selector_takes_the_deployments_pods(objects: dict[str, dict[str, Any]]) -> None:
@@ -142,7 +138,6 @@ def test_bentoml_writes_to_a_volume_since_the_root_is_read_only(objects: dict[st
     assert mounts[home] in {volume["name"] for volume in pod(objects)["volumes"]}
 
 
-def test_the_grace_period_holds_the_pause_and_the_slowest_request(objects: dict[str, dict[str, Any]]) -> None:
-    pause = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    slowest = Settings.model_fields["request_timeout"].default
-    assert pod(objects)["terminationGracePeriodSeconds"] >= pause + slowest
+def test_the_grace_period_holds_the_drain_and_the_slowest_request(objects: dict[str, dict[str, Any]]) -> None:
+    drain, slowest = (Settings.model_fields[name].default for name in ("drain_seconds", "request_timeout"))
+    assert pod(objects)["terminationGracePeriodSeconds"] >= drain + slowest

@@ -76,9 +76,7 @@ def test_http_and_grpc_answer_the_same(server: Server) -> None:
 def test_the_probes_say_ready(server: Server) -> None:
     for path in ("/livez", "/readyz", "/healthz"):
         assert httpx.get(f"{server.url}{path}").status_code == 200
-    with grpc.insecure_channel(server.grpc) as channel:
-        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10).status
-    assert status == health_pb2.HealthCheckResponse.SERVING
+    assert health(server) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_the_log_says_where_the_page_is(server: Server) -> None:
@@ -125,19 +123,63 @@ def test_metrics_add_up_over_the_workers(server: Server) -> None:
         assert "bentoml_service" not in text
 
 
-def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
+def health(server: Server) -> object:
+    with grpc.insecure_channel(server.grpc) as channel:
+        return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10).status
+
+
+def test_a_scan_of_unknown_paths_adds_no_series(server: Server) -> None:
+    def series() -> set[str]:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+    with httpx.Client(base_url=server.url) as client:
+        client.get("/v1/nothing")
+        series()  # has a series of its own
+        before = series()
+        for index in range(1000):
+            client.get(f"{('', '/v1', '/v2', '/page', '/livez')[index % 5]}/scan-{index}")
+    assert series() == before
+
+
+def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -> None:
+    httpx.post(f"{server.url}/v1/predict", content=png(1), headers={**PNG, "X-Request-ID": "line-http"})
+    httpx.get(f"{server.url}/readyz", headers={"X-Request-ID": "line-probe"})
+    httpx.get(f"{server.url}/no/such/path", headers={"X-Request-ID": "line-lost"})
+    with grpc.insecure_channel(server.grpc) as channel:
+        request = protocol.ModelInferRequest(model_name="chestct", id="line-grpc")
+        with pytest.raises(grpc.RpcError):
+            service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=10)
+    log = server.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    ours = {line["request_id"]: line for line in lines if line["request_id"].startswith("line-")}
+    assert {name: (line["route"], line["code"], line["outcome"]) for name, line in ours.items()} == {
+        "line-http": ("/v1/predict", "200", "answered"),
+        "line-lost": ("other", "404", "answered"),
+        "line-grpc": ("/inference.GRPCInferenceService/ModelInfer", "INVALID_ARGUMENT", "invalid_request"),
+    }
+    assert "scheme=http" not in log  # BentoML's access log
+
+
+def test_sigterm_turns_readiness_at_once_and_loses_no_request(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     tag = import_tiny_model(home)
-    with serve(home, tag, CHESTCT_WORKERS="1") as server:
+    with serve(home, tag, CHESTCT_WORKERS="1", drain_seconds=2) as server:
         host, port = server.url.removeprefix("http://").split(":")
         data = png(2)
-        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: image/png\r\n"
+        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
         head += f"Content-Length: {len(data)}\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(head.encode() + data[:40])
             time.sleep(0.3)  # the worker reads the body now
             os.kill(server.process.pid, signal.SIGTERM)
-            time.sleep(0.5)
+            while httpx.get(f"{server.url}/readyz").status_code == 200:
+                time.sleep(0.02)
+            assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
+            assert health(server) == health_pb2.HealthCheckResponse.NOT_SERVING
+            late = httpx.post(f"{server.url}/v1/predict", content=data, headers=PNG)
+            assert (late.status_code, late.headers["Connection"]) == (200, "close")
+            time.sleep(2.5)  # until after the port is closed
             connection.sendall(data[40:])
             answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 200"), answer

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from load_tests import run
+from load_tests.server import serve
 from tests.server import import_tiny_model
 
 HTTP, GRPC = "/v1/predict", "/inference.GRPCInferenceService/ModelInfer"
@@ -80,11 +81,11 @@ def test_a_sound_service_passes_and_is_stopped_at_the_end(tmp_path: Path, monkey
         if bound.min_requests_per_second
     }
     assert bounds.keys() == {HTTP, GRPC}
-    with run.serve() as address:
-        assert run.find_misses(run.run_locust(address, users=4, seconds=4), bounds) == []
+    with serve() as server:
+        assert run.find_misses(run.run_locust(server.url, server.grpc, users=4, seconds=4), bounds) == []
 
-    http = urlsplit(address.http)
-    for port in (http.port, int(address.grpc.rpartition(":")[2])):
+    http = urlsplit(server.url)
+    for port in (http.port, int(server.grpc.rpartition(":")[2])):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=1)
 

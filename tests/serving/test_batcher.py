@@ -186,12 +186,72 @@ def test_a_full_queue_says_when_to_come_back(gate: Gate) -> None:
     assert gate.batches == [[0], [0], [1], [2], [3]]
 
 
+def test_what_can_t_be_answered_in_time_is_refused_before_it_waits(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=64)
+        task = await occupy(batcher, gate)
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        await task  # now the engine's pace is known: 50 ms an image or more
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, *range(1, 5))
+        batcher.check_room(time.monotonic() + 60)
+        with pytest.raises(Overloaded) as caught:
+            await batcher.score(image(9), time.monotonic() + 0.2)
+        assert caught.value.retry_after >= 0.2
+        gate.open.set()
+        await asyncio.gather(first, *others)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert [9] not in gate.batches
+
+
+def test_a_pause_of_the_process_does_not_stand_for_the_pace(gate: Gate) -> None:
+    async def run() -> float:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
+        for _ in range(31):
+            await batcher.score(image(1))
+        waiting = asyncio.ensure_future(batcher.score(image(1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # the pause
+        await waiting
+        batcher.coming = 8
+        with pytest.raises(Overloaded) as caught:
+            batcher.check_room()
+        batcher.coming = 0
+        await batcher.close()
+        return caught.value.retry_after
+
+    assert asyncio.run(run()) < 0.5 * 8 / 2  # the pause alone would say 8 times 0.5
+
+
+def test_an_image_whose_deadline_passed_never_reaches_the_engine(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=8)
+        first = await occupy(batcher, gate)
+        late = asyncio.create_task(batcher.score(image(1), time.monotonic() + 0.05))
+        (other,) = await enqueue(batcher, 2)
+        await asyncio.sleep(0.1)
+        gate.open.set()
+        with pytest.raises(TimeoutError):
+            await late
+        await asyncio.gather(first, other)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[0], [2]]
+
+
 def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
     async def run() -> None:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
-        batcher.check_room(2)
+        batcher.coming = 2
+        batcher.check_room()
+        batcher.coming = 3
         with pytest.raises(Overloaded):
-            batcher.check_room(3)
+            batcher.check_room()
         await batcher.close()
 
     asyncio.run(run())

@@ -1,0 +1,102 @@
+"""The real service in processes of its own, on free ports of loopback: for the load tests, and for the tests."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+ROOT: Final = Path(__file__).parents[1]
+OUTPUT: Final = ROOT / "build" / "load"
+READY_SECONDS: Final = 60
+STOP_SECONDS: Final = 60
+
+
+class LoadError(Exception):
+    """No verdict is possible; the message says what to do."""
+
+
+class Server(NamedTuple):
+    url: str
+    grpc: str
+    """host:port."""
+    process: subprocess.Popen[bytes]
+    """BentoML's supervisor."""
+    log: Path
+    """Standard output and error."""
+
+    def memory(self) -> int:
+        """Bytes that all its processes take, what they share counted once."""
+        supervisor = psutil.Process(self.process.pid)
+        total = 0
+        for process in (supervisor, *supervisor.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += process.memory_full_info().pss
+        return total
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextlib.contextmanager
+def serve(
+    what: str = ".",
+    *,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] = os.environ,
+    log: Path = OUTPUT / "server.log",
+    drain_seconds: float = 0,
+) -> Iterator[Server]:
+    """`bentoml serve WHAT` in `cwd`, ready to answer; ended with all its workers. Raises LoadError."""
+    http, grpc = free_ports(2)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"CHESTCT_GRPC_PORT": str(grpc), "CHESTCT_DRAIN_SECONDS": str(drain_seconds)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http)],
+            cwd=cwd,
+            env={**environment, **settings},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, log)
+    try:
+        _wait_until_ready(server)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            if urllib.request.urlopen(f"{server.url}/readyz", timeout=1).status == 200:
+                return
+        time.sleep(0.05)
+    last = server.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    raise LoadError(f"the server is not ready; {server.log} ends with: {''.join(last)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for stop in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, stop)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+            return

@@ -1,0 +1,156 @@
+"""Traffic of two protocols: requests at set times whatever the service does (open loop), or one after another.
+
+It has its own small HTTP client, since it runs on the cores of the service that it measures.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from io import BytesIO
+from typing import Any, Final, NamedTuple
+
+import grpc
+import numpy as np
+import uvloop
+from open_inference.grpc import protocol, service
+
+from load_tests.server import Server
+from pipeline.phantoms import draw_phantom
+
+CHANNELS: Final = 8
+"""A gRPC connection stays with one worker; so many reach them all."""
+PROTOCOLS: Final = ("HTTP", "gRPC")
+GOOD: Final = frozenset({"200", "OK"})
+BUSY: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
+
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+
+class Outcome(NamedTuple):
+    protocol: str
+    code: str
+    """HTTP status or gRPC code; `lost` where a connection ended without an answer."""
+    seconds: float
+    """From when the request was due to its answer."""
+
+
+class Clients:
+    """Sends one image, over HTTP connections that are kept and over gRPC channels. For one event loop."""
+
+    def __init__(self, server: Server, deadline: float) -> None:
+        """`deadline`: seconds that a request may take, told to the service too."""
+        file = BytesIO()
+        draw_phantom(0, np.random.default_rng(0)).save(file, format="PNG")
+        image = file.getvalue()
+        self._netloc = server.url.removeprefix("http://")
+        head = (
+            f"POST /v1/predict HTTP/1.1\r\nHost: {self._netloc}\r\nContent-Type: image/png\r\n"
+            f"X-Request-Timeout: {deadline}\r\nContent-Length: {len(image)}\r\n\r\n"
+        )
+        self._message = head.encode() + image
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(CHANNELS)]
+        self._stubs = itertools.cycle([service.GRPCInferenceServiceStub(channel) for channel in self._channels])
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}
+        self._request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
+        self._deadline = deadline
+
+    async def ask(self, kind: str, due: float) -> Outcome:
+        """The outcome of one request by that protocol; never raises for what the service does."""
+        code = await (self._ask_http() if kind == "HTTP" else self._ask_grpc())
+        return Outcome(kind, code, time.monotonic() - due)
+
+    async def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+        for channel in self._channels:
+            await channel.close()
+
+    async def _ask_grpc(self) -> str:
+        try:
+            await next(self._stubs).ModelInfer(self._request, timeout=self._deadline)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return "OK"
+
+    async def _ask_http(self) -> str:
+        try:
+            async with asyncio.timeout(self._deadline + 5):
+                while self._idle:
+                    reader, writer = self._idle.pop()
+                    if not reader.at_eof():
+                        break
+                    writer.close()
+                else:
+                    host, port = self._netloc.split(":")
+                    reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(self._message)
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = _LENGTH.search(head)
+                await reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+            return "lost"
+        if b"\r\nconnection: close" in head.lower():
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return head[9:12].decode()
+
+
+async def open_loop(
+    clients: Clients, rate: float, seconds: float, going: Callable[[str], bool] = lambda _: True
+) -> list[Outcome]:
+    """The outcomes of `rate` requests a second, the protocols in turn, each sent while `going(protocol)`."""
+    started = time.monotonic()
+    running: list[asyncio.Task[Outcome]] = []
+    for number in range(int(rate * seconds)):
+        due = started + number / rate
+        if (early := due - time.monotonic()) > 0:
+            await asyncio.sleep(early)
+        kind = PROTOCOLS[number % len(PROTOCOLS)]
+        if going(kind):
+            running.append(asyncio.ensure_future(clients.ask(kind, due)))
+        elif not any(going(kind) for kind in PROTOCOLS):
+            break
+    return await asyncio.gather(*running)
+
+
+async def capacity(clients: Clients, seconds: float, connections: int = 16) -> float:
+    """Good answers a second when each of the connections asks again as soon as it has its answer."""
+    end = time.monotonic() + seconds
+
+    async def ask_on(kind: str) -> int:
+        good = 0
+        while time.monotonic() < end:
+            good += (await clients.ask(kind, time.monotonic())).code in GOOD
+        return good
+
+    kinds = itertools.islice(itertools.cycle(PROTOCOLS), connections)
+    return sum(await asyncio.gather(*(ask_on(kind) for kind in kinds))) / seconds
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of that work in the faster event loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@contextlib.contextmanager
+def each_second(measure: Callable[[], float]) -> Iterator[list[float]]:
+    """What `measure` gives once a second meanwhile; for a running event loop."""
+    values: list[float] = []
+
+    async def keep() -> None:
+        while True:
+            values.append(await asyncio.to_thread(measure))
+            await asyncio.sleep(1)
+
+    task = asyncio.ensure_future(keep())
+    try:
+        yield values
+    finally:
+        task.cancel()
