@@ -114,6 +114,13 @@ def test_a_stage_depends_on_the_modules_that_it_loads_and_on_no_other(project: P
     assert modules_in_deps(name) == modules_loaded(project.records, name)
 
 
+def test_the_contact_sheet_is_kept_by_dvc_and_by_mlflow_and_never_by_git(project: Project) -> None:
+    sheet = (project.folder / paths.CONTACT_SHEET).read_bytes()
+    assert [path.read_bytes() for path in (project.folder / "mlartifacts").rglob(paths.CONTACT_SHEET.name)] == [sheet]
+    assert f"path: {paths.CONTACT_SHEET.parent}\n" in (project.folder / "dvc.lock").read_text(encoding="utf-8")
+    assert project.run("git", "check-ignore", str(paths.CONTACT_SHEET)).strip() == str(paths.CONTACT_SHEET)
+
+
 def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None:
     metrics = json.loads((project.folder / paths.TEST_METRICS).read_bytes())
     assert metrics["test"]["images"] >= 80
