@@ -30,17 +30,31 @@ class Backbone(NamedTuple):
 def _application(name: str) -> Callable[[Tensor, str | None], Tensor]:
     def build(pixels: Tensor, weights: str | None) -> Tensor:
         application = getattr(keras.applications, name)
+        if weights != "imagenet":
+            network = application(include_top=False, weights=None, input_tensor=pixels)
+            if weights is not None:
+                _load(network, weights, name)
+            return network.output
         try:
             return application(include_top=False, weights=weights, input_tensor=pixels).output
         except Exception as error:
-            if weights != "imagenet":
-                raise
             raise StageError(
                 f"base_model.weights: the ImageNet weights of {name} can't be downloaded ({error}); "
                 "give a path to a .weights.h5 file or choose the backbone efficientnet_lite0"
             ) from error
 
     return build
+
+
+def _load(network: keras.Model, path: str, name: str) -> None:
+    """Weights from a file that Keras has saved. Raises StageError where it is missing, broken or another network's."""
+    try:
+        network.load_weights(path)
+    except Exception as error:  # Keras and h5py raise whatever the broken place led to
+        reason = " ".join(str(error).split())
+        raise StageError(
+            f"base_model.weights: {path} does not hold the weights of {name} without its top: {reason[:200]}"
+        ) from error
 
 
 def _small(pixels: Tensor, weights: str | None) -> Tensor:
@@ -95,7 +109,7 @@ def _efficientnet_lite0(pixels: Tensor, weights: str | None) -> Tensor:
     if weights == "imagenet":
         _load_lite0(keras.Model(pixels, x))
     elif weights is not None:
-        keras.Model(pixels, x).load_weights(weights)
+        _load(keras.Model(pixels, x), weights, "efficientnet_lite0")
     return x
 
 
@@ -103,6 +117,7 @@ BACKBONES: Final = {
     "vgg16": Backbone(1.0, (-103.939, -116.779, -123.68), _application("VGG16")),
     "resnet50v2": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _application("ResNet50V2")),
     "mobilenet_v2": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _application("MobileNetV2")),
+    "efficientnetv2_b0": Backbone(1.0, (0.0, 0.0, 0.0), _application("EfficientNetV2B0")),  # scales by itself
     "efficientnet_lite0": Backbone(1 / 128, (-127 / 128, -127 / 128, -127 / 128), _efficientnet_lite0),
     "small": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _small),
 }

@@ -37,6 +37,11 @@ def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "
     folder = home.with_name(f"{home.name}-model")
     card = tiny_model(folder, data_source=data_source)
     card.model_copy(update={"lineage": card.lineage.model_copy(update={"run_id": run_id})}).write(folder / CARD)
+    return import_model(home, folder)
+
+
+def import_model(home: Path, folder: Path) -> str:
+    """Put the model in `folder` into the store of this home; its tag. BentoML fixes its home when it is imported."""
     code = "import sys, pathlib, chestct.store as store; print(store.import_model(pathlib.Path(sys.argv[1])))"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", code, str(folder)]
