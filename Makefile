@@ -3,7 +3,10 @@ PYTHON    ?= python3
 PORT      ?= 3000
 GRPC_PORT ?= 3001
 DATA      ?=
-IMAGE     ?=
+IMAGE     ?= chestct:latest
+CONTAINER_OPTIONS ?=
+# The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
+KUBERNETES = 1.30 1.37
 USERS     ?= 8
 SECONDS   ?= 30
 # What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
@@ -27,10 +30,10 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test clients train sweep store bento image load overload drain check lock mlflow clean
+.PHONY: help serve demo test clients train sweep store bento image test-image load overload drain check lock mlflow notebooks clean
 
 help: ## list these commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
 	$(foreach port,$(PORT) $(GRPC_PORT),$(call free,$(port)))
@@ -60,12 +63,22 @@ sweep: $(training) ## search train's parameters on held-out folds, as params.yam
 store: $(training) ## put the best run into the BentoML model store, if it passes the gate
 	@python -m pipeline.store
 
-bento: $(serving) ## build the bento of the model that `make serve` would serve
+bento: $(serving) ## build the bento of the model that `make serve` would serve, and export it to build/chestct.bento
 	@python -m serving.release && bentoml build
+	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest $(CURDIR)/build/chestct.bento
 
-image: bento ## build the bento's container image, named IMAGE, with docker, podman or buildah
+image: $(development) bento ## build the container image IMAGE and its bill of materials with docker, podman or buildah
 	$(if $(builder),,$(error a running docker, or podman, or buildah is needed))
-	bentoml containerize chestct:latest --backend $(builder) $(IMAGE:%=--image-tag %)
+	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
+	  $(builder) build --file image/Containerfile --tag $(IMAGE) \
+	  --label org.opencontainers.image.title=chestct \
+	  --label org.opencontainers.image.revision=$(commit) \
+	  --label chestct.model.tag=$$model \
+	  --label chestct.model.sha256=$$(sha256sum < $$graph | cut -c1-64) $(CONTAINER_OPTIONS) .
+	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
+
+test-image: $(development) ## run IMAGE under the pod's own security context and limits and ask it; needs podman
+	@IMAGE=$(IMAGE) python -m pytest -s tests/container
 
 load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
 	@python -m serving.release && python -m load_tests.run --users $(USERS) --seconds $(SECONDS)
@@ -76,21 +89,29 @@ overload: $(development) ## three times the load that a server of its own can be
 drain: $(development) ## stop a server of its own under load, ten times; PASS where no request is lost
 	@python -m serving.release && python -m load_tests.drain
 
-check: $(development) ## lint, format, types, YAML, Kubernetes manifests
+check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, workflows, Kubernetes manifests
 	ruff check
 	ruff format --check
 	mypy
 	yamllint --strict .
-	for overlay in k8s/overlays/*; do kubectl kustomize $$overlay | kubernetes-validate --strict --quiet /dev/stdin || exit; done
+	zizmor --offline --quiet .github
+	$(if $(shell command -v actionlint),actionlint,@echo "actionlint is not installed; zizmor alone has read the workflows")
+	python -m k8s.render build/k8s
+	for version in $(KUBERNETES); do kubernetes-validate -k $$version --strict --no-warn --quiet build/k8s/*.yaml || exit; done
+	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml --directory build/k8s
 
 mlflow: $(training) ## browse the runs on http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+notebooks: $(development) ## open notebooks/ in JupyterLab, which is fetched for this and stays out of .venv
+	uv run --no-project --with jupyterlab jupyter lab notebooks
 
 lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=--upgrade takes newer ones
 	$(compile) --extra train --extra dev -o requirements/development.txt $(UPGRADE)
 	$(compile) --extra train -c requirements/development.txt -o requirements/training.txt
 	$(compile) -c requirements/development.txt -o requirements/serving.txt
 	$(compile:pyproject.toml=--group clients) -o requirements/clients.txt $(UPGRADE)
+	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
 
 clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 	rm -rf .demo build .pytest_cache .mypy_cache .ruff_cache
@@ -99,13 +120,15 @@ clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --only-binary :all: --generate-hashes \
   --no-header --no-emit-index-url --no-emit-find-links
 
+commit = $(shell git describe --always --abbrev=40 --dirty --exclude='*')
+save = $(if $(filter buildah,$(builder)),buildah push $(IMAGE) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(IMAGE))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
 # $(call free,PORT): stop in one line where another program listens on that port.
 free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
   | grep -x free),,$(error port $1 is taken; choose others: make serve PORT=3100 GRPC_PORT=3101))
 
-.venv .venv-clients:
+.venv .venv-clients .venv-checkov:
 	$(if $(shell $(python) -c 'import sys, pip; print((3, 11) <= sys.version_info < (3, 14))' 2>&1 | grep -x True),,$(error \
 	  $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with pip; name one that is: make PYTHON=python3.12))
 	@$(python) -m venv --without-pip $@
@@ -115,6 +138,9 @@ free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsocko
 	$(install)
 
 .venv-clients/.clients: requirements/clients.txt | .venv-clients
+	$(install)
+
+.venv-checkov/.checkov: requirements/checkov.txt | .venv-checkov
 	$(install)
 
 define install

@@ -1,0 +1,46 @@
+"""`python -m k8s.render FOLDER`: writes every overlay there as kubectl renders it, alone and with each component."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+HERE: Final = Path(__file__).parent
+OVERLAYS: Final = sorted(path.name for path in (HERE / "overlays").iterdir())
+# The canary is last, since it patches whichever object scales.
+COMPONENTS: Final = sorted((path.name for path in (HERE / "components").iterdir()), key=lambda name: name == "canary")
+COMBINATIONS: Final = [
+    (overlay, chosen) for overlay in OVERLAYS for chosen in [(), *((name,) for name in COMPONENTS), tuple(COMPONENTS)]
+]
+"""Every overlay alone, with each component, and with all of them."""
+
+
+def render(overlay: str, components: tuple[str, ...] = (), source: Path = HERE) -> str:
+    """The overlay's objects as YAML, with the components that are added to it as a user would."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "k8s"
+        for part in ("base", "overlays", "components"):
+            shutil.copytree(source / part, copy / part)
+        file = copy / "overlays" / overlay / "kustomization.yaml"
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content.setdefault("components", []).extend(f"../../components/{name}" for name in components)
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        return subprocess.run(["kubectl", "kustomize", file.parent], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.yaml"):
+        old.unlink()
+    for overlay, components in COMBINATIONS:
+        name = "all" if len(components) > 1 else "".join(components)
+        (folder / f"{'-'.join(filter(None, (overlay, name)))}.yaml").write_text(render(overlay, components), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""`make test-image`: the image as a pod runs it. IMAGE names it; CONTAINER_RUN_OPTIONS go to `podman run`.
+
+The user, the capabilities, the limits, the volumes and the environment are read from the manifests, so what holds here
+is what a cluster applies.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from open_inference.grpc import protocol, service
+
+from pipeline.phantoms import draw_phantom
+from tests.server import ROOT, free_ports
+
+IMAGE = os.environ.get("IMAGE", "chestct:latest")
+OPTIONS = os.environ.get("CONTAINER_RUN_OPTIONS", "--network host").split()
+NAME = f"chestct-test-{os.getpid()}"
+READY_SECONDS = 120
+BUILD = ROOT / "build"
+TOOLS = {"cc", "gcc", "g++", "c++", "ld", "make", "cmake", "git", "uv", "uvx", "curl", "wget"}
+
+
+def podman(*command: str) -> str:
+    return subprocess.run(["podman", *command], check=True, capture_output=True, text=True, timeout=300).stdout.strip()
+
+
+class Pod(NamedTuple):
+    spec: dict[str, Any]
+    settings: dict[str, str]
+
+    @property
+    def container(self) -> dict[str, Any]:
+        (only,) = self.spec["containers"]
+        return only
+
+
+class Running(NamedTuple):
+    url: str
+    grpc: str
+    ready_seconds: float
+
+
+def pod() -> Pod:
+    text = subprocess.run(
+        ["kubectl", "kustomize", ROOT / "k8s/overlays/production"], check=True, capture_output=True, text=True
+    ).stdout
+    objects = list(yaml.safe_load_all(text))
+    deployment = next(item for item in objects if item["kind"] == "Deployment")
+    settings = next(
+        item for item in objects if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("chestct-")
+    )
+    return Pod(deployment["spec"]["template"]["spec"], settings["data"])
+
+
+def run_options(pod: Pod, folder: Path) -> list[str]:
+    """The manifest's words in podman's."""
+    user, inside = pod.spec["securityContext"], pod.container["securityContext"]
+    limits = pod.container["resources"]["limits"]
+    options = ["--user", f"{user['runAsUser']}:{user['runAsGroup']}", "--cpus", limits["cpu"]]
+    options += ["--memory", limits["memory"].lower().removesuffix("i")]
+    options += ["--read-only"] if inside["readOnlyRootFilesystem"] else []
+    options += [] if inside["allowPrivilegeEscalation"] else ["--security-opt", "no-new-privileges"]
+    options += [f"--cap-drop={name.lower()}" for name in inside["capabilities"]["drop"]]
+    for mount in pod.container["volumeMounts"]:
+        empty = folder / mount["name"]
+        empty.mkdir()
+        empty.chmod(0o777)  # as an emptyDir is
+        options += ["--volume", f"{empty}:{mount['mountPath']}"]
+    environment = {item["name"]: item["value"] for item in pod.container["env"]} | pod.settings
+    return options + [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    http, rpc = free_ports(2)
+    ports = ["--env", f"BENTOML_PORT={http}", "--env", f"CHESTCT_GRPC_PORT={rpc}"]
+    options = run_options(pod(), tmp_path_factory.mktemp("pod"))
+    started = time.monotonic()
+    podman("run", "--detach", "--name", NAME, *OPTIONS, *options, *ports, IMAGE)
+    try:
+        url = f"http://127.0.0.1:{http}"
+        while not is_ready(url):
+            assert time.monotonic() < started + READY_SECONDS, podman("logs", NAME)
+            time.sleep(0.05)
+        yield Running(url, f"127.0.0.1:{rpc}", time.monotonic() - started)
+    finally:
+        podman("rm", "--force", "--time", "1", NAME)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=1).is_success
+    except httpx.TransportError:
+        return False
+
+
+def slice_png(seed: int = 0) -> bytes:
+    file = BytesIO()
+    draw_phantom(0, np.random.default_rng(seed)).save(file, format="PNG")
+    return file.getvalue()
+
+
+def infer(channel: grpc.Channel) -> Any:
+    tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(slice_png())
+    request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
+    return service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+
+
+def health(channel: grpc.Channel) -> int:
+    return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30).status
+
+
+def test_it_becomes_ready(running: Running) -> None:
+    print(f"ready {running.ready_seconds:.1f} s after podman run")
+    assert httpx.get(f"{running.url}/livez", timeout=30).is_success
+
+
+def test_it_answers_over_http_and_grpc_alike(running: Running) -> None:
+    answer = httpx.post(f"{running.url}/v1/predict", files={"image": slice_png()}, timeout=60).raise_for_status().json()
+    with grpc.insecure_channel(running.grpc) as channel:
+        assert health(channel) == health_pb2.HealthCheckResponse.SERVING
+        response = infer(channel)
+    outputs = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
+    probabilities = np.frombuffer(outputs["probabilities"], "<f4")
+    assert list(answer["probabilities"].values()) == pytest.approx(probabilities.tolist(), abs=1e-4)
+
+
+def test_it_holds_no_rights_and_its_root_is_read_only(running: Running) -> None:
+    status = podman("exec", NAME, "/app/.venv/bin/python", "-c", "print(open('/proc/1/status').read())")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    user = str(pod().spec["securityContext"]["runAsUser"])
+    assert fields["Uid"].split() == [user] * 4
+    assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 0
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    write = "open('/app/bento/x', 'w')"
+    done = subprocess.run(
+        ["podman", "exec", "--user", "0", NAME, "/app/.venv/bin/python", "-c", write], capture_output=True, check=False
+    )
+    assert b"Read-only file system" in done.stderr
+
+
+def test_the_first_process_is_the_server(running: Running) -> None:
+    command = podman("exec", NAME, "/app/.venv/bin/python", "-c", "print(open('/proc/1/cmdline').read())")
+    assert command.split("\0")[1:3] == ["/app/.venv/bin/bentoml", "serve"]
+
+
+def test_its_labels_name_commit_and_model(running: Running) -> None:
+    (about,) = json.loads(podman("image", "inspect", IMAGE))
+    labels = about["Labels"]
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
+    card = httpx.get(f"{running.url}/v1/model", timeout=30).json()
+    assert card["lineage"]["model_sha256"] == labels["chestct.model.sha256"]
+    answer = httpx.post(f"{running.url}/v1/predict", files={"image": slice_png()}, timeout=60).json()
+    assert answer["model"] == labels["chestct.model.tag"]
+
+
+def test_no_tool_is_in_it_that_only_a_build_needs() -> None:
+    files = (BUILD / "image.txt").read_text().splitlines()
+    assert "app/.venv/bin/bentoml" in files
+    assert not [path for path in files if Path(path).parent.name == "bin" and Path(path).name in TOOLS]
+    assert not [
+        path for path in files if "/.cache/" in path or path.startswith("app/.venv/lib/python3.11/site-packages/pip/")
+    ]
+
+
+def test_the_bill_holds_every_pinned_package_that_is_installed() -> None:
+    parts = json.loads((BUILD / "image.cdx.json").read_text())["components"]
+    versions = {part["purl"].partition("?")[0] for part in parts if "purl" in part}
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements/serving.txt").read_text(), re.MULTILINE)
+    found = [(name, version) for name, version in pins if f"pkg:pypi/{name}@{version}" in versions]
+    assert len(found) > 0.9 * len(pins)  # the rest is for other platforms and Pythons
+    assert {"bentoml", "openvino", "grpcio"} <= {name for name, _ in found}
+
+
+def test_a_stop_answers_all_that_was_asked_and_ends_by_itself(running: Running) -> None:
+    """The last test: the container is gone after it."""
+    with ThreadPoolExecutor(16) as pool, grpc.insecure_channel(running.grpc) as channel:
+        assert health(channel) == health_pb2.HealthCheckResponse.SERVING
+        asked = [
+            pool.submit(httpx.post, f"{running.url}/v1/predict", files={"image": slice_png(n)}, timeout=60)
+            for n in range(16)
+        ]
+        time.sleep(0.2)  # they are on their way
+        podman("kill", "--signal", str(int(signal.SIGTERM)), NAME)
+        assert [answer.result().status_code for answer in asked] == [200] * 16
+    grace = pod().spec["terminationGracePeriodSeconds"]
+    started = time.monotonic()
+    assert (
+        subprocess.run(["podman", "wait", NAME], capture_output=True, check=True, timeout=grace).stdout.strip() == b"0"
+    )
+    print(f"ended {time.monotonic() - started:.1f} s after the last answer")
