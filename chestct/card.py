@@ -6,11 +6,16 @@ The service holds no constant about the model and no class list of its own; it r
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DISCLAIMER: Final = "Research and education only. Not a medical device."
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+LAYOUT: Final = 8
+"""Rows and columns of the coarse picture by which an inverted slice is told (InputLimits.average_layout)."""
 
 
 class Frozen(BaseModel):
@@ -27,8 +32,46 @@ class InputSpec(Frozen):
     channels: Literal[1] = 1
 
 
+class Scaling(Frozen):
+    """How logits become probabilities, already inside the graph: softmax(scale * logits + shift), class by class."""
+
+    method: Literal["temperature", "vector"]
+    """`temperature`: one scale for all classes and no shift."""
+    scale: tuple[Annotated[float, Field(gt=0)], ...]
+    shift: tuple[float, ...]
+
+    def apply(self, logits: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Calibrated logits [N, classes], whose softmax is the probabilities."""
+        return logits * np.asarray(self.scale, logits.dtype) + np.asarray(self.shift, logits.dtype)
+
+
+class InputRules(Frozen):
+    """Numbers of the rules on the picture as it came, stated in params.yaml and checked on train + valid."""
+
+    min_side: Annotated[int, Field(ge=1)]
+    """Pixels."""
+    max_aspect: Annotated[float, Field(ge=1)]
+    """Longer side by shorter side."""
+    max_colour: Annotated[float, Field(ge=0, le=255)]
+    """Mean difference of the strongest and the weakest of red, green and blue, in levels of 255."""
+    min_contrast: Annotated[float, Field(ge=0, le=255)]
+    """Standard deviation of the grey levels."""
+    max_frame: Probability
+    """Share of the outer eighth on each side with one and the same grey level, black left out."""
+    min_likeness: Annotated[float, Field(ge=-1, le=1)]
+    """Correlation of the coarse picture with the average one; an inverted picture has the negative one."""
+
+
+class InputLimits(InputRules):
+    average_layout: Annotated[tuple[float, ...], Field(min_length=LAYOUT**2, max_length=LAYOUT**2)]
+    """Mean over train + valid of the coarse pictures, each with mean 0 and standard deviation 1; row by row."""
+
+
 class Thresholds(Frozen):
-    """Numbers fitted on pooled out-of-fold predictions; what each does to an answer is in chestct.prediction."""
+    """Numbers fitted on pooled out-of-fold predictions; what each does to an answer is in chestct.prediction.
+
+    None changes the label, which is always the most probable class.
+    """
 
     ood_limit: float
     """`ood_score` above it: not a chest CT, the answer is `reject`."""
@@ -36,6 +79,8 @@ class Thresholds(Frozen):
     """The two highest probabilities closer than this: `refer`."""
     any_cancer: Probability
     """Label normal although the cancers' probabilities sum to this or more: `refer`."""
+    least_confidence: tuple[Probability, ...]
+    """For each class, in the card's order: a label less probable than this: `refer`."""
     conformal_quantile: Probability
     """The prediction set holds each class whose probability is at least 1 minus this."""
     conformal_coverage: Probability
@@ -84,17 +129,41 @@ class Metrics(Frozen):
     macro_f1: Estimate
     roc_auc: Estimate
     """One class against the rest, mean over the classes."""
+    brier: Estimate
+    """Mean squared distance of the probabilities from the truth, over all classes: 0 to 2."""
     calibration_error: Estimate
-    """Expected calibration error of the confidence."""
+    """Expected calibration error of the confidence, in ten bins of equally many images."""
+    calibration_error_if_perfect: Estimate
+    """What that error would be by chance alone, were every confidence right: median and the middle 95 %."""
+    error_at_80_coverage: Estimate
+    """Share of errors among the 80 % of images with the widest margin."""
+    cancer_sensitivity: Estimate
+    """Share of the cancers that get a cancer's label or the reason `possible_cancer`."""
+    cancer_specificity: Estimate
+    """Share of the normal images that get neither."""
+    set_coverage: Estimate
+    """Share of prediction sets that hold the true class."""
+    set_size: Estimate
+    """Classes in a prediction set, on average."""
     classes: dict[str, ClassMetrics]
     confusion: tuple[tuple[int, ...], ...]
     """Rows: true class, columns: most probable class, both in the card's order of classes."""
     reliability: tuple[ReliabilityBin, ...]
     risk_coverage: tuple[RiskPoint, ...]
     rejected: Probability
-    """Share of these images that the OOD limit would reject."""
+    """Share of these images that are answered `reject`."""
     referred: Probability
     """Share of these images that are answered `refer`."""
+
+
+class Others(Frozen):
+    """What became of pictures of one kind that are no chest-CT slice, or one shown wrongly."""
+
+    images: int
+    rejected_by: dict[str, Probability]
+    """Share that each score for being unlike the training images would reject alone, at its limit."""
+    rejected: Probability
+    """Share answered `reject`, by the score that serves or by a rule on the input."""
 
 
 class Lineage(Frozen):
@@ -128,13 +197,19 @@ class ModelCard(Frozen):
     titles: dict[str, str]
     """Each class in people's words."""
     input: InputSpec
-    temperature: Annotated[float, Field(gt=0)]
-    """Already inside the graph: its probabilities are softmax(logits / temperature)."""
+    scaling: Scaling
     logit_bias: tuple[float, ...]
-    """The head's bias: the spatial mean of a class's heat map plus its bias is the class's logit."""
+    """The head's bias: the spatial mean of a class's heat map plus its bias is the class's logit, unscaled."""
     thresholds: Thresholds
+    input_limits: InputLimits
     metrics: dict[str, Metrics]
     """By split: `out_of_fold`, `test`, `test_without_twins`."""
+    baselines: dict[str, dict[str, Estimate]]
+    """Accuracy and macro F1, out-of-fold, of ways to answer without this network."""
+    checks: dict[str, Estimate]
+    """How often small changes flip the label, and how the heat maps did in tests; out-of-fold."""
+    others: dict[str, Others]
+    """By the kind of picture."""
     caveats: tuple[str, ...]
     """What a reader of the metrics must know about the data."""
     licence: str
@@ -147,8 +222,14 @@ class ModelCard(Frozen):
             raise ValueError(f"normal: expected one of {self.classes}, got {self.normal!r}")
         if set(self.titles) != set(self.classes):
             raise ValueError(f"titles: expected one for each of {self.classes}, got {sorted(self.titles)}")
-        if len(self.logit_bias) != len(self.classes):
-            raise ValueError(f"logit_bias: expected {len(self.classes)} numbers, got {len(self.logit_bias)}")
+        for name, numbers in (
+            ("scaling.scale", self.scaling.scale),
+            ("scaling.shift", self.scaling.shift),
+            ("logit_bias", self.logit_bias),
+            ("thresholds.least_confidence", self.thresholds.least_confidence),
+        ):
+            if len(numbers) != len(self.classes):
+                raise ValueError(f"{name}: expected {len(self.classes)} numbers, got {len(numbers)}")
         return self
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from chestct.card import InputSpec
+from chestct.card import LAYOUT, InputSpec
 
 FORMATS: Final = ("PNG", "JPEG")
 MAX_PIXELS: Final = 4096 * 4096
@@ -16,13 +16,22 @@ MAX_PIXELS: Final = 4096 * 4096
 A picture is decoded whole, in up to four bytes a pixel, so this also bounds the memory a request can take."""
 
 _SIXTEEN_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+_GREY: Final = _SIXTEEN_BIT | {"1", "L", "LA"}
+
+_SIDE: Final = 64
+"""Facts are measured on so many rows and columns, picked from the whole picture: enough for means, and no pass over
+all pixels."""
+_RING: Final = np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True)
+_BLACK: Final = 16
+_BAND: Final = 4
+"""Grey levels taken for one when flat areas are looked for: JPEG moves a level by a few."""
 
 
 class InvalidImage(ValueError):
     """The bytes are no picture this system can read.
 
-    `code` is one of `empty_image`, `undecodable_image` and `image_too_large`; the message says what was expected and
-    what came.
+    `code` is one of `empty_image`, `undecodable_image`, `image_too_large` and, by chestct.dicom, `unsupported_dicom`;
+    the message says what was expected and what came.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -31,12 +40,28 @@ class InvalidImage(ValueError):
         self.message = message
 
 
-class Picture(NamedTuple):
-    """A decoded picture: `pixels` uint8 [height, width, 1] as the graph takes them, and its size before resizing."""
+class Facts(NamedTuple):
+    """What the rules on the input look at: the picture as it came, before resizing."""
 
-    pixels: NDArray[np.uint8]
     width: int
     height: int
+    colour: float
+    """Mean difference of the strongest and the weakest of red, green and blue, in levels of 255; 0 is grey."""
+    contrast: float
+    """Standard deviation of the grey levels."""
+    frame: float
+    """Share of the outer eighth on each side that has one and the same grey level, black left out."""
+    layout: NDArray[np.float64]
+    """[LAYOUT, LAYOUT]: mean grey levels of so many parts of the picture."""
+    windowed: bool = False
+    """The grey levels were made from a DICOM file's Hounsfield units."""
+
+
+class Picture(NamedTuple):
+    """A decoded picture: `pixels` uint8 [height, width, 1] as the graph takes them, and facts about it as it came."""
+
+    pixels: NDArray[np.uint8]
+    facts: Facts
 
 
 def decode(data: bytes, spec: InputSpec) -> Picture:
@@ -70,14 +95,20 @@ def decode(data: bytes, spec: InputSpec) -> Picture:
         )
     size = (spec.width, spec.height)
     try:
-        image.draft("L", size)
+        image.draft("L" if image.mode == "L" else "YCbCr", size)  # Y is the grey picture; the rest tells its colour
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies a picture that needs no turning
         grey = _high_byte(image) if image.mode in _SIXTEEN_BIT else image.convert("L")
+        facts = _measure(image, grey, width, height)
     except Exception as error:  # truncated or corrupt data: OSError, SyntaxError, ValueError, zlib and struct errors
         raise InvalidImage("undecodable_image", f"the image is truncated or corrupt: {error}") from error
-    pixels = np.asarray(grey.resize(size, Image.Resampling.BILINEAR))
-    return Picture(pixels[:, :, np.newaxis], width, height)
+    return Picture(_fit(grey, spec), facts)
+
+
+def from_dicom(levels: NDArray[np.uint8], spec: InputSpec) -> Picture:
+    """Grey levels uint8 [height, width] that chestct.dicom made, as `decode` gives those of a PNG."""
+    grey = Image.fromarray(levels)
+    return Picture(_fit(grey, spec), _measure(grey, grey, grey.width, grey.height)._replace(windowed=True))
 
 
 def encode_png(grey: NDArray[np.uint8]) -> bytes:
@@ -85,6 +116,37 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
     Image.fromarray(grey).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _fit(grey: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
+    """The one way of resizing, whatever kind of file the picture came in."""
+    return np.asarray(grey.resize((spec.width, spec.height), Image.Resampling.BILINEAR))[:, :, np.newaxis]
+
+
+def _measure(image: Image.Image, grey: Image.Image, width: int, height: int) -> Facts:
+    levels = _sample(grey, _SIDE)
+    bands = np.bincount(levels[_RING] // _BAND, minlength=256 // _BAND)
+    side = _SIDE // LAYOUT
+    return Facts(
+        width=width,
+        height=height,
+        colour=0.0 if image.mode in _GREY else _colour(image),
+        contrast=float(levels.std()),
+        frame=float(bands[_BLACK // _BAND :].max() / _RING.sum()),
+        layout=levels.reshape(LAYOUT, side, LAYOUT, side).mean(axis=(1, 3)),
+    )
+
+
+def _colour(image: Image.Image) -> float:
+    small = image if image.mode == "P" else image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    red, green, blue = np.moveaxis(_sample(small.convert("RGB"), _SIDE // 2), 2, 0)
+    strongest = np.maximum(np.maximum(red, green), blue)
+    return float((strongest - np.minimum(np.minimum(red, green), blue)).mean())
+
+
+def _sample(image: Image.Image, side: int) -> NDArray[np.uint8]:
+    """Pixels picked from the picture, side by side, none mixed."""
+    return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
 
 
 def _high_byte(image: Image.Image) -> Image.Image:

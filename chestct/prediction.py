@@ -1,12 +1,13 @@
 """The model's scores and the card's numbers to an answer: accept, refer or reject, and why."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import DISCLAIMER, Frozen, ModelCard, Probability, Thresholds
+from chestct.card import DISCLAIMER, Frozen, InputLimits, ModelCard, Probability, Thresholds
+from chestct.image import Facts
 
 Decision = Literal["accept", "refer", "reject"]
 
@@ -25,6 +26,8 @@ class Prediction(Frozen):
     ood_score: float
     prediction_set: tuple[str, ...]
     """The classes that the split-conformal set holds at the card's coverage; empty when rejected."""
+    between: tuple[str, ...]
+    """The two classes that a close call is between, the more probable first; empty where it is none, or rejected."""
     reasons: tuple[str, ...]
     """Names of the rules that made it `refer` or `reject`; RULES has each in words."""
     warnings: tuple[str, ...]
@@ -39,7 +42,7 @@ class Prediction(Frozen):
 
 
 class Evidence(NamedTuple):
-    """What a rule looks at: one image's scores and the numbers fitted for the model."""
+    """What a rule looks at: one image's facts and scores, and the model's numbers."""
 
     probabilities: NDArray[np.floating]
     """[classes], in the card's order."""
@@ -47,57 +50,154 @@ class Evidence(NamedTuple):
     normal: int
     """Index of the class that is no cancer."""
     thresholds: Thresholds
+    facts: Facts | None
+    """None where pixels came instead of a picture: the rules on the input then say nothing."""
+    limits: InputLimits
+
+    @property
+    def label(self) -> int:
+        """Index of the most probable class."""
+        return int(np.argmax(self.probabilities))
 
 
 class Rule(NamedTuple):
-    """A domain rule after the prediction: where `fires` holds, the answer becomes `decision`; `words` says why."""
+    """Where `fires` holds, the answer becomes `decision`; `words` says why."""
 
     name: str
+    on: Literal["input", "prediction"]
     decision: Literal["refer", "reject"]
     fires: Callable[[Evidence], bool]
     words: str
 
 
-def _out_of_distribution(evidence: Evidence) -> bool:
-    return evidence.ood_score > evidence.thresholds.ood_limit
+def between(evidence: Evidence) -> tuple[int, ...]:
+    """Indices of the two most probable classes, the first one first, where they are too close to call; else none."""
+    second, first = (int(index) for index in np.argsort(evidence.probabilities, kind="stable")[-2:])
+    margin = evidence.probabilities[first] - evidence.probabilities[second]
+    return (first, second) if margin < evidence.thresholds.refer_margin else ()
 
 
-def _close_call(evidence: Evidence) -> bool:
-    second, first = np.sort(evidence.probabilities)[-2:]
-    return bool(first - second < evidence.thresholds.refer_margin)
+def likeness(facts: Facts, limits: InputLimits) -> float:
+    """Correlation of the coarse picture with the average one; 0 for a picture without contrast."""
+    levels = facts.layout.ravel()
+    spread = float(levels.std())
+    if spread == 0:
+        return 0.0
+    average = np.asarray(limits.average_layout)
+    return float(((levels - levels.mean()) * average).mean() / (spread * max(float(average.std()), 1e-9)))
 
 
-def _possible_cancer(evidence: Evidence) -> bool:
-    if int(np.argmax(evidence.probabilities)) != evidence.normal:
+def possible_cancer(evidence: Evidence) -> bool:
+    """Labelled normal although the cancers together are too probable."""
+    if evidence.label != evidence.normal:
         return False
     cancer = float(evidence.probabilities.sum() - evidence.probabilities[evidence.normal])
     return cancer >= evidence.thresholds.any_cancer
 
 
+def _on_input(fires: Callable[[Facts, InputLimits], bool]) -> Callable[[Evidence], bool]:
+    return lambda evidence: evidence.facts is not None and fires(evidence.facts, evidence.limits)
+
+
+def _close_call(evidence: Evidence) -> bool:
+    return evidence.normal in between(evidence)
+
+
+def _two_cancers(evidence: Evidence) -> bool:
+    pair = between(evidence)
+    return bool(pair) and evidence.normal not in pair
+
+
+def _below_threshold(evidence: Evidence) -> bool:
+    return bool(evidence.probabilities[evidence.label] < evidence.thresholds.least_confidence[evidence.label])
+
+
 RULES: Final = (
     Rule(
-        "out_of_distribution",
+        "not_grey",
+        "input",
         "reject",
-        _out_of_distribution,
+        _on_input(lambda facts, limits: facts.colour > limits.max_colour),
+        "The picture has colours; a CT slice is grey.",
+    ),
+    Rule(
+        "too_small",
+        "input",
+        "reject",
+        _on_input(lambda facts, limits: min(facts.width, facts.height) < limits.min_side),
+        "The picture has too few pixels on a side to show what a CT slice shows.",
+    ),
+    Rule(
+        "extreme_aspect",
+        "input",
+        "reject",
+        _on_input(
+            lambda facts, limits: max(facts.width, facts.height) > limits.max_aspect * min(facts.width, facts.height)
+        ),
+        "The picture is a strip, longer than any CT slice is.",
+    ),
+    Rule(
+        "blank",
+        "input",
+        "reject",
+        _on_input(lambda facts, limits: facts.contrast < limits.min_contrast),
+        "The picture shows next to nothing: its grey levels are almost all the same.",
+    ),
+    Rule(
+        "inverted",
+        "input",
+        "reject",
+        _on_input(lambda facts, limits: likeness(facts, limits) < limits.min_likeness),
+        "Light and dark seem exchanged: in a CT slice air is dark and bone light.",
+    ),
+    Rule(
+        "screenshot_frame",
+        "input",
+        "reject",
+        _on_input(lambda facts, limits: facts.frame > limits.max_frame),
+        "A flat area frames the picture, as in a screenshot. Cut it down to the slice.",
+    ),
+    Rule(
+        "out_of_distribution",
+        "prediction",
+        "reject",
+        lambda evidence: evidence.ood_score > evidence.thresholds.ood_limit,
         "The picture is unlike the chest-CT slices the model knows, so it gives no label.",
     ),
     Rule(
         "close_call",
+        "prediction",
         "refer",
         _close_call,
-        "The two most probable classes are too close to call.",
+        "The two most probable classes, normal and a cancer, are too close to call.",
+    ),
+    Rule(
+        "two_cancers",
+        "prediction",
+        "refer",
+        _two_cancers,
+        "The two most probable classes, both cancers, are too close to call.",
     ),
     Rule(
         "possible_cancer",
+        "prediction",
         "refer",
-        _possible_cancer,
+        possible_cancer,
         "Normal is the most probable class, but the cancers together are too probable to rule out.",
+    ),
+    Rule(
+        "below_threshold",
+        "prediction",
+        "refer",
+        _below_threshold,
+        "The label is less probable than this class must be to stand.",
     ),
 )
 
 WARNINGS: Final = {
     "synthetic_model": "This model was trained on drawn phantoms. Its answers mean nothing for a real CT.",
     "pixels_input": "Pixels came instead of an image file, so rules about the original picture did not run.",
+    "dicom_windowing": "The grey levels come from a DICOM file by a window, which differs from the training pictures'.",
 }
 
 
@@ -123,32 +223,37 @@ def decide(
     card: ModelCard,
     probabilities: NDArray[np.float32],
     ood_score: float,
+    facts: Facts | None,
     *,
     request_id: str,
     model: str,
-    warnings: Sequence[str] = (),
     heatmaps: dict[str, str] | None = None,
     preview: str | None = None,
 ) -> Prediction:
     """Turn one image's scores into its answer.
 
-    `probabilities` float32 [classes] in the card's order, summing to 1; `ood_score` as the graph gives it; `warnings`
-    are added to those that the card implies.
+    `probabilities` float32 [classes] in the card's order, summing to 1; `ood_score` as the graph gives it; `facts` of
+    the picture as chestct.image.decode measures them, or None where only pixels came, which the answer then warns of.
     """
-    evidence = Evidence(probabilities, ood_score, card.classes.index(card.normal), card.thresholds)
+    evidence = Evidence(
+        probabilities, ood_score, card.classes.index(card.normal), card.thresholds, facts, card.input_limits
+    )
     decision, rules = judge(evidence)
-    best = int(np.argmax(probabilities))
     rejected = decision == "reject"
     return Prediction(
         request_id=request_id,
         decision=decision,
-        label=None if rejected else card.classes[best],
-        confidence=None if rejected else float(probabilities[best]),
+        label=None if rejected else card.classes[evidence.label],
+        confidence=None if rejected else float(probabilities[evidence.label]),
         probabilities={name: float(p) for name, p in zip(card.classes, probabilities, strict=True)},
         ood_score=ood_score,
         prediction_set=() if rejected else tuple(card.classes[i] for i in prediction_set(evidence)),
+        between=() if rejected else tuple(card.classes[i] for i in between(evidence)),
         reasons=tuple(rule.name for rule in rules),
-        warnings=(*(("synthetic_model",) if card.synthetic else ()), *warnings),
+        warnings=(
+            *(("synthetic_model",) if card.synthetic else ()),
+            *(("pixels_input",) if facts is None else ("dicom_windowing",) if facts.windowed else ()),
+        ),
         model=model,
         disclaimer=card.disclaimer,
         heatmaps=heatmaps,

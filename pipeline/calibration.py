@@ -5,25 +5,28 @@ train + valid. What ships is fitted on all of them. What is reported is cross-fi
 fitted on the other folds, so no figure is measured on the images that tuned it.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from chestct.card import Frozen, Thresholds
-from chestct.prediction import Evidence, judge, prediction_set
+from chestct.card import Estimate, Frozen, InputLimits, Metrics, ModelCard, Others, Scaling, Thresholds
+from chestct.image import Facts
+from chestct.prediction import Evidence, judge, possible_cancer, prediction_set
 from pipeline.classes import CLASSES, NORMAL
-from pipeline.params import Evaluate
+from pipeline.params import Costs, Evaluate
 
 MIN_ACCEPTED: Final = 0.5
 """The refer margin leaves at least this share of answers accepted, even where the target risk then can't be met."""
 
 _NORMAL: Final = CLASSES.index(NORMAL)
 _TEMPERATURES: Final = (0.05, 20.0)
+Method = Literal["temperature", "vector"]
+METHODS: Final[tuple[Method, ...]] = ("temperature", "vector")
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -32,9 +35,9 @@ Ints = NDArray[np.int64]
 class Calibration(Frozen):
     """`models/calibration.json`."""
 
-    temperature: Annotated[float, Field(gt=0)]
-    """The graph's probabilities are softmax(logits / temperature)."""
+    scaling: Scaling
     thresholds: Thresholds
+    input_limits: InputLimits
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -42,6 +45,33 @@ class Calibration(Frozen):
 
     def write(self, path: Path) -> None:
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+class OutOfFold(Frozen):
+    """OUT_OF_FOLD_CARD: what the model card says of the folds."""
+
+    metrics: Metrics
+    baselines: dict[str, dict[str, Estimate]]
+    checks: dict[str, Estimate]
+    others: dict[str, Others]
+
+
+class Scored(NamedTuple):
+    """N images, scored by networks that never saw them."""
+
+    logits: Floats
+    """[N, classes], uncalibrated."""
+    ood_scores: Floats
+    """[N]"""
+    labels: Ints
+    """[N]"""
+    facts: Sequence[Facts]
+    """N, of the pictures as they came."""
+
+    def take(self, where: Ints) -> "Scored":
+        return Scored(
+            self.logits[where], self.ood_scores[where], self.labels[where], [self.facts[index] for index in where]
+        )
 
 
 class Answers(NamedTuple):
@@ -55,55 +85,116 @@ class Answers(NamedTuple):
     """[N]; those neither accepted nor rejected are referred."""
     sets: NDArray[np.bool_]
     """[N, classes]: the prediction sets."""
+    possible_cancer: NDArray[np.bool_]
+    """[N]: labelled normal, and the any-cancer rule speaks."""
 
 
-def fit(logits: Floats, ood_scores: Floats, labels: Ints, wanted: Evaluate) -> Calibration:
-    """Fit every number on uncalibrated `logits` [N, classes], `ood_scores` [N] and `labels` [N]."""
-    temperature = fit_temperature(logits, labels)
-    probabilities = softmax(logits / temperature, axis=1)
+def read_facts(arrays: Mapping[str, NDArray[Any]]) -> list[Facts]:
+    """The facts that stage prepare has stored, an array each, image by image."""
+    columns = [arrays[f"facts_{name}"] for name in Facts._fields]
+    return [
+        Facts(int(width), int(height), float(colour), float(contrast), float(frame), layout, bool(windowed))
+        for width, height, colour, contrast, frame, layout, windowed in zip(*columns, strict=True)
+    ]
+
+
+def fit(scored: Scored, wanted: Evaluate, method: Method) -> Calibration:
+    """Fit every number; `method` is how logits become probabilities."""
+    labels = scored.labels
+    scaling = fit_scaling(scored.logits, labels, method)
+    probabilities = softmax(scaling.apply(scored.logits), axis=1)
     return Calibration(
-        temperature=temperature,
+        scaling=scaling,
         thresholds=Thresholds(
-            ood_limit=float(np.quantile(ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
+            ood_limit=float(np.quantile(scored.ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
             refer_margin=fit_refer_margin(probabilities, labels, wanted.refer_risk),
             any_cancer=fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity),
+            least_confidence=fit_least_confidence(probabilities, labels, wanted.costs),
             conformal_quantile=fit_conformal_quantile(probabilities, labels, wanted.conformal_coverage),
             conformal_coverage=wanted.conformal_coverage,
         ),
+        input_limits=InputLimits(**wanted.input_rules.model_dump(), average_layout=average_layout(scored.facts)),
     )
 
 
-def cross_fit(logits: Floats, ood_scores: Floats, labels: Ints, folds: Ints, wanted: Evaluate) -> Answers:
+def cross_fit(scored: Scored, folds: Ints, wanted: Evaluate, method: Method) -> Answers:
     """Answer each fold with numbers fitted on the other folds."""
     parts: list[tuple[Ints, Answers]] = []
     for fold in np.unique(folds):
         held_out = np.flatnonzero(folds == fold)
-        others = np.flatnonzero(folds != fold)
-        fitted = fit(logits[others], ood_scores[others], labels[others], wanted)
-        probabilities = softmax(logits[held_out] / fitted.temperature, axis=1)
-        parts.append((held_out, answer(probabilities, ood_scores[held_out], fitted.thresholds)))
+        fitted = fit(scored.take(np.flatnonzero(folds != fold)), wanted, method)
+        part = scored.take(held_out)
+        probabilities = softmax(fitted.scaling.apply(part.logits), axis=1)
+        parts.append((held_out, answer(probabilities, part.ood_scores, part.facts, fitted)))
     order = np.argsort(np.concatenate([held_out for held_out, _ in parts]))
     return Answers(*(np.concatenate(field)[order] for field in zip(*(part for _, part in parts), strict=True)))
 
 
-def answer(probabilities: Floats, ood_scores: Floats, thresholds: Thresholds) -> Answers:
-    """Judge calibrated `probabilities` [N, classes] and `ood_scores` [N] by the service's own rules."""
+def cross_fitted_loss(scored: Scored, folds: Ints, method: Method) -> float:
+    """Cross-entropy in nats, each fold scaled by what was fitted on the others."""
+    total = 0.0
+    for fold in np.unique(folds):
+        others, held_out = folds != fold, folds == fold
+        scaling = fit_scaling(scored.logits[others], scored.labels[others], method)
+        total += cross_entropy(scaling.apply(scored.logits[held_out]), scored.labels[held_out]) * held_out.sum()
+    return total / len(folds)
+
+
+def answer(
+    probabilities: Floats, ood_scores: Floats, facts: Sequence[Facts], numbers: Calibration | ModelCard
+) -> Answers:
+    """Judge calibrated `probabilities` [N, classes], `ood_scores` [N] and N facts by the service's own rules."""
     evidence = [
-        Evidence(row, float(score), _NORMAL, thresholds) for row, score in zip(probabilities, ood_scores, strict=True)
+        Evidence(row, float(score), _NORMAL, numbers.thresholds, each, numbers.input_limits)
+        for row, score, each in zip(probabilities, ood_scores, facts, strict=True)
     ]
     decisions = np.array([judge(each)[0] for each in evidence])
     sets = np.zeros(probabilities.shape, bool)
     for row, each in enumerate(evidence):
         sets[row, prediction_set(each)] = True
-    return Answers(probabilities, decisions == "accept", decisions == "reject", sets)
+    return Answers(
+        probabilities,
+        decisions == "accept",
+        decisions == "reject",
+        sets,
+        np.array([possible_cancer(each) for each in evidence]),
+    )
+
+
+def average_layout(facts: Sequence[Facts]) -> tuple[float, ...]:
+    """The mean of the coarse pictures, each with mean 0 and standard deviation 1."""
+    rows = np.stack([each.layout.ravel() for each in facts])
+    rows = (rows - rows.mean(axis=1, keepdims=True)) / np.maximum(rows.std(axis=1, keepdims=True), 1e-9)
+    return tuple(float(level) for level in rows.mean(axis=0).round(4))
+
+
+def cross_entropy(logits: Floats, labels: Ints) -> float:
+    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def fit_scaling(logits: Floats, labels: Ints, method: Method) -> Scaling:
+    """The scaling of that kind with the least cross-entropy."""
+    temperature = fit_temperature(logits, labels)
+    classes = logits.shape[1]
+    scale, shift = np.full(classes, 1 / temperature), np.zeros(classes)
+    if method == "vector":
+
+        def loss(parameters: Floats) -> float:
+            scaled = logits * np.exp(parameters[:classes]) + np.append(parameters[classes:], 0)
+            return cross_entropy(scaled, labels)
+
+        start = np.concatenate([np.log(scale), shift[1:]])  # a shift of all classes would change nothing
+        bounds = [tuple(-np.log(_TEMPERATURES)[::-1])] * classes + [(-5.0, 5.0)] * (classes - 1)
+        found = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
+        scale, shift = np.exp(found[:classes]), np.append(found[classes:], 0)
+    return Scaling(method=method, scale=tuple(map(float, scale)), shift=tuple(map(float, shift)))
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
     """The temperature with the least cross-entropy, within 0.05 to 20."""
 
     def loss(log_temperature: float) -> float:
-        log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return -float(log_probabilities[np.arange(len(labels)), labels].mean())
+        return cross_entropy(logits / np.exp(log_temperature), labels)
 
     bounds = np.log(_TEMPERATURES)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
@@ -143,6 +234,38 @@ def fit_any_cancer(probabilities: Floats, labels: Ints, sensitivity: float) -> f
         return 1.0
     summed = np.sort(1 - probabilities[missed, _NORMAL])[::-1]
     return float(summed[to_catch - 1])
+
+
+def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> tuple[float, ...]:
+    """For each class the least probability at which its label should stand: where the answers' total cost is least.
+
+    An answer below it costs `costs.refer`, one that stands what its error costs. Of equally good ones the lowest.
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    table = costs_of_errors(costs)
+    thresholds = []
+    for label in range(probabilities.shape[1]):
+        chosen = np.flatnonzero(predicted == label)
+        chosen = chosen[np.argsort(confidence[chosen], kind="stable")]
+        errors = table[labels[chosen], label]
+        total = np.append(0, np.cumsum(costs.refer - errors)) + errors.sum()  # with the k least sure ones referred
+        best = int(np.argmin(total))
+        if best == 0:
+            thresholds.append(0.0)
+        elif best == len(chosen):
+            thresholds.append(1.0)
+        else:
+            thresholds.append(float(confidence[chosen[best]]))
+    return tuple(thresholds)
+
+
+def costs_of_errors(costs: Costs) -> Floats:
+    """[true class, label]: what a label that stands costs."""
+    table = np.full((len(CLASSES), len(CLASSES)), costs.wrong_cancer)
+    table[:, _NORMAL] = costs.missed_cancer
+    table[_NORMAL, :] = costs.false_alarm
+    np.fill_diagonal(table, 0)
+    return table
 
 
 def fit_conformal_quantile(probabilities: Floats, labels: Ints, coverage: float) -> float:

@@ -1,6 +1,6 @@
 """How good a set of answers is: every figure with its 95 % interval, and the pictures of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from chestct.card import ClassMetrics, Estimate, Metrics, ReliabilityBin, RiskPoint
 from pipeline import tracking
 from pipeline.calibration import Answers, margin
-from pipeline.classes import CLASSES, TITLES
+from pipeline.classes import CLASSES, NORMAL, TITLES
 
 BINS: Final = 10
-"""Equal steps of confidence in the reliability diagram and the expected calibration error."""
+"""Bins of equally many images, by confidence, in the reliability diagram and the expected calibration error."""
+COVERAGE: Final = 0.8
+"""Of the images, where the share of errors is reported."""
 COVERAGES: Final = np.arange(1, 21) / 20
 
 _COUNT: Final = len(CLASSES)
+_NORMAL: Final = CLASSES.index(NORMAL)
 _INTERVAL: Final = (2.5, 97.5)
 _LEAST_PROBABILITY: Final = 1e-7  # a float32 probability can round to zero; its cross-entropy is infinite
 _ACCENT: Final = "#1f6feb"
@@ -43,10 +46,15 @@ class Evaluation:
         labels: NDArray[np.int64],
         *,
         groups: NDArray[np.int64] | None = None,
+        checks: Mapping[str, NDArray[np.floating]] | None = None,
         resamples: int,
         seed: int,
     ) -> None:
-        """`labels` [N]: true class of each answer; `groups` [N]: images that stay together in a resample."""
+        """`labels` [N]: true class of each answer; `groups` [N]: images that stay together in a resample.
+
+        `checks`: further figures, each the mean of numbers [N].
+        """
+        self._checks = {} if checks is None else checks
         self._answers = answers
         self._labels = labels
         self._predicted = answers.probabilities.argmax(axis=1)
@@ -59,6 +67,7 @@ class Evaluation:
         """Every figure by its name, such as `macro_f1` or `recall_normal`."""
         for name, counted in self._shares().items():
             self.figures[name] = _widen(self.figures[name], len(np.unique(groups[counted])))
+        self.figures["calibration_error_if_perfect"] = self._perfect_calibration_error(resamples, seed)
         self.confusion = _table(self._labels * _COUNT + self._predicted, _COUNT**2, everything).astype(int)
         """int [classes, classes]: rows are the true classes, columns the most probable ones."""
         self.confusion = self.confusion.reshape(_COUNT, _COUNT)
@@ -73,7 +82,14 @@ class Evaluation:
             accuracy=figures["accuracy"],
             macro_f1=figures["macro_f1"],
             roc_auc=figures["roc_auc"],
+            brier=figures["brier"],
             calibration_error=figures["calibration_error"],
+            calibration_error_if_perfect=figures["calibration_error_if_perfect"],
+            error_at_80_coverage=figures["error_at_80_coverage"],
+            cancer_sensitivity=figures["cancer_sensitivity"],
+            cancer_specificity=figures["cancer_specificity"],
+            set_coverage=figures["set_coverage"],
+            set_size=figures["set_size"],
             classes={
                 name: ClassMetrics(
                     precision=figures[f"precision_{name}"],
@@ -136,17 +152,23 @@ class Evaluation:
         true = answers.probabilities[np.arange(len(labels)), labels]
         brier = ((answers.probabilities - np.eye(_COUNT)[labels]) ** 2).sum(axis=1)
         referred = ~(answers.accepted | answers.rejected)
+        cancer = labels != _NORMAL
+        caught = (self._predicted != _NORMAL) | answers.possible_cancer
         with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN: a resample without such images
             figures = {
                 "loss": weights @ -np.log(np.maximum(true, _LEAST_PROBABILITY)) / total,
                 "accuracy": weights @ right / total,
                 "brier": weights @ brier / total,
-                "calibration_error": self._calibration_error(weights),
+                "calibration_error": self._calibration_error(weights, right),
+                "error_at_80_coverage": self._error_at(COVERAGE, weights),
+                "cancer_sensitivity": weights @ (cancer & caught) / (weights @ cancer),
+                "cancer_specificity": weights @ ~(cancer | caught) / (weights @ ~cancer),
                 "rejected": weights @ answers.rejected / total,
                 "referred": weights @ referred / total,
                 "accepted_accuracy": weights @ (answers.accepted & right) / (weights @ answers.accepted),
                 "set_coverage": weights @ answers.sets[np.arange(len(labels)), labels] / total,
                 "set_size": weights @ answers.sets.sum(axis=1) / total,
+                **{name: weights @ values / total for name, values in self._checks.items()},
             }
             confusion = _table(labels * _COUNT + self._predicted, _COUNT**2, weights).reshape(-1, _COUNT, _COUNT)
             hits = np.diagonal(confusion, axis1=1, axis2=2)
@@ -168,17 +190,43 @@ class Evaluation:
         everything = np.ones(len(self._labels), bool)
         shares = dict.fromkeys(("accuracy", "rejected", "referred", "set_coverage"), everything)
         shares["accepted_accuracy"] = self._answers.accepted
+        shares |= {"cancer_sensitivity": self._labels != _NORMAL, "cancer_specificity": self._labels == _NORMAL}
+        shares["error_at_80_coverage"] = np.isin(np.arange(len(everything)), self._widest_first()[: self._covered()])
+        shares |= {name: everything for name, values in self._checks.items() if np.isin(values, (0, 1)).all()}
         for label, name in enumerate(CLASSES):
             of_class, as_class = self._labels == label, self._predicted == label
             shares |= {f"recall_{name}": of_class, f"precision_{name}": as_class, f"f1_{name}": of_class | as_class}
         return shares
 
     def _bins(self) -> NDArray[np.int64]:
-        return np.asarray(np.minimum(self._confidence * BINS, BINS - 1), np.int64)
+        """The bin [N] of each answer, the least sure ones in bin 0; equal confidences share one."""
+        less_sure = np.searchsorted(np.sort(self._confidence), self._confidence)
+        return np.asarray(less_sure * BINS // len(self._confidence), np.int64)
 
-    def _calibration_error(self, weights: Floats) -> Floats:
-        gap = (self._confidence - (self._predicted == self._labels))[np.newaxis]
+    def _calibration_error(self, weights: Floats, right: NDArray[np.bool_]) -> Floats:
+        gap = (self._confidence - right)[np.newaxis]
         return np.asarray(np.abs(_table(self._bins(), BINS, weights * gap)).sum(axis=1) / weights.sum(axis=1))
+
+    def _perfect_calibration_error(self, draws: int, seed: int) -> Estimate:
+        """Truths are drawn by the confidences themselves; an error that remains is chance."""
+        right = np.random.default_rng(seed).random((draws, len(self._labels))) < self._confidence
+        gaps = np.abs(_table(self._bins(), BINS, self._confidence - right)).sum(axis=1) / len(self._labels)
+        low, middle, high = (float(bound) for bound in np.percentile(gaps, (_INTERVAL[0], 50, _INTERVAL[1])))
+        return Estimate(value=middle, low=low, high=high)
+
+    def _widest_first(self) -> NDArray[np.int64]:
+        return np.argsort(-margin(self._answers.probabilities), kind="stable")
+
+    def _covered(self) -> int:
+        return int(np.ceil(COVERAGE * len(self._labels)))
+
+    def _error_at(self, coverage: float, weights: Floats) -> Floats:
+        """Share of errors [R] among the images with the widest margins that make up this share of the weight."""
+        order = self._widest_first()
+        sorted_weights = weights[:, order]
+        before = np.cumsum(sorted_weights, axis=1) - sorted_weights
+        covered = sorted_weights * (before < coverage * weights.sum(axis=1, keepdims=True) - 1e-9)
+        return np.asarray(covered @ (self._predicted != self._labels)[order] / covered.sum(axis=1))
 
     def _auc(self, label: int, weights: Floats) -> Floats:
         """One class against the rest: the share of pairs that the class's probability orders rightly, ties half."""
@@ -204,7 +252,7 @@ class Evaluation:
         )
 
     def _risk_coverage(self) -> tuple[RiskPoint, ...]:
-        wrong = (self._predicted != self._labels)[np.argsort(-margin(self._answers.probabilities), kind="stable")]
+        wrong = (self._predicted != self._labels)[self._widest_first()]
         counts = np.unique(np.ceil(COVERAGES * len(wrong)).astype(int))
         return tuple(
             RiskPoint(coverage=float(count / len(wrong)), risk=float(wrong[:count].mean())) for count in counts
@@ -233,27 +281,9 @@ class Evaluation:
 
     def _draw_reliability(self, axes: Axes) -> None:
         points = self._reliability()
-        most = max(point.images for point in points)
+        confidence, accuracy = [p.confidence for p in points], [p.accuracy for p in points]
         axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1, label="perfectly calibrated")
-        axes.plot([p.confidence for p in points], [p.accuracy for p in points], color=_ACCENT, linewidth=1.5)
-        axes.scatter(
-            [p.confidence for p in points],
-            [p.accuracy for p in points],
-            s=[20 + 280 * p.images / most for p in points],
-            color=_ACCENT,
-            alpha=0.75,
-            label="answers, by confidence (area: images)",
-        )
-        for point in points:
-            axes.annotate(
-                str(point.images),
-                (point.confidence, point.accuracy),
-                (0, -17),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=_MUTED,
-            )
+        axes.plot(confidence, accuracy, color=_ACCENT, marker="o", label="answers, a tenth of them a point")
         error = self.figures["calibration_error"]
         axes.set_title(f"Reliability: expected calibration error {_words(error)}", fontsize=11)
         axes.set_xlabel("confidence")

@@ -2,14 +2,17 @@
 
 The graph takes `pixels` and gives `probabilities`, `ood_score` and `heatmaps` (chestct.engine describes them). Before
 the convolutions' weights are rounded to float16, the logits that the serving engine computes must equal Keras' on real
-images to `export.logit_tolerance`; afterwards the probabilities must stay within `export.probability_tolerance`. A
-graph that misses either ends the stage, so none is stored that predicts otherwise than what was evaluated.
+images to `export.logit_tolerance`; afterwards the probabilities must stay within `export.probability_tolerance`. int8
+moves them further, so it is judged on the folds: each fold's network is exported and quantised alike, with ranges from
+the other folds, and both graphs answer the held-out images. A graph that misses a bound ends the stage, so none is
+stored that predicts otherwise than what was evaluated.
 """
 
 import hashlib
 import json
 import tempfile
 import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +24,13 @@ from keras import ops
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from chestct.card import InputSpec, Lineage, Metrics, ModelCard
+from chestct.card import InputSpec, Lineage, ModelCard, Scaling
 from chestct.engine import Engine, Scores
+from chestct.image import Facts
 from chestct.store import CARD, GRAPH
-from pipeline import ood, paths, stage, tracking
+from pipeline import ood, paths, quantisation, stage, tracking
 from pipeline.base_model import FEATURES, LOGITS, features_of
-from pipeline.calibration import Calibration
+from pipeline.calibration import Answers, Calibration, OutOfFold, answer, read_facts
 from pipeline.classes import CLASSES, NORMAL, TITLES
 from pipeline.errors import StageError
 from pipeline.params import Params
@@ -55,65 +59,121 @@ class TrustHead(keras.layers.Layer):  # type: ignore[misc]
     The mean over a class's map plus its bias is the class's logit, so the maps cost nothing extra.
     """
 
-    def __init__(self, head: keras.layers.Dense, temperature: float, distance: ood.OodModel) -> None:
+    def __init__(self, head: keras.layers.Dense, scaling: Scaling, unlikeness: ood.Score) -> None:
         super().__init__(name="trust")
         self._kernel, self._bias = head.get_weights()
-        self._temperature = np.float32(temperature)
-        self._distance = distance
+        self._scale, self._shift = np.array(scaling.scale, np.float32), np.array(scaling.shift, np.float32)
+        self._unlikeness = unlikeness
 
     def call(self, maps: Any) -> tuple[Any, Any, Any]:
         activations = ops.matmul(maps, self._kernel)
         logits = ops.mean(activations, axis=(1, 2)) + self._bias
-        probabilities = ops.softmax(logits / self._temperature)
-        return probabilities, self._score(ops.mean(maps, axis=(1, 2))), ops.transpose(activations, (0, 3, 1, 2))
-
-    def _score(self, features: Any) -> Any:
-        """pipeline.ood.score, in the graph."""
-        model = self._distance
-        length = ops.sqrt(ops.sum(ops.square(features), axis=1, keepdims=True))
-        unit = features / ops.maximum(length, np.float32(1e-6))
-        distances = []
-        for mean in model.means:
-            offset = unit - mean
-            rest = ops.sum(ops.square(offset), axis=1) - ops.sum(
-                ops.square(ops.matmul(offset, model.rest_directions)), axis=1
-            )
-            leading = ops.sum(ops.square(ops.matmul(offset, model.directions)), axis=1)
-            distances.append(leading + rest * model.rest_scale)
-        nearest = ops.min(ops.stack(distances, axis=1), axis=1)
-        return ops.sqrt(nearest / np.float32(features.shape[1]))
+        probabilities = ops.softmax(logits * self._scale + self._shift)
+        ood_score = self._unlikeness(ops.mean(maps, axis=(1, 2)), ops)
+        return probabilities, ood_score, ops.transpose(activations, (0, 3, 1, 2))
 
 
 def export(params: Params) -> None:
-    """Write RELEASE (model.onnx and card.json) and log both into the MLflow run."""
+    """Write RELEASE (model.onnx and card.json) and QUANTISATION, and log them into the MLflow run."""
     network = keras.models.load_model(paths.FINAL_MODEL, compile=False)
     with np.load(paths.POOL) as pool:
-        pixels, labels = pool["pixels"], pool["labels"]
+        pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], read_facts(pool)
     calibration = Calibration.read(paths.CALIBRATION)
-    distance = ood.fit(features_of(network, pixels), labels, len(CLASSES))
 
     paths.RELEASE.mkdir(parents=True, exist_ok=True)
     graph = paths.RELEASE / GRAPH
-    exact = to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.temperature, distance))
+    exact = trained_graph(network, pixels, labels, calibration, params)
     onnx.save(exact, graph)
     bias = network.get_layer(LOGITS).get_weights()[1]
-    sample = pixels[np.linspace(0, len(pixels) - 1, min(CHECKED_IMAGES, len(pixels))).astype(int)]
+    sample = quantisation.spread(pixels, CHECKED_IMAGES)
     scores = Engine(graph).infer(sample)
     difference = check_logits(network.predict_on_batch(sample), scores, bias, params.export.logit_tolerance)
     print(f"logits equal Keras' to {difference:.1e} on {len(sample)} images")
+    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
+    figures: dict[str, float] = {}
     if params.export.weights == "float16":
         onnx.save(with_float16_weights(exact), graph)
         rounded = Engine(graph).infer(sample)
         moved = check_probabilities(scores, rounded, params.export.probability_tolerance)
         print(f"float16 weights move probabilities by {moved:.1e} at most")
-        scores = rounded
+        scores, figures = rounded, {"probability_moved": moved}
+    elif params.export.weights == "int8":
+        figures = measure_int8(pixels, labels, folds, facts, calibration, params)
+        exact_probabilities = Engine(graph).infer(pixels).probabilities
+        onnx.save(quantisation.quantise(exact, quantisation.spread(pixels, params.export.calibration_images)), graph)
+        engine = Engine(graph)
+        figures["released_agreement"] = quantisation.agreement(exact_probabilities, engine.infer(pixels).probabilities)
+        scores = engine.infer(sample)
+    _write_figures(run_id, params, figures)
+    if params.export.weights == "int8":
+        quantisation.check(figures, params.export)
 
-    card = _card(params, calibration, bias, graph, len(labels))
+    card = _card(params, calibration, bias, graph, len(labels), run_id)
     card.write(paths.RELEASE / CARD)
-    run_id = card.lineage.run_id
     tracking.log_model(run_id, graph, sample, scores._asdict())
     tracking.log_artifact(run_id, paths.RELEASE, "release")
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
+
+
+def trained_graph(
+    network: keras.Model,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    calibration: Calibration,
+    params: Params,
+) -> onnx.ModelProto:
+    """The serving graph of `network`, which was trained on these images; float32."""
+    unlikeness = ood.fit(params.evaluate.ood_score, features_of(network, pixels), labels, len(CLASSES))
+    return to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.scaling, unlikeness))
+
+
+def measure_int8(
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    facts: Sequence[Facts],
+    calibration: Calibration,
+    params: Params,
+) -> dict[str, float]:
+    """What int8 costs, by pipeline.quantisation.compare over all folds: each image by a network that never saw it."""
+    parts: list[tuple[NDArray[np.int64], Answers, Answers]] = []
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        network = keras.models.load_model(paths.fold_model(fold), compile=False)
+        exact = trained_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
+        ranges = quantisation.spread(pixels[~held_out], params.export.calibration_images)
+        graphs = (exact, quantisation.quantise(exact, ranges))
+        held_out_facts = [facts[int(index)] for index in np.flatnonzero(held_out)]
+        first, second = (_answers(graph, pixels[held_out], held_out_facts, calibration) for graph in graphs)
+        parts.append((labels[held_out], first, second))
+    exact_answers, int8_answers = (
+        Answers(*map(np.concatenate, zip(*(part[which] for part in parts), strict=True))) for which in (1, 2)
+    )
+    figures = quantisation.compare(exact_answers, int8_answers, np.concatenate([part[0] for part in parts]))
+    print(
+        f"int8 on the held-out folds: accuracy {figures['int8_accuracy']:.4f} instead of "
+        f"{figures['float32_accuracy']:.4f}, the same label on {figures['agreement']:.1%} of the images"
+    )
+    return figures
+
+
+def _answers(
+    model: onnx.ModelProto, pixels: NDArray[np.uint8], facts: Sequence[Facts], calibration: Calibration
+) -> Answers:
+    """As the service would answer, by its engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, GRAPH)
+        onnx.save(model, path)
+        scores = Engine(path, batch_sizes=(1,)).infer(pixels)
+    return answer(scores.probabilities, scores.ood_score, facts, calibration)
+
+
+def _write_figures(run_id: str, params: Params, figures: dict[str, float]) -> None:
+    paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    content = {"weights": params.export.weights, **rounded}
+    paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    tracking.log_metrics(run_id, {f"quantisation_{name}": value for name, value in figures.items()})
 
 
 def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
@@ -179,22 +239,27 @@ def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
 
 
 def _card(
-    params: Params, calibration: Calibration, bias: NDArray[np.float32], graph: Path, image_count: int
+    params: Params, calibration: Calibration, bias: NDArray[np.float32], graph: Path, image_count: int, run_id: str
 ) -> ModelCard:
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
+    found = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())
     return ModelCard(
         classes=CLASSES,
         normal=NORMAL,
         titles=TITLES,
         input=InputSpec(height=params.prepare.image_size, width=params.prepare.image_size),
-        temperature=calibration.temperature,
+        scaling=calibration.scaling,
         logit_bias=tuple(map(float, bias)),
         thresholds=calibration.thresholds,
-        metrics={"out_of_fold": Metrics.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())},
+        input_limits=calibration.input_limits,
+        metrics={"out_of_fold": found.metrics},
+        baselines=found.baselines,
+        checks=found.checks,
+        others=found.others,
         caveats=PHANTOM_CAVEATS if manifest["source"] == "synthetic" else CAVEATS,
         licence=LICENCE,
         lineage=Lineage(
-            run_id=json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"],
+            run_id=run_id,
             git_commit=tracking.git_commit(),
             data_source=manifest["source"],
             data_digest=manifest["digest"],

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from chestct.card import Frozen
+from chestct.card import Frozen, InputRules
 from pipeline import paths
 from pipeline.errors import ParamsError
 
@@ -51,7 +51,7 @@ class Prepare(Frozen):
 
 
 class BaseModel(Frozen):
-    backbone: Literal["vgg16", "resnet50v2", "mobilenet_v2", "efficientnet_lite0", "small"]
+    backbone: Literal["vgg16", "resnet50v2", "mobilenet_v2", "efficientnetv2_b0", "efficientnet_lite0", "small"]
     weights: str
     """`imagenet`, `none`, or the path of a weights file."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -93,7 +93,33 @@ class Train(Frozen):
     augment: Augment
 
 
+class Trust(Frozen):
+    """Changes of a picture so small that the label should stay."""
+
+    rotation_degrees: Positive
+    scale: Fraction
+    """Share by which the picture is enlarged."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=95)]
+    brightness: Fraction
+    """Share by which each grey level is raised."""
+
+
+class Costs(Frozen):
+    """Of an answer; only their proportions matter. A right label costs nothing."""
+
+    refer: Positive
+    """A person has to look."""
+    wrong_cancer: Positive
+    """A cancer that stands as another one."""
+    false_alarm: Positive
+    """A normal slice that stands as a cancer."""
+    missed_cancer: Positive
+    """A cancer that stands as normal."""
+
+
 class Evaluate(Frozen):
+    ood_score: Literal["mahalanobis", "relative", "neighbours"]
+    """Which of pipeline.ood's scores serves."""
     ood_false_rejection: Fraction
     """Share of chest-CT slices that may be rejected as something else."""
     conformal_coverage: Fraction
@@ -101,16 +127,24 @@ class Evaluate(Frozen):
     """Share of the cancers called normal that the any-cancer rule must catch, counted with those not called normal."""
     refer_risk: Fraction
     """Target share of errors among accepted answers."""
+    costs: Costs
+    input_rules: InputRules
     bootstrap: Annotated[int, Field(ge=10)]
     """Resamples of each 95 % interval."""
 
 
 class Export(Frozen):
-    weights: Literal["float16", "float32"]
+    weights: Literal["int8", "float16", "float32"]
     logit_tolerance: Positive
     """Largest difference from Keras' logits on real inputs, before weights are rounded."""
     probability_tolerance: Positive
     """Largest change of a probability by rounding weights to float16."""
+    calibration_images: Count
+    """Training images whose activations set the ranges of int8."""
+    max_accuracy_fall: Share
+    """How much of its out-of-fold accuracy int8 may cost."""
+    min_agreement: Share
+    """Share of held-out images that keep their label with int8."""
 
 
 class Report(Frozen):
@@ -124,6 +158,8 @@ class Store(Frozen):
     min_macro_f1: Share
     min_accuracy: Share
     max_calibration_error: Share
+    max_flips: Share
+    """Share of labels that small changes flip."""
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
@@ -155,6 +191,7 @@ class Params(Frozen):
     prepare: Prepare
     base_model: BaseModel
     train: Train
+    trust: Trust
     evaluate: Evaluate
     export: Export
     report: Report

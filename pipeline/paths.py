@@ -31,11 +31,13 @@ TRUST: Final = Path("models/trust.npz")
 
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
+OTHERS: Final = Path("reports/other_pictures.json")
 OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")
-"""The same figures as chestct.card.Metrics, for the model card."""
+"""What the model card says of the folds (pipeline.calibration.OutOfFold)."""
 OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")
 
 RELEASE: Final = Path("models/release")
+QUANTISATION: Final = Path("reports/quantisation.json")
 
 TEST_METRICS: Final = Path("reports/test.json")
 TEST_PLOTS: Final = Path("reports/test")

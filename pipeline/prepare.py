@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chestct.card import InputSpec
+from chestct.image import Facts
 from pipeline import audit, contact_sheet, paths, stage
 from pipeline.audit import Findings
 from pipeline.classes import CLASSES
@@ -91,7 +92,13 @@ def _arrays(slices: Sequence[Slice]) -> dict[str, Any]:
         "labels": np.array([item.label for item in slices], np.int64),
         "sha256": np.array([item.file.sha256 for item in slices]),
         "paths": np.array([item.file.path for item in slices]),
+        **{f"facts_{name}": np.array(values) for name, values in _facts(slices)},
     }
+
+
+def _facts(slices: Sequence[Slice]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Each of chestct.image.Facts by its name, of all slices."""
+    return zip(Facts._fields, zip(*(item.facts for item in slices), strict=True), strict=True)
 
 
 def _sections(findings: Findings, clusters: NDArray[np.int64]) -> list[Section]:

@@ -18,7 +18,7 @@ from chestct.card import Lineage, Metrics, ModelCard
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline import paths, stage, tracking
-from pipeline.calibration import answer
+from pipeline.calibration import answer, read_facts
 from pipeline.duplicates import require_no_twins
 from pipeline.evaluation import Evaluation
 from pipeline.params import Params
@@ -37,6 +37,7 @@ def report(params: Params) -> None:
     run_id = card.lineage.run_id
     with np.load(paths.TEST) as file:
         pixels, labels, alone, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
+        facts = read_facts(file)
     with np.load(paths.POOL) as file:
         correlation = params.prepare.duplicate_correlation
         require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
@@ -51,7 +52,8 @@ def report(params: Params) -> None:
     for name, (chosen, words) in splits.items():
         if not chosen.any():
             continue
-        answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], card.thresholds)
+        some = [each for each, wanted in zip(facts, chosen, strict=True) if wanted]
+        answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], some, card)
         evaluation = Evaluation(answers, labels[chosen], resamples=params.report.bootstrap, seed=params.seed)
         metrics[name] = evaluation.metrics(words)
         evaluation.draw(paths.TEST_PLOTS / name, words)

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestct.card import InputSpec
-from chestct.image import InvalidImage, decode
+from chestct.image import Facts, InvalidImage, decode
 from pipeline import paths
 from pipeline.classes import label_of
 from pipeline.errors import DataError
@@ -28,13 +28,21 @@ class Slice(NamedTuple):
     label: int
     pixels: NDArray[np.uint8]
     """[size, size, 1], the model's input."""
-    width: int
-    height: int
+    facts: Facts
+    """What the service's rules on the input look at."""
     mode: str
     """Pillow's, of the file: RGBA, RGB, L, P ..."""
     format: str
     greys: NDArray[np.float64]
     """`grey_levels` of the picture before it was resized."""
+
+    @property
+    def width(self) -> int:
+        return self.facts.width
+
+    @property
+    def height(self) -> int:
+        return self.facts.height
 
     @property
     def identity(self) -> bytes:
@@ -60,7 +68,7 @@ def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[
             continue
         with Image.open(BytesIO(content)) as image:
             mode, kind = image.mode, str(image.format)
-        height, width = (min(max(side, 32), 1024) for side in (picture.height, picture.width))
+        height, width = (min(max(side, 32), 1024) for side in (picture.facts.height, picture.facts.width))
         whole = InputSpec(height=height, width=width)  # as far as it goes
         greys = grey_levels(decode(content, whole).pixels)
         slices.append(Slice(file, label, *picture, mode, kind, greys))

@@ -52,6 +52,7 @@ def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str
         ("macro_f1", ">=", gate.min_macro_f1),
         ("accuracy", ">=", gate.min_accuracy),
         ("calibration_error", "<=", gate.max_calibration_error),
+        ("flips", "<=", gate.max_flips),
     ):
         got = metrics.get(f"out_of_fold_{name}", nan)  # NaN passes no comparison
         if not (got >= wanted if sign == ">=" else got <= wanted):

@@ -21,7 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline import ood, paths, stage, tracking
+from pipeline import paths, stage, tracking
 from pipeline.augmentation import augment
 from pipeline.base_model import LOGITS, compile_for, features_of
 from pipeline.classes import CLASSES
@@ -65,11 +65,10 @@ def train(params: Params) -> None:
             histories = _train_folds(pool, params, Path(folder))
             epochs = best_epoch(histories)
             _keep_folds(params, Path(folder), epochs)
-        logits, ood_scores = _score_folds(pool, params)
+        logits = _score_folds(pool, params)
         np.savez(
             paths.OUT_OF_FOLD,
             logits=logits,
-            ood_scores=ood_scores,
             labels=pool.labels,
             folds=pool.folds,
             clusters=clusters,
@@ -262,19 +261,15 @@ def _keep_folds(params: Params, folder: Path, epoch: int) -> None:
         network.save(paths.fold_model(fold))
 
 
-def _score_folds(pool: Pool, params: Params) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits [N, classes] and OOD scores [N] of every image by the network that never saw it."""
+def _score_folds(pool: Pool, params: Params) -> NDArray[np.float32]:
+    """Logits [N, classes] of every image by the network that never saw it."""
     logits = np.zeros((len(pool.labels), len(CLASSES)), np.float32)
-    ood_scores = np.zeros(len(pool.labels), np.float32)
     for fold in range(params.prepare.folds):
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
-        features = features_of(network, pool.pixels)
         held_out = pool.folds == fold
-        model = ood.fit(features[~held_out], pool.labels[~held_out], len(CLASSES))
-        ood_scores[held_out] = ood.score(model, features[held_out])
         kernel, bias = network.get_layer(LOGITS).get_weights()
-        logits[held_out] = features[held_out] @ kernel + bias
-    return logits, ood_scores
+        logits[held_out] = features_of(network, pool.pixels[held_out]) @ kernel + bias
+    return logits
 
 
 def _log(run_id: str, histories: list[History], epochs: int) -> None:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chestct.card import InputSpec, ModelCard
-from chestct.image import InvalidImage, Picture, decode, encode_png
+from chestct.image import Facts, InvalidImage, Picture, decode, encode_png, from_dicom
 from chestct.prediction import Prediction, decide
 from serving import metrics
 from serving.batcher import Batcher, BatchReport, EngineFailed, Overloaded, Score
 from serving.call import Call
+from serving.dicom_reader import LUNG, DicomReader, Window, is_dicom
 from serving.settings import Settings
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
@@ -43,6 +44,7 @@ class Classifier:
             engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size, report=_count_batch
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._dicom = DicomReader()
         self._warm = False
         self._stopping = False
 
@@ -60,23 +62,32 @@ class Classifier:
         """Be not ready from now on, and go on answering until `close`."""
         self._stopping = True
 
-    async def classify(self, data: bytes, call: Call, *, explain: bool = False) -> Prediction:
+    async def classify(self, data: bytes, call: Call, *, explain: bool = False, window: Window = LUNG) -> Prediction:
         """Answer for one encoded image.
 
-        `explain` adds the heat maps and the preview. Raises chestct.image.InvalidImage, serving.batcher's Overloaded,
-        Closed and EngineFailed, and TimeoutError where the call's deadline passes before the engine takes the image.
+        `window` is for a DICOM file and says nothing to others; `explain` adds the heat maps and the preview. Raises
+        chestct.image.InvalidImage, serving.batcher's Overloaded, Closed and EngineFailed, and TimeoutError where the
+        call's deadline passes before the engine takes the image.
         """
         self._batcher.check_room(call.deadline)
         self._batcher.coming += 1
         try:
-            picture, seconds = await self.in_decoder(_timed_decode, data, self.card.input)
+            started = time.perf_counter()
+            if is_dicom(data):
+                levels = await self._dicom.read(data, window)
+                picture = await self.in_decoder(from_dicom, levels, self.card.input)
+                seconds = time.perf_counter() - started
+            else:
+                picture, seconds = await self.in_decoder(_timed_decode, data, self.card.input)
         finally:
             self._batcher.coming -= 1
         metrics.STAGE_SECONDS.labels("decode").observe(seconds)
         call.decode_seconds += seconds
-        return await self._answer(picture.pixels, call, explain=explain)
+        return await self._answer(picture.pixels, picture.facts, call, explain=explain)
 
-    async def classify_many(self, images: Sequence[bytes], call: Call, *, explain: bool = False) -> list[Outcome]:
+    async def classify_many(
+        self, images: Sequence[bytes], call: Call, *, explain: bool = False, window: Window = LUNG
+    ) -> list[Outcome]:
         """One outcome per encoded image, in order; what fails one leaves the others alone.
 
         A long list takes only a part of the queue at a time, so that others are still answered meanwhile.
@@ -84,7 +95,7 @@ class Classifier:
 
         async def outcome(data: bytes) -> Outcome:
             try:
-                return await self.classify(data, call, explain=explain)
+                return await self.classify(data, call, explain=explain, window=window)
             except (InvalidImage, Overloaded, EngineFailed) as error:
                 return error
 
@@ -102,7 +113,7 @@ class Classifier:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
             wanted = ", ".join(map(str, expected))
             raise ValueError(f"expected pixels uint8 [N, {wanted}], got {pixels.dtype} {list(pixels.shape)}")
-        answer = partial(self._answer, call=call, explain=explain, warnings=("pixels_input",))
+        answer = partial(self._answer, facts=None, call=call, explain=explain)
         return await self._in_part([partial(answer, row) for row in pixels])
 
     async def warm_up(self) -> None:
@@ -121,14 +132,13 @@ class Classifier:
         self._stopping = True
         await self._batcher.close()
         self._decoders.shutdown()
+        await asyncio.to_thread(self._dicom.close)
 
     async def in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         """The result of work that would hold up the event loop, done where images are decoded."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
-    async def _answer(
-        self, pixels: NDArray[np.uint8], call: Call, *, explain: bool, warnings: Sequence[str] = ()
-    ) -> Prediction:
+    async def _answer(self, pixels: NDArray[np.uint8], facts: Facts | None, call: Call, *, explain: bool) -> Prediction:
         with metrics.QUEUE_DEPTH.track_inprogress():
             score = await self._batcher.score(pixels, call.deadline)
         call.images += 1
@@ -141,9 +151,9 @@ class Classifier:
             self.card,
             score.probabilities,
             score.ood_score,
+            facts,
             request_id=call.request_id,
             model=self.tag,
-            warnings=warnings,
             heatmaps=heatmaps,
             preview=preview,
         )

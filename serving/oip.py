@@ -7,7 +7,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from chestct.image import InvalidImage
 from chestct.prediction import Prediction
 from serving.call import Call
 from serving.classifier import Classifier, Outcome
+from serving.dicom_reader import LUNG, Window, choose_window
 
 SERVER: Final = "chestct"
 PLATFORM: Final = "onnx_onnxv1"
@@ -78,6 +79,8 @@ class Request(NamedTuple):
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...] = ()
     """Names of the wanted outputs; none means all but those that cost extra (`heatmaps`, `preview`)."""
+    window: Window = LUNG
+    """For `image`s that are DICOM files."""
 
 
 class Tensor(NamedTuple):
@@ -131,6 +134,7 @@ _OUTPUTS: Final = (
     _Output("label", "BYTES", False, lambda p: [(p.label or "").encode()]),
     _Output("decision", "BYTES", False, lambda p: [p.decision.encode()]),
     _Output("prediction_set", "BYTES", False, lambda p: _json(p.prediction_set)),
+    _Output("between", "BYTES", False, lambda p: _json(p.between)),
     _Output("reasons", "BYTES", False, lambda p: _json(p.reasons)),
     _Output("warnings", "BYTES", False, lambda p: _json(p.warnings)),
     _Output("heatmaps", "BYTES", True, lambda p: _base64(list((p.heatmaps or {}).values())), files=True),
@@ -156,7 +160,7 @@ def metadata(card: ModelCard, tag: str) -> Metadata:
         ),
         properties={
             "classes": json.dumps(card.classes),
-            "inputs": "exactly one of `image` (encoded PNG or JPEG files) and `pixels` (grey levels of that size)",
+            "inputs": "exactly one of `image` (PNG, JPEG or DICOM files) and `pixels` (grey levels of that size)",
             "disclaimer": card.disclaimer,
         },
     )
@@ -180,6 +184,14 @@ def check_parameters(names: Iterable[str]) -> None:
             raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
 
 
+def read_window(parameters: Mapping[str, Any]) -> Window:
+    """The window that the parameters of a request ask for. Raises InvalidRequest."""
+    try:
+        return choose_window(parameters)
+    except ValueError as error:
+        raise InvalidRequest(f"parameters: {error}") from None
+
+
 async def infer(classifier: Classifier, request: Request, call: Call) -> tuple[Tensor, ...]:
     """Answer a request.
 
@@ -191,7 +203,7 @@ async def infer(classifier: Classifier, request: Request, call: Call) -> tuple[T
     explain = any(output.files for output in outputs)
     images = _read(request.inputs, card, classifier.settings.max_images)
     if isinstance(images, list):
-        outcomes = await classifier.classify_many(images, call, explain=explain)
+        outcomes = await classifier.classify_many(images, call, explain=explain, window=request.window)
         predictions = [_good(index, outcome) for index, outcome in enumerate(outcomes)]
     else:
         predictions = await classifier.classify_pixels(images, call, explain=explain)

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from chestct.card import Frozen, ModelCard
-from chestct.image import encode_png
+from chestct.card import LAYOUT, Frozen, ModelCard
+from chestct.image import Facts, encode_png
 from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import bento, http, oip, oip_http
 from serving.edge import REQUEST_ID
@@ -197,7 +197,9 @@ def _example(card: ModelCard, tag: str) -> Json:
     """What this model would answer for a clear case of its first class."""
     rest = 0.09 / (len(card.classes) - 1)
     probabilities = np.array([0.91, *[rest] * (len(card.classes) - 1)], np.float32)
-    prediction = decide(card, probabilities, card.thresholds.ood_limit / 2, request_id="scan-17", model=tag)
+    layout = np.reshape(card.input_limits.average_layout, (LAYOUT, LAYOUT))
+    facts = Facts(width=512, height=512, colour=0.0, contrast=64.0, frame=0.0, layout=layout)
+    prediction = decide(card, probabilities, card.thresholds.ood_limit / 2, facts, request_id="scan-17", model=tag)
     return prediction.model_dump(mode="json", exclude={"heatmaps", "preview"})
 
 

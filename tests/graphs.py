@@ -7,7 +7,7 @@ one for a class; an evenly grey picture is a close call, and a white one is out 
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -15,16 +15,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from chestct.card import (
+    LAYOUT,
     ClassMetrics,
     Estimate,
+    InputLimits,
     InputSpec,
     Lineage,
     Metrics,
     ModelCard,
+    Others,
     ReliabilityBin,
     RiskPoint,
+    Scaling,
     Thresholds,
 )
+from chestct.image import Facts
 from chestct.store import CARD, GRAPH
 from pipeline.classes import CLASSES, TITLES
 
@@ -40,6 +45,19 @@ def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, b
     band = size // classes
     picture[label * band : (label + 1) * band] = bright
     return picture
+
+
+def plain_facts(**changes: Any) -> Facts:
+    """Of a picture that no rule on the input objects to."""
+    facts = Facts(width=400, height=300, colour=0.0, contrast=60.0, frame=0.1, layout=np.zeros((LAYOUT, LAYOUT)))
+    return facts._replace(**changes)
+
+
+def facts_arrays(facts: Sequence[Facts]) -> dict[str, Any]:
+    """As stage prepare stores them."""
+    return {
+        f"facts_{name}": np.array(values) for name, values in zip(Facts._fields, zip(*facts, strict=True), strict=True)
+    }
 
 
 def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
@@ -90,7 +108,14 @@ def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metric
         accuracy=estimate(value),
         macro_f1=estimate(value),
         roc_auc=estimate(0.98),
+        brier=estimate(0.15),
         calibration_error=estimate(0.03),
+        calibration_error_if_perfect=estimate(0.02),
+        error_at_80_coverage=estimate(0.04),
+        cancer_sensitivity=estimate(0.98),
+        cancer_specificity=estimate(0.8),
+        set_coverage=estimate(0.91),
+        set_size=Estimate(value=1.2, low=1.1, high=1.3),
         classes={
             name: ClassMetrics(precision=estimate(value), recall=estimate(value), f1=estimate(value), images=10)
             for name in classes
@@ -120,7 +145,7 @@ def tiny_card(
         normal="normal",
         titles={name: TITLES.get(name, name) for name in classes},
         input=InputSpec(height=size, width=size),
-        temperature=1.0,
+        scaling=Scaling(method="temperature", scale=(1.0,) * len(classes), shift=(0.0,) * len(classes)),
         logit_bias=(0.0,) * len(classes),
         thresholds=Thresholds(
             ood_limit=OOD_LIMIT,
@@ -128,8 +153,21 @@ def tiny_card(
             any_cancer=0.3,
             conformal_quantile=0.8,
             conformal_coverage=0.9,
+            least_confidence=(0.0,) * len(classes),
+        ),
+        input_limits=InputLimits(
+            min_side=16,
+            max_aspect=4,
+            max_colour=30,
+            min_contrast=0,
+            max_frame=1,
+            min_likeness=-1,
+            average_layout=(0.0,) * LAYOUT**2,
         ),
         metrics={"out_of_fold": tiny_metrics(classes)},
+        baselines={"majority_class": {"accuracy": Estimate(value=0.25, low=0.2, high=0.3)}},
+        checks={"flips": Estimate(value=0.02, low=0.01, high=0.03)},
+        others={"noise": Others(images=10, rejected_by={"mahalanobis": 1.0}, rejected=1.0)},
         caveats=("Trained on nothing: this model compares the brightness of bands.",),
         licence="MIT",
         lineage=Lineage(

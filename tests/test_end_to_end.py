@@ -127,6 +127,19 @@ def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None
     assert metrics["test"]["accuracy"]["value"] >= 0.80
 
 
+def test_heat_maps_point_at_what_moves_the_answer_and_end_with_the_head(project: Project) -> None:
+    figures = json.loads((project.folder / paths.OUT_OF_FOLD_METRICS).read_bytes())
+    assert figures["occlusion_agrees"] >= 0.8
+    assert figures["heatmap_like_random_head"] < 0.5
+
+
+def test_what_is_no_chest_ct_is_mostly_rejected(project: Project) -> None:
+    others = json.loads((project.folder / paths.OTHERS).read_bytes())
+    assert {"photographs", "text", "noise", "inverted_ct", "screenshots_of_ct"} <= others.keys()
+    for kind in ("photographs", "text", "screenshots_of_ct"):
+        assert others[kind]["rejected"] >= 0.9, kind
+
+
 def test_the_stored_model_answers_over_http_and_says_that_it_is_synthetic(
     server: Server, phantoms: list[bytes]
 ) -> None:
@@ -164,8 +177,8 @@ def test_the_service_predicts_what_the_trained_network_does(
     _, height, width, _ = network.input_shape
     spec = InputSpec(height=height, width=width)
     pixels = np.stack([decode(image, spec).pixels for image in phantoms])
-    temperature = Calibration.model_validate_json((project.folder / paths.CALIBRATION).read_bytes()).temperature
-    logits = np.asarray(network.predict(pixels, verbose=0)) / temperature
+    scaling = Calibration.read(project.folder / paths.CALIBRATION).scaling
+    logits = scaling.apply(np.asarray(network.predict(pixels, verbose=0)))
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     served = [list(ask(server, image)["probabilities"].values()) for image in phantoms]
     np.testing.assert_allclose(served, expected, atol=2e-3)  # the graph's weights are float16

@@ -195,7 +195,7 @@ def foretell(sample: Sample) -> Answer:
     """What the tiny model must say."""
     weights = np.exp(GAIN * sample.pixels.reshape(4, -1).mean(axis=1) / 255)
     probabilities = (weights / weights.sum()).astype(np.float32)
-    prediction = decide(tiny_card(), probabilities, float(sample.pixels.mean() / 255), request_id="", model="")
+    prediction = decide(tiny_card(), probabilities, float(sample.pixels.mean() / 255), None, request_id="", model="")
     return Answer(prediction.decision, list(prediction.probabilities.values()))
 
 

@@ -42,7 +42,7 @@ def test_probabilities_follow_from_the_heat_maps_the_bias_and_the_temperature(ca
     shape = (3, card.input.height, card.input.width, card.input.channels)
     scores = engine.infer(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
     logits = scores.heatmaps.mean(axis=(2, 3)) + np.array(card.logit_bias)
-    exponents = np.exp(logits / card.temperature)
+    exponents = np.exp(card.scaling.apply(logits))
     assert scores.probabilities == pytest.approx(exponents / exponents.sum(axis=1, keepdims=True), abs=1e-3)
 
 

@@ -98,7 +98,7 @@ function lineage(model) {
     row("Backbone", `${from.backbone}, starting from ${from.weights}`),
     row("Trained on", `${from.image_count} distinct images from ${sources[from.data_source] ?? from.data_source}`),
     row("Sees", `${input.width} × ${input.height} grey pixels`),
-    row("Temperature", model.temperature.toFixed(2)),
+    row("Calibration", `${model.scaling.method} scaling`),
     row("Licence", model.licence),
     row("MLflow run", from.run_id, true),
     row("Commit", from.git_commit, true),

@@ -34,7 +34,7 @@ def test_gives_grey_pixels_of_the_asked_size_and_the_size_before_resizing():
     picture = decode(encoded(ramp()), SPEC)
     assert picture.pixels.shape == (32, 48, 1)
     assert picture.pixels.dtype == np.uint8
-    assert (picture.width, picture.height) == (96, 64)
+    assert (picture.facts.width, picture.facts.height) == (96, 64)
     assert np.all(np.diff(picture.pixels[5, :, 0].astype(int)) > 0)
 
 

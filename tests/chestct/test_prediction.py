@@ -3,14 +3,16 @@ import pytest
 from pydantic import ValidationError
 
 from chestct.card import DISCLAIMER
+from chestct.image import Facts
 from chestct.prediction import RULES, WARNINGS, decide
-from tests.graphs import OOD_LIMIT, tiny_card
+from tests.graphs import OOD_LIMIT, plain_facts, tiny_card
 
+PLAIN = plain_facts()
 CARD = tiny_card()  # refer_margin 0.2, any_cancer 0.3, conformal_quantile 0.8
 
 
-def answer(*probabilities: float, ood_score: float = 0.0, card=CARD, **more):
-    return decide(card, np.array(probabilities, np.float32), ood_score, request_id="r", model="chestct:t", **more)
+def answer(*probabilities: float, ood_score: float = 0.0, card=CARD, facts: Facts | None = PLAIN):
+    return decide(card, np.array(probabilities, np.float32), ood_score, facts, request_id="r", model="chestct:t")
 
 
 def test_a_clear_cancer_is_accepted():
@@ -24,7 +26,8 @@ def test_a_clear_cancer_is_accepted():
 def test_two_close_classes_are_referred_with_the_most_probable_as_label():
     prediction = answer(0.45, 0.05, 0.05, 0.45001)
     assert (prediction.decision, prediction.label) == ("refer", "squamous_cell_carcinoma")
-    assert prediction.reasons == ("close_call",)
+    assert prediction.reasons == ("two_cancers",)
+    assert prediction.between == ("squamous_cell_carcinoma", "adenocarcinoma")
 
 
 def test_normal_is_referred_when_the_cancers_together_are_probable():
@@ -38,7 +41,9 @@ def test_the_any_cancer_rule_speaks_only_where_the_label_is_normal():
 
 
 def test_every_rule_that_refers_is_named():
-    assert answer(0.4, 0.05, 0.45, 0.1).reasons == ("close_call", "possible_cancer")
+    prediction = answer(0.4, 0.05, 0.45, 0.1)
+    assert prediction.reasons == ("close_call", "possible_cancer")
+    assert prediction.between == ("normal", "adenocarcinoma")
 
 
 def test_what_is_no_chest_ct_gets_no_label_whatever_else_holds():
@@ -59,7 +64,7 @@ def test_the_prediction_set_is_ordered_and_never_empty():
 
 
 def test_a_model_of_phantoms_warns_in_every_answer():
-    prediction = answer(0.9, 0.05, 0.02, 0.03, card=tiny_card(data_source="synthetic"), warnings=("pixels_input",))
+    prediction = answer(0.9, 0.05, 0.02, 0.03, card=tiny_card(data_source="synthetic"), facts=None)
     assert prediction.warnings == ("synthetic_model", "pixels_input")
     assert set(prediction.warnings) <= set(WARNINGS)
 
@@ -72,3 +77,72 @@ def test_a_prediction_cannot_be_changed():
 def test_every_rule_has_a_name_of_its_own_and_words():
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert all(rule.words.endswith(".") for rule in RULES)
+
+
+def with_thresholds(**changes):
+    return CARD.model_copy(update={"thresholds": CARD.thresholds.model_copy(update=changes)})
+
+
+def test_a_label_below_its_classs_threshold_is_referred_and_stays_the_label():
+    card = with_thresholds(least_confidence=(0.95, 0.0, 0.0, 0.0))
+    prediction = answer(0.9, 0.05, 0.02, 0.03, card=card)
+    assert (prediction.decision, prediction.label) == ("refer", "adenocarcinoma")
+    assert (prediction.reasons, prediction.between) == (("below_threshold",), ())
+    assert answer(0.05, 0.9, 0.02, 0.03, card=card).decision == "accept"
+
+
+LAYOUT_OF_CT = np.arange(64.0).reshape(8, 8)
+STRICT = CARD.model_copy(
+    update={
+        "input_limits": CARD.input_limits.model_copy(
+            update={
+                "min_contrast": 10,
+                "max_frame": 0.6,
+                "min_likeness": -0.3,
+                "average_layout": tuple(LAYOUT_OF_CT.ravel()),
+            }
+        )
+    }
+)
+SLICE = plain_facts(layout=LAYOUT_OF_CT)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (SLICE._replace(colour=31.0), "not_grey"),
+        (SLICE._replace(width=15, height=20), "too_small"),
+        (SLICE._replace(height=15, width=20), "too_small"),
+        (SLICE._replace(width=1201), "extreme_aspect"),
+        (SLICE._replace(height=1601), "extreme_aspect"),
+        (SLICE._replace(contrast=9.9), "blank"),
+        (SLICE._replace(layout=255 - LAYOUT_OF_CT), "inverted"),
+        (SLICE._replace(frame=0.61), "screenshot_frame"),
+    ],
+)
+def test_a_picture_that_is_no_ct_slice_is_rejected_and_told_why(facts, reason):
+    prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=facts)
+    assert (prediction.decision, prediction.label, prediction.reasons) == ("reject", None, (reason,))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        SLICE,
+        SLICE._replace(colour=30.0, frame=0.6, contrast=10.0),
+        SLICE._replace(width=1200),
+        SLICE._replace(layout=np.full((8, 8), 7.0)),
+    ],
+)
+def test_a_slice_at_the_limits_is_answered(facts):
+    assert answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=facts).decision == "accept"
+
+
+def test_rules_on_the_input_say_nothing_about_pixels_and_the_answer_warns_of_it():
+    prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=None)
+    assert (prediction.decision, prediction.warnings) == ("accept", ("pixels_input",))
+
+
+def test_every_reason_to_reject_is_named():
+    prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=SLICE._replace(colour=99.0, frame=1.0), ood_score=9)
+    assert prediction.reasons == ("not_grey", "screenshot_frame", "out_of_distribution")

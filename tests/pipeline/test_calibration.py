@@ -7,22 +7,27 @@ from scipy.special import softmax
 
 from chestct.prediction import decide
 from pipeline.calibration import (
+    METHODS,
     Calibration,
+    Method,
+    Scored,
     answer,
     cross_fit,
+    cross_fitted_loss,
     fit,
     fit_any_cancer,
     fit_conformal_quantile,
+    fit_least_confidence,
     fit_refer_margin,
+    fit_scaling,
     fit_temperature,
 )
 from pipeline.classes import CLASSES, NORMAL
-from pipeline.params import Evaluate
-from tests.graphs import tiny_card
+from pipeline.params import Costs, Params
+from tests.graphs import plain_facts, tiny_card
 
-WANTED = Evaluate(
-    ood_false_rejection=0.02, conformal_coverage=0.9, cancer_sensitivity=0.99, refer_risk=0.05, bootstrap=100
-)
+WANTED = Params.read(Path(__file__).parents[2] / "params.yaml").evaluate
+COSTS = Costs(refer=1, wrong_cancer=4, false_alarm=4, missed_cancer=20)
 
 
 def draw(count: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
@@ -31,6 +36,12 @@ def draw(count: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.flo
     logits = rng.normal(0, 2, (count, 4))
     labels = (rng.random((count, 1)) > np.cumsum(softmax(logits, axis=1), axis=1)).sum(axis=1)
     return logits, rng.gamma(4, 1, count), labels
+
+
+def scored(count: int, seed: int = 0) -> Scored:
+    logits, ood_scores, labels = draw(count, seed)
+    layouts = np.random.default_rng(seed).normal(0, 1, (count, 8, 8))
+    return Scored(logits, ood_scores, labels, [plain_facts(layout=layout) for layout in layouts])
 
 
 def rows(*first_class: float) -> NDArray[np.float64]:
@@ -51,9 +62,9 @@ def test_the_temperature_stays_bounded_for_logits_that_are_never_wrong() -> None
 
 
 def test_the_ood_limit_rejects_the_wanted_share() -> None:
-    logits, ood_scores, labels = draw(1000)
-    limit = fit(logits, ood_scores, labels, WANTED).thresholds.ood_limit
-    assert 0.018 <= (ood_scores > limit).mean() <= 0.02
+    images = scored(1000)
+    limit = fit(images, WANTED, "temperature").thresholds.ood_limit
+    assert 0.018 <= (images.ood_scores > limit).mean() <= 0.02
 
 
 def test_the_refer_margin_is_the_smallest_that_meets_the_risk() -> None:
@@ -104,10 +115,10 @@ def test_the_conformal_quantile_is_corrected_for_finitely_many_images() -> None:
 
 
 def test_prediction_sets_hold_the_true_class_as_often_as_wanted() -> None:
-    logits, ood_scores, labels = draw(2000)
+    images = scored(2000)
     folds = np.arange(2000) % 4
-    answers = cross_fit(logits, ood_scores, labels, folds, WANTED)
-    assert answers.sets[np.arange(2000), labels].mean() == pytest.approx(0.9, abs=0.02)
+    answers = cross_fit(images, folds, WANTED, "temperature")
+    assert answers.sets[np.arange(2000), images.labels].mean() == pytest.approx(0.9, abs=0.02)
 
 
 def test_answers_are_the_services_own() -> None:
@@ -115,34 +126,71 @@ def test_answers_are_the_services_own() -> None:
     probabilities = softmax(logits, axis=1).astype(np.float32)
     scores = np.linspace(0, 2, 200, dtype=np.float32)
     card = tiny_card()
-    answers = answer(probabilities, scores, card.thresholds)
+    facts = [plain_facts(colour=each) for each in np.linspace(0, 40, 200)]
+    answers = answer(probabilities, scores, facts, card)
     for row in range(200):
-        served = decide(card, probabilities[row], float(scores[row]), request_id="1", model="m")
+        served = decide(card, probabilities[row], float(scores[row]), facts[row], request_id="1", model="m")
         assert answers.accepted[row] == (served.decision == "accept")
         assert answers.rejected[row] == (served.decision == "reject")
         if served.decision != "reject":
             assert {CLASSES[i] for i in np.flatnonzero(answers.sets[row])} == set(served.prediction_set)
 
 
-def test_cross_fitting_answers_a_fold_without_having_seen_it() -> None:
-    logits, ood_scores, labels = draw(300)
+@pytest.mark.parametrize("method", ["temperature", "vector"])
+def test_cross_fitting_answers_a_fold_without_having_seen_it(method: Method) -> None:
+    images = scored(300)
     folds = np.arange(300) % 3
     held_out = folds == 1
-    before = cross_fit(logits, ood_scores, labels, folds, WANTED)
-    after = cross_fit(logits, ood_scores, np.where(held_out, (labels + 1) % 4, labels), folds, WANTED)
+    changed = images._replace(labels=np.where(held_out, (images.labels + 1) % 4, images.labels))
+    before, after = (cross_fit(each, folds, WANTED, method) for each in (images, changed))
     assert all(np.array_equal(was[held_out], now[held_out]) for was, now in zip(before, after, strict=True))
     assert not np.allclose(before.probabilities[~held_out], after.probabilities[~held_out])
 
 
 def test_cross_fitting_keeps_the_order_of_the_images() -> None:
-    logits, ood_scores, labels = draw(300)
-    answers = cross_fit(logits, ood_scores, labels, np.random.default_rng(1).integers(0, 3, 300), WANTED)
-    assert np.array_equal(answers.probabilities.argmax(axis=1), logits.argmax(axis=1))
+    images = scored(300)
+    answers = cross_fit(images, np.random.default_rng(1).integers(0, 3, 300), WANTED, "temperature")
+    assert np.array_equal(answers.probabilities.argmax(axis=1), images.logits.argmax(axis=1))
+
+
+def test_vector_scaling_mends_a_class_that_is_favoured_and_no_more() -> None:
+    logits, _, labels = draw(4000)
+    favoured = logits * [1, 1, 1, 2] + [1.5, 0, 0, 0]
+    scaling = fit_scaling(favoured, labels, "vector")
+    assert np.array(scaling.scale) == pytest.approx([1, 1, 1, 0.5], rel=0.15)
+    assert scaling.shift[0] - scaling.shift[1] == pytest.approx(-1.5, abs=0.25)
+    folds = np.arange(4000) % 3
+    loss = {
+        (name, method): cross_fitted_loss(scored(0)._replace(logits=each, labels=labels), folds, method)
+        for name, each in (("favoured", favoured), ("fair", logits))
+        for method in METHODS
+    }
+    assert loss["favoured", "vector"] < loss["favoured", "temperature"] - 0.1
+    assert loss["fair", "vector"] == pytest.approx(loss["fair", "temperature"], abs=0.005)
+
+
+def test_a_label_must_be_so_probable_that_letting_it_stand_costs_less_than_asking() -> None:
+    probabilities = rows(0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
+    wrong_below = np.array([1, 1, 0, 0, 0, 0])
+    first, *others = fit_least_confidence(probabilities, wrong_below, COSTS)
+    assert first == pytest.approx(0.7)
+    assert others == [0, 0, 0]
+    assert fit_least_confidence(probabilities, np.zeros(6, np.int64), COSTS)[0] == 0
+    assert fit_least_confidence(probabilities, np.ones(6, np.int64), COSTS)[0] == 1
+
+
+def test_one_missed_cancer_outweighs_many_referrals() -> None:
+    probabilities = np.roll(rows(*np.linspace(0.5, 0.95, 12)), CLASSES.index(NORMAL), axis=1)
+    labels = np.full(12, CLASSES.index(NORMAL))
+    labels[7] = 0
+    least = fit_least_confidence(probabilities, labels, COSTS)[CLASSES.index(NORMAL)]
+    assert least == pytest.approx(probabilities[8].max())
+    cheap = COSTS.model_copy(update={"missed_cancer": 4})
+    assert fit_least_confidence(probabilities, labels, cheap)[CLASSES.index(NORMAL)] == 0
 
 
 def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    logits, ood_scores, labels = draw(100)
-    calibration = fit(logits, ood_scores, labels, WANTED)
+    calibration = fit(scored(100), WANTED, "vector")
     calibration.write(path)
     assert Calibration.read(path) == calibration

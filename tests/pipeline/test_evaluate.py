@@ -7,11 +7,13 @@ import mlflow
 import numpy as np
 import pytest
 
-from chestct.card import Metrics
 from pipeline import paths, tracking
-from pipeline.calibration import Calibration, fit
+from pipeline.calibration import Calibration, OutOfFold, Scored, fit, read_facts
+from pipeline.errors import StageError
 from pipeline.evaluate import evaluate
+from pipeline.ood import KINDS
 from pipeline.params import Params
+from tests.graphs import facts_arrays, plain_facts
 
 IMAGES = 240
 
@@ -22,14 +24,34 @@ def out_of_fold(tracked: Path, write_params: Callable[[dict[str, Any]], Params])
     params = write_params({"evaluate.bootstrap": 100})
     rng = np.random.default_rng(8)
     labels = rng.integers(0, 4, IMAGES)
-    paths.OUT_OF_FOLD.parent.mkdir(parents=True)
+    for path in (paths.OUT_OF_FOLD, paths.POOL):
+        path.parent.mkdir(parents=True)
     np.savez(
         paths.OUT_OF_FOLD,
         logits=(3 * (rng.normal(0, 1, (IMAGES, 4)) + 2 * np.eye(4)[labels])).astype(np.float32),
-        ood_scores=rng.gamma(4, 1, IMAGES).astype(np.float32),
         labels=labels,
         folds=np.arange(IMAGES) // 2 % 3,
         clusters=np.arange(IMAGES) // 2,
+    )
+    pixels = rng.integers(0, 256, (IMAGES, 32, 32, 1), dtype=np.uint8)
+    slices = [plain_facts(layout=rng.normal(0, 1, (8, 8)) + 9 * np.eye(8)) for _ in range(IMAGES)]
+    np.savez(paths.POOL, pixels=pixels, **facts_arrays(slices))
+    np.savez(paths.FEATURES, features=rng.normal(0, 1, (IMAGES, 6)) + np.eye(4, 6)[labels])
+    with np.load(paths.OUT_OF_FOLD) as file:
+        changed = np.repeat(file["logits"][np.newaxis], 2, axis=0)
+    changed[0, :24] *= -1
+    np.savez(
+        paths.TRUST,
+        changes=np.array(["rotate", "brighten"]),
+        changed_logits=changed,
+        in_body=np.full(IMAGES, 0.9),
+        body_area=np.full(IMAGES, 0.5),
+        random_heads=np.full(IMAGES, 0.2),
+        occlusion_agrees=np.arange(IMAGES) % 10 > 0,
+        other_groups=np.array(["noise", "noise", "photographs"]),
+        **{f"ood_{kind}": rng.gamma(4, 1, IMAGES).astype(np.float32) for kind in KINDS},
+        **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0], (3, 1)) for kind in KINDS},
+        **facts_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
     )
     (tracked / "audit.json").write_text("{}", encoding="utf-8")
     run_id = tracking.start_run(
@@ -47,9 +69,12 @@ def out_of_fold(tracked: Path, write_params: Callable[[dict[str, Any]], Params])
 def test_what_ships_is_fitted_on_all_out_of_fold_predictions(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     with np.load(paths.OUT_OF_FOLD) as file:
-        expected = fit(file["logits"].astype(np.float64), file["ood_scores"], file["labels"], out_of_fold.evaluate)
-    assert Calibration.read(paths.CALIBRATION) == expected
-    assert expected.temperature > 1.5
+        logits, labels = file["logits"].astype(np.float64), file["labels"]
+    with np.load(paths.POOL) as pool, np.load(paths.TRUST) as trust:
+        scored = Scored(logits, trust["ood_mahalanobis"], labels, read_facts(pool))
+    found = Calibration.read(paths.CALIBRATION)
+    assert found == fit(scored, out_of_fold.evaluate, found.scaling.method)
+    assert max(found.scaling.scale) < 1 / 1.5
 
 
 def test_the_same_figures_stand_in_the_dvc_metrics_in_the_cards_form_and_in_the_run(
@@ -57,7 +82,7 @@ def test_the_same_figures_stand_in_the_dvc_metrics_in_the_cards_form_and_in_the_
 ) -> None:
     evaluate(out_of_fold)
     summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
-    metrics = Metrics.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())
+    metrics = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).metrics
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     run = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id)
 
@@ -80,3 +105,38 @@ def test_the_pictures_stand_in_the_run(out_of_fold: Params, tmp_path: Path) -> N
     fetched = tracking.fetch(run_id, "reports/out_of_fold", tmp_path)
     assert {path.name for path in fetched.iterdir()} == {path.name for path in paths.OUT_OF_FOLD_PLOTS.iterdir()}
     assert (fetched / "confusion.png").stat().st_size > 0
+
+
+def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Params) -> None:
+    evaluate(out_of_fold)
+    summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
+    assert summary["flips_brighten"] == 0
+    assert summary["flips"] == pytest.approx(summary["flips_rotate"] / 2, abs=1e-4)
+    assert 0.05 < summary["flips_rotate"] <= 0.1
+    assert summary["occlusion_agrees"] == 0.9
+    assert summary["flips_low"] < summary["flips"] < summary["flips_high"]
+    checks = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).checks
+    assert {"flips", "flips_rotate", "heatmap_on_body", "occlusion_agrees"} <= checks.keys()
+
+
+def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Params) -> None:
+    evaluate(out_of_fold)
+    others = json.loads(paths.OTHERS.read_text(encoding="utf-8"))
+    assert others["noise"] == {"images": 2, "rejected_by": dict.fromkeys(KINDS, 0.5), "rejected": 0.5}
+    assert others["photographs"] == {"images": 1, "rejected_by": dict.fromkeys(KINDS, 0.0), "rejected": 1.0}
+
+
+def test_baselines_stand_beside_the_model(out_of_fold: Params) -> None:
+    evaluate(out_of_fold)
+    baselines = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).baselines
+    assert set(baselines) == {"majority_class", "geometry_alone", "nearest_pixels", "frozen_features"}
+    assert baselines["frozen_features"]["accuracy"].value > baselines["majority_class"]["accuracy"].value
+
+
+def test_a_rule_on_the_input_that_objects_to_the_training_images_ends_the_stage(
+    out_of_fold: Params, write_params: Callable[[dict[str, Any]], Params]
+) -> None:
+    with pytest.raises(StageError, match=r"the rule too_small would reject 100\.0%") as caught:
+        evaluate(write_params({"evaluate.input_rules.min_side": 301}))
+    assert caught.value.exit_code == 3
+    assert not paths.CALIBRATION.exists()

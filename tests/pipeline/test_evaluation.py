@@ -15,7 +15,7 @@ from pipeline.evaluation import Evaluation
 
 def answers_of(probabilities: NDArray[np.float64]) -> Answers:
     nothing = np.zeros(len(probabilities), bool)
-    return Answers(probabilities, ~nothing, nothing, probabilities > 0.1)
+    return Answers(probabilities, ~nothing, nothing, probabilities > 0.1, nothing)
 
 
 def evaluate(probabilities: NDArray[np.float64], labels: NDArray[np.int64], **options: NDArray[np.int64]) -> Evaluation:
@@ -69,9 +69,12 @@ def test_a_case_computed_by_hand() -> None:
     assert metrics.classes["adenocarcinoma"].recall.value == pytest.approx(1 / 2)
     assert metrics.classes["large_cell_carcinoma"].f1.value == 0
     assert metrics.macro_f1.value == pytest.approx((1 / 2 + 0 + 1 + 1) / 4)
-    # bins: 0.6 wrong; 0.7 right; 0.8 wrong; two of 1 right
+    # bins: 0.6 wrong; 0.7 right; 0.8 wrong; two of 1 right, which share theirs
     assert metrics.calibration_error.value == pytest.approx((0.6 + 0.3 + 0.8 + 0) / 5)
     assert [bin_.images for bin_ in metrics.reliability] == [1, 1, 1, 2]
+    assert metrics.brier.value == pytest.approx((2 * 0.3**2 + 2 * 0.8**2 + 2 * 0.6**2) / 5)
+    assert metrics.error_at_80_coverage.value == pytest.approx(1 / 4)
+    assert (metrics.cancer_sensitivity.value, metrics.cancer_specificity.value) == (1, 1)
     # widest margin first: right, right, wrong (0.6), right (0.4), wrong (0.2)
     assert [(p.coverage, p.risk) for p in metrics.risk_coverage] == [
         (0.2, 0),
@@ -152,12 +155,44 @@ def test_rejected_referred_and_accepted_are_counted() -> None:
     probabilities, labels = draw(10)
     accepted = np.arange(10) < 6
     rejected = np.arange(10) == 9
-    answers = Answers(probabilities, accepted, rejected, np.eye(4, dtype=bool)[labels])
+    answers = Answers(probabilities, accepted, rejected, np.eye(4, dtype=bool)[labels], ~accepted)
     figures = Evaluation(answers, labels, resamples=20, seed=1).figures
     assert figures["rejected"].value == pytest.approx(0.1)
     assert figures["referred"].value == pytest.approx(0.3)
     assert figures["accepted_accuracy"].value == (probabilities.argmax(axis=1) == labels)[:6].mean()
     assert figures["set_coverage"].value == figures["set_size"].value == 1
+
+
+def test_a_cancer_called_normal_counts_as_caught_where_the_rule_speaks() -> None:
+    labels = np.array([0, 1, 3, 2, 2])
+    probabilities = np.eye(4)[[0, 2, 2, 2, 2]]
+    possible = np.array([False, True, False, True, False])
+    answers = answers_of(probabilities)._replace(possible_cancer=possible)
+    figures = Evaluation(answers, labels, resamples=20, seed=1).figures
+    assert figures["cancer_sensitivity"].value == pytest.approx(2 / 3)
+    assert figures["cancer_specificity"].value == pytest.approx(1 / 2)
+
+
+def test_the_calibration_error_of_chance_alone_holds_that_of_right_confidences_and_not_of_wrong_ones() -> None:
+    rng = np.random.default_rng(2)
+    probabilities = softmax(rng.normal(0, 2, (400, 4)), axis=1)
+    labels = (rng.random((400, 1)) > np.cumsum(probabilities, axis=1)).sum(axis=1)
+    fair = evaluate(probabilities, labels).figures
+    expected = fair["calibration_error_if_perfect"]
+    assert expected.low < fair["calibration_error"].value < expected.high
+    too_sure = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
+    unfair = evaluate(too_sure, labels).figures
+    assert unfair["calibration_error"].value > unfair["calibration_error_if_perfect"].high
+
+
+def test_checks_are_figures_with_intervals_of_whole_groups() -> None:
+    probabilities, labels = draw(40)
+    check = np.repeat([0.0, 1.0], 20)
+    options = {"resamples": 200, "seed": 1, "checks": {"flips": check}}
+    alone = Evaluation(answers_of(probabilities), labels, **options).figures["flips"]
+    together = Evaluation(answers_of(probabilities), labels, groups=np.arange(40) // 10, **options).figures["flips"]
+    assert alone.value == together.value == 0.5
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
 def test_a_thousand_resamples_of_seven_hundred_images_take_seconds() -> None:

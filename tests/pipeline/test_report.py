@@ -16,7 +16,7 @@ from pipeline.ingest import ingest
 from pipeline.params import Params
 from pipeline.prepare import prepare
 from pipeline.report import METRICS, main, report
-from tests.graphs import tiny_model, tiny_picture
+from tests.graphs import facts_arrays, plain_facts, tiny_model, tiny_picture
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 
@@ -49,7 +49,14 @@ def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) ->
     """And a pool without their like."""
     paths.TEST.parent.mkdir(parents=True, exist_ok=True)
     names = [f"test/{index}.png" for index in range(len(labels))]
-    np.savez(paths.TEST, pixels=pixels, labels=np.array(labels), twins=np.array(twins, bool), paths=np.array(names))
+    np.savez(
+        paths.TEST,
+        pixels=pixels,
+        labels=np.array(labels),
+        twins=np.array(twins, bool),
+        paths=np.array(names),
+        **facts_arrays([plain_facts()] * len(labels)),
+    )
     noise = np.random.default_rng(0).integers(0, 255, (3, *pixels.shape[1:]))
     np.savez(paths.POOL, pixels=noise.astype(np.uint8), paths=np.array(["train/a.png", "train/b.png", "valid/c.png"]))
 
@@ -81,6 +88,14 @@ def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
     report(exported)
     metrics = METRICS.validate_json(paths.TEST_METRICS.read_bytes())["test"]
     assert (metrics.referred, metrics.rejected) == (0.25, 0.25)
+
+
+def test_a_rule_on_the_input_counts_as_a_rejection(exported: Params) -> None:
+    with np.load(paths.TEST) as file:
+        arrays = dict(file)
+    np.savez(paths.TEST, **{**arrays, "facts_colour": np.array([99.0] * 2 + [0.0] * 6)})
+    report(exported)
+    assert METRICS.validate_json(paths.TEST_METRICS.read_bytes())["test"].rejected == 0.25
 
 
 def copy_of(path: Path, target: Path, mode: str) -> None:

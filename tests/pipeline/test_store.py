@@ -24,7 +24,14 @@ DIGEST = "ab" * 32
 def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
     paths.MANIFEST.parent.mkdir(parents=True)
     Manifest(source="local", digest=DIGEST, files=()).write()
-    return write_params({"store.min_macro_f1": 0.7, "store.min_accuracy": 0.7, "store.max_calibration_error": 0.15})
+    return write_params(
+        {
+            "store.min_macro_f1": 0.7,
+            "store.min_accuracy": 0.7,
+            "store.max_calibration_error": 0.15,
+            "store.max_flips": 0.08,
+        }
+    )
 
 
 def plant(
@@ -46,6 +53,7 @@ def plant(
             "out_of_fold_macro_f1": out_of_fold,
             "out_of_fold_accuracy": out_of_fold,
             "out_of_fold_calibration_error": calibration_error,
+            "out_of_fold_flips": 0.02,
             "test_macro_f1": test,
             "test_accuracy": test,
         },
@@ -157,4 +165,4 @@ def test_a_graph_that_the_card_does_not_name_is_refused(
 
 def test_a_run_without_a_figure_of_the_gate_misses_it(params: Params) -> None:
     missed = store.below_gate({"out_of_fold_macro_f1": 0.9, "out_of_fold_accuracy": 0.9}, params.store)
-    assert [line.split()[0] for line in missed] == ["out-of-fold", "calibration_error"]
+    assert [line.split()[0] for line in missed] == ["out-of-fold", "calibration_error", "flips"]
