@@ -22,6 +22,7 @@ from pipeline.calibration import Calibration
 from pipeline.classes import CLASSES
 from tests.server import ROOT, Server, environment, serve
 from tests.test_dvc import STAGES, modules_in_deps, modules_loaded
+from tests.test_notebooks import execute
 
 pytestmark = pytest.mark.timeout(600)  # the first test to ask for it waits for the whole pipeline
 
@@ -182,6 +183,15 @@ def test_the_service_predicts_what_the_trained_network_does(
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     served = [list(ask(server, image)["probabilities"].values()) for image in phantoms]
     np.testing.assert_allclose(served, expected, atol=2e-3)  # the graph's weights are float16
+
+
+def test_the_notebooks_show_what_the_stages_made(project: Project, tmp_path: Path) -> None:
+    names = ["02_prepare_base_model", "03_model_training", "04_model_evaluation"]
+    shown = execute(project.folder, names, tmp_path)
+    assert shown["02_prepare_base_model"] == 2, "features, feature maps"
+    assert shown["03_model_training"] == 3, "augmentation, one fold, the last run"
+    pictures = list((project.folder / paths.OUT_OF_FOLD_PLOTS).glob("*.png"))
+    assert shown["04_model_evaluation"] == len(pictures) + 1, "and the worst errors"
 
 
 def test_a_second_run_does_nothing_and_stores_nothing(project: Project, server: Server) -> None:

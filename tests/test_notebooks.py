@@ -1,0 +1,107 @@
+"""The notebooks: thin, stored without outputs, and run by Jupyter's own client in a project on phantoms."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from chestct.card import DISCLAIMER
+from tests.server import ROOT
+
+NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+OWN_FUNCTIONS = {
+    "01_data_ingestion": {"ingest", "prepare"},
+    "02_prepare_base_model": {"build", "features_of"},
+    "03_model_training": {"augment", "freeze", "class_weights", "fit"},
+    "04_model_evaluation": {"evaluate"},
+}
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text(encoding="utf-8"))["cells"])
+
+
+def code_of(path: Path) -> list[ast.AST]:
+    """Every node of the syntax trees of the cells."""
+    sources = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code"]
+    return [node for source in sources for node in ast.walk(ast.parse(source))]
+
+
+def execute(project: Path, names: list[str], scratch: Path) -> dict[str, int]:
+    """Run notebooks of `project` side by side, each by a kernel of its own; how many pictures each shows.
+
+    They are as before; what they show is kept in `scratch`, as is what Jupyter remembers of its user.
+    """
+    settings = {
+        name: str(scratch / name.lower()) for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")
+    }
+    # a kernel listens on loopback; on a busy machine it takes long to start
+    command = [str(Path(sys.executable).with_name("jupyter-execute")), "--startup_timeout=300"]
+    started = {
+        name: subprocess.Popen(
+            [*command, f"--output={scratch / name}", str(project / "notebooks" / f"{name}.ipynb")],
+            env={**os.environ, **settings, "PYTHONWARNINGS": "default"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in names
+    }
+    shown = {}
+    for name, process in started.items():
+        output, _ = process.communicate()
+        assert process.returncode == 0, f"{name}: {output[-4000:]}"
+        outputs = [each for cell in cells(scratch / f"{name}.ipynb") for each in cell.get("outputs", [])]
+        shown[name] = sum("image/png" in each.get("data", {}) for each in outputs)
+    return shown
+
+
+def test_every_notebook_is_there() -> None:
+    assert NOTEBOOKS.keys() == OWN_FUNCTIONS.keys()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_without_outputs(name: str) -> None:
+    for cell in cells(NOTEBOOKS[name]):
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert not cell.get("attachments")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_begins_with_what_the_model_is_not_for(name: str) -> None:
+    assert DISCLAIMER in "".join(cells(NOTEBOOKS[name])[0]["source"])
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_calls_its_stages_own_functions_and_has_none_itself(name: str) -> None:
+    nodes = code_of(NOTEBOOKS[name])
+    assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    from_pipeline = {
+        alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline.")
+        for alias in node.names
+    }
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert OWN_FUNCTIONS[name] <= from_pipeline & called
+
+
+@pytest.mark.timeout(600)  # seconds, unless the machine is busy
+def test_data_ingestion_runs_in_an_empty_project_on_phantoms(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for name in ("chestct", "pipeline", "notebooks"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["data"] = {"source": "synthetic", "path": None, "phantoms": {"train": 6, "valid": 2, "test": 2}}
+    params["prepare"].update(image_size=48, folds=2)
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (name,) = (name for name, functions in OWN_FUNCTIONS.items() if "ingest" in functions)
+    assert execute(project, [name], tmp_path)[name] == 4, "samples, folds, shortcuts, contact sheet"
