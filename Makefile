@@ -3,6 +3,7 @@ PYTHON    ?= python3
 PORT      ?= 3000
 GRPC_PORT ?= 3001
 DATA      ?=
+RELEASE   ?=
 IMAGE     ?= chestct:latest
 CONTAINER_OPTIONS ?=
 # The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
@@ -60,8 +61,8 @@ sweep: $(training) ## search train's parameters on held-out folds, as params.yam
 	dvc repro base_model
 	@python -m pipeline.sweep
 
-store: $(training) ## put the best run into the BentoML model store, if it passes the gate
-	@python -m pipeline.store
+store: $(training) ## put the best run into the BentoML model store, if it passes the gate, and into RELEASE=folder
+	@python -m pipeline.store $(RELEASE:%=--release %)
 
 bento: $(serving) ## build the bento of the model that `make serve` would serve, and export it to build/chestct.bento
 	@python -m serving.release && bentoml build
@@ -77,8 +78,8 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 	  --label chestct.model.sha256=$$(sha256sum < $$graph | cut -c1-64) $(CONTAINER_OPTIONS) .
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
 
-test-image: $(development) ## run IMAGE under the pod's own security context and limits and ask it; needs podman
-	@IMAGE=$(IMAGE) python -m pytest -s tests/container
+test-image: $(development) ## run IMAGE under the pod's own security context and limits and ask it; needs docker or podman
+	@IMAGE=$(IMAGE) BUILDER=$(builder) python -m pytest -s tests/container
 
 load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
 	@python -m serving.release && python -m load_tests.run --users $(USERS) --seconds $(SECONDS)
@@ -111,6 +112,7 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	$(compile) --extra train -c requirements/development.txt -o requirements/training.txt
 	$(compile) -c requirements/development.txt -o requirements/serving.txt
 	$(compile:pyproject.toml=--group clients) -o requirements/clients.txt $(UPGRADE)
+	$(compile) --group load -c requirements/development.txt -o requirements/load.txt
 	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
 
 clean: ## remove the demo, builds and tools' caches; data, models and runs stay
