@@ -144,7 +144,7 @@ def test_a_raw_image_is_answered_whatever_it_is_called(client: Client, encode: A
     answer = response.json()
     assert set(answer) == {
         *("request_id", "decision", "label", "confidence", "probabilities", "ood_score", "prediction_set"),
-        *("reasons", "warnings", "model", "disclaimer"),
+        *("between", "reasons", "warnings", "model", "disclaimer"),
     }
     assert answer["label"] == "large_cell_carcinoma"
     assert answer["confidence"] == answer["probabilities"]["large_cell_carcinoma"]
@@ -163,6 +163,25 @@ def test_a_rejected_image_has_a_null_label(client: Client) -> None:
     answer = client.post("/v1/predict", files=files("image", white)).json()
     assert (answer["decision"], answer["label"], answer["confidence"]) == ("reject", None, None)
     assert answer["reasons"] == ["out_of_distribution"]
+
+
+def test_a_picture_that_breaks_rules_on_the_input_is_rejected_with_each_in_words(client: Client) -> None:
+    strip = Image.merge("RGB", [Image.fromarray(tiny_picture(0)[:, :, 0]).resize((200, 20))] * 3)
+    strip.paste((255, 0, 0), (0, 0, 100, 20))
+    buffer = BytesIO()
+    strip.save(buffer, "PNG")
+    answer = client.post("/v1/predict", files=files("image", buffer.getvalue())).json()
+    assert (answer["decision"], answer["label"]) == ("reject", None)
+    assert answer["reasons"] == ["not_grey", "extreme_aspect"]
+    words = client.get("/v1/model").json()["rules"]
+    assert "a CT slice is grey" in words["not_grey"]
+
+
+def test_a_close_call_names_both_classes(client: Client) -> None:
+    both = np.maximum(tiny_picture(0), tiny_picture(3))[:, :, 0]
+    answer = client.post("/v1/predict", files=files("image", encode_png(both))).json()
+    assert (answer["decision"], answer["reasons"]) == ("refer", ["two_cancers"])
+    assert set(answer["between"]) == {"adenocarcinoma", "squamous_cell_carcinoma"}
 
 
 def test_an_explanation_is_given_on_request(client: Client) -> None:

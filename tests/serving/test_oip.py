@@ -81,6 +81,14 @@ def test_a_rejected_image_has_an_empty_label_and_confidence_zero(model: Model) -
     assert json.loads(answer["prediction_set"].values[0]) == []
 
 
+def test_reasons_and_the_classes_of_a_close_call_come_as_json(model: Model) -> None:
+    answer = model.infer(image(png(np.maximum(tiny_picture(0), tiny_picture(3))), png(tiny_picture(1))))
+    assert answer["decision"].values == [b"refer", b"accept"]
+    assert [json.loads(element) for element in answer["reasons"].values] == [["two_cancers"], []]
+    first, second = (json.loads(element) for element in answer["between"].values)
+    assert (set(first), second) == ({"adenocarcinoma", "squamous_cell_carcinoma"}, [])
+
+
 def test_costly_outputs_come_only_on_request(model: Model) -> None:
     images = image(png(tiny_picture(1)), png(WHITE))
     assert not {"heatmaps", "preview"} & model.infer(images).keys()
