@@ -12,14 +12,18 @@ from pydantic import Field
 
 from chestct import store
 from serving import bento, edge, http
+from serving.keys import Keys, KeysError
+from serving.private import Gate, PrivatePort
 from serving.settings import Settings, SettingsError
 
 try:
     SETTINGS = Settings.read()
-except SettingsError as error:
+    KEYS = Keys(SETTINGS.api_keys_file) if SETTINGS.api_keys_file else None
+except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
-app = http.create_app(SETTINGS)
+PRIVATE = PrivatePort(SETTINGS)
+app = http.create_app(SETTINGS, KEYS)
 
 
 def _find() -> store.StoredModel:
@@ -74,10 +78,11 @@ class ChestCT:
         self.classifier = Classifier(engine, stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
-        self.rpc = await rpc.start(self.classifier, SETTINGS)
+        self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS)
         spec = ChestCT.openapi_spec.asdict()
         app.state.document = openapi.document(self.classifier.card, stored.tag, SETTINGS, spec)
         app.state.classifier = self.classifier
+        await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
         if bentoml.server_context.worker_index == 1:
             print(f"page: {ChestCT.url}/", flush=True)
@@ -105,6 +110,7 @@ class ChestCT:
     async def stop(self) -> None:
         await self.drain.finish()
         await self._stop_rpc()
+        await PRIVATE.stop()
         await self.classifier.close()
 
     async def __is_ready__(self) -> bool:
@@ -112,4 +118,5 @@ class ChestCT:
 
 
 ChestCT.add_asgi_middleware(edge.Recorded, stopping=lambda: app.state.classifier and not app.state.classifier.ready)
-ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS)
+ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
+ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS, keys=KEYS)

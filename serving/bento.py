@@ -23,9 +23,11 @@ from serving import edge
 from serving.batcher import Closed, Overloaded
 from serving.call import Call
 from serving.classifier import Classifier
+from serving.keys import Keys
 from serving.settings import Settings
 
 ROUTE: Final = "/classify"
+SCOPE: Final = "classify"
 MEDIA_TYPE: Final = "application/json"
 
 _CALL: Final[ContextVar[Call]] = ContextVar("call")
@@ -54,7 +56,9 @@ Base64Image = Annotated[
     Item,
     PlainValidator(_parse),
     PlainSerializer(lambda item: base64.b64encode(item.data).decode("ascii"), return_type=str),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file in base64."}),
+    WithJsonSchema(
+        {"type": "string", "contentEncoding": "base64", "description": "A PNG, JPEG or DICOM file in base64."}
+    ),
 ]
 """Text, and never a file field: where one of those holds a URL, BentoML's server fetches it."""
 
@@ -94,16 +98,17 @@ class Guard:
     So that /v1 and /v2 keep their error forms too, it answers for paths that the router would not give them.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, keys: Keys | None = None) -> None:
+        """With `keys`, ROUTE answers only who holds one."""
         self._app = app
         self._settings = settings
-        self._guard = edge.Edge(self._guarded, settings)
+        self._guard = edge.Edge(edge.Keyed(self._guarded, keys, SCOPE) if keys else self._guarded, settings)
         self._lost = edge.Edge(_not_found, settings)
         self._callers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
-        app = self._guard if path == ROUTE else self._lost if "\n" in path else self._app
+        app: ASGIApp = self._guard if path == ROUTE else self._lost if "\n" in path else self._app
         await app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from chestct.image import InvalidImage
 from serving.batcher import Closed, Overloaded
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
+from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.settings import Settings
 
 REQUEST_ID: Final = "X-Request-ID"
@@ -32,6 +33,10 @@ _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",  # after an upgrade no browser may mix modules of two versions of the page
 }
@@ -121,6 +126,27 @@ class Edge:
             if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.exception("request %s failed", call.request_id)
             await _error_response(answer, scope)(scope, receive, send)
+
+
+class Keyed:
+    """Around a route that answers only who holds a key for `scope`."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, scope: str) -> None:
+        self._app = app
+        self._keys = keys
+        self._scope = scope
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._keys.check(Headers(scope=scope).get("Authorization"), self._scope)
+        await self._app(scope, receive, send)
+
+
+def keyed(routes: Sequence[Route], keys: Keys | None, scope: str) -> Sequence[Route]:
+    """The routes, which then answer only who holds a key for `scope`, where the service has keys."""
+    if keys is not None:
+        for route in routes:
+            route.app = Keyed(route.app, keys, scope)
+    return routes
 
 
 def _patience(headers: Headers) -> float:
@@ -227,6 +253,12 @@ def describe(error: Exception) -> RequestError:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         case InvalidImage():
             status = HTTPStatus.UNPROCESSABLE_ENTITY
+        case Unauthenticated():
+            challenge = {"WWW-Authenticate": error.challenge}
+            return RequestError(HTTPStatus.UNAUTHORIZED, error.code, str(error), challenge)
+        case Forbidden():
+            challenge = {"WWW-Authenticate": error.challenge}
+            return RequestError(HTTPStatus.FORBIDDEN, error.code, str(error), challenge)
         case Overloaded():
             wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)

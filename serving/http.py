@@ -16,49 +16,60 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
+from chestct.image import InvalidImage
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving import metrics, oip_http
 from serving.batcher import Overloaded
 from serving.call import Call
+from serving.dicom_reader import WINDOW_PARAMETERS, Window, choose_window, is_dicom
 from serving.edge import (
     Edge,
     bad_request,
     describe,
     error_body,
     http_exception,
+    keyed,
     media_type,
     read_body,
     ready_classifier,
     unsupported,
     while_connected,
 )
+from serving.keys import Keys
 from serving.settings import Settings
 
 PAGE: Final = Path(__file__).with_name("page")
-IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/jpg", "application/octet-stream")
+DICOM: Final = "application/dicom"
+IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/jpg", DICOM, "application/octet-stream")
 MULTIPART: Final = "multipart/form-data"
+OPTIONS: Final = ("explain", *WINDOW_PARAMETERS)
+"""Query parameters of the two routes that predict."""
 
 _FORM_SLACK: Final = 64 * 1024
 """What a multipart body holds beside its images: boundaries and headers of its parts."""
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The routes, each with its name in the metrics.
+def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
+    """The routes, each with its name in the metrics; with `keys`, /v1 and /v2 answer only who holds one.
 
     They answer 503 until `app.state.classifier` holds a Classifier that is ready; `app.state.document` is then to hold
     serving.openapi's document. The app needs serving.edge.Recorded around it.
     """
     v1 = Router(
-        [
-            Route("/predict", _predict, methods=["POST"], name="/v1/predict"),
-            Route("/predict/batch", _predict_batch, methods=["POST"], name="/v1/predict/batch"),
-            Route("/model", _model, methods=["GET"], name="/v1/model"),
-        ],
+        keyed(
+            [
+                Route("/predict", _predict, methods=["POST"], name="/v1/predict"),
+                Route("/predict/batch", _predict_batch, methods=["POST"], name="/v1/predict/batch"),
+                Route("/model", _model, methods=["GET"], name="/v1/model"),
+            ],
+            keys,
+            "v1",
+        ),
         redirect_slashes=False,
     )
     routes: list[BaseRoute] = [
         Mount("/v1", v1),
-        *oip_http.routes(),
+        *oip_http.routes(keys),
         Route("/metrics", _metrics, name="/metrics"),
         Route("/", _index, name="/"),
         Route("/docs", _docs, name="/docs"),
@@ -75,15 +86,17 @@ def create_app(settings: Settings) -> Starlette:
 
 
 async def _predict(request: Request) -> Response:
-    explain = _explain(request)
+    explain, window = _options(request)
     classifier = ready_classifier(request)
     image = await _image(request, classifier.settings)
-    prediction = await while_connected(request, classifier.classify(image, request.state.call, explain=explain))
+    prediction = await while_connected(
+        request, classifier.classify(image, request.state.call, explain=explain, window=window)
+    )
     return Response(_json(prediction), media_type="application/json")
 
 
 async def _predict_batch(request: Request) -> Response:
-    explain = _explain(request)
+    explain, window = _options(request)
     classifier = ready_classifier(request)
     settings = classifier.settings
     kind = media_type(request)
@@ -92,7 +105,7 @@ async def _predict_batch(request: Request) -> Response:
         raise unsupported((MULTIPART,), kind)
     images = await _form_files(request.headers, body, "images", settings.max_images)
     call: Call = request.state.call
-    outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain))
+    outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain, window=window))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()
     parts = [
@@ -141,17 +154,23 @@ def _json(prediction: Prediction) -> str:
     return prediction.model_dump_json(exclude=extras)
 
 
-def _explain(request: Request) -> bool:
+def _options(request: Request) -> tuple[bool, Window]:
+    """Whether to explain, and the window for DICOM files."""
     query = request.query_params
-    unknown = sorted(set(query) - {"explain"})
+    unknown = sorted(set(query) - {*OPTIONS})
     if unknown:
-        raise bad_request("invalid_query", f"expected no query parameter but explain, got {', '.join(unknown)}")
-    values = query.getlist("explain")
-    if not values:
-        return False
-    if len(values) > 1 or values[0] not in ("true", "false"):
-        raise bad_request("invalid_query", f"explain: expected true or false, got {', '.join(values)!r}")
-    return values[0] == "true"
+        expected = f"expected no query parameter but {', '.join(OPTIONS)}"
+        raise bad_request("invalid_query", f"{expected}, got {', '.join(unknown)}")
+    for name in query:
+        if len(values := query.getlist(name)) > 1:
+            raise bad_request("invalid_query", f"{name}: expected one value, got {', '.join(values)!r}")
+    explain = query.get("explain", "false")
+    if explain not in ("true", "false"):
+        raise bad_request("invalid_query", f"explain: expected true or false, got {explain!r}")
+    try:
+        return explain == "true", choose_window(query)
+    except ValueError as error:
+        raise bad_request("invalid_query", str(error)) from None
 
 
 async def _image(request: Request, settings: Settings) -> bytes:
@@ -160,6 +179,8 @@ async def _image(request: Request, settings: Settings) -> bytes:
     if kind not in (*IMAGE_TYPES, MULTIPART, ""):
         raise unsupported((*IMAGE_TYPES, MULTIPART), kind)
     body = await read_body(request, settings.max_body_bytes)
+    if kind == DICOM and not is_dicom(body):
+        raise InvalidImage("undecodable_image", f"expected a DICOM file, got {len(body)} bytes that are none")
     if kind != MULTIPART:
         return body
     (image,) = await _form_files(request.headers, body, "image", 1)

@@ -21,10 +21,12 @@ from serving.edge import (
     RequestError,
     bad_request,
     check_ready,
+    keyed,
     read_body,
     ready_classifier,
     while_connected,
 )
+from serving.keys import Keys
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
@@ -33,21 +35,30 @@ EXTENSIONS: Final = ("binary_tensor_data",)
 T = TypeVar("T")
 
 
-def routes() -> list[BaseRoute]:
-    """Each named for the metrics by its template. They share `app.state.classifier` with the rest of the service."""
+def routes(keys: Keys | None) -> list[BaseRoute]:
+    """Each named for the metrics by its template. They share `app.state.classifier` with the rest of the service.
+
+    With `keys` all but those of health answer only who holds one.
+    """
     model = "/models/{name}"
     version = model + "/versions/{version}"
     v2 = Router(
         [
             Route("/health/live", _live, name="/v2/health/live"),
             Route("/health/ready", _ready, name="/v2/health/ready"),
-            *(Route(path, _metadata, name=f"/v2{path}") for path in (model, version)),
-            *(Route(f"{path}/ready", _model_ready, name=f"/v2{path}/ready") for path in (model, version)),
-            *(Route(f"{path}/infer", _infer, methods=["POST"], name=f"/v2{path}/infer") for path in (model, version)),
+            *keyed([route for path in (model, version) for route in _of_model(path)], keys, "v2"),
         ],
         redirect_slashes=False,
     )
-    return [Route("/v2", _server, name="/v2"), Mount("/v2", v2)]
+    return [*keyed([Route("/v2", _server, name="/v2")], keys, "v2"), Mount("/v2", v2)]
+
+
+def _of_model(path: str) -> tuple[Route, ...]:
+    return (
+        Route(path, _metadata, name=f"/v2{path}"),
+        Route(f"{path}/ready", _model_ready, name=f"/v2{path}/ready"),
+        Route(f"{path}/infer", _infer, methods=["POST"], name=f"/v2{path}/infer"),
+    )
 
 
 class _Message(BaseModel):
@@ -122,7 +133,8 @@ async def _infer(request: Request) -> Response:
     body = await read_body(request, classifier.settings.max_body_bytes)
     try:
         message, inputs = _parse(request.headers, body)
-        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()))
+        window = oip.read_window(message.parameters or {})
+        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()), window)
         call: Call = request.state.call
         call.request_id = choose_id(request.headers.get(REQUEST_ID), message.id, call.request_id)
         tensors = await while_connected(request, oip.infer(classifier, wanted, call))

@@ -12,6 +12,7 @@ from chestct.card import LAYOUT, Frozen, ModelCard
 from chestct.image import Facts, encode_png
 from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import bento, http, oip, oip_http
+from serving.dicom_reader import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
 from serving.edge import REQUEST_ID
 from serving.settings import Settings
 
@@ -20,13 +21,14 @@ JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
 MULTIPART: Final = "multipart/form-data"
 _REFERENCE: Final = "#/components/schemas/{model}"
-_FILE: Final = {"type": "string", "format": "binary", "description": "A PNG or JPEG file."}
+_FILE: Final = {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM file, known by its content."}
 
 
 _OIP: Final = "Open Inference Protocol"
 _HEADERS: Final = {
     REQUEST_ID: {"description": "The request's id: the client's own or a new one.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "string"}},
+    "WWW-Authenticate": {"description": "How to send a key, as RFC 6750 has it.", "schema": {"type": "string"}},
 }
 _REQUEST_ID: Final = {
     "name": REQUEST_ID,
@@ -40,6 +42,18 @@ _EXPLAIN: Final = {
     "description": "Whether to add `heatmaps` and `preview`.",
     "schema": {"type": "boolean"},
 }
+_WINDOW: Final = tuple(
+    {
+        "name": name,
+        "in": "query",
+        "description": f"Of the window for DICOM files: its {what} in Hounsfield units; {default} unless both come.",
+        "schema": {"type": "number", "minimum": low, "maximum": high},
+    }
+    for name, what, default, (low, high) in zip(
+        WINDOW_PARAMETERS, ("center", "width"), map(int, LUNG), (CENTERS, WIDTHS), strict=True
+    )
+)
+_KEY: Final = "key"
 _JSON_LENGTH: Final = {
     "name": oip_http.JSON_LENGTH,
     "in": "header",
@@ -48,10 +62,12 @@ _JSON_LENGTH: Final = {
 }
 _WHY: Final = {
     400: "The request is not as described.",
+    401: "This service asks for an API key, and none came that it knows.",
+    403: "The API key is for other routes.",
     404: "Another model or version is served.",
     413: "The body or an image is too large.",
     415: "Another content type is expected.",
-    422: "The image can't be decoded.",
+    422: "The image can't be decoded, or is a DICOM file of something else than one CT slice.",
     429: "Too many images wait.",
     500: "The service failed; its log says why.",
     503: "The model is loading, the service is stopping, or the answer took too long.",
@@ -127,6 +143,7 @@ class InferOutput(Frozen):
 class InferRequest(Frozen):
     id: str = ""
     parameters: dict[str, Any] | None = None
+    """`window_center` and `window_width`: the window for DICOM files; `binary_data_output`."""
     inputs: Annotated[tuple[InferInput, ...], Field(min_length=1)]
     """Exactly one of `image` and `pixels`."""
     outputs: tuple[InferOutput, ...] = ()
@@ -181,6 +198,9 @@ def document(card: ModelCard, tag: str, settings: Settings, bentoml: Json) -> Js
         **_pages(),
         **_probes(bentoml),
     }
+    for operation in (operation for item in paths.values() for operation in item.values()):
+        if "401" in operation["responses"]:
+            operation["security"] = [{_KEY: []}] if settings.api_keys_file else [{}, {_KEY: []}]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -189,7 +209,17 @@ def document(card: ModelCard, tag: str, settings: Settings, bentoml: Json) -> Js
             "description": f"Which a chest-CT slice shows: {', '.join(card.titles.values())}. {card.disclaimer}",
         },
         "paths": paths,
-        "components": {"schemas": schemas["$defs"], "headers": _HEADERS},
+        "components": {
+            "schemas": schemas["$defs"],
+            "headers": _HEADERS,
+            "securitySchemes": {
+                _KEY: {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, where the service asks for one.",
+                }
+            },
+        },
     }
 
 
@@ -209,9 +239,9 @@ def _predict(prediction: Json) -> Json:
         "operationId": "predict",
         "tags": ["predict"],
         "summary": "Classify one image",
-        "parameters": [_REQUEST_ID, _EXPLAIN],
+        "parameters": [_REQUEST_ID, _EXPLAIN, *_WINDOW],
         "requestBody": {"required": True, "content": {**raw, MULTIPART: {"schema": _form("image", _FILE)}}},
-        "responses": {**_good("Prediction", prediction), **_errors(400, 413, 415, 422, 429, 500, 503)},
+        "responses": {**_good("Prediction", prediction), **_errors(400, 401, 403, 413, 415, 422, 429, 500, 503)},
     }
 
 
@@ -222,9 +252,9 @@ def _predict_batch(prediction: Json, refused: Json, settings: Settings) -> Json:
         "operationId": "predict_batch",
         "tags": ["predict"],
         "summary": "Classify many images; each has an outcome of its own, in order",
-        "parameters": [_REQUEST_ID, _EXPLAIN],
+        "parameters": [_REQUEST_ID, _EXPLAIN, *_WINDOW],
         "requestBody": {"required": True, "content": {MULTIPART: {"schema": _form("images", images)}}},
-        "responses": {**_good("BatchAnswer", answer), **_errors(400, 413, 415, 429, 500, 503)},
+        "responses": {**_good("BatchAnswer", answer), **_errors(400, 401, 403, 413, 415, 429, 500, 503)},
     }
 
 
@@ -241,7 +271,7 @@ def _model(card: ModelCard, tag: str) -> Json:
         "tags": ["model"],
         "summary": "The model's card: classes, figures with intervals, thresholds, lineage",
         "parameters": [_REQUEST_ID],
-        "responses": {**_good("ModelAnswer", example), **_errors(503)},
+        "responses": {**_good("ModelAnswer", example), **_errors(401, 403, 503)},
     }
 
 
@@ -259,7 +289,7 @@ def _classify(bentoml: Json, prediction: Json, refused: Json, image: str) -> Jso
         "requestBody": {"required": True, "content": {JSON: body}},
         "responses": {
             "200": _answer("One outcome an image, in order.", {"schema": outcomes, "example": [prediction, refused]}),
-            **_errors(400, 413, 415, 429, 500, 503),
+            **_errors(400, 401, 403, 413, 415, 429, 500, 503),
         },
     }
 
@@ -284,7 +314,9 @@ def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
     model = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": card.name}
     of_version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}, "example": version}
     paths: Json = {
-        "/v2": {"get": _oip_get("server_metadata", "The server and its extensions", "ServerMetadata")},
+        "/v2": {
+            "get": _oip_get("server_metadata", "The server and its extensions", "ServerMetadata", errors=(401, 403))
+        },
         "/v2/health/live": {"get": _oip_get("server_live", "The process answers")},
         "/v2/health/ready": {"get": _oip_get("server_ready", "The model is warm", errors=(503,))},
     }
@@ -294,11 +326,16 @@ def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
     ):
         paths[path] = {
             "get": _oip_get(
-                f"model_metadata{suffix}", "The model's tensors", "ModelMetadata", metadata, parameters, (404, 503)
+                f"model_metadata{suffix}",
+                "The model's tensors",
+                "ModelMetadata",
+                metadata,
+                parameters,
+                (401, 403, 404, 503),
             )
         }
         paths[f"{path}/ready"] = {
-            "get": _oip_get(f"model_ready{suffix}", "The model is warm", None, None, parameters, (404, 503))
+            "get": _oip_get(f"model_ready{suffix}", "The model is warm", None, None, parameters, (401, 403, 404, 503))
         }
         good = _good("InferAnswer", answer)
         good["200"]["content"][BINARY] = binary
@@ -312,7 +349,7 @@ def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
                     "required": True,
                     "content": {JSON: {"schema": _reference("InferRequest"), "example": request}, BINARY: binary},
                 },
-                "responses": {**good, **_errors(400, 404, 413, 415, 429, 500, 503, model="InferError")},
+                "responses": {**good, **_errors(400, 401, 403, 404, 413, 415, 429, 500, 503, model="InferError")},
             }
         }
     return paths
@@ -388,6 +425,8 @@ def _good(model: str, example: Json | None) -> Json:
 
 def _errors(*statuses: int, model: str = "ErrorAnswer") -> Json:
     answers = {str(status): _answer(_WHY[status], {"schema": _reference(model)}) for status in statuses}
+    for status in {"401", "403"} & set(answers):
+        answers[status]["headers"] |= {"WWW-Authenticate": {"$ref": "#/components/headers/WWW-Authenticate"}}
     for status in {"429", "503"} & set(answers):
         answers[status]["headers"] |= {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return answers

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -23,6 +24,7 @@ from serving import oip
 from serving.batcher import Closed, Overloaded
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
+from serving.keys import Forbidden, Keys, Refused
 from serving.settings import Settings
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -30,6 +32,7 @@ REQUEST_ID: Final = "x-request-id"
 """Metadata of the call; it comes back as initial metadata."""
 
 _OVERALL: Final = ""
+_OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +64,14 @@ class RpcServer:
         await self._server.stop(grace)
 
 
-async def start(classifier: Classifier, settings: Settings) -> RpcServer:
-    """Listen on the settings' gRPC address in this event loop.
+async def start(classifier: Classifier, settings: Settings, keys: Keys | None = None) -> RpcServer:
+    """Listen on the settings' gRPC address in this event loop; with `keys`, SERVICE answers only who holds one.
 
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     server = grpc.aio.server(
-        interceptors=[_Recorded(settings.request_timeout)],
+        interceptors=[_Recorded(settings.request_timeout), *([_Keyed(keys)] if keys else [])],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -78,7 +81,12 @@ async def start(classifier: Classifier, settings: Settings) -> RpcServer:
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(f"{settings.grpc_host}:{settings.grpc_port}")
+    address = f"{settings.grpc_host}:{settings.grpc_port}"
+    if settings.grpc_certificate and settings.grpc_certificate_key:
+        pair = (settings.grpc_certificate_key.read_bytes(), settings.grpc_certificate.read_bytes())
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port(address)
     started = RpcServer(server, classifier, health_servicer, port)
     await started.announce()
     await server.start()
@@ -133,6 +141,37 @@ class _Recorded(grpc.aio.ServerInterceptor):
             return response
 
         return grpc.unary_unary_rpc_method_handler(recorded, handler.request_deserializer, handler.response_serializer)
+
+
+class _Keyed(grpc.aio.ServerInterceptor):
+    """Lets only who holds a key call SERVICE, but for what asks about health."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        handler = await continuation(handler_call_details)
+        service_name, _, method = handler_call_details.method.removeprefix("/").partition("/")
+        if handler is None or service_name != SERVICE or method in _OPEN:
+            return handler
+        authorization = dict(handler_call_details.invocation_metadata or ()).get("authorization")
+        try:
+            self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
+        except Refused as refused:
+            known = isinstance(refused, Forbidden)
+            status = StatusCode.PERMISSION_DENIED if known else StatusCode.UNAUTHENTICATED
+            return grpc.unary_unary_rpc_method_handler(
+                partial(_refuse, status, refused), handler.request_deserializer, handler.response_serializer
+            )
+        return handler
+
+
+async def _refuse(status: StatusCode, refused: Refused, request: Any, context: _Context) -> NoReturn:
+    await _abort(context, status, refused.code, str(refused))
 
 
 class _Inference(service.GRPCInferenceServiceServicer):
@@ -242,6 +281,9 @@ def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
             for index, tensor in enumerate(request.inputs)
         ),
         outputs=tuple(output.name for output in request.outputs),
+        window=oip.read_window(
+            {name: getattr(p, p.WhichOneof("parameter_choice") or "", None) for name, p in request.parameters.items()}
+        ),
     )
 
 

@@ -1,15 +1,24 @@
-"""How the service runs, from environment variables with the prefix CHESTCT_. What the model is stands in its card."""
+"""How the service runs, from environment variables with the prefix CHESTCT_. What the model is stands in its card.
+
+`python -m serving.settings` writes the table of them into docs/operations.md.
+"""
 
 import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
-from pydantic import Field, ValidationError
+from annotated_types import Ge, Gt, Le
+from pydantic import DirectoryPath, Field, FilePath, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX: Final = "CHESTCT_"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "operations.md"
+
+Exposure = Literal["open", "private", "closed"]
+"""Where routes answer: on the HTTP port, on the private port instead, or nowhere."""
 
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT)|^CHESTCT_PORT")
 """What Kubernetes sets in a pod beside a Service of this name; none of it is a setting."""
@@ -38,15 +47,23 @@ def _cores_per_worker(settings: dict[str, Any]) -> int:
 class Settings(BaseSettings):
     """Read once, at the edge, by `Settings.read`; each field is the variable CHESTCT_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: Annotated[str, Field(min_length=1)] | None = None
-    """Tag in the BentoML model store; none: the newest model trained on real images."""
-    workers: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=_usable_cores)
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, json_schema_extra={"default": "the newest real model"}
+    )
+    """Tag in the BentoML model store; a model of phantoms is served only when it is named here."""
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=_usable_cores, json_schema_extra={"default": "usable cores"}
+    )
     """Processes that answer; each holds its own engine and queue."""
-    engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(default_factory=_cores_per_worker)
+    engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=_cores_per_worker, json_schema_extra={"default": "usable cores / workers"}
+    )
     """CPU threads for one inference, per worker."""
-    decode_threads: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=_cores_per_worker)
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = Field(
+        default_factory=_cores_per_worker, json_schema_extra={"default": "usable cores / workers"}
+    )
     """Images decoded at the same time, per worker."""
     largest_batch: Annotated[int, Field(ge=1, le=64)] = 2
     """Images in one inference at most. On a CPU core more gain nothing, and each size costs some 30 MB a worker."""
@@ -63,8 +80,31 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 5
     """Seconds in which requests are still taken after SIGTERM, not ready, until everybody sends them elsewhere."""
     grpc_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
+    """Address that the gRPC server listens on."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001
-    """0: any free port."""
+    """Its port; 0: any free one. `make serve` sets it from GRPC_PORT."""
+    grpc_certificate: FilePath | None = None
+    """PEM file with the gRPC server's certificate chain, for TLS; read at start."""
+    grpc_certificate_key: FilePath | None = None
+    """PEM file with its private key; both or none."""
+    api_keys_file: FilePath | None = None
+    """File of API keys; then /v1, /v2, /classify and gRPC answer only who holds one. Read again when it changes."""
+    metrics: Exposure = "open"
+    """Where /metrics answers: on the HTTP port, on the private port instead, or nowhere."""
+    bentoml_routes: Exposure = "open"
+    """The same for what BentoML adds for its clients: /classify and /schema.json."""
+    samples: DirectoryPath | None = None
+    """Folder of pictures (.png, .jpg, .dcm) that the page offers to try, beside its drawn ones."""
+    private_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
+    """Address of the private port."""
+    private_port: Annotated[int, Field(ge=1, le=65535)] = 3002
+    """Listened on only where something is private; beside that it answers the probes. It has no TLS."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.grpc_certificate is None) != (self.grpc_certificate_key is None):
+            raise ValueError("GRPC_CERTIFICATE and GRPC_CERTIFICATE_KEY: expected both or none")
+        return self
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -86,5 +126,53 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            problems = (f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+            problems = (
+                f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
+                for e in error.errors()
+            )
             raise SettingsError("; ".join(problems)) from None
+
+
+def table() -> str:
+    """Every setting as a row of a Markdown table, in the order of the model."""
+    rows = ["| variable | default | allowed | what |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        words = " ".join((field.description or "").split())
+        rows.append(f"| `{PREFIX}{name.upper()}` | {_default(field)} | {_allowed(field)} | {words} |")
+    return "\n".join(rows)
+
+
+def in_page(page: str) -> str:
+    """The page with the table of these settings between its markers."""
+    begin, end = (f"<!-- {word} of what `python -m serving.settings` writes -->\n" for word in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}{table()}\n{end}{after}"
+
+
+def _default(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict):
+        return str(extra["default"])
+    return "none" if field.default is None else str(field.default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(get_args(field.annotation))
+    bounds = {type(bound): bound for bound in field.metadata}
+    low = bounds.get(Ge) or bounds.get(Gt)
+    high = bounds.get(Le)
+    if low is None:
+        return ""
+    start = f"above {low.gt}" if isinstance(low, Gt) else f"{low.ge}"
+    return f"{start} to {high.le}" if high else f"{start} or more"
+
+
+def main() -> None:
+    """Write the table into the page."""
+    PAGE.write_text(in_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""A service with API keys, private routes and TLS on gRPC, in processes of its own."""
+
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bentoml
+import grpc
+import httpx
+import pytest
+from bentoml.exceptions import BentoMLException
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from open_inference.grpc import protocol, service
+
+from chestct.image import encode_png
+from load_tests.server import free_ports
+from serving import keys
+from tests.graphs import tiny_picture
+from tests.server import ROOT, Server, environment, import_tiny_model, serve
+
+PNG = encode_png(tiny_picture(1)[:, :, 0])
+TYPE = {"Content-Type": "image/png"}
+OIP = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PNG).decode()]}]}
+
+
+class Guarded(NamedTuple):
+    server: Server
+    private: str
+    """URL of the private port."""
+    key: str
+    """For everything."""
+    v1: str
+    """A key for /v1 alone."""
+    file: Path
+    certificate: bytes
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("access")
+    tag = import_tiny_model(folder / "bentoml")
+    (key, line), (v1, line_of_v1) = keys.new("ann"), keys.new("ben", ("v1",))
+    file = folder / "keys"
+    file.write_text(f"{line}\n{line_of_v1}\n")
+    certificate, private_key = folder / "tls.crt", folder / "tls.key"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"),
+            *("-keyout", str(private_key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    (port,) = free_ports(1)
+    settings = {
+        "CHESTCT_WORKERS": "2",
+        "CHESTCT_API_KEYS_FILE": str(file),
+        "CHESTCT_METRICS": "private",
+        "CHESTCT_BENTOML_ROUTES": "private",
+        "CHESTCT_PRIVATE_HOST": "127.0.0.1",
+        "CHESTCT_PRIVATE_PORT": str(port),
+        "CHESTCT_GRPC_CERTIFICATE": str(certificate),
+        "CHESTCT_GRPC_CERTIFICATE_KEY": str(private_key),
+    }
+    with serve(folder / "bentoml", tag, **settings) as server:
+        yield Guarded(server, f"http://127.0.0.1:{port}", key, v1, file, certificate.read_bytes())
+
+
+def bearer(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def ask(guarded: Guarded, route: str, key: str | None) -> httpx.Response:
+    headers = bearer(key)
+    if route == "/v1/predict":
+        return httpx.post(guarded.server.url + route, content=PNG, headers={**TYPE, **headers}, timeout=30)
+    if route.endswith("/infer"):
+        return httpx.post(guarded.server.url + route, json=OIP, headers=headers, timeout=30)
+    if route == "/classify":
+        body = {"images": [base64.b64encode(PNG).decode()]}
+        return httpx.post(guarded.private + route, json=body, headers=headers, timeout=30)
+    return httpx.get(guarded.server.url + route, headers=headers, timeout=30)
+
+
+@pytest.mark.parametrize(
+    "route", ["/v1/predict", "/v1/model", "/v2", "/v2/models/chestct", "/v2/models/chestct/infer", "/classify"]
+)
+def test_a_route_answers_who_holds_a_key_for_it(guarded: Guarded, route: str) -> None:
+    assert ask(guarded, route, guarded.key).status_code == 200
+    for key, status, error, code in (
+        (None, 401, "", "unauthenticated"),
+        ("chestct_wrong", 401, 'error="invalid_token"', "unauthenticated"),
+        (guarded.v1, 403, 'error="insufficient_scope"', "forbidden"),
+    ):
+        refused = ask(guarded, route, key)
+        if key == guarded.v1 and route.startswith("/v1/"):
+            assert refused.status_code == 200
+            continue
+        assert refused.status_code == status
+        assert refused.headers["WWW-Authenticate"].startswith('Bearer realm="chestct"')
+        assert error in refused.headers["WWW-Authenticate"]
+        body = refused.json()["error"]
+        assert body.startswith(f"{code}: ") if route.startswith("/v2") else body["code"] == code
+
+
+@pytest.mark.parametrize(
+    "route", ["/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready", "/", "/docs", "/docs.json"]
+)
+def test_health_and_pages_need_no_key(guarded: Guarded, route: str) -> None:
+    assert ask(guarded, route, None).status_code == 200
+
+
+def infer(guarded: Guarded, key: str | None) -> Any:
+    credentials = grpc.ssl_channel_credentials(guarded.certificate)
+    tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(PNG)
+    request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
+    metadata = [(name.lower(), value) for name, value in bearer(key).items()]
+    with grpc.secure_channel(guarded.server.grpc, credentials) as channel:
+        return service.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=30)
+
+
+def test_grpc_answers_over_tls_who_holds_a_key_for_it(guarded: Guarded) -> None:
+    assert infer(guarded, guarded.key).model_name == "chestct"
+    for key, status, code in (
+        (None, grpc.StatusCode.UNAUTHENTICATED, "unauthenticated: "),
+        ("chestct_wrong", grpc.StatusCode.UNAUTHENTICATED, "unauthenticated: "),
+        (guarded.v1, grpc.StatusCode.PERMISSION_DENIED, "forbidden: "),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(guarded, key)
+        assert caught.value.code() == status
+        assert caught.value.details().startswith(code)
+
+
+def test_the_health_of_grpc_needs_no_key(guarded: Guarded) -> None:
+    credentials = grpc.ssl_channel_credentials(guarded.certificate)
+    with grpc.secure_channel(guarded.server.grpc, credentials) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert service.GRPCInferenceServiceStub(channel).ServerReady(protocol.ServerReadyRequest(), timeout=10).ready
+
+
+def test_private_routes_answer_on_their_port_alone(guarded: Guarded) -> None:
+    for path in ("/metrics", "/schema.json"):
+        assert httpx.get(guarded.server.url + path).status_code == 404
+        assert httpx.get(guarded.private + path).status_code == 200
+    assert httpx.post(f"{guarded.server.url}/classify", json={}).status_code == 404
+    assert httpx.get(f"{guarded.private}/readyz").status_code == 200
+    for path in ("/", "/v1/model", "/docs.json"):
+        answer = httpx.get(guarded.private + path, headers=bearer(guarded.key))
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "not_found"
+    assert 'route="/classify"' in httpx.get(f"{guarded.private}/metrics").text
+
+
+def test_refusals_are_counted_under_their_route(guarded: Guarded) -> None:
+    ask(guarded, "/v1/predict", None)
+    series = 'chestct_requests_total{code="401",protocol="http",route="/v1/predict"}'
+    assert series in httpx.get(f"{guarded.private}/metrics").text
+
+
+def test_bentomls_client_takes_the_key_as_its_token(guarded: Guarded) -> None:
+    image = base64.b64encode(PNG).decode()
+    with bentoml.SyncHTTPClient(guarded.private, token=guarded.key) as client:
+        (outcome,) = client.classify(images=[image])
+    assert outcome["label"] == "large_cell_carcinoma"
+    with bentoml.SyncHTTPClient(guarded.private, token="wrong") as client, pytest.raises(BentoMLException):
+        client.classify(images=[image])
+
+
+def test_every_worker_takes_a_changed_file_and_keeps_its_keys_beside_a_bad_one(guarded: Guarded) -> None:
+    before = guarded.file.read_text()
+    key, line = keys.new("eve")
+    new = guarded.file.with_suffix(".new")
+    new.write_text(before + line)
+    new.rename(guarded.file)
+    assert {ask(guarded, "/v1/model", key).status_code for _ in range(12)} == {200}
+    guarded.file.write_text("no line of a key\n")
+    assert {ask(guarded, "/v1/model", key).status_code for _ in range(12)} == {200}
+    assert "the API keys stay as they were" in guarded.server.log.read_text()
+    guarded.file.write_text(before)
+    assert {ask(guarded, "/v1/model", key).status_code for _ in range(12)} == {401}
+    log = guarded.server.log.read_text()
+    assert key not in log
+    assert guarded.key not in log
+
+
+@pytest.mark.parametrize("path", ["/livez", "/v1/model", "/v2", "/v1/nothing", "/nothing", "/page/page.js", "/metrics"])
+def test_every_answer_has_the_security_headers_and_cors_stays_closed(server: Server, path: str) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for verb in ("GET", "OPTIONS"):
+        headers = httpx.request(verb, server.url + path, headers=origin).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "Access-Control-Allow-Origin" not in headers
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "word"),
+    [
+        ("CHESTCT_API_KEYS_FILE", "nobody", "line 1: expected name:sha256"),
+        ("CHESTCT_GRPC_CERTIFICATE", "", "both or none"),
+    ],
+)
+def test_a_bad_file_ends_the_start_in_one_line(tmp_path: Path, setting: str, text: str, word: str) -> None:
+    file = tmp_path / "file"
+    file.write_text(text)
+    code = "import sys; sys.dont_write_bytecode = True; import service"
+    environ = environment(tmp_path, **{setting: str(file)})
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
