@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
@@ -14,7 +13,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
-from starlette.staticfiles import StaticFiles
 
 from chestct.image import InvalidImage
 from chestct.prediction import RULES, WARNINGS, Prediction
@@ -37,8 +35,8 @@ from serving.edge import (
 )
 from serving.keys import Keys
 from serving.settings import Settings
+from serving.web import PAGE, Web
 
-PAGE: Final = Path(__file__).with_name("page")
 DICOM: Final = "application/dicom"
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/jpg", DICOM, "application/octet-stream")
 MULTIPART: Final = "multipart/form-data"
@@ -74,7 +72,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
         Route("/", _index, name="/"),
         Route("/docs", _docs, name="/docs"),
         Route("/docs.json", _docs_json, name="/docs.json"),
-        Mount("/page", StaticFiles(directory=PAGE)),
+        Mount("/page", Web(settings, keys)),
     ]
     app = Starlette(
         routes=routes,

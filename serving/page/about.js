@@ -1,11 +1,14 @@
 /** The model's card, set for reading: figures with their intervals, what to know about the data, where it comes from. */
 
+import { confusion, reliability, riskCoverage } from "./charts.js";
 import { element, percent, plain, row, sentence, titleOf } from "./words.js";
 
 const FIGURES = [
   ["accuracy", "Accuracy", true],
   ["macro_f1", "Macro F1", true],
   ["roc_auc", "ROC AUC", true],
+  ["cancer_sensitivity", "Cancers found", true],
+  ["cancer_specificity", "Normal left in peace", true],
   ["calibration_error", "Calibration error", false],
 ];
 const SHARES = [
@@ -15,20 +18,63 @@ const SHARES = [
 
 export function drawAbout(model) {
   const splits = Object.entries(model.metrics);
-  const detailed = model.metrics.test_without_twins ?? model.metrics.test ?? splits[0]?.[1];
   const parts = [];
   if (splits.length) {
-    parts.push(element("p", { className: "lead" }, "How good it was on images kept from its training, each figure with its 95\u00a0% interval."));
-    parts.push(scroller("How good it is", figures(splits)));
-    parts.push(element("dl", { className: "facts" }, ...splits.map(([key, metrics]) => row(plain(key), `${sentence(metrics.split)}.`))));
+    parts.push(
+      element("p", { className: "lead" }, "How good it was on images kept from its training, each figure with its 95\u00a0% interval."),
+      scroller("How good it is", figures(splits)),
+      element("dl", { className: "facts" }, ...splits.map(([key, metrics]) => row(plain(key), `${sentence(metrics.split)}.`))),
+      ...details(splits, model),
+    );
   }
-  if (detailed) parts.push(element("h3", {}, "Class by class"), element("p", { className: "note" }, `${sentence(detailed.split)}.`), scroller("Class by class", classes(detailed, model)));
+  parts.push(...comparisons(model));
   if (model.caveats.length) {
     const caveats = model.caveats.map((words) => element("li", {}, words));
     parts.push(element("h3", {}, "What to know before believing them"), element("ul", { className: "caveats" }, ...caveats));
   }
   parts.push(element("h3", {}, "Where it comes from"), element("dl", { className: "facts" }, ...lineage(model)));
   document.getElementById("about-body").replaceChildren(...parts);
+}
+
+/** One split at a time: class by class, and the card's curves as pictures. */
+function details(splits, model) {
+  const options = splits.map(([key]) => element("option", { value: key }, plain(key)));
+  const choice = element("select", { id: "split" }, ...options);
+  const body = element("div");
+  const draw = () => {
+    const metrics = model.metrics[choice.value];
+    body.replaceChildren(
+      scroller("Class by class", classes(metrics, model)),
+      element("div", { className: "charts" }, reliability(metrics), riskCoverage(metrics), confusion(metrics, model)),
+    );
+  };
+  choice.value = ["test_without_twins", "test"].find((key) => key in model.metrics) ?? splits[0][0];
+  choice.addEventListener("change", draw);
+  draw();
+  return [element("h3", {}, "Class by class"), element("p", { className: "note" }, element("label", { htmlFor: "split" }, "On "), choice), body];
+}
+
+/** Other ways to answer, checks of the answers, and what becomes of pictures that are no chest CT. */
+function comparisons(model) {
+  const head = (title) => element("th", { scope: "col" }, title);
+  const parts = [];
+  const baselines = Object.entries(model.baselines ?? {});
+  if (baselines.length) {
+    const keys = [...new Set(baselines.flatMap(([, figures]) => Object.keys(figures)))];
+    const rows = baselines.map(([name, figures]) => tableRow(plain(name), keys.map((key) => (figures[key] ? estimate(figures[key], true) : element("td", {}, "–")))));
+    parts.push(element("h3", {}, "Simpler ways to answer"), scroller("Simpler ways to answer", table([element("td", {}), ...keys.map((key) => head(plain(key)))], rows)));
+  }
+  const checks = Object.entries(model.checks ?? {});
+  if (checks.length) {
+    const rows = checks.map(([name, figure]) => tableRow(plain(name), [estimate(figure, false)]));
+    parts.push(element("h3", {}, "Small changes and heat maps"), scroller("Small changes and heat maps", table([element("td", {}), head("Share")], rows)));
+  }
+  const others = Object.entries(model.others ?? {});
+  if (others.length) {
+    const rows = others.map(([name, kind]) => tableRow(plain(name), [element("td", {}, percent(kind.rejected))], `${kind.images} images`));
+    parts.push(element("h3", {}, "Pictures that are no chest CT, or shown wrongly"), scroller("Pictures that are no chest CT", table([element("td", {}), head("Answered “Not a chest CT”")], rows)));
+  }
+  return parts;
 }
 
 /** A wide table scrolls by itself on a phone, and by keyboard. */

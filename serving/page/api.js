@@ -1,11 +1,13 @@
 /** The service's HTTP API, relative to the page, so that a path prefix in front of the service works too. */
 
-export const PREDICT = new URL("v1/predict", document.baseURI);
-const MODEL = new URL("v1/model", document.baseURI);
+import { askForKey, storedKey } from "./keys.js";
+
+const at = (path) => new URL(path, document.baseURI);
+export const PREDICT = at("v1/predict");
 
 /** An answer that is no prediction. `status` is 0 where no answer came at all. */
 export class ApiError extends Error {
-  constructor({ status, code, message, requestId = "", retryAfter = null }) {
+  constructor({ status = 0, code, message = "", requestId = "", retryAfter = null }) {
     super(message);
     Object.assign(this, { status, code, requestId, retryAfter });
   }
@@ -16,30 +18,51 @@ export async function predict(file, signal) {
   const url = new URL(PREDICT);
   url.searchParams.set("explain", "true");
   const headers = { "Content-Type": contentType(file), Accept: "application/json" };
-  return read(url, { method: "POST", body: file, headers, signal });
+  return (await ask(url, { method: "POST", body: file, headers, signal })).json;
 }
 
 /** The model's card, its tag, and the rules and warnings in words. Throws ApiError. */
-export async function readModel() {
-  return read(MODEL, { headers: { Accept: "application/json" } });
+export const readModel = async () => (await ask(at("v1/model"))).json;
+
+/** This service's limits, its gRPC port and the samples it offers. Throws ApiError. */
+export const readService = async () => (await ask(at("page/service.json"))).json;
+
+/** One of the samples as a File. Throws ApiError. */
+export async function readSample({ name, url }) {
+  const { blob } = await ask(at(url), { as: "blob" });
+  return new File([blob], name, { type: name.toLowerCase().endsWith(".dcm") ? "application/dicom" : blob.type });
 }
 
+/** What the file is sent as. Browsers know no DICOM, so its usual suffix tells it. */
 export function contentType(file) {
-  return file.type || "application/octet-stream";
+  if (file.type) return file.type;
+  return /\.(dcm|dicom)$/i.test(file.name) ? "application/dicom" : "application/octet-stream";
 }
 
-async function read(url, options) {
-  let response, body;
+async function ask(url, { as = "json", ...options } = {}) {
+  for (;;) {
+    const key = storedKey();
+    const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+    const answer = await send(url, as, { cache: "no-store", credentials: "same-origin", ...options, headers });
+    if (answer.response.ok && (answer.json || answer.blob)) return answer;
+    if (answer.response.status === 401 && (await askForKey(key))) continue;
+    throw refusal(answer);
+  }
+}
+
+async function send(url, as, options) {
   try {
-    response = await fetch(url, { cache: "no-store", credentials: "same-origin", ...options });
-    body = await response.text();
+    const response = await fetch(url, options);
+    if (as === "blob" && response.ok) return { response, blob: await response.blob() };
+    return { response, json: parse(await response.text()) };
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError({ status: 0, code: "unreachable", message: "" });
+    throw new ApiError({ code: "unreachable" });
   }
-  const json = parse(body);
-  if (response.ok && json) return json;
-  throw new ApiError({
+}
+
+function refusal({ response, json }) {
+  return new ApiError({
     status: response.status,
     code: json?.error?.code ?? "unexpected",
     message: json?.error?.message ?? `HTTP ${response.status}`,

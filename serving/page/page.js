@@ -1,25 +1,27 @@
-/** The page's one flow: a picture comes in, is sent, and its answer or error is shown. */
+/** The page's one flow: pictures come in, each is asked for, and the chosen one's answer or error is shown. */
 
-import { ApiError, predict, readModel } from "./api.js";
+import { readModel, readService } from "./api.js";
 import { drawAbout } from "./about.js";
 import { offerHeatmaps } from "./heatmap.js";
+import { clearHistory, drawHistory, nameModel } from "./history.js";
+import { add, cancel, clear, items, limitSize, onChange, open, pause, retry, secondsLeft } from "./queue.js";
 import { drawRequests } from "./requests.js";
 import { drawResult } from "./result.js";
-import { bytes, DECISIONS, errorWords, titleOf } from "./words.js";
+import { offerSamples } from "./samples.js";
+import { clearStrip, drawStrip, mark, onChoose } from "./strip.js";
+import { showPicture } from "./viewer.js";
+import { DECISIONS, errorWords, titleOf } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 const main = byId("main");
 const input = byId("file");
-const picture = byId("picture");
 
-/** Requests sent again by the page itself, for one picture, when the service says when to come back. */
-const AUTOMATIC_RETRIES = 5;
+/** Seconds after which a wait is worth a word. */
+const LONG = 5;
 
-let file = null;
-let running = null;
-let timer = 0;
-let retries = 0;
+let selected = null;
 let model = null;
+let service = null;
 
 // ---- what is on screen ----
 
@@ -32,89 +34,47 @@ function show(state, { title, symbol, tone = state, said = title }) {
   byId("outcome-icon").firstElementChild.setAttribute("href", `#icon-${symbol}`);
   byId("status").textContent = said;
   byId("prompt").hidden = state !== "empty";
-  byId("strip").hidden = state === "empty";
+  byId("facts-strip").hidden = state === "empty";
   const focused = document.activeElement;
   if (focused === document.body || focused?.closest("[hidden]")) byId("outcome").focus({ preventScroll: true });
 }
 
-async function showPicture() {
-  byId("file-name").textContent = file.name;
-  byId("file-facts").textContent = bytes(file.size);
-  byId("slice").hidden = byId("no-preview").hidden = true;
-  if (picture.src) URL.revokeObjectURL(picture.src);
-  picture.src = URL.createObjectURL(file);
-  picture.alt = `The picture ${file.name}`;
-  const mine = file;
-  const shown = await picture.decode().then(() => true, () => false);
-  if (mine !== file) return;
-  byId("slice").hidden = !shown;
-  byId("no-preview").hidden = shown;
-  if (!shown) return;
-  const { naturalWidth: width, naturalHeight: height } = picture;
-  byId("screen").style.setProperty("--ratio", width / height);
-  byId("file-facts").textContent = `${width} × ${height} · ${bytes(file.size)}`;
+function select(item) {
+  selected = item;
+  mark(item);
+  drawRequests(item?.file, service);
+  draw();
 }
 
-// ---- asking ----
-
-function take(files) {
-  if (!files.length) return;
-  [file] = files;
-  retries = 0;
-  showPicture();
-  drawRequests(file);
-  ask();
-}
-
-async function ask() {
-  stop();
-  const mine = (running = new AbortController());
-  offerHeatmaps(null);
-  show("busy", { title: "Reading the picture", symbol: "busy" });
-  const started = performance.now();
-  timer = setInterval(() => tick(started), 250);
-  tick(started);
-  try {
-    const prediction = await predict(file, mine.signal);
-    if (!model) await learn();
-    if (mine === running) answered(prediction, performance.now() - started);
-  } catch (error) {
-    if (mine === running) failed(error);
+/** Show the selected item in the state that it is in. */
+function draw() {
+  showPicture(selected);
+  const { state, prediction, error } = selected ?? { state: "empty" };
+  offerHeatmaps(prediction, model);
+  if (state === "empty") {
+    show("empty", { title: "One slice, one of three answers", symbol: "info", said: "" });
+  } else if (state === "result") {
+    const said = drawResult(selected, model);
+    byId("disclaimer").textContent = prediction.disclaimer;
+    show("result", { title: DECISIONS[prediction.decision].title, symbol: prediction.decision, tone: prediction.decision, said });
+  } else if (error) {
+    drawError(selected);
+  } else {
+    show("busy", { title: state === "busy" ? "Reading the picture" : "Waiting its turn", symbol: "busy" });
+    tick();
   }
 }
 
-function tick(started) {
-  const seconds = Math.floor((performance.now() - started) / 1000);
-  byId("elapsed").textContent = seconds < 2 ? "" : `Waiting for ${seconds} s.`;
-}
-
-/** End what runs, a request or a countdown. */
-function stop() {
-  clearInterval(timer);
-  running?.abort();
-  running = null;
-}
-
-function answered(prediction, milliseconds) {
-  stop();
-  const said = drawResult(prediction, model, milliseconds);
-  byId("disclaimer").textContent = prediction.disclaimer;
-  offerHeatmaps(prediction, model);
-  const { title } = DECISIONS[prediction.decision];
-  show("result", { title, symbol: prediction.decision, tone: prediction.decision, said });
-}
-
-function failed(error) {
-  stop();
+function drawError({ error, due }) {
   const [title, advice] = errorWords(error);
-  const comesBack = error.retryAfter !== null && retries < AUTOMATIC_RETRIES;
   byId("error-advice").textContent = advice;
   fill("error-said", error.message);
   fill("error-request", error.requestId);
   byId("error-facts").hidden = !error.message && !error.requestId;
-  byId("countdown").hidden = byId("stop").hidden = true;
-  show("error", { title, symbol: "error", said: `${title}. ${advice}${comesBack ? ` Asking again in ${error.retryAfter} seconds.` : ""}` });
-  if (comesBack) countDown(error.retryAfter);
+  byId("countdown").hidden = byId("stop").hidden = !due;
+  const again = due ? ` Asking again in ${secondsLeft(due)} seconds.` : "";
+  show("error", { title, symbol: "error", said: `${title}. ${advice}${again}` });
+  tick();
 }
 
 function fill(id, text) {
@@ -122,19 +82,37 @@ function fill(id, text) {
   byId(`${id}-row`).hidden = !text;
 }
 
-function countDown(left) {
-  retries += 1;
-  byId("countdown").hidden = byId("stop").hidden = false;
-  const draw = () => (byId("seconds").textContent = `${left} s`);
-  draw();
-  timer = setInterval(() => {
-    left -= 1;
-    draw();
-    if (left <= 0) ask();
-  }, 1000);
+/** The times on screen move on. */
+function tick() {
+  if (selected?.due) byId("seconds").textContent = `${secondsLeft(selected.due)} s`;
+  if (selected?.state === "busy") {
+    const seconds = Math.floor((performance.now() - selected.started) / 1000);
+    const slow = seconds >= LONG ? " The network is slow, or the service busy; Cancel ends it." : "";
+    byId("elapsed").textContent = seconds < 2 ? "Sent." : `Sent. Waiting for ${seconds} s.${slow}`;
+  } else if (selected?.state === "waiting") {
+    const again = pause();
+    byId("elapsed").textContent = again ? `The service is busy. Asking again in ${again} s.` : "Others are before it.";
+  }
 }
 
-// ---- the model ----
+// ---- what comes in ----
+
+function take(files, synthetic = false) {
+  if (!files.length) return;
+  select(add(files, synthetic)[0]);
+}
+
+onChange((item) => {
+  if (item?.state === "result" && !model) learn();
+  drawStrip(item, selected, model);
+  drawHistory(item);
+  if (item === null) tick();
+  else if (item === selected) draw();
+  if (item && items.length > 1 && !items.some(open)) byId("status").textContent = `${byId("progress-words").textContent}.`;
+});
+onChoose(select);
+
+// ---- the model and the service ----
 
 /** Read the model's card and show it. Where it can't be had, the next answer tries again. */
 async function learn() {
@@ -142,37 +120,52 @@ async function learn() {
     model = await readModel();
   } catch (error) {
     const soon = error.retryAfter !== null;
-    byId("about-body").firstElementChild.textContent = soon ? "The model is loading…" : "The model’s card can’t be read just now.";
+    byId("about-body").firstElementChild.textContent = soon ? "The model is loading…" : `The model’s card can’t be read just now. ${errorWords(error)[0]}.`;
     if (soon) setTimeout(() => model ?? learn(), error.retryAfter * 1000);
     return;
   }
   drawAbout(model);
+  nameModel(model);
   const titles = model.classes.map((name) => titleOf(model, name));
   byId("class-list").textContent = titles.join(", ");
   byId("disclaimer").textContent = model.disclaimer;
   byId("foot-model").textContent = `Model ${model.model}`;
+  items.forEach((item) => [drawStrip(item, selected, model), drawHistory(item)]);
+  if (selected) select(selected);
+}
+
+async function learnService() {
+  try {
+    service = await readService();
+  } catch {
+    return; // without it the page works, but offers no samples
+  }
+  limitSize(service.max_body_bytes);
+  offerSamples(service.samples, take);
+  drawRequests(selected?.file, service);
 }
 
 // ---- what a person does ----
 
-input.addEventListener("change", () => {
-  take([...input.files]);
-  input.value = ""; // so that choosing the same file again is a change
-});
-for (const button of document.querySelectorAll("[data-action=another]")) {
-  button.addEventListener("click", () => input.click());
-}
-for (const button of document.querySelectorAll("[data-action=retry]")) {
-  button.addEventListener("click", () => {
-    retries = 0;
-    ask();
+for (const chooser of [input, byId("camera")]) {
+  chooser.addEventListener("change", () => {
+    take([...chooser.files]);
+    chooser.value = ""; // so that choosing the same file again is a change
   });
 }
-byId("cancel").addEventListener("click", () => failed(new ApiError({ status: 0, code: "cancelled", message: "" })));
-byId("stop").addEventListener("click", () => {
-  stop();
-  byId("countdown").hidden = byId("stop").hidden = true;
-  byId("outcome").focus({ preventScroll: true });
+for (const button of document.querySelectorAll("[data-action=another]")) button.addEventListener("click", () => input.click());
+for (const button of document.querySelectorAll("[data-action=retry]")) button.addEventListener("click", () => retry(selected));
+for (const id of ["cancel", "stop"]) {
+  byId(id).addEventListener("click", () => {
+    cancel(selected);
+    byId("outcome").focus({ preventScroll: true });
+  });
+}
+byId("clear").addEventListener("click", () => {
+  clear();
+  clearStrip();
+  clearHistory();
+  select(null);
 });
 
 document.addEventListener("paste", (event) => take([...event.clipboardData.files]));
@@ -191,5 +184,6 @@ document.addEventListener("drop", (event) => {
   take([...event.dataTransfer.files]);
 });
 
-drawRequests(null);
+drawRequests(null, null);
 learn();
+learnService();

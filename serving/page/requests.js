@@ -1,25 +1,52 @@
-/** The request for the picture on screen, as curl and as Python. */
+/** The request for the picture on screen, as curl, as Python over HTTP and as Python over gRPC. */
 
 import { contentType, PREDICT } from "./api.js";
+import { storedKey } from "./keys.js";
 
 const byId = (id) => document.getElementById(id);
 
-export function drawRequests(file) {
+/** `service` tells the gRPC port, or is null while it is not known. The key itself is never written. */
+export function drawRequests(file, service) {
   const name = file?.name ?? "slice.png";
   const type = file ? contentType(file) : "image/png";
-  byId("api-subject").textContent = name;
-  byId("curl").textContent = `curl --data-binary @${quoted(name)} \\\n  -H ${quoted(`Content-Type: ${type}`)} \\\n  ${quoted(PREDICT.href)}`;
+  const path = JSON.stringify(name);
+  const keyed = Boolean(storedKey());
+  byId("api-subject").textContent = file ? name : "a picture";
+  const authorization = keyed ? ` \\\n  -H "Authorization: Bearer $CHESTCT_KEY"` : "";
+  byId("curl").textContent = `curl --data-binary @${quoted(name)} \\\n  -H ${quoted(`Content-Type: ${type}`)}${authorization} \\\n  ${quoted(PREDICT.href)}`;
+  const os = keyed ? "import os\n" : "";
+  const bearer = `f"Bearer {os.environ['CHESTCT_KEY']}"`;
   byId("python").textContent = `import json
-from pathlib import Path
+${os}from pathlib import Path
 from urllib.request import Request, urlopen
 
 request = Request(
     ${JSON.stringify(PREDICT.href)},
-    data=Path(${JSON.stringify(name)}).read_bytes(),
-    headers={"Content-Type": ${JSON.stringify(type)}},
+    data=Path(${path}).read_bytes(),
+    headers={"Content-Type": ${JSON.stringify(type)}${keyed ? `, "Authorization": ${bearer}` : ""}},
 )
 answer = json.load(urlopen(request))
 print(answer["decision"], answer["label"], answer["confidence"])`;
+  const address = JSON.stringify(`${location.hostname}:${service?.grpc_port || 3001}`);
+  const channel = service?.grpc_tls ? `secure_channel(${address}, grpc.ssl_channel_credentials())` : `insecure_channel(${address})`;
+  byId("grpc").textContent = `# pip install grpcio open-inference-grpc protobuf
+${os}from pathlib import Path
+
+import grpc
+from open_inference.grpc import protocol, service
+
+image = {
+    "name": "image",
+    "datatype": "BYTES",
+    "shape": [1],
+    "contents": {"bytes_contents": [Path(${path}).read_bytes()]},
+}
+request = protocol.ModelInferRequest(model_name="chestct", inputs=[image])
+with grpc.${channel} as channel:
+    stub = service.GRPCInferenceServiceStub(channel)
+    answer = stub.ModelInfer(request, timeout=30${keyed ? `, metadata=[("authorization", ${bearer})]` : ""})
+raw = dict(zip((output.name for output in answer.outputs), answer.raw_output_contents))
+print(raw["decision"][4:].decode(), raw["label"][4:].decode())`;
 }
 
 /** A word for a POSIX shell. */

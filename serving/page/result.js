@@ -1,11 +1,11 @@
-/** Draws one prediction. */
+/** Draws one prediction: the answer, the probabilities against their limits, and what speaks for and against it. */
 
 import { DECISIONS, element, icon, list, percent, percentages, plain, row, sentence, titleOf } from "./words.js";
 
 const byId = (id) => document.getElementById(id);
 
 /** Fill the result panel; returns the sentence a screen reader is told. */
-export function drawResult(prediction, model, milliseconds) {
+export function drawResult({ prediction, milliseconds, synthetic }, model) {
   const { decision, label } = prediction;
   const names = Object.keys(prediction.probabilities);
   const shown = percentages(Object.values(prediction.probabilities));
@@ -16,13 +16,21 @@ export function drawResult(prediction, model, milliseconds) {
     byId("label").textContent = titleOf(model, label);
     byId("confidence").textContent = sure;
   }
-  byId("explain").textContent = [DECISIONS[decision].explain, label ? calibration(prediction, model) : ""].join(" ").trim();
-  byId("explain").hidden = !byId("explain").textContent;
-  byId("messages").replaceChildren(...messages(prediction, model));
+  byId("explain").textContent = DECISIONS[decision].explain;
+  byId("explain").hidden = !DECISIONS[decision].explain;
+  byId("synthetic").hidden = !synthetic;
   byId("bars-title").textContent = label ? "Probabilities" : "Probabilities, meaningless for this picture";
   byId("bars").classList.toggle("muted", !label);
-  byId("bars").replaceChildren(...names.map((name, i) => bar(prediction, model, name, shown[i])));
-  byId("facts").replaceChildren(...facts(prediction, model, milliseconds));
+  byId("bars").replaceChildren(...names.map((name, i) => bar(prediction, model, name, shown[i])), ...cancers(prediction, model));
+  byId("bars-key").hidden = !label || !model;
+  const { pro, contra } = evidence(prediction, model);
+  fill("against", contra, decision === "accept" ? "refer" : decision);
+  fill("for", pro, "accept");
+  byId("facts").replaceChildren(
+    row("Answered in", `${Math.round(milliseconds)} ms`),
+    row("Model", prediction.model, true),
+    row("Request", prediction.request_id, true),
+  );
 
   const said = label ? `${titleOf(model, label)}, confidence ${sure}.` : "";
   return [`${DECISIONS[decision].title}.`, said, ...reasons(prediction, model)].join(" ");
@@ -30,66 +38,128 @@ export function drawResult(prediction, model, milliseconds) {
 
 const reasons = (prediction, model) => prediction.reasons.map((name) => model?.rules?.[name] ?? plain(name));
 
-function messages(prediction, model) {
-  const warnings = prediction.warnings.map((name) => model?.warnings?.[name] ?? plain(name));
-  return [
-    ...reasons(prediction, model).map((words) => message(prediction.decision, prediction.decision, "Why", words)),
-    ...warnings.map((words) => message("refer", "error", "Warning", words)),
-  ];
+// ---- the bars ----
+
+function bar(prediction, model, name, shown) {
+  const { label, probabilities } = prediction;
+  const fill = element("i", { className: "fill" });
+  fill.style.width = `${100 * probabilities[name]}%`;
+  const marks = [];
+  const said = [];
+  const limits = label && model?.thresholds;
+  const least = limits?.least_confidence?.[model.classes.indexOf(name)];
+  if (least > 0) {
+    marks.push(tick(least));
+    said.push(`as a label it must reach ${percent(least, 0)}`);
+  }
+  if (limits && name !== label) {
+    marks.push(band(probabilities[label], limits.refer_margin));
+    if (probabilities[label] - probabilities[name] < limits.refer_margin) said.push("within the refer band");
+  }
+  return barItem(titleOf(model, name), shown, [fill, ...marks], said, { class: name, first: name === label });
 }
 
-function message(tone, symbol, kind, words) {
-  const item = element("li", {}, icon(symbol), element("p", {}, element("b", {}, `${kind}: `), words));
+/** All cancers together, against the limit from which “normal” does not stand. */
+function cancers({ label, probabilities }, model) {
+  if (!model || label !== model.normal) return [];
+  const together = Object.entries(probabilities).reduce((sum, [name, p]) => (name === model.normal ? sum : sum + p), 0);
+  const limit = model.thresholds.any_cancer;
+  const fill = element("i", { className: "fill" });
+  fill.style.width = `${100 * together}%`;
+  return [barItem("The cancers together", percent(together), [fill, tick(limit)], [`from ${percent(limit, 0)} on, “normal” does not stand`], { sum: true })];
+}
+
+function barItem(title, shown, marks, said, { class: name, first = false, sum = false }) {
+  const item = element(
+    "li",
+    {},
+    element("span", { className: "bar-name" }, title),
+    element("span", { className: "bar-value" }, shown),
+    element("span", { className: "bar-track", ariaHidden: "true" }, ...marks),
+    element("span", { className: "unseen" }, said.join("; ")),
+  );
+  if (name) item.dataset.class = name;
+  item.classList.toggle("first", first);
+  item.classList.toggle("sum", sum);
+  return item;
+}
+
+function tick(at) {
+  const made = element("i", { className: "tick" });
+  made.style.left = `${100 * at}%`;
+  return made;
+}
+
+/** Where another class would be too close to the label. */
+function band(top, margin) {
+  const made = element("i", { className: "refer-band" });
+  const from = Math.max(0, top - margin);
+  made.style.left = `${100 * from}%`;
+  made.style.width = `${100 * (top - from)}%`;
+  return made;
+}
+
+// ---- for and against ----
+
+function fill(id, words, tone) {
+  byId(`${id}-part`).hidden = !words.length;
+  byId(id).replaceChildren(...words.map((one) => message(tone, id === "for" ? "accept" : tone, one)));
+}
+
+function message(tone, symbol, words) {
+  const item = element("li", {}, icon(symbol), element("p", {}, ...[words].flat()));
   item.dataset.tone = tone;
   return item;
 }
 
-function bar(prediction, model, name, shown) {
-  const fill = element("i", {});
-  fill.style.width = `${100 * prediction.probabilities[name]}%`;
-  const item = element(
-    "li",
-    {},
-    element("span", { className: "bar-name" }, titleOf(model, name)),
-    element("span", { className: "bar-value" }, shown),
-    element("span", { className: "bar-track", ariaHidden: "true" }, fill),
-  );
-  item.dataset.class = name;
-  item.classList.toggle("first", name === prediction.label);
-  return item;
+/** What speaks for trusting the answer and what against, each as text or elements. */
+function evidence(prediction, model) {
+  const pro = [];
+  const contra = reasons(prediction, model);
+  const { label, between = [], prediction_set: set, ood_score: score, warnings } = prediction;
+  if (between.length) contra.push(`It is between ${between.map((name) => titleOf(model, name).toLowerCase()).join(" and ")}.`);
+  if (label && !prediction.reasons.length && model) pro.push(`None of the ${Object.keys(model.rules).length} rules objects.`);
+  if (model) {
+    const { ood_limit: limit, conformal_coverage: coverage } = model.thresholds;
+    const like = score <= limit;
+    (like ? pro : contra).push([
+      `${like ? "It looks like the CT slices the model knows" : "It looks unlike the CT slices the model knows"}: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
+      meter(score, limit),
+    ]);
+    if (set.length) {
+      const held = list(set.map((name) => titleOf(model, name).toLowerCase()));
+      const odds = `a set meant to hold the right class for ${percent(coverage, 0)} of chest-CT slices`;
+      if (set.length === 1) pro.push(`Only one class is left in ${odds}: ${held}.`);
+      else contra.push(`More than one class is left in ${odds}: ${held}.`);
+    }
+    const unseen = label && calibration(prediction, model);
+    if (unseen) (unseen.good ? pro : contra).push(unseen.words);
+  }
+  contra.push(...warnings.map((name) => model?.warnings?.[name] ?? plain(name)));
+  return { pro, contra };
 }
 
-/** How often answers this confident were right on images the model had not seen, from the card's reliability bins. */
+function meter(score, limit) {
+  const most = 1.25 * Math.max(score, limit);
+  const fill = element("i", { className: "fill" });
+  fill.style.width = `${(100 * Math.max(0, score)) / most}%`;
+  return element("span", { className: "bar-track", ariaHidden: "true" }, fill, tick(limit / most));
+}
+
+/**
+ * How often answers this confident were right on images the model had not seen, from the card's reliability bins; good
+ * where that is at least as often as over all of them.
+ */
 function calibration(prediction, model) {
-  const bins = (model?.metrics?.out_of_fold?.reliability ?? []).filter((bin) => bin.images >= 10);
-  if (!bins.length) return "";
+  const { reliability = [], accuracy } = model.metrics.out_of_fold ?? {};
+  const bins = reliability.filter((bin) => bin.images >= 10);
+  if (!bins.length) return null;
   const away = (bin) => Math.abs(bin.confidence - prediction.confidence);
   const nearest = bins.reduce((best, bin) => (away(bin) < away(best) ? bin : best));
-  if (away(nearest) > 0.1) return "";
+  if (away(nearest) > 0.1) return null;
   const right = Math.round(nearest.accuracy * nearest.images);
-  return `Of ${nearest.images} unseen images answered about as confidently, ${right} got the right class.`;
-}
-
-function facts(prediction, model, milliseconds) {
-  const rows = [];
-  const thresholds = model?.thresholds;
-  if (prediction.prediction_set.length) {
-    const set = list(prediction.prediction_set.map((name) => titleOf(model, name).toLowerCase()));
-    const odds = thresholds ? `Meant to hold the true class for ${percent(thresholds.conformal_coverage, 0)} of chest-CT slices.` : "";
-    rows.push(row("Prediction set", described(sentence(set), odds)));
-  }
-  const score = prediction.ood_score.toFixed(2);
-  const limit = thresholds ? `Above ${thresholds.ood_limit.toFixed(2)} the answer is “Not a chest CT”.` : "";
-  rows.push(row("Unlike known CT", described(score, limit)));
-  rows.push(row("Answered in", `${Math.round(milliseconds)} ms`));
-  rows.push(row("Model", prediction.model, true));
-  rows.push(row("Request", prediction.request_id, true));
-  return rows;
-}
-
-function described(value, note) {
-  const fragment = document.createDocumentFragment();
-  fragment.append(value);
-  if (note) fragment.append(element("small", {}, note));
-  return fragment;
+  return {
+    good: nearest.accuracy >= accuracy.value,
+    words: `Of ${nearest.images} unseen images answered about as confidently, ${right} got the right class.`,
+  };
 }

@@ -6,20 +6,25 @@ export const DECISIONS = {
   reject: { title: "Not a chest CT", explain: "" },
 };
 
+const AGAIN = "The picture is still here: Retry sends it again.";
 const ERRORS = {
-  cancelled: ["Cancelled", "There is no answer. The picture is still here: Retry sends it again."],
-  unreachable: ["The service can’t be reached", "Check the connection, or whether the service is running. The picture is still here: Retry sends it again."],
+  cancelled: ["Cancelled", `There is no answer. ${AGAIN}`],
+  unreachable: ["The service can’t be reached", `Check the connection, or whether the service is running. ${AGAIN}`],
+  unreadable: ["The file can’t be opened", "It may have been moved or changed since it was chosen, or it is a folder. Choose it again."],
   empty_body: ["The file is empty", "There is nothing in it to read. Choose another picture."],
   undecodable_image: ["This can’t be read as a picture", "The file is cut off, damaged, or something else than its name says. Save it again as PNG or JPEG, or try another."],
-  timeout: ["It took too long", "The service gave up on this picture, most likely because it is busy. Yours is still here."],
+  unsupported_dicom: ["This DICOM file is not one CT slice", "Of DICOM, single CT slices are read. Export one slice of a CT series, or save it as PNG, and try that."],
+  deadline_exceeded: ["It took too long", `The service gave up on this picture, most likely because it is busy. ${AGAIN}`],
   image_too_large: ["The picture is too large", "It has more pixels than any CT slice. Save it smaller and try again."],
+  unauthenticated: ["This service asks for a key", "Whoever runs the service gives keys out. Retry, and enter yours."],
+  forbidden: ["Your key is not for this", "It is known here, but not for classifying pictures. Ask whoever runs the service for one that is, and open the page in a new tab."],
 };
 
 const STATUSES = {
   413: ["The file is too large", "Save it smaller, or as a JPEG, and try again."],
-  415: ["This kind of file is not accepted", "PNG and JPEG pictures are. Save it as one of these, or try another."],
-  429: ["The service is busy", "More pictures are coming in than it can read just now. Yours is still here."],
-  503: ["The service is busy or starting", "It can’t take the picture just now. Yours is still here."],
+  415: ["This kind of file is not accepted", "PNG and JPEG pictures and DICOM files are. Save it as one of these, or try another."],
+  429: ["The service is busy", `More pictures are coming in than it can read just now. ${AGAIN}`],
+  503: ["The service is busy or starting", `It can’t take the picture just now. ${AGAIN}`],
 };
 
 /** The title of an ApiError and what to do about it. */
@@ -48,7 +53,7 @@ export function bytes(size) {
 }
 
 /** `a_name` as `A name`, for what comes without words of its own. */
-export const plain = (name) => sentence(name.replaceAll("_", " "));
+export const plain = (name) => sentence(name.replaceAll(/[_-]/g, " "));
 
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
@@ -66,17 +71,28 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-export function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#icon-${name}`);
-  svg.append(use);
-  return svg;
+/** An SVG element with attributes and children. */
+export function svg(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
 }
+
+export const icon = (name) => svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#icon-${name}` }));
 
 /** A row of a <dl>: a term and its description, `code` in a fixed-width face. */
 export function row(term, description, code = false) {
   return element("div", {}, element("dt", {}, term), element("dd", { className: code ? "code" : "" }, description));
+}
+
+/** What became of an item of the queue, in a word or two, and the tone and symbol that go with it. */
+export function outcome(item, model) {
+  const { state, prediction, error, due } = item;
+  if (state === "busy") return { words: "Reading", tone: "busy" };
+  if (state === "waiting") return { words: due ? "Waits to be asked again" : "Waiting", tone: "busy" };
+  if (state === "error") return { words: errorWords(error)[0], tone: "error" };
+  const words = prediction.label ? titleOf(model, prediction.label) : DECISIONS.reject.title;
+  const look = prediction.decision === "refer" ? `${DECISIONS.refer.title}: ` : "";
+  return { words: look + words, tone: prediction.decision };
 }

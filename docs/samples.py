@@ -1,0 +1,49 @@
+"""Draw the pictures that the page offers to try: one phantom of each class, and a landscape that is no CT at all.
+
+python -m docs.samples
+"""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from pipeline.classes import CLASSES
+from pipeline.phantoms import draw_phantom
+
+FOLDER: Final = Path(__file__).parents[1] / "serving" / "page" / "samples"
+SEEDS: Final = (0, 0, 0, 0)
+"""One a class; with these the model of `make demo` gives each kind of answer."""
+WIDTH: Final = 144
+
+
+def draw_samples(folder: Path) -> None:
+    """Write small JPEG files, each with a comment that it is drawn."""
+    for label, (name, seed) in enumerate(zip(CLASSES, SEEDS, strict=True)):
+        phantom = draw_phantom(label, np.random.default_rng(seed)).convert("L")
+        phantom = phantom.resize((WIDTH, round(WIDTH * phantom.height / phantom.width)), Image.Resampling.LANCZOS)
+        _save(phantom, folder / f"phantom-{name.replace('_', '-')}.jpg")
+    _save(_landscape(), folder / "landscape.jpg")
+
+
+def _landscape() -> Image.Image:
+    picture = Image.new("RGB", (WIDTH, 132), (150, 200, 235))
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((124, 14, 152, 42), fill=(250, 214, 90))
+    pen.polygon([(0, 96), (46, 40), (92, 96)], fill=(112, 128, 148))
+    pen.polygon([(52, 96), (104, 56), (176, 96)], fill=(132, 148, 164))
+    pen.rectangle((0, 94, WIDTH, 132), fill=(92, 152, 84))
+    pen.rectangle((30, 84, 62, 112), fill=(206, 120, 92))
+    pen.polygon([(24, 86), (46, 66), (68, 86)], fill=(140, 62, 54))
+    pen.rectangle((41, 96, 51, 112), fill=(88, 58, 44))
+    return picture
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    picture.save(path, "JPEG", quality=50, optimize=True, comment=b"Synthetic: drawn, not of any patient.")
+
+
+if __name__ == "__main__":
+    draw_samples(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)

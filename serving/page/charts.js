@@ -1,0 +1,71 @@
+/** Pictures of the card's figures as SVG, each with its numbers in words for who does not see it. */
+
+import { element, percent, svg, titleOf } from "./words.js";
+
+const SIDE = 220;
+const LEFT = 40;
+const FOOT = 34;
+const EDGE = 8;
+
+const x = (share) => LEFT + share * (SIDE - LEFT - EDGE);
+const y = (share) => SIDE - FOOT - share * (SIDE - FOOT - EDGE);
+
+function figure(title, note, words, ...drawn) {
+  const picture = svg("svg", { class: "chart", viewBox: `0 0 ${SIDE} ${SIDE}`, role: "img", "aria-label": words }, ...drawn);
+  return element("figure", {}, picture, element("figcaption", {}, element("b", {}, title), ` ${note}`));
+}
+
+/** Both axes from 0 to 1, or the upper one to `most`, with their names. */
+function axes(across, up, most = 1) {
+  const marks = [0, 0.5, 1].flatMap((share) => [
+    svg("line", { class: "grid", x1: x(0), x2: x(1), y1: y(share), y2: y(share) }),
+    svg("text", { x: x(share), y: SIDE - FOOT + 13, "text-anchor": "middle" }, `${100 * share}`),
+    svg("text", { x: LEFT - 5, y: y(share) + 3, "text-anchor": "end" }, `${Math.round(100 * share * most)}`),
+  ]);
+  return [
+    ...marks,
+    svg("text", { x: x(0.5), y: SIDE - 6, "text-anchor": "middle" }, `${across}, %`),
+    svg("text", { x: 10, y: y(0.5), "text-anchor": "middle", transform: `rotate(-90 10 ${y(0.5)})` }, `${up}, %`),
+  ];
+}
+
+export function reliability({ reliability: bins }) {
+  const most = Math.max(1, ...bins.map((bin) => bin.images));
+  const dots = bins.filter((bin) => bin.images).map((bin) =>
+    svg("circle", { cx: x(bin.confidence), cy: y(bin.accuracy), r: 2.5 + 3.5 * Math.sqrt(bin.images / most) },
+      svg("title", {}, `${bin.images} images: confidence ${percent(bin.confidence)}, right ${percent(bin.accuracy)}`)),
+  );
+  const words = bins.map((bin) => `of ${bin.images} images answered with ${percent(bin.confidence, 0)} confidence ${percent(bin.accuracy, 0)} were right`);
+  return figure("Reliability.", "On the line, confidence is what it says; below it the model is too sure of itself.", `Reliability: ${words.join("; ")}.`,
+    ...axes("Confidence", "Right"), svg("line", { class: "ideal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }), ...dots);
+}
+
+export function riskCoverage({ risk_coverage: points }) {
+  const most = Math.max(0.1, Math.ceil(10 * Math.max(0, ...points.map((point) => point.risk))) / 10);
+  const line = points.map((point) => `${x(point.coverage).toFixed(1)},${y(point.risk / most).toFixed(1)}`).join(" ");
+  const words = points.map((point) => `answering ${percent(point.coverage, 0)} leaves ${percent(point.risk)} errors`);
+  return figure("Risk and coverage.", "Answering only the surest images leaves fewer errors.", `Risk and coverage: ${words.join("; ")}.`,
+    ...axes("Answered", "Errors", most), svg("polyline", { points: line }));
+}
+
+export function confusion({ confusion: counts }, model) {
+  const names = model.classes.map((name) => titleOf(model, name));
+  const cell = (SIDE - LEFT - EDGE) / counts.length;
+  const letters = names.map((name) => name[0]);
+  const drawn = counts.flatMap((row, i) => {
+    const sum = Math.max(1, row.reduce((a, b) => a + b, 0));
+    const top = EDGE + i * cell;
+    return [
+      svg("text", { x: LEFT - 6, y: top + cell / 2 + 4, "text-anchor": "end" }, letters[i]),
+      svg("text", { x: LEFT + (i + 0.5) * cell, y: EDGE + counts.length * cell + 14, "text-anchor": "middle" }, letters[i]),
+      ...row.flatMap((count, j) => [
+        svg("rect", { class: i === j ? "right" : "wrong", x: LEFT + j * cell + 1, y: top + 1, width: cell - 2, height: cell - 2, "fill-opacity": (0.06 + (0.8 * count) / sum).toFixed(2) }),
+        svg("text", { class: count / sum > 0.45 ? "count on" : "count", x: LEFT + (j + 0.5) * cell, y: top + cell / 2 + 4, "text-anchor": "middle" }, String(count),
+          svg("title", {}, `${count} of ${names[i]} answered ${names[j]}`)),
+      ]),
+    ];
+  });
+  const words = counts.map((row, i) => `${names[i]}: ${row.map((count, j) => `${count} as ${names[j]}`).join(", ")}`);
+  const key = names.map((name, i) => `${letters[i]} ${name.toLowerCase()}`).join(", ");
+  return figure("Confusion.", `Rows: what it is; columns: the answer. ${key}.`, `Confusion. ${words.join("; ")}.`, ...drawn);
+}

@@ -1,0 +1,98 @@
+/** This visit's pictures and answers as a table, a CSV file and a report to print. They are in this tab's memory only. */
+
+import { items, open } from "./queue.js";
+import { bytes, DECISIONS, element, errorWords, outcome, percent, percentages, plain, titleOf } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+const rows = new Map();
+
+let current = null;
+
+/** The model whose words are used; the last one read. */
+export function nameModel(model) {
+  current = model;
+}
+
+/** Draw the item's row anew. */
+export function drawHistory(item) {
+  if (!item || item.state === "gone") return;
+  if (!rows.has(item)) {
+    rows.set(item, element("tr"));
+    byId("history-rows").append(rows.get(item));
+  }
+  byId("history").hidden = false;
+  rows.get(item).replaceChildren(...cells(item));
+}
+
+export function clearHistory() {
+  rows.clear();
+  byId("history-rows").replaceChildren();
+  byId("history").hidden = true;
+}
+
+const time = (item) => item.at.toLocaleTimeString("en-GB");
+
+function cells(item) {
+  const { prediction, error } = item;
+  const decision = prediction ? DECISIONS[prediction.decision].title : outcome(item, current).words;
+  const label = prediction?.label ? titleOf(current, prediction.label) : "";
+  const sure = prediction?.label ? percent(prediction.confidence) : "";
+  const id = prediction?.request_id ?? error?.requestId ?? "";
+  const row = [time(item), item.name, decision, label, sure].map((text) => element("td", {}, text));
+  return [...row, element("td", { className: "code" }, id)];
+}
+
+// ---- CSV ----
+
+/** A field as RFC 4180 has it, and no formula to a spreadsheet. */
+function field(value) {
+  const text = String(value ?? "");
+  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+}
+
+function csv() {
+  const done = items.filter((item) => !open(item));
+  const classes = current?.classes ?? Object.keys(done.find((item) => item.prediction)?.prediction.probabilities ?? {});
+  const head = ["time", "file", "synthetic", "decision", "label", "confidence", ...classes, "ood_score", "prediction_set", "reasons", "warnings", "error", "message", "model", "request_id", "disclaimer"];
+  const lines = done.map(({ at, name, synthetic, prediction: p, error }) => [
+    at.toISOString(), name, synthetic, p?.decision, p?.label, p?.confidence, ...classes.map((name) => p?.probabilities[name]),
+    p?.ood_score, p?.prediction_set.join(" "), p?.reasons.join(" "), p?.warnings.join(" "), error?.code, error?.message,
+    p?.model, p?.request_id ?? error?.requestId, p?.disclaimer ?? byId("disclaimer").textContent,
+  ]);
+  return [head, ...lines].map((line) => `${line.map(field).join(",")}\r\n`).join("");
+}
+
+byId("export").addEventListener("click", () => {
+  const url = URL.createObjectURL(new Blob([csv()], { type: "text/csv;charset=utf-8" }));
+  element("a", { href: url, download: "chestct-visit.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+});
+
+// ---- the report ----
+
+function entry(item) {
+  const { prediction, error } = item;
+  const picture = prediction?.preview && element("img", { src: `data:image/png;base64,${prediction.preview}`, alt: `What the model saw of ${item.name}` });
+  const said = prediction ? DECISIONS[prediction.decision].title : errorWords(error)[0];
+  const lines = [`${time(item)}, ${bytes(item.file.size)}${item.synthetic ? ". Synthetic: drawn, not of any patient" : ""}.`];
+  if (prediction?.label) lines.push(`${titleOf(current, prediction.label)}, ${percent(prediction.confidence)} confidence.`);
+  if (prediction) {
+    const shares = percentages(Object.values(prediction.probabilities));
+    const each = Object.keys(prediction.probabilities).map((name, i) => `${titleOf(current, name)} ${shares[i]}`);
+    const words = [...prediction.reasons.map((name) => current?.rules?.[name] ?? plain(name)), ...prediction.warnings.map((name) => current?.warnings?.[name] ?? plain(name))];
+    lines.push(`Probabilities: ${each.join(", ")}.`, ...words, `Model ${prediction.model}, request ${prediction.request_id}.`);
+  }
+  const text = element("div", {}, element("h3", {}, item.name), element("p", {}, element("b", {}, said)), ...lines.map((line) => element("p", {}, line)));
+  return element("article", {}, ...(picture ? [picture] : []), text);
+}
+
+/** Written when the page is printed, by the button or the browser's own command. */
+window.addEventListener("beforeprint", () => {
+  const done = items.filter((item) => !open(item));
+  byId("report-disclaimer").textContent = byId("disclaimer").textContent;
+  byId("report-about").textContent = `${done.length} pictures, printed on ${new Date().toLocaleString("en-GB")}. ${byId("foot-model").textContent}`;
+  byId("report-entries").replaceChildren(...done.map(entry));
+});
+window.addEventListener("afterprint", () => byId("report-entries").replaceChildren());
+byId("print").addEventListener("click", () => window.print());

@@ -1,0 +1,47 @@
+/** The API key, where the service wants one: asked for once and kept in this tab's session, nowhere else. */
+
+const NAME = "chestct.key";
+
+const dialog = document.getElementById("key-dialog");
+const input = document.getElementById("key");
+const wrong = document.getElementById("key-wrong");
+
+let asking = null;
+let declined = false;
+
+export const storedKey = () => sessionStorage.getItem(NAME);
+
+/** After a person acts anew the key may be asked for again. */
+export function allowAsking() {
+  declined = false;
+}
+
+/** The key `used` was refused: whether there is another one now. However many requests ask, a person is asked once. */
+export async function askForKey(used) {
+  if (storedKey() !== used) return true;
+  if (declined) return false;
+  asking ??= open(Boolean(used)).finally(() => (asking = null));
+  return asking;
+}
+
+function open(refused) {
+  sessionStorage.removeItem(NAME);
+  wrong.hidden = !refused;
+  input.value = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.onclose = () => {
+      const key = dialog.returnValue === "use" && input.value.trim();
+      input.value = dialog.returnValue = "";
+      declined = !key;
+      if (key) sessionStorage.setItem(NAME, key);
+      resolve(Boolean(key));
+    };
+  });
+}
+
+dialog.querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault(); // the page's policy lets no form be sent
+  dialog.close("use");
+});
+document.getElementById("key-cancel").addEventListener("click", () => dialog.close(""));

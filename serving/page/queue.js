@@ -1,0 +1,147 @@
+/**
+ * The pictures of this visit, each with its own outcome. A few are asked for at a time; when the service can't take
+ * one, all wait together until it said to come back.
+ *
+ * An item is { id, file, name, synthetic, at, state, prediction, error, milliseconds, due }. Its state is `waiting`,
+ * `busy`, `result` or `error`; one that waits with an `error` and a time `due` is asked for again by itself.
+ */
+
+import { ApiError, predict } from "./api.js";
+import { allowAsking } from "./keys.js";
+import { bytes } from "./words.js";
+
+const AT_ONCE = 4;
+/** Requests sent again by the page itself, for one picture. */
+const AUTOMATIC_RETRIES = 6;
+
+export const items = [];
+
+let largest = Infinity;
+let busy = 0;
+let pausedUntil = 0;
+let timer = 0;
+let lastId = 0;
+let changed = () => {};
+
+/** Call `listener` with each item whose state changes, and with null whenever a shown time moves on. */
+export function onChange(listener) {
+  changed = listener;
+}
+
+export function limitSize(size) {
+  largest = size;
+}
+
+/** Queue the files; returns their items. */
+export function add(files, synthetic = false) {
+  allowAsking();
+  const added = [...files].map((file) => ({ id: (lastId += 1), file, name: file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
+  items.push(...added);
+  added.forEach(wait);
+  return added;
+}
+
+/** Ask for an item again that has its outcome; nothing where it has none yet, as after a double click. */
+export function retry(item) {
+  if (item.state === "busy" || (item.state === "waiting" && !item.due)) return;
+  allowAsking();
+  pausedUntil = item.retries = 0;
+  wait(item);
+}
+
+/** End what an item waits for. One that a countdown runs for keeps the error that it waits after. */
+export function cancel(item) {
+  if (!open(item)) return;
+  item.controller?.abort();
+  settle(item, "error", { error: item.due ? item.error : new ApiError({ code: "cancelled" }) });
+}
+
+/** Forget every picture, and end what runs. */
+export function clear() {
+  for (const item of items.splice(0)) {
+    item.controller?.abort();
+    item.state = "gone";
+  }
+  pausedUntil = 0;
+}
+
+export const open = (item) => item.state === "waiting" || item.state === "busy";
+export const failed = (item) => item.state === "error";
+/** Seconds until the item, or any, is asked for again by itself. */
+export const secondsLeft = (due) => Math.max(0, Math.ceil((due - Date.now()) / 1000));
+export const pause = () => (Date.now() < pausedUntil ? secondsLeft(pausedUntil) : 0);
+
+function wait(item) {
+  settle(item, "waiting", { error: null, prediction: null, due: 0 });
+  timer ||= setInterval(tick, 250);
+  pump();
+}
+
+function settle(item, state, more) {
+  Object.assign(item, { state, due: 0, controller: null, ...more });
+  changed(item);
+}
+
+function tick() {
+  if (!items.some(open)) {
+    clearInterval(timer);
+    timer = 0;
+  }
+  pump();
+  changed(null);
+}
+
+function pump() {
+  if (Date.now() < pausedUntil) return;
+  while (busy < AT_ONCE) {
+    const next = items.find((item) => item.state === "waiting" && Date.now() >= item.due);
+    if (!next) return;
+    run(next);
+  }
+}
+
+async function run(item) {
+  const controller = new AbortController();
+  busy += 1;
+  settle(item, "busy", { controller, error: null, started: performance.now() });
+  const mine = () => item.controller === controller;
+  try {
+    await check(item.file);
+    const prediction = await predict(item.file, controller.signal);
+    if (mine()) settle(item, "result", { prediction, milliseconds: performance.now() - item.started });
+  } catch (error) {
+    if (mine()) fail(item, error);
+  }
+  busy -= 1;
+  pump();
+}
+
+/** Refuse here what would only be refused after it has crossed the network. */
+async function check(file) {
+  if (file.size > largest) {
+    throw new ApiError({ status: 413, code: "body_too_large", message: `expected at most ${bytes(largest)}, got ${bytes(file.size)}` });
+  }
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new ApiError({ code: "unreadable" });
+  }
+}
+
+function fail(item, error) {
+  const wait = error.code === "unreachable" ? Math.min(30, 2 ** (item.retries + 1)) : error.retryAfter;
+  if (!wait || item.retries >= AUTOMATIC_RETRIES) {
+    settle(item, "error", { error });
+    return;
+  }
+  item.retries += 1;
+  const due = Date.now() + 1000 * wait;
+  pausedUntil = Math.max(pausedUntil, due);
+  settle(item, "waiting", { error, due });
+}
+
+/** Back on the network: no reason to wait for the countdown. */
+window.addEventListener("online", () => {
+  pausedUntil = 0;
+  for (const item of items) if (item.due) item.due = Date.now();
+});

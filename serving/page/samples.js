@@ -1,0 +1,31 @@
+/** Pictures to try: drawn ones, and those of the folder that whoever runs the service names. */
+
+import { readSample } from "./api.js";
+import { allowAsking } from "./keys.js";
+import { element, errorWords, plain } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** Offer `samples`; `take` gets the chosen one as a File, and whether it is drawn. */
+export function offerSamples(samples, take) {
+  byId("samples").hidden = !samples.length;
+  byId("sample-list").replaceChildren(...samples.map((sample) => element("li", {}, button(sample, take))));
+}
+
+function button(sample, take) {
+  const picture = sample.synthetic ? [element("img", { src: sample.url, alt: "", width: 56, height: 42, loading: "lazy" })] : [];
+  const name = plain(sample.name.replace(/\.\w+$/, ""));
+  const made = element("button", { type: "button" }, ...picture, element("span", {}, name, element("small", {}, sample.synthetic ? "Synthetic" : "From this service’s folder")));
+  made.addEventListener("click", async (event) => {
+    if (event.detail > 1) return; // the second of a double click
+    allowAsking();
+    byId("sample-error").hidden = true;
+    try {
+      take([await readSample(sample)], sample.synthetic);
+    } catch (error) {
+      byId("sample-error").textContent = `${name}: ${errorWords(error).join(". ")}`;
+      byId("sample-error").hidden = false;
+    }
+  });
+  return made;
+}

@@ -1,0 +1,110 @@
+/** The picture on screen: what it shows, zoom by slider, keys, pinch and dragging, and brightness and contrast. */
+
+import { bytes } from "./words.js";
+
+const byId = (id) => document.getElementById(id);
+const screen = byId("screen");
+const slice = byId("slice");
+const picture = byId("picture");
+const sliders = { zoom: byId("zoom"), brightness: byId("brightness"), contrast: byId("contrast") };
+
+/** An arrow key moves the picture by so many pixels. */
+const STEP = 40;
+
+let shown = null;
+let pan = [0, 0];
+let held = null;
+
+/** Show the item's file; where the browser can't read it, as with DICOM, what the model saw of it. */
+export async function showPicture(item) {
+  const preview = item?.prediction?.preview;
+  if (shown?.item === item && (shown?.drawn || shown?.preview === preview)) return;
+  if (shown?.item !== item) reset();
+  const mine = (shown = { item, preview, drawn: false });
+  byId("preview-note").hidden = byId("no-preview").hidden = slice.hidden = true;
+  if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
+  picture.removeAttribute("src");
+  byId("view-controls").hidden = true;
+  if (!item) return;
+  byId("file-name").textContent = item.name;
+  byId("file-facts").textContent = bytes(item.file.size);
+  picture.alt = `The picture ${item.name}`;
+  mine.drawn = await load(URL.createObjectURL(item.file));
+  if (mine !== shown) return;
+  const readable = mine.drawn || (preview && (await load(`data:image/png;base64,${preview}`)));
+  if (mine !== shown) return;
+  byId("preview-note").hidden = mine.drawn || !readable;
+  byId("no-preview").hidden = Boolean(readable);
+  slice.hidden = byId("view-controls").hidden = !readable;
+  if (!readable) return;
+  const { naturalWidth: width, naturalHeight: height } = picture;
+  screen.style.setProperty("--ratio", width / height);
+  if (mine.drawn) byId("file-facts").textContent = `${width} × ${height} · ${bytes(item.file.size)}`;
+}
+
+function load(url) {
+  picture.src = url;
+  return picture.decode().then(() => true, () => false);
+}
+
+// ---- zoom, brightness, contrast ----
+
+const zoom = () => Number(sliders.zoom.value) / 100;
+
+function draw() {
+  const room = (zoom() - 1) / 2;
+  const most = [room * slice.offsetWidth, room * slice.offsetHeight];
+  pan = pan.map((at, axis) => Math.min(most[axis], Math.max(-most[axis], at)));
+  slice.style.transform = zoom() > 1 ? `translate(${pan[0]}px, ${pan[1]}px) scale(${zoom()})` : "";
+  picture.style.filter = `brightness(${sliders.brightness.value}%) contrast(${sliders.contrast.value}%)`;
+  screen.classList.toggle("zoomed", zoom() > 1);
+  screen.tabIndex = zoom() > 1 ? 0 : -1;
+  for (const [name, slider] of Object.entries(sliders)) {
+    byId(`${name}-value`).textContent = slider.ariaValueText = `${slider.value}\u00a0%`;
+  }
+}
+
+function zoomTo(times) {
+  sliders.zoom.value = 100 * times;
+  draw();
+}
+
+function reset() {
+  for (const slider of Object.values(sliders)) slider.value = 100;
+  pan = [0, 0];
+  draw();
+}
+
+for (const slider of Object.values(sliders)) slider.addEventListener("input", draw);
+byId("view-reset").addEventListener("click", reset);
+
+// Without ctrl a wheel scrolls the page; a pinch on a touchpad comes as a wheel with ctrl.
+screen.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey || slice.hidden) return;
+  event.preventDefault();
+  zoomTo(zoom() * Math.exp(-event.deltaY / 200));
+}, { passive: false });
+slice.addEventListener("dblclick", () => zoomTo(zoom() > 1 ? 1 : 2.5));
+slice.addEventListener("pointerdown", (event) => {
+  if (zoom() <= 1 || event.button) return;
+  held = [event.clientX - pan[0], event.clientY - pan[1]];
+  slice.setPointerCapture(event.pointerId);
+});
+slice.addEventListener("pointermove", (event) => {
+  if (!held) return;
+  pan = [event.clientX - held[0], event.clientY - held[1]];
+  draw();
+});
+for (const end of ["pointerup", "pointercancel"]) slice.addEventListener(end, () => (held = null));
+screen.addEventListener("keydown", (event) => {
+  const move = { ArrowLeft: [STEP, 0], ArrowRight: [-STEP, 0], ArrowUp: [0, STEP], ArrowDown: [0, -STEP] }[event.key];
+  if (event.target !== screen || zoom() <= 1 || !(move || "+-0".includes(event.key))) return;
+  event.preventDefault();
+  if (move) {
+    pan = pan.map((at, axis) => at + move[axis]);
+    draw();
+  } else {
+    zoomTo(event.key === "0" ? 1 : zoom() * (event.key === "+" ? 1.25 : 0.8));
+  }
+});
+draw();

@@ -1,0 +1,63 @@
+"""The web page: its files, and what it needs to know of this service. None of this is an API."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from serving.edge import keyed
+from serving.keys import Keys
+from serving.settings import Settings
+
+PAGE: Final = Path(__file__).with_name("page")
+
+_SAMPLES: Final = PAGE / "samples"
+"""Drawn, so nobody's; docs/samples.py writes them."""
+_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
+_OWN: Final = 50
+"""Pictures of CHESTCT_SAMPLES that are offered at most."""
+
+
+class Web:
+    """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may be somebody's, so they ask for a key as /v1 does."""
+
+    def __init__(self, settings: Settings, keys: Keys | None) -> None:
+        self._settings = settings
+        own = keyed([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
+        service = Route("/service.json", self._service, name="/page/service.json")
+        self._router = Router([service, *own, Mount("/", StaticFiles(directory=PAGE))])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._router(scope, receive, send)
+
+    async def _service(self, _: Request) -> Response:
+        settings = self._settings
+        samples: list[dict[str, Any]] = [
+            {"name": file.name, "url": f"page/samples/{file.name}", "synthetic": True} for file in _pictures(_SAMPLES)
+        ]
+        if settings.samples:
+            own = _pictures(settings.samples)[:_OWN]
+            samples += [{"name": file.name, "url": f"page/own/{file.name}", "synthetic": False} for file in own]
+        return JSONResponse(
+            {
+                "max_body_bytes": settings.max_body_bytes,
+                "grpc_port": settings.grpc_port,
+                "grpc_tls": settings.grpc_certificate is not None,
+                "samples": samples,
+            }
+        )
+
+    async def _own_sample(self, request: Request) -> Response:
+        files = StaticFiles(directory=self._settings.samples) if self._settings.samples else None
+        name = request.path_params["name"]
+        if files is None or Path(name).suffix.lower() not in _SUFFIXES:
+            return Response(status_code=404)
+        return await files.get_response(name, request.scope)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
