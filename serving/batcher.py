@@ -119,7 +119,8 @@ class Batcher:
             raise Closed("the service is shutting down")
         waiting = len(self._queue) + self.coming
         seconds = waiting * self._pace
-        if waiting >= self._queue_size or seconds > _PATIENCE * max(0, deadline - time.monotonic()):
+        known = len(self._recent) == _PACE_MEMORY
+        if waiting >= self._queue_size or (known and seconds > _PATIENCE * max(0, deadline - time.monotonic())):
             raise Overloaded(seconds)
 
     async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf) -> Score:

@@ -81,7 +81,7 @@ class Classifier:
                 picture, seconds = await self.in_decoder(_timed_decode, data, self.card.input)
         finally:
             self._batcher.coming -= 1
-        metrics.STAGE_SECONDS.labels("decode").observe(seconds)
+        metrics.DECODE_SECONDS.observe(seconds)
         call.decode_seconds += seconds
         return await self._answer(picture.pixels, picture.facts, call, explain=explain)
 
@@ -206,6 +206,6 @@ def _timed_decode(data: bytes, spec: InputSpec) -> tuple[Picture, float]:
 
 def _count_batch(batch: BatchReport) -> None:
     metrics.BATCH_SIZE.observe(batch.size)
-    metrics.STAGE_SECONDS.labels("infer").observe(batch.seconds)
+    metrics.INFER_SECONDS.observe(batch.seconds)
     for seconds in batch.waited:
-        metrics.STAGE_SECONDS.labels("queue").observe(seconds)
+        metrics.QUEUE_SECONDS.observe(seconds)

@@ -31,6 +31,7 @@ STAGE_SECONDS: Final = Histogram(
     ("stage",),
     buckets=_SECONDS,
 )
+DECODE_SECONDS, QUEUE_SECONDS, INFER_SECONDS = (STAGE_SECONDS.labels(stage) for stage in ("decode", "queue", "infer"))
 BATCH_SIZE: Final = Histogram(
     "chestct_batch_size", "Images in one inference.", buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 )

@@ -173,7 +173,16 @@ async def oip_binary(clients: Clients, sample: Sample) -> Answer | Refused:
     return await oip_infer(clients, tensor, element)
 
 
+async def classify(clients: Clients, sample: Sample) -> Answer | Refused:
+    """As bentoml.AsyncHTTPClient does, through BentoML's own batching."""
+    response = await clients.http.post("/classify", json={"images": [base64.b64encode(sample.data).decode()]})
+    assert response.status_code == 200, response.text
+    (outcome,) = response.json()
+    return read_v1(outcome)
+
+
 PROTOCOLS: tuple[Ask, ...] = (
+    classify,
     raw,
     multipart,
     batch,

@@ -187,18 +187,20 @@ def test_a_full_queue_says_when_to_come_back(gate: Gate) -> None:
 
 
 def test_what_can_t_be_answered_in_time_is_refused_before_it_waits(gate: Gate) -> None:
+    def infer(pixels: NDArray[np.uint8]) -> Scores:
+        time.sleep(0.01)
+        return gate.infer(pixels)
+
     async def run() -> None:
-        batcher = Batcher(gate.infer, largest_batch=1, queue_size=64)
-        task = await occupy(batcher, gate)
-        await asyncio.sleep(0.05)
-        gate.open.set()
-        await task  # now the engine's pace is known: 50 ms an image or more
+        batcher = Batcher(infer, largest_batch=1, queue_size=64)
+        for _ in range(32):  # now the engine's pace is known: 10 ms an image or more
+            await batcher.score(image(0))
         first = await occupy(batcher, gate)
         others = await enqueue(batcher, *range(1, 5))
         batcher.check_room(time.monotonic() + 60)
         with pytest.raises(Overloaded) as caught:
-            await batcher.score(image(9), time.monotonic() + 0.2)
-        assert caught.value.retry_after >= 0.2
+            await batcher.score(image(9), time.monotonic() + 0.06)
+        assert caught.value.retry_after >= 0.04
         gate.open.set()
         await asyncio.gather(first, *others)
         await batcher.close()

@@ -96,3 +96,23 @@ def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_
     assert [outcome.get("error", {}).get("code") for outcome in outcomes][1] == "undecodable_image"
     assert outcomes[0]["label"] == outcomes[2]["label"] == card.classes[1]
     assert [outcome["error"]["code"] for outcome in stopped] == ["not_ready"] * 4
+
+
+def test_an_abandoned_call_leaves_the_queue(tmp_path: Path) -> None:
+    card = tiny_model(tmp_path)
+    png = encode_png(tiny_picture(1)[:, :, 0])
+    call = Call("gone")
+
+    async def run() -> list[dict[str, Any]]:
+        engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1, 2))
+        classifier = Classifier(engine, card, "chestct:abc", Settings(largest_batch=2))
+        await classifier.warm_up()
+        work = asyncio.create_task(bento.classify(classifier, [bento.Item(png, call)] * 2))
+        await asyncio.sleep(0)
+        call.abandon()
+        outcomes = await work
+        await classifier.close()
+        return outcomes
+
+    assert [outcome["error"]["code"] for outcome in asyncio.run(run())] == ["deadline_exceeded"] * 2
+    assert call.images == 0

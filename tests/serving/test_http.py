@@ -383,6 +383,47 @@ def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[Gate, ModelC
     assert_error(asyncio.run(run()), 503, "deadline_exceeded")
 
 
+@pytest.mark.parametrize(
+    ("timeout", "code"),
+    [
+        ("0", "deadline_exceeded"),
+        ("-1.5", "deadline_exceeded"),
+        ("soon", "invalid_timeout"),
+        ("inf", "invalid_timeout"),
+    ],
+)
+def test_a_deadline_in_the_past_and_one_that_is_none_are_refused(client: Client, timeout: str, code: str) -> None:
+    response = client.post("/v1/predict", files=files("image", png()), headers={"X-Request-Timeout": timeout})
+    assert_error(response, 400, code, "expected seconds above 0")
+
+
+def test_a_request_s_own_deadline_frees_its_place(model: tuple[Gate, ModelCard]) -> None:
+    async def run() -> tuple[list[httpx.Response], int]:
+        async with running(model) as app:
+            transport = httpx.ASGITransport(Recorded(app))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+                async def ask(timeout: str) -> httpx.Response:
+                    headers = {"X-Request-Timeout": timeout}
+                    return await client.post("/v1/predict", files=files("image", png()), headers=headers)
+
+                model[0].open.clear()
+                before = model[0].images
+                first = asyncio.create_task(ask("4"))
+                await asyncio.sleep(0.1)
+                late = await asyncio.gather(*(ask("0.2") for _ in range(4)))  # as many as the queue holds
+                others = [asyncio.create_task(ask("4")) for _ in range(3)]
+                await asyncio.sleep(0.1)
+                model[0].open.set()
+                return [*late, await first, *await asyncio.gather(*others)], model[0].images - before
+
+    responses, images = asyncio.run(run())
+    for response in responses[:4]:
+        assert_error(response, 503, "deadline_exceeded")
+    assert [response.status_code for response in responses[4:]] == [200] * 4
+    assert images == 4
+
+
 def test_a_failure_inside_keeps_its_secrets_and_is_logged(
     client: Client, model: tuple[Gate, ModelCard], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -327,6 +328,12 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
         trailing = dict(error.trailing_metadata())
         assert int(trailing["retry-after"]) >= 1
         assert int(trailing["grpc-retry-pushback-ms"]) >= 0
+        details = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+        (info,) = details.details
+        retry = error_details_pb2.RetryInfo()
+        assert info.Unpack(retry)
+        assert details.code == StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert retry.retry_delay.ToMilliseconds() >= 0
         gate.open.set()
         assert [labels(call.result(5)) for call in (running, waiting)] == [["large_cell_carcinoma"], ["normal"]]
 
@@ -354,6 +361,12 @@ def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngi
             ["large_cell_carcinoma"],
             ["squamous_cell_carcinoma"],
         ]
+
+
+def test_a_deadline_in_the_past_is_told_so(server: Server) -> None:
+    assert refusal(server.stub.ModelInfer, ask(png(1)), timeout=0).code() is StatusCode.DEADLINE_EXCEEDED
+    error = refusal(server.stub.ModelInfer, ask(png(1)), timeout=-1)
+    assert error.code() is StatusCode.DEADLINE_EXCEEDED
 
 
 def test_the_service_s_own_time_limit_holds_without_a_deadline(model: Model, gate: GatedEngine) -> None:
