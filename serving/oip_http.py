@@ -135,17 +135,12 @@ async def _infer(request: Request) -> Response:
         raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", words)
     body = await read_body(request, classifier.settings.max_body_bytes)
     try:
-<<<<<<< HEAD
-        message, inputs = _parse(request.headers, body)
-        window = oip.read_window(message.parameters or {})
-        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()), window)
-=======
         if len(body) > _SMALL:
             message, inputs = await classifier.in_decoder(_parse, request.headers, body)
         else:
             message, inputs = _parse(request.headers, body)
-        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()))
->>>>>>> fe6aafa (wip)
+        window = oip.read_window(message.parameters or {})
+        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()), window)
         call: Call = request.state.call
         call.request_id = choose_id(request.headers.get(REQUEST_ID), message.id, call.request_id)
         tensors = await while_connected(request, oip.infer(classifier, wanted, call))
