@@ -48,8 +48,8 @@ def evaluate(params: Params) -> None:
     wanted = params.evaluate
     with np.load(paths.OUT_OF_FOLD) as file:
         logits, labels, folds, clusters = (file[name] for name in ("logits", "labels", "folds", "clusters"))
-    with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
-        pixels, facts, features = file["pixels"], read_facts(file), cached["features"]
+    with np.load(paths.POOL) as file, np.load(paths.FACTS) as measured, np.load(paths.FEATURES) as cached:
+        pixels, facts, features = file["pixels"], read_facts(measured), cached["features"]
     with np.load(paths.TRUST) as file:
         trust = dict(file)
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]

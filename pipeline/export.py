@@ -76,8 +76,8 @@ class TrustHead(keras.layers.Layer):  # type: ignore[misc]
 def export(params: Params) -> None:
     """Write RELEASE (model.onnx and card.json) and QUANTISATION, and log them into the MLflow run."""
     network = keras.models.load_model(paths.FINAL_MODEL, compile=False)
-    with np.load(paths.POOL) as pool:
-        pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], read_facts(pool)
+    with np.load(paths.POOL) as pool, np.load(paths.FACTS) as measured:
+        pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], read_facts(measured)
     calibration = Calibration.read(paths.CALIBRATION)
 
     paths.RELEASE.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ RAW: Final = Path("data/raw")
 MANIFEST: Final = Path("data/manifest.json")
 
 POOL: Final = Path("data/prepared/pool.npz")
+FACTS: Final = Path("data/prepared/facts.npz")
+"""chestct.image.Facts of the images in POOL, an array each."""
 TEST: Final = Path("data/prepared/test.npz")
 AUDIT: Final = Path("data/prepared/audit.json")
 CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")

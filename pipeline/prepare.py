@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,10 @@ def prepare(params: Params) -> None:
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)
     np.savez(paths.POOL, **_arrays(pool), folds=folds, clusters=clusters)
+    np.savez(paths.FACTS, **_facts(pool))  # apart from what train reads: a new fact is no reason to train anew
     with_twin = {pair.one.file.path for pair in findings.twins}
-    np.savez(paths.TEST, **_arrays(test), twins=np.array([item.file.path in with_twin for item in test]))
+    twins = np.array([item.file.path in with_twin for item in test])
+    np.savez(paths.TEST, **_arrays(test), **_facts(test), twins=twins)
     described = audit.describe(slices, unreadable, findings, clusters, folds)
     lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")
@@ -92,13 +94,13 @@ def _arrays(slices: Sequence[Slice]) -> dict[str, Any]:
         "labels": np.array([item.label for item in slices], np.int64),
         "sha256": np.array([item.file.sha256 for item in slices]),
         "paths": np.array([item.file.path for item in slices]),
-        **{f"facts_{name}": np.array(values) for name, values in _facts(slices)},
     }
 
 
-def _facts(slices: Sequence[Slice]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _facts(slices: Sequence[Slice]) -> dict[str, Any]:
     """Each of chestct.image.Facts by its name, of all slices."""
-    return zip(Facts._fields, zip(*(item.facts for item in slices), strict=True), strict=True)
+    columns = zip(*(item.facts for item in slices), strict=True)
+    return {f"facts_{name}": np.array(values) for name, values in zip(Facts._fields, columns, strict=True)}
 
 
 def _sections(findings: Findings, clusters: NDArray[np.int64]) -> list[Section]:

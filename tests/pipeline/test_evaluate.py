@@ -35,7 +35,8 @@ def out_of_fold(tracked: Path, write_params: Callable[[dict[str, Any]], Params])
     )
     pixels = rng.integers(0, 256, (IMAGES, 32, 32, 1), dtype=np.uint8)
     slices = [plain_facts(layout=rng.normal(0, 1, (8, 8)) + 9 * np.eye(8)) for _ in range(IMAGES)]
-    np.savez(paths.POOL, pixels=pixels, **facts_arrays(slices))
+    np.savez(paths.POOL, pixels=pixels)
+    np.savez(paths.FACTS, **facts_arrays(slices))
     np.savez(paths.FEATURES, features=rng.normal(0, 1, (IMAGES, 6)) + np.eye(4, 6)[labels])
     with np.load(paths.OUT_OF_FOLD) as file:
         changed = np.repeat(file["logits"][np.newaxis], 2, axis=0)
@@ -70,8 +71,8 @@ def test_what_ships_is_fitted_on_all_out_of_fold_predictions(out_of_fold: Params
     evaluate(out_of_fold)
     with np.load(paths.OUT_OF_FOLD) as file:
         logits, labels = file["logits"].astype(np.float64), file["labels"]
-    with np.load(paths.POOL) as pool, np.load(paths.TRUST) as trust:
-        scored = Scored(logits, trust["ood_mahalanobis"], labels, read_facts(pool))
+    with np.load(paths.FACTS) as facts, np.load(paths.TRUST) as trust:
+        scored = Scored(logits, trust["ood_mahalanobis"], labels, read_facts(facts))
     found = Calibration.read(paths.CALIBRATION)
     assert found == fit(scored, out_of_fold.evaluate, found.scaling.method)
     assert max(found.scaling.scale) < 1 / 1.5
