@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -63,23 +62,16 @@ FAULTS: dict[str, list[dict[str, str]]] = {
 }
 
 
-def firing(name: str, folder: Path, minute: int, *, fires: bool) -> subprocess.CompletedProcess[str]:
-    """promtool's verdict on whether the alert fires then."""
-    (folder / "rules.yaml").write_text(yaml.safe_dump(RULES), encoding="utf-8")
-    alert: dict[str, Any] = {"eval_time": f"{minute}m", "alertname": name}
+def play(name: str, folder: Path, moments: dict[int, bool]) -> subprocess.CompletedProcess[str]:
+    """promtool's verdict on whether the alert fires at these minutes of its fault."""
     query = f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)'
-    test = {
-        "interval": "1m",
-        "input_series": FAULTS[name],
-        "promql_expr_test": [
-            {
-                "expr": query,
-                "eval_time": alert["eval_time"],
-                "exp_samples": [{"labels": "{}", "value": int(fires)}],
-            }
-        ],
-    }
+    expected = [
+        {"expr": query, "eval_time": f"{minute}m", "exp_samples": [{"labels": "{}", "value": int(fires)}]}
+        for minute, fires in moments.items()
+    ]
+    test = {"interval": "1m", "input_series": FAULTS[name], "promql_expr_test": expected}
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "5m", "tests": [test]}
+    (folder / "rules.yaml").write_text(yaml.safe_dump(RULES), encoding="utf-8")
     (folder / "test.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     command = ["promtool", "test", "rules", "test.yaml"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
@@ -91,6 +83,5 @@ def test_every_alert_has_a_fault_that_it_is_for() -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_an_alert_fires_on_its_fault_and_clears_after_it(name: str, tmp_path: Path) -> None:
-    for minute, fires in ((FAULT_MINUTES - 5, True), (2 * FAULT_MINUTES - 5, False)):
-        done = firing(name, tmp_path, minute, fires=fires)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = play(name, tmp_path, {FAULT_MINUTES - 5: True, 2 * FAULT_MINUTES - 5: False})
+    assert done.returncode == 0, done.stdout + done.stderr
