@@ -24,8 +24,9 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
+from load_tests.server import free_ports
 from pipeline.phantoms import draw_phantom
-from tests.server import ROOT, free_ports
+from tests.server import ROOT
 
 IMAGE = os.environ.get("IMAGE", "chestct:latest")
 BUILDER = os.environ.get("BUILDER", "podman")
