@@ -14,7 +14,7 @@ from pipeline.classes import CLASSES
 from pipeline.phantoms import draw_phantom
 
 FOLDER: Final = Path(__file__).parents[1] / "serving" / "page" / "samples"
-SEEDS: Final = (0, 0, 0, 0)
+SEEDS: Final = (4, 7, 7, 0)
 """One a class; with these the model of `make demo` gives each kind of answer."""
 WIDTH: Final = 144
 

@@ -1,4 +1,4 @@
-"""Photograph the page with a phantom for the README.
+"""Photograph the page with drawn pictures for the README.
 
 With `make demo` running: python -m docs.screenshot [http://localhost:3000]
 """
@@ -7,34 +7,72 @@ import shutil
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
 
 from pipeline.classes import CLASSES
 from pipeline.phantoms import draw_phantom
 
+IMAGES: Final = Path(__file__).with_name("images")
+WIDE: Final = {"width": 1280, "height": 860}
+PHONE: Final = {"width": 390, "height": 844}
 
-def screenshot(url: str, out: Path) -> None:
-    """Let the service at `url` answer a drawn squamous cell carcinoma and write the page to `out`, a PNG."""
-    picture = BytesIO()
-    draw_phantom(CLASSES.index("squamous_cell_carcinoma"), np.random.default_rng(5)).save(picture, "PNG")
+
+def photograph(url: str, folder: Path) -> None:
+    """Write result, refer, reject, batch, dark and phone as PNG into `folder`, as the service at `url` answers."""
+    folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 860}, reduced_motion="reduce")
-        page.goto(url)
-        file = {"name": "phantom.png", "mimeType": "image/png", "buffer": picture.getvalue()}
-        page.set_input_files("#file", file)
-        page.wait_for_selector("main[data-state=result]")
-        page.wait_for_selector("#heat:not([hidden]), #heat-controls[hidden]", state="attached")
-        photograph = Image.open(BytesIO(page.screenshot()))
+        for name, sample, options in (
+            ("result", "Phantom large cell carcinoma", {"viewport": WIDE}),
+            ("refer", "Phantom squamous cell carcinoma", {"viewport": {**WIDE, "height": 1000}}),
+            ("reject", "Landscape", {"viewport": WIDE}),
+            ("dark", "Phantom large cell carcinoma", {"viewport": WIDE, "color_scheme": "dark"}),
+            ("phone", "Phantom large cell carcinoma", {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
+        ):
+            page = _visit(browser, url, **options)
+            page.locator("#sample-list button", has_text=sample).click()
+            _shoot(page, folder / f"{name}.png")
+        page = _visit(browser, url, viewport=WIDE)
+        page.set_input_files("#file", _batch())
+        _shoot(page, folder / "batch.png")
         browser.close()
+
+
+def _visit(browser: Browser, url: str, **options: Any) -> Page:
+    page = browser.new_context(reduced_motion="reduce", **options).new_page()
+    page.goto(url)
+    page.wait_for_selector("#sample-list button")
+    return page
+
+
+def _batch() -> list[FilePayload]:
+    """Phantoms of every class, and a file that is none."""
+    files: list[FilePayload] = []
+    for seed in range(11):
+        picture = BytesIO()
+        draw_phantom(seed % len(CLASSES), np.random.default_rng(seed)).save(picture, "PNG")
+        files.append({"name": f"slice-{seed}.png", "mimeType": "image/png", "buffer": picture.getvalue()})
+    files.insert(3, {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
+    return files
+
+
+def _shoot(page: Page, path: Path) -> None:
+    page.wait_for_selector("main[data-state=result]")
+    page.wait_for_selector("#progress[hidden]", state="attached")
+    page.wait_for_selector("#heat:not([hidden]), #heat-controls[hidden]", state="attached")
+    page.wait_for_timeout(1000)  # thumbnails are drawn one after the other
+    page.evaluate("scrollTo(0, 0)")
+    picture = Image.open(BytesIO(page.screenshot()))
+    page.context.close()
     # Every fifth level looks the same and halves the file.
-    photograph.convert("RGB").point(lambda level: 5 * round(level / 5)).save(out, optimize=True)
+    picture.convert("RGB").point(lambda level: 5 * round(level / 5)).save(path, optimize=True)
 
 
 if __name__ == "__main__":
-    screenshot(sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000", Path(__file__).with_name("page.png"))
+    photograph(sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000", IMAGES)

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -60,9 +60,13 @@ def serve(
     environment: Mapping[str, str] = os.environ,
     log: Path = OUTPUT / "server.log",
     drain_seconds: float = 0,
+    ports: Sequence[int] = (),
 ) -> Iterator[Server]:
-    """`bentoml serve WHAT` in `cwd`, ready to answer; ended with all its workers. Raises LoadError."""
-    http, grpc = free_ports(2)
+    """`bentoml serve WHAT` in `cwd`, ready to answer; ended with all its workers. Raises LoadError.
+
+    `ports`: that of HTTP and that of gRPC, else free ones.
+    """
+    http, grpc = ports or free_ports(2)
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = {"CHESTCT_GRPC_PORT": str(grpc), "CHESTCT_DRAIN_SECONDS": str(drain_seconds)}
     with log.open("wb") as output:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, Router
@@ -29,7 +30,7 @@ class Web:
         self._settings = settings
         own = keyed([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
         service = Route("/service.json", self._service, name="/page/service.json")
-        self._router = Router([service, *own, Mount("/", StaticFiles(directory=PAGE))])
+        self._router = Router([service, *own, Mount("/", GZipMiddleware(StaticFiles(directory=PAGE)))])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -51,10 +51,19 @@ def import_model(home: Path, folder: Path) -> str:
 
 @contextlib.contextmanager
 def serve(
-    home: Path, tag: str, *, what: str = ".", cwd: Path = ROOT, drain_seconds: float = 0, **settings: str
+    home: Path,
+    tag: str,
+    *,
+    what: str = ".",
+    cwd: Path = ROOT,
+    drain_seconds: float = 0,
+    ports: Sequence[int] = (),
+    **settings: str,
 ) -> Iterator[Server]:
     """`bentoml serve WHAT` in `cwd` with this home, ready to answer; ended with all its workers."""
     log = home.with_name(f"{home.name}-{what.replace(':', '-')}.log")
     variables = environment(home, **settings)
-    with server.serve(what, cwd=cwd, environment=variables, log=log, drain_seconds=drain_seconds) as running:
+    with server.serve(
+        what, cwd=cwd, environment=variables, log=log, drain_seconds=drain_seconds, ports=ports
+    ) as running:
         yield Server(running.url, running.grpc, tag, running.process, running.log)

@@ -23,6 +23,7 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
   byId("bars").classList.toggle("muted", !label);
   byId("bars").replaceChildren(...names.map((name, i) => bar(prediction, model, name, shown[i])), ...cancers(prediction, model));
   byId("bars-key").hidden = !label || !model;
+  byId("against-title").textContent = label ? "Against trusting this" : "Why";
   const { pro, contra } = evidence(prediction, model);
   fill("against", contra, decision === "accept" ? "refer" : decision);
   fill("for", pro, "accept");
@@ -123,7 +124,7 @@ function evidence(prediction, model) {
     const { ood_limit: limit, conformal_coverage: coverage } = model.thresholds;
     const like = score <= limit;
     (like ? pro : contra).push([
-      `${like ? "It looks like the CT slices the model knows" : "It looks unlike the CT slices the model knows"}: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
+      `${like ? "It looks like the CT slices the model knows" : "It is far from them"}: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
       meter(score, limit),
     ]);
     if (set.length) {
