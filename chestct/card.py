@@ -166,6 +166,17 @@ class Others(Frozen):
     """Share answered `reject`, by the score that serves or by a rule on the input."""
 
 
+class ScoreCounts(Frozen):
+    """How many scores for being unlike the training images fell between two `edges`; the end bins hold all beyond."""
+
+    kind: str
+    """Which score, such as `mahalanobis`."""
+    edges: tuple[float, ...]
+    """Ascending, in equal steps; `thresholds.ood_limit` is one of them."""
+    counts: dict[str, tuple[int, ...]]
+    """Bin by bin, each with its upper edge: of `chest_ct`, out-of-fold, and of each kind in the card's `others`."""
+
+
 class Lineage(Frozen):
     """Where the model comes from."""
 
@@ -210,6 +221,8 @@ class ModelCard(Frozen):
     """How often small changes flip the label, and how the heat maps did in tests; out-of-fold."""
     others: dict[str, Others]
     """By the kind of picture."""
+    ood_scores: ScoreCounts | None = None
+    """None in cards from before it was recorded."""
     caveats: tuple[str, ...]
     """What a reader of the metrics must know about the data."""
     licence: str

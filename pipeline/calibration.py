@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from chestct.card import Estimate, Frozen, InputLimits, Metrics, ModelCard, Others, Scaling, Thresholds
+from chestct.card import Estimate, Frozen, InputLimits, Metrics, ModelCard, Others, Scaling, ScoreCounts, Thresholds
 from chestct.image import Facts
 from chestct.prediction import Evidence, judge, possible_cancer, prediction_set
 from pipeline.classes import CLASSES, NORMAL
@@ -54,6 +54,7 @@ class OutOfFold(Frozen):
     baselines: dict[str, dict[str, Estimate]]
     checks: dict[str, Estimate]
     others: dict[str, Others]
+    ood_scores: ScoreCounts
 
 
 class Scored(NamedTuple):

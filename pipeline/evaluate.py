@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from chestct.card import Estimate, Others
+from chestct.card import Estimate, Others, ScoreCounts
 from chestct.image import Facts
 from chestct.prediction import RULES, Evidence, Rule
 from pipeline import baselines, ood, paths, stage, tracking
@@ -33,11 +32,13 @@ from pipeline.classes import CLASSES
 from pipeline.errors import StageError
 from pipeline.evaluation import Evaluation
 from pipeline.params import Params
+from pipeline.pictures import draw_ood
 
 PREFIX: Final = "out_of_fold"
 
 _NOTHING: Final = np.full(len(CLASSES), 1 / len(CLASSES))
 """Probabilities for rules that don't look at them."""
+_BINS_TO_LIMIT: Final = 20
 
 
 def evaluate(params: Params) -> None:
@@ -82,10 +83,11 @@ def evaluate(params: Params) -> None:
         baselines={name: _baseline(each, labels, clusters, params) for name, each in found.items()},
         checks={name: evaluation.figures[name] for name in checks},
         others=others,
+        ood_scores=_count_scores(trust, wanted.ood_score, calibration.thresholds.ood_limit),
     )
     paths.OUT_OF_FOLD_CARD.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
-    _draw_ood(trust, wanted.ood_score, calibration.thresholds.ood_limit)
+    draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)
 
     evaluation.log(run_id, PREFIX)
     tracking.log_artifact(run_id, paths.OUT_OF_FOLD_PLOTS, "reports/out_of_fold")
@@ -174,25 +176,21 @@ def _baseline(
     return {name: figures[name] for name in ("accuracy", "macro_f1")}
 
 
-def _draw_ood(trust: Mapping[str, Any], kind: ood.Kind, limit: float) -> None:
-    """Add ood.png to OUT_OF_FOLD_PLOTS: the score of chest CT and of each kind of other picture, and the limit."""
-    groups = {"chest CT, out-of-fold": trust[f"ood_{kind}"]}
+def _count_scores(trust: Mapping[str, Any], kind: ood.Kind, limit: float) -> ScoreCounts:
+    """In bins from chest CT's least score to three times as far as the limit; the end bins hold all beyond."""
+    groups = {"chest_ct": trust[f"ood_{kind}"]}
     for group in dict.fromkeys(trust["other_groups"].tolist()):
-        groups[group.replace("_", " ")] = trust[f"other_ood_{kind}"][:, trust["other_groups"] == group].ravel()
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    places = range(len(groups), 0, -1)
-    axes.violinplot(list(groups.values()), places, orientation="horizontal", showextrema=False, widths=0.9)
-    for place, scores in zip(places, groups.values(), strict=True):
-        axes.plot(scores, [place] * len(scores), "|", color="#0a3069", alpha=0.35, markersize=7)
-    axes.axvline(limit, color="#cf222e", linewidth=1.2, label=f"limit {limit:.2f}: above it, rejected by the score")
-    axes.set_yticks(places, list(groups))
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"score ({kind}): higher is less like the training images")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.set_title("Unlike the training images? Each stroke is a picture", fontsize=11)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
-    figure.savefig(paths.OUT_OF_FOLD_PLOTS / "ood.png", dpi=130)
+        groups[group] = trust[f"other_ood_{kind}"][:, trust["other_groups"] == group].ravel()
+    step = (limit - groups["chest_ct"].min()) / _BINS_TO_LIMIT
+    edges = limit + step * np.arange(-_BINS_TO_LIMIT, 2 * _BINS_TO_LIMIT + 1)
+    return ScoreCounts(
+        kind=kind,
+        edges=tuple(edges.tolist()),
+        counts={
+            name: tuple(np.bincount(bins.clip(0, len(edges) - 2), minlength=len(edges) - 1).tolist())
+            for name, bins in ((name, np.searchsorted(edges, scores) - 1) for name, scores in groups.items())
+        },
+    )
 
 
 def main() -> None:

@@ -1,19 +1,17 @@
 """How good a set of answers is: every figure with its 95 % interval, and the pictures of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from chestct.card import ClassMetrics, Estimate, Metrics, ReliabilityBin, RiskPoint
 from pipeline import tracking
 from pipeline.calibration import Answers, margin
 from pipeline.classes import CLASSES, NORMAL, TITLES
+from pipeline.pictures import draw_metrics
 
 BINS: Final = 10
 """Bins of equally many images, by confidence, in the reliability diagram and the expected calibration error."""
@@ -25,8 +23,6 @@ _COUNT: Final = len(CLASSES)
 _NORMAL: Final = CLASSES.index(NORMAL)
 _INTERVAL: Final = (2.5, 97.5)
 _LEAST_PROBABILITY: Final = 1e-7  # a float32 probability can round to zero; its cross-entropy is infinite
-_ACCENT: Final = "#1f6feb"
-_MUTED: Final = "#8b949e"
 
 Floats = NDArray[np.float64]
 
@@ -126,21 +122,9 @@ class Evaluation:
             },
         )
 
-    def draw(self, folder: Path, title: str) -> None:
-        """Write confusion.png, reliability.png, risk_coverage.png, classes.png and confusion.csv into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures: dict[str, Callable[[Axes], None]] = {
-            "confusion": self._draw_confusion,
-            "reliability": self._draw_reliability,
-            "risk_coverage": self._draw_risk_coverage,
-            "classes": self._draw_classes,
-        }
-        for name, draw in pictures.items():
-            figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-            axes = figure.add_subplot()
-            draw(axes)
-            figure.suptitle(title, x=0.02, ha="left", fontsize=9, color=_MUTED)
-            figure.savefig(folder / f"{name}.png", dpi=130)
+    def draw(self, folder: Path, split: str) -> None:
+        """Write the pictures of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""
+        draw_metrics(self.metrics(split), TITLES, folder)
         rows = (f"{CLASSES[true]},{CLASSES[best]}\n" for true, best in zip(self._labels, self._predicted, strict=True))
         (folder / "confusion.csv").write_text("actual,predicted\n" + "".join(rows), encoding="utf-8")
 
@@ -258,88 +242,6 @@ class Evaluation:
             RiskPoint(coverage=float(count / len(wrong)), risk=float(wrong[:count].mean())) for count in counts
         )
 
-    def _draw_confusion(self, axes: Axes) -> None:
-        shares = self.confusion / np.maximum(self.confusion.sum(axis=1, keepdims=True), 1)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), share in np.ndenumerate(shares):
-            axes.text(
-                column,
-                row,
-                f"{self.confusion[row, column]}\n{share:.0%}",
-                ha="center",
-                va="center",
-                color="white" if share > 0.55 else "#24292f",
-            )
-        names = [_short(name) for name in CLASSES]
-        axes.set_xticks(range(_COUNT), names)
-        axes.set_yticks(range(_COUNT), names)
-        axes.set_xlabel("most probable class")
-        axes.set_ylabel("true class")
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        axes.set_title("Confusion: images, and share of the true class", fontsize=11)
-
-    def _draw_reliability(self, axes: Axes) -> None:
-        points = self._reliability()
-        confidence, accuracy = [p.confidence for p in points], [p.accuracy for p in points]
-        axes.plot([0, 1], [0, 1], color=_MUTED, linestyle="--", linewidth=1, label="perfectly calibrated")
-        axes.plot(confidence, accuracy, color=_ACCENT, marker="o", label="answers, a tenth of them a point")
-        error = self.figures["calibration_error"]
-        axes.set_title(f"Reliability: expected calibration error {_words(error)}", fontsize=11)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("share of right answers")
-        axes.set_xlim(1 / _COUNT - 0.03, 1.03)
-        axes.set_ylim(-0.03, 1.03)
-        axes.legend(frameon=False, loc="lower right")
-        _plain(axes)
-
-    def _draw_risk_coverage(self, axes: Axes) -> None:
-        points = self._risk_coverage()
-        axes.plot([p.coverage for p in points], [p.risk for p in points], color=_ACCENT, linewidth=2, marker="o", ms=4)
-        accepted = float(self._answers.accepted.mean())
-        axes.axvline(accepted, color=_MUTED, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"the service accepts {accepted:.0%}",
-            (accepted, 1),
-            (-6, -12),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9,
-            color=_MUTED,
-        )
-        axes.set_title("Risk and coverage: errors among the answers with the widest margin", fontsize=11)
-        axes.set_xlabel("share of images answered")
-        axes.set_ylabel("share of errors among them")
-        axes.set_xlim(0, 1.02)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-        _plain(axes)
-
-    def _draw_classes(self, axes: Axes) -> None:
-        places = np.arange(_COUNT)
-        for offset, (kind, colour) in enumerate({"precision": "#9ecbff", "recall": "#54aeff", "f1": "#0a3069"}.items()):
-            estimates = [self.figures[f"{kind}_{name}"] for name in CLASSES]
-            values = np.array([each.value for each in estimates])
-            reach = np.array([[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]])
-            axes.bar(
-                places + (offset - 1) * 0.27,
-                values,
-                0.25,
-                yerr=reach,
-                color=colour,
-                capsize=2,
-                error_kw={"ecolor": "#57606a", "elinewidth": 1},
-                label={"f1": "F1"}.get(kind, kind),
-            )
-        axes.set_xticks(places, [_short(name) for name in CLASSES])
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylim(0, 1.02)
-        axes.set_title(f"Each class, with 95 % intervals: macro F1 {_words(self.figures['macro_f1'])}", fontsize=11)
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
-        _plain(axes)
-
 
 def _resample(groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:
     """How often each image [N] stands in each resample [R, N] of whole groups."""
@@ -376,17 +278,3 @@ def _widen(estimate: Estimate, groups: int) -> Estimate:
     reach = ((100 - _INTERVAL[1]) / 100) ** (1 / groups)
     low, high = (reach, 1.0) if estimate.value == 1 else (0.0, 1 - reach)
     return Estimate(value=estimate.value, low=min(low, estimate.low), high=max(high, estimate.high))
-
-
-def _short(name: str) -> str:
-    return TITLES[name].replace(" cell carcinoma", " cell\ncarcinoma").replace(" (", "\n(")
-
-
-def _words(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
-    axes.set_axisbelow(True)

@@ -256,6 +256,7 @@ def _card(
         baselines=found.baselines,
         checks=found.checks,
         others=found.others,
+        ood_scores=found.ood_scores,
         caveats=PHANTOM_CAVEATS if manifest["source"] == "synthetic" else CAVEATS,
         licence=LICENCE,
         lineage=Lineage(

@@ -39,6 +39,8 @@ OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")
 OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")
 
 RELEASE: Final = Path("models/release")
+RELEASED: Final = Path("release")
+"""The released model and the audit of its data, in git."""
 QUANTISATION: Final = Path("reports/quantisation.json")
 
 TEST_METRICS: Final = Path("reports/test.json")

@@ -17,14 +17,17 @@ from tempfile import TemporaryDirectory
 
 from chestct.card import ModelCard
 from chestct.store import CARD, GRAPH, import_model
+from pipeline import documents, paths, stage, tracking
 from pipeline import params as parameters
-from pipeline import paths, stage, tracking
 from pipeline.errors import StageError
 from pipeline.manifest import Manifest
 
 
 def store(params: parameters.Params, release: Path | None = None) -> None:
-    """Import the best run's model into the BentoML store; also copy its graph and card into the folder `release`."""
+    """Import the best run's model into the BentoML store; also copy graph, card and audit into the folder `release`.
+
+    Where that is the project's own, pipeline.documents writes anew what is read about the released model.
+    """
     best = tracking.best_run(Manifest.read().digest)
     if best is None:
         raise StageError("MLflow has no finished run on these data; `dvc repro` makes one")
@@ -38,9 +41,12 @@ def store(params: parameters.Params, release: Path | None = None) -> None:
         _finish_card(model, tracking.fetch(best.run_id, f"reports/{paths.TEST_METRICS.name}", Path(folder)))
         tag = import_model(model)
         if release is not None:
+            audit = tracking.fetch(best.run_id, paths.AUDIT.name, Path(folder))
             release.mkdir(parents=True, exist_ok=True)
-            for name in (GRAPH, CARD):
-                shutil.copyfile(model / name, release / name)
+            for file in (model / GRAPH, model / CARD, audit):
+                shutil.copyfile(file, release / file.name)
+    if release is not None and release.resolve() == paths.RELEASED.resolve():
+        documents.write()
     print(f"run {best.run_id}: out-of-fold macro F1 {best.metrics[tracking.SCORE]:.3f}")
     print(tag)
 
@@ -73,7 +79,7 @@ def _finish_card(model: Path, test_metrics: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", type=Path, metavar="FOLDER", help="also copy the graph and the card there")
+    parser.add_argument("--release", type=Path, metavar="FOLDER", help="also copy graph, card and audit there")
     arguments = parser.parse_args()
 
     @wraps(store)

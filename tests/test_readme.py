@@ -1,4 +1,4 @@
-"""README and docs say what is there: commands, endpoints, settings, files and the released model's figures."""
+"""README and docs say what is there: commands, endpoints, settings and files (figures: pipeline/test_documents.py)."""
 
 import re
 import subprocess
@@ -7,7 +7,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chestct.card import Estimate, ModelCard
 from serving import http
 from serving.settings import PREFIX, Settings, in_page, table
 from tests.server import Server
@@ -16,11 +15,6 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", README)
-ROWS = {
-    "out-of-fold": "out_of_fold",
-    "Kaggle's test folder": "test",
-    "the same without twins": "test_without_twins",
-}
 
 
 def test_every_make_command_in_the_docs_runs() -> None:
@@ -76,19 +70,6 @@ def test_every_part_in_the_layout_table_exists() -> None:
     ]
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-def test_the_figures_are_those_of_the_released_model() -> None:
-    card = ModelCard.read(ROOT / "release" / "card.json")
-    expected = "\n".join(
-        f"| {row} | {m.images} | {_in_words(m.accuracy)} | {_in_words(m.macro_f1)} | {_in_words(m.roc_auc)} |"
-        for row, m in ((row, card.metrics[split]) for row, split in ROWS.items())
-    )
-    assert expected in README, f"README should say:\n{expected}"
-
-
-def _in_words(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
 def _code(page: Path) -> str:

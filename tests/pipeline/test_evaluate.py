@@ -127,9 +127,17 @@ def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Para
     assert others["photographs"] == {"images": 1, "rejected_by": dict.fromkeys(KINDS, 0.0), "rejected": 1.0}
 
 
-def test_baselines_stand_beside_the_model(out_of_fold: Params) -> None:
+def test_baselines_and_the_spread_of_scores_stand_beside_the_model(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
-    baselines = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).baselines
+    card = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())
+    limit = Calibration.read(paths.CALIBRATION).thresholds.ood_limit
+    with np.load(paths.TRUST) as trust:
+        rejected = (trust["ood_mahalanobis"] > limit).sum()
+    beyond = card.ood_scores.edges.index(limit)
+    assert sum(card.ood_scores.counts["chest_ct"]) == IMAGES
+    assert sum(card.ood_scores.counts["chest_ct"][beyond:]) == rejected
+    assert (card.ood_scores.counts["noise"][0], card.ood_scores.counts["noise"][-1]) == (3, 3)
+    baselines = card.baselines
     assert set(baselines) == {"majority_class", "geometry_alone", "nearest_pixels", "frozen_features"}
     assert baselines["frozen_features"]["accuracy"].value > baselines["majority_class"]["accuracy"].value
 

@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from chestct.card import ScoreCounts
+from chestct.store import CARD
+from pipeline import documents, paths
+from pipeline.classes import CLASSES
+from pipeline.pictures import NOTE
+from tests.graphs import OOD_LIMIT, tiny_metrics, tiny_model
+
+ROOT = Path(__file__).parents[2]
+WRITE = "run python -m pipeline.documents"
+AROUND = "Before.\n\n{begin}{block}{end}\nAfter.\n"
+
+
+def each(count: int) -> dict[str, int]:
+    return dict.fromkeys(CLASSES, count)
+
+
+AUDIT: dict[str, Any] = {
+    "digest": "ab" * 32,
+    "images": {"train": each(8), "valid": each(2), "test": each(4)},
+    "pool": each(9),
+    "formats": {"JPEG RGB": 6, "PNG L": 50},
+    "misnamed": ["train/normal/a.png"],
+    "width": {"least": 100, "median": 400, "most": 1200},
+    "height": {"least": 90, "median": 300, "most": 800},
+    "unreadable": {},
+    "copies": [["train/normal/a.png", "train/normal/b.png"]],
+    "conflicts": [["train/normal/c.png", "train/squamous/d.png"]],
+    "twins_per_class": each(1),
+    "twins": {"test/normal/e.png": "train/normal/f.png"},
+    "clusters": {
+        "number": 30,
+        "of_one_image": 20,
+        "largest": [5, 2],
+        "per_class": each(8),
+        "with_several_classes": [["train/normal/g.png", "train/squamous/h.png"]],
+    },
+    "shortcuts": {"file_geometry": {"four_classes_balanced": 0.5034, "normal_or_cancer_balanced": 0.8387}},
+}
+NEAR = {
+    "near_duplicates": [{"paths": ["train/normal/i.png", "valid/normal/j.png"], "correlation": 0.99}],
+    "near_conflicts": [],
+    "near_twins": [{"paths": ["test/normal/k.png", "train/normal/l.png"], "correlation": 0.9984}],
+    "test_look_alikes": [],
+}
+
+
+def plant(audit: dict[str, Any] | None = None, **changes: Any) -> None:
+    """A released model in the current folder, its card changed."""
+    card = tiny_model(paths.RELEASED)
+    card.model_copy(update=changes).write(paths.RELEASED / CARD)
+    if audit is not None:
+        (paths.RELEASED / paths.AUDIT.name).write_text(json.dumps(audit), encoding="utf-8")
+
+
+def test_what_is_read_about_the_released_model_is_what_its_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for path, text in documents.texts().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is stale; {WRITE}"
+    assert (ROOT / documents.README).read_text(encoding="utf-8").count("`python -m pipeline.documents` writes") == 2
+
+
+def test_the_pictures_are_drawn_from_the_released_models_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert {path.name for path in documents.PICTURES.iterdir()} == documents.picture_names(), WRITE
+    for path in documents.PICTURES.iterdir():
+        with Image.open(path) as picture:
+            assert picture.info[NOTE] == documents.digest(), f"{path} is stale; {WRITE}"
+
+
+@pytest.mark.usefixtures("workspace")
+def test_what_was_not_measured_is_said() -> None:
+    plant(baselines={}, checks={}, others={})
+    texts = documents.texts()
+    card, sheet = texts[documents.MODEL_CARD], texts[documents.DATA_SHEET]
+    assert "| the file's width and height alone | not measured | not measured |" in card
+    assert "share rejected, mean over the folds' networks:\n\nNot measured." in card
+    assert "Scores for being unlike the training images: not measured." in card
+    assert "## How often the test folder was opened\n\nNot measured." in card
+    assert "## Faults\n\nNot measured." in sheet
+    assert documents.README not in texts
+
+
+@pytest.mark.usefixtures("workspace")
+def test_an_audit_from_before_near_twins_were_looked_for_says_so() -> None:
+    plant(audit=AUDIT)
+    sheet = documents.texts()[documents.DATA_SHEET]
+    assert "near twins: not measured" in sheet
+    assert "in all folders: not measured; under different labels: not measured." in sheet
+
+
+@pytest.mark.usefixtures("workspace")
+def test_an_audit_of_other_data_is_named_as_such() -> None:
+    plant(audit=AUDIT | {"digest": "cd" * 32})
+    assert f"**this audit is of other data, `{'cd' * 32}`**" in documents.texts()[documents.DATA_SHEET]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_ones() -> None:
+    counts = dict.fromkeys(("chest_ct", "noise"), (3, 5, 2))
+    metrics = dict.fromkeys(("out_of_fold", "test", "test_without_twins"), tiny_metrics())
+    scores = ScoreCounts(kind="mahalanobis", edges=(0.3, 0.6, OOD_LIMIT, 1.2), counts=counts)
+    plant(audit=AUDIT | NEAR, metrics=metrics, ood_scores=scores)
+    marks = {"begin": documents._BEGIN, "end": documents._END}
+    documents.README.write_text(AROUND.format(block="stale\n", **marks), encoding="utf-8")
+    paths.TEST_OPENINGS.parent.mkdir()
+    opening = {"opened": "2026-01-02", "run_id": "5eed", "model_sha256": "00", "data_digest": "ab" * 32}
+    other = opening | {"data_digest": "cd" * 32}
+    paths.TEST_OPENINGS.write_text(f"{json.dumps(opening)}\n{json.dumps(other)}\n", encoding="utf-8")
+    documents.PICTURES.mkdir(parents=True)
+    (documents.PICTURES / "old.png").write_bytes(b"old")
+
+    documents.write()
+    assert {path.name for path in documents.PICTURES.iterdir()} == documents.picture_names()
+    assert "ood.png" in documents.picture_names()
+    for path in documents.PICTURES.iterdir():
+        with Image.open(path) as picture:
+            assert picture.info[NOTE] == documents.digest()
+    card, sheet, readme = (
+        path.read_text(encoding="utf-8") for path in (documents.MODEL_CARD, documents.DATA_SHEET, documents.README)
+    )
+    row = "| Kaggle's test folder | 40 | 0.900 (0.850 to 0.950) | 0.900 (0.850 to 0.950) | 0.980 (0.930 to 1.000) |"
+    assert row in readme
+    assert readme.startswith("Before.")
+    assert readme.endswith("After.\n")
+    assert "stale" not in readme
+    assert "| always the most frequent class | 0.250 (0.200 to 0.300) | not measured |" in card
+    assert "| noise | 10 | 100.0% | 100.0% |" in card
+    assert "On these data: 1 opening, for 1 training run; for this very graph: no openings." in card
+    assert "| all | 32 | 8 | 16 | 36 | 30 | 4 |" in sheet
+    assert "| the file's width and height | 0.50 | 0.84 |" in sheet
+    assert (
+        "near twins: `test/normal/k.png` (0.998). The model card's figures without twins are over 40 images." in sheet
+    )
+    assert "`train/normal/c.png`, `train/squamous/d.png`" in sheet
+    assert documents.texts()[documents.README] == readme
