@@ -198,8 +198,9 @@ def test_a_dropped_or_pasted_picture_is_answered(visit: Visit, way: str) -> None
         (upload(b"no picture", "slice.png"), "be read as a picture", "10 bytes"),
         (upload(b"", "empty.png"), "The file is empty", "empty body"),
         (upload(b"no picture", "notes.txt", "text/plain"), "This kind of file is not accepted", "text/plain"),
+        (upload(dicom_file(tiny_picture(1, 64)[:, :, 0], Modality="CR"), "x.dcm"), "not one CT slice", "CT"),
     ],
-    ids=["truncated", "text named png", "empty", "text"],
+    ids=["truncated", "text named png", "empty", "text", "another modality"],
 )
 def test_a_file_that_is_no_picture_is_refused_in_words_and_the_next_one_answered(
     visit: Visit, file: FilePayload, title: str, said: str

@@ -1,11 +1,10 @@
 """What of the page takes long or wants a quiet machine, by `make test-page`: axe, fifty pictures, speed, failures."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -134,11 +133,15 @@ def test_a_killed_server_is_waited_for_and_asked_again(browser: Browser, home: t
     ports = free_ports(2)
     with serve(*home, ports=ports, CHESTCT_WORKERS="1") as first:
         visit = Visit(browser, first.url, WIDE)
-        os.killpg(first.process.pid, signal.SIGSTOP)  # so that the request is on its way when the server dies
+        supervisor = psutil.Process(first.process.pid)
+        processes = [supervisor, *supervisor.children(recursive=True)]
+        for process in processes:
+            process.suspend()  # so that the request is on its way when the server dies
         visit.choose(upload(png(1)))
         visit.sees("busy", "Reading the picture")
         expect(visit.page.locator("#elapsed")).to_contain_text("The network is slow, or the service busy")
-        os.killpg(first.process.pid, signal.SIGKILL)
+        for process in processes:
+            process.kill()
         visit.sees("error", "be reached")
         expect(visit.page.locator("#countdown")).to_be_visible()
     with serve(*home, ports=ports, CHESTCT_WORKERS="1"):
