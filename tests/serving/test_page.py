@@ -498,7 +498,7 @@ def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
     expect(report.get_by_text(DISCLAIMER)).to_be_visible()
     expect(report.locator("article")).to_have_count(3)
     expect(report).to_contain_text(f"{TITLES[CLASSES[1]]}, ")
-    assert page.locator("main").is_hidden()
+    assert all(page.locator(part).is_hidden() for part in ("main", "header", "aside", "footer"))
     page.emulate_media(media="screen")
 
     page.get_by_role("button", name="Clear").click()
