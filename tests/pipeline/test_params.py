@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_projects_own_params_are_accepted() -> None:
-    assert Params.read(ROOT / "params.yaml").prepare.image_size == 224
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert Params.read(ROOT / "params.yaml").model_dump(mode="json") == content
 
 
 def test_every_unknown_missing_and_wrong_key_is_named_in_one_line(tmp_path: Path) -> None:

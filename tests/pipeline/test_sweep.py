@@ -35,6 +35,8 @@ QUICK = {
     "base_model.weights": "none",
     "base_model.dropout": 0,
     "train.epochs": 1,
+    "train.label_smoothing": 0.05,
+    "train.learning_rate": 3e-4,
     "train.warmup_epochs": 0,
     "train.head_epochs": 0,
     "train.batch_size": 12,
