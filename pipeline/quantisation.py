@@ -62,7 +62,8 @@ def quantise(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> onnx.ModelPro
 
 def spread(pixels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     """`count` of the images, or all where there are fewer, evenly from first to last."""
-    return pixels[np.linspace(0, len(pixels) - 1, min(count, len(pixels))).astype(int)]
+    chosen = np.linspace(0, len(pixels) - 1, min(count, len(pixels))).astype(int)
+    return np.take(pixels, chosen, axis=0)
 
 
 def compare(exact: Answers, quantised: Answers, labels: NDArray[np.int64]) -> dict[str, float]:
