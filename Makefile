@@ -14,7 +14,8 @@ SECONDS   ?= 30
 PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 prepare.image_size=64 prepare.folds=2 \
   base_model.backbone=small base_model.weights=none base_model.dropout=0 train.head_epochs=0 train.epochs=14 \
   train.batch_size=32 train.learning_rate=5e-3 train.augment.rotation_degrees=0 train.augment.zoom=0 \
-  train.augment.shift=0 evaluate.bootstrap=200 report.bootstrap=200 store.max_flips=0.2
+  train.augment.shift=0 evaluate.bootstrap=200 report.bootstrap=200 \
+  store.min_macro_f1=0.7 store.min_accuracy=0.7 store.max_calibration_error=0.15 store.max_flips=0.2
 
 # The one outside of .venv, which has no pip, also where .venv is activated.
 python := $(shell PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))' && command -v $(PYTHON))
