@@ -150,6 +150,9 @@ def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -
         request = protocol.ModelInferRequest(model_name="chestct", id="line-grpc")
         with pytest.raises(grpc.RpcError):
             service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=10)
+    deadline = time.monotonic() + 10  # a line follows its answer
+    while "line-grpc" not in server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
     log = server.log.read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     ours = {line["request_id"]: line for line in lines if line["request_id"].startswith("line-")}
