@@ -32,7 +32,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-backbones clients train sweep store bento image test-image load overload drain check lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain check lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -54,8 +54,8 @@ test: $(development) ## every test, in ten minutes or less
 test-page: $(development) ## the page's long tests in Chromium: axe, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving
 
-test-backbones: $(development) ## train, export and serve each backbone once, on phantoms
-	@python -m pytest -m backbones --timeout=600 tests/pipeline/test_backbones.py
+test-long: $(development) ## what takes long: each backbone trained and exported, a sweep killed, overload and drain
+	@python -m pytest -m long --timeout=600
 
 clients: $(development) .venv-clients/.clients ## ask a server of its own with tritonclient and the KServe SDK
 	@python -m tests.clients

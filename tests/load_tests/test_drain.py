@@ -6,6 +6,7 @@ from load_tests import drain
 from tests.server import environment, import_tiny_model
 
 
+@pytest.mark.long
 def test_a_server_told_to_stop_answers_whatever_was_sent(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

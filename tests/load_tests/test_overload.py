@@ -34,6 +34,7 @@ def test_a_planted_failure_is_found(planted: dict[str, float | str], miss: str) 
     assert any(miss in found for found in overload.judge(result(**planted))[1])  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_the_command_prints_its_table_and_a_verdict(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ def one_step(backbone: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.backbones
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", ["resnet50v2", "mobilenet_v2", "efficientnetv2_b0"])
 def test_a_backbone_trains_and_exports_to_the_same_logits(
     backbone: str, write_params: WriteParams, workspace: Path
@@ -79,7 +79,7 @@ def test_a_backbone_trains_and_exports_to_the_same_logits(
     assert export.check_logits(expected, scores, bias, params.export.logit_tolerance * max(1, np.abs(expected).max()))
 
 
-@pytest.mark.backbones
+@pytest.mark.long
 def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, workspace: Path) -> None:
     network, graph = trained_graph(write_params(one_step("vgg16")))
     release = workspace / "release"

@@ -99,6 +99,7 @@ def reported() -> int:
 
 
 @pytest.mark.timeout(600)  # trains in two processes: seconds, unless the machine is busy
+@pytest.mark.long
 def test_a_killed_sweep_tries_the_interrupted_trial_again_and_counts_it_once(
     params: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +199,7 @@ def test_more_trials_go_on_and_as_many_do_nothing(
     assert len(drawn) == len(set(drawn)) == 4
 
 
+@pytest.mark.long
 def test_values_that_kill_the_process_are_given_up(params: Params, losses: dict[int, list[float]]) -> None:
     sweep.sweep(params)
     interrupted = study()
