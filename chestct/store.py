@@ -67,7 +67,7 @@ def find(tag: str | None = None) -> StoredModel:
     if tag is not None:
         try:
             model = bentoml.models.get(tag)
-        except (NotFound, BentoMLException) as error:
+        except BentoMLException as error:
             raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows them all") from error
         return StoredModel(str(model.tag), Path(model.path))
     newest = _newest("real")

@@ -19,9 +19,8 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from pipeline.classes import CLASSES, NORMAL
 from pipeline.duplicates import find_twins, thumbnails
+from pipeline.manifest import SPLITS
 from pipeline.slices import Slice, grey_levels
-
-SPLITS: Final = ("train", "valid", "test")
 
 _SUFFIXES: Final = {"PNG": {".png"}, "JPEG": {".jpg", ".jpeg"}}
 

@@ -5,9 +5,9 @@ train + valid. What ships is fitted on all of them. What is reported is cross-fi
 fitted on the other folds, so no figure is measured on the images that tuned it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,15 +88,6 @@ class Answers(NamedTuple):
     """[N, classes]: the prediction sets."""
     possible_cancer: NDArray[np.bool_]
     """[N]: labelled normal, and the any-cancer rule speaks."""
-
-
-def read_facts(arrays: Mapping[str, NDArray[Any]]) -> list[Facts]:
-    """The facts that stage prepare has stored, an array each, image by image."""
-    columns = [arrays[f"facts_{name}"] for name in Facts._fields]
-    return [
-        Facts(int(width), int(height), float(colour), float(contrast), float(frame), layout, bool(windowed))
-        for width, height, colour, contrast, frame, layout, windowed in zip(*columns, strict=True)
-    ]
 
 
 def fit(scored: Scored, wanted: Evaluate, method: Method) -> Calibration:

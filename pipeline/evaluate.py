@@ -26,11 +26,11 @@ from pipeline.calibration import (
     cross_fit,
     cross_fitted_loss,
     fit,
-    read_facts,
 )
 from pipeline.classes import CLASSES
 from pipeline.errors import StageError
 from pipeline.evaluation import Evaluation
+from pipeline.facts import read_facts
 from pipeline.params import Params
 from pipeline.pictures import draw_ood
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,21 +71,13 @@ class Evaluation:
     def metrics(self, split: str) -> Metrics:
         """The model card's form; `split` says in words which images these are."""
         figures = self.figures
+        estimates: dict[str, Any] = {
+            name: figures[name] for name, field in Metrics.model_fields.items() if field.annotation is Estimate
+        }
         return Metrics(
             split=split,
             images=len(self._labels),
-            loss=figures["loss"],
-            accuracy=figures["accuracy"],
-            macro_f1=figures["macro_f1"],
-            roc_auc=figures["roc_auc"],
-            brier=figures["brier"],
-            calibration_error=figures["calibration_error"],
-            calibration_error_if_perfect=figures["calibration_error_if_perfect"],
-            error_at_80_coverage=figures["error_at_80_coverage"],
-            cancer_sensitivity=figures["cancer_sensitivity"],
-            cancer_specificity=figures["cancer_specificity"],
-            set_coverage=figures["set_coverage"],
-            set_size=figures["set_size"],
+            **estimates,
             classes={
                 name: ClassMetrics(
                     precision=figures[f"precision_{name}"],

@@ -30,9 +30,10 @@ from chestct.image import Facts
 from chestct.store import CARD, GRAPH
 from pipeline import ood, paths, quantisation, stage, tracking
 from pipeline.base_model import FEATURES, LOGITS, features_of
-from pipeline.calibration import Answers, Calibration, OutOfFold, answer, read_facts
+from pipeline.calibration import Answers, Calibration, OutOfFold, answer
 from pipeline.classes import CLASSES, NORMAL, TITLES
 from pipeline.errors import StageError
+from pipeline.facts import read_facts
 from pipeline.params import Params
 
 CHECKED_IMAGES: Final = 64

@@ -15,12 +15,11 @@ from tqdm import tqdm
 from pipeline import paths, stage
 from pipeline.classes import CLASSES, label_of
 from pipeline.errors import DataError
-from pipeline.manifest import Manifest
+from pipeline.manifest import SPLITS, Manifest
 from pipeline.params import Data, Params
 from pipeline.phantoms import draw_phantoms
 
 DATA_SET: Final = "mohamedhanyyy/chest-ctscan-images"
-SPLITS: Final = ("train", "valid", "test")
 STALL_SECONDS: Final = 60.0
 """A download that writes nothing for so long has failed: kagglehub itself sets no limit on silence."""
 

@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from chestct.card import Frozen
 from pipeline import paths
 from pipeline.errors import DataError
 
 Source = Literal["kaggle", "local", "synthetic"]
+SPLITS: Final = ("train", "valid", "test")
 
 
 class ImageFile(Frozen):

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chestct.card import InputSpec
-from chestct.image import Facts
 from pipeline import audit, contact_sheet, paths, stage
 from pipeline.audit import Findings
 from pipeline.classes import CLASSES
 from pipeline.contact_sheet import Section
 from pipeline.duplicates import cluster
 from pipeline.errors import DataError
+from pipeline.facts import facts_arrays
 from pipeline.manifest import Manifest
 from pipeline.params import Params
 from pipeline.slices import Slice, read_slices
@@ -41,10 +41,11 @@ def prepare(params: Params) -> None:
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)
     np.savez(paths.POOL, **_arrays(pool), folds=folds, clusters=clusters)
-    np.savez(paths.FACTS, **_facts(pool))  # apart from what train reads: a new fact is no reason to train anew
+    # Apart from what train reads: a new fact is no reason to train anew.
+    np.savez(paths.FACTS, **facts_arrays([item.facts for item in pool]))
     with_twin = {pair.one.file.path for pair in findings.twins}
     twins = np.array([item.file.path in with_twin for item in test])
-    np.savez(paths.TEST, **_arrays(test), **_facts(test), twins=twins)
+    np.savez(paths.TEST, **_arrays(test), **facts_arrays([item.facts for item in test]), twins=twins)
     described = audit.describe(slices, unreadable, findings, clusters, folds)
     lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")
@@ -95,12 +96,6 @@ def _arrays(slices: Sequence[Slice]) -> dict[str, Any]:
         "sha256": np.array([item.file.sha256 for item in slices]),
         "paths": np.array([item.file.path for item in slices]),
     }
-
-
-def _facts(slices: Sequence[Slice]) -> dict[str, Any]:
-    """Each of chestct.image.Facts by its name, of all slices."""
-    columns = zip(*(item.facts for item in slices), strict=True)
-    return {f"facts_{name}": np.array(values) for name, values in zip(Facts._fields, columns, strict=True)}
 
 
 def _sections(findings: Findings, clusters: NDArray[np.int64]) -> list[Section]:

@@ -18,9 +18,10 @@ from chestct.card import Lineage, Metrics, ModelCard
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline import paths, stage, tracking
-from pipeline.calibration import answer, read_facts
+from pipeline.calibration import answer
 from pipeline.duplicates import require_no_twins
 from pipeline.evaluation import Evaluation
+from pipeline.facts import read_facts
 from pipeline.params import Params
 
 METRICS: Final = TypeAdapter(dict[str, Metrics])

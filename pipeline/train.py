@@ -18,13 +18,14 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from pipeline import paths, stage, tracking
 from pipeline.augmentation import augment
 from pipeline.base_model import LOGITS, compile_for, features_of
 from pipeline.classes import CLASSES
+from pipeline.errors import StageError
 from pipeline.params import Params
 
 History = list[dict[str, float]]
@@ -44,7 +45,10 @@ class Pool(NamedTuple):
 
 
 def train(params: Params) -> None:
-    """Write FOLD_MODELS, OUT_OF_FOLD, FINAL_MODEL, HISTORY and RUN, and log it all as one MLflow run."""
+    """Write FOLD_MODELS, OUT_OF_FOLD, FINAL_MODEL, HISTORY and RUN, and log it all as one MLflow run.
+
+    Raises StageError where a network diverged.
+    """
     keras.utils.set_random_seed(params.seed)
     tf.config.experimental.enable_op_determinism()
     with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
@@ -66,6 +70,7 @@ def train(params: Params) -> None:
             epochs = best_epoch(histories)
             _keep_folds(params, Path(folder), epochs)
         logits = _score_folds(pool, params)
+        _require_finite(logits, "a fold's network")
         np.savez(
             paths.OUT_OF_FOLD,
             logits=logits,
@@ -74,6 +79,7 @@ def train(params: Params) -> None:
             clusters=clusters,
         )
         network, history = fit(pool, None, params, "all images", epochs=epochs)
+        _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
         _log(run_id, [*histories, history], epochs)
     except BaseException:
@@ -84,9 +90,13 @@ def train(params: Params) -> None:
 
 
 def best_epoch(histories: list[History]) -> int:
-    """1-based: the lowest val_loss summed over the folds, among the epochs that every fold reached."""
+    """1-based: the lowest val_loss summed over the folds, among the epochs that every fold reached.
+
+    A fold that diverged has NaN from there on, and no such epoch is the best while there is another.
+    """
     losses = [[row["val_loss"] for row in history] for history in histories]
-    return int(np.argmin([sum(epoch) for epoch in zip(*losses, strict=False)])) + 1
+    sums = np.array([sum(epoch) for epoch in zip(*losses, strict=False)])
+    return int(np.where(np.isnan(sums), np.inf, sums).argmin()) + 1
 
 
 def fit(
@@ -270,6 +280,11 @@ def _score_folds(pool: Pool, params: Params) -> NDArray[np.float32]:
         kernel, bias = network.get_layer(LOGITS).get_weights()
         logits[held_out] = features_of(network, pool.pixels[held_out]) @ kernel + bias
     return logits
+
+
+def _require_finite(figures: ArrayLike, what: str) -> None:
+    if not np.isfinite(figures).all():
+        raise StageError(f"{what} diverged, its figures are not finite; lower train.learning_rate")
 
 
 def _log(run_id: str, histories: list[History], epochs: int) -> None:

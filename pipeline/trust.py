@@ -15,10 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestct.card import InputSpec
-from chestct.image import Facts, decode
+from chestct.image import decode
 from pipeline import ood, paths, stage
 from pipeline.base_model import FEATURES, LOGITS
 from pipeline.classes import CLASSES
+from pipeline.facts import facts_arrays
 from pipeline.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
 from pipeline.others import draw_others
 from pipeline.params import Params, Trust
@@ -74,9 +75,8 @@ def trust(params: Params) -> None:
         "other_groups": np.array([group for group, _ in drawn]),
         **{f"ood_{kind}": np.zeros(len(labels), np.float32) for kind in ood.KINDS},
         **{f"other_ood_{kind}": np.zeros((params.prepare.folds, len(drawn)), np.float32) for kind in ood.KINDS},
+        **facts_arrays([picture.facts for picture in pictures]),
     }
-    for name, values in zip(Facts._fields, zip(*(picture.facts for picture in pictures), strict=True), strict=True):
-        arrays[f"facts_{name}"] = np.array(values)
     for fold in range(params.prepare.folds):
         network, held_out = _load(fold), folds == fold
         _score(network, fold, pixels, labels, held_out, other_pixels, arrays)

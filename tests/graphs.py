@@ -53,13 +53,6 @@ def plain_facts(**changes: Any) -> Facts:
     return facts._replace(**changes)
 
 
-def facts_arrays(facts: Sequence[Facts]) -> dict[str, Any]:
-    """As stage prepare stores them."""
-    return {
-        f"facts_{name}": np.array(values) for name, values in zip(Facts._fields, zip(*facts, strict=True), strict=True)
-    }
-
-
 def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
     """Write the graph; `size` is a multiple of `classes`."""
     band = size // classes
@@ -190,11 +183,12 @@ def tiny_model(
     size: int = 32,
     classes: Sequence[str] = CLASSES,
     data_source: Literal["kaggle", "local", "synthetic"] = "local",
+    run_id: str = "5eed",
 ) -> ModelCard:
     """Write model.onnx and card.json into `folder`, made if need be, as `chestct.store.import_model` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     graph = tiny_graph(folder / GRAPH, size, len(classes))
     digest = sha256(graph.read_bytes()).hexdigest()
-    card = tiny_card(digest, size=size, classes=classes, data_source=data_source)
+    card = tiny_card(digest, size=size, classes=classes, data_source=data_source, run_id=run_id)
     card.write(folder / CARD)
     return card

@@ -51,4 +51,4 @@ def test_chest_x_rays_are_rejected(card: ModelCard, engine: Engine) -> None:
     files = sorted(XRAYS.glob("**/*.jpg"))
     assert len(files) > 50
     scores = engine.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
-    assert (scores.ood_score > card.thresholds.ood_limit).mean() >= 0.95
+    assert scores.ood_score.min() > card.thresholds.ood_limit, "README and docs/trust.md say that it rejects all"

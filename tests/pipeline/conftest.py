@@ -40,6 +40,27 @@ def write_params(workspace: Path) -> Callable[[dict[str, Any]], Params]:
     return write
 
 
+def start_run(
+    params: Params,
+    *,
+    data_source: str = "synthetic",
+    data_digest: str = "ab" * 32,
+    image_count: int = 8,
+    audit: str = "{}",
+) -> str:
+    """A run as stage train opens one, on an audit of that content in the current directory; its id."""
+    path = Path("audit.json")
+    path.write_text(audit, encoding="utf-8")
+    return tracking.start_run(
+        params,
+        data_source=data_source,
+        data_digest=data_digest,
+        audit=path,
+        image_count=image_count,
+        git_commit="c0ffee",
+    )
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set in Kaggle's layout; copy it before changing it."""

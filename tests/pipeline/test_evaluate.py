@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline import paths, tracking
-from pipeline.calibration import Calibration, OutOfFold, Scored, fit, read_facts
+from pipeline.calibration import Calibration, OutOfFold, Scored, fit
 from pipeline.errors import StageError
 from pipeline.evaluate import evaluate
+from pipeline.facts import facts_arrays, read_facts
 from pipeline.ood import KINDS
 from pipeline.params import Params
-from tests.graphs import facts_arrays, plain_facts
+from tests.graphs import plain_facts
+from tests.pipeline.conftest import start_run
 
 IMAGES = 240
 
@@ -54,16 +56,7 @@ def out_of_fold(tracked: Path, write_params: Callable[[dict[str, Any]], Params])
         **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0], (3, 1)) for kind in KINDS},
         **facts_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
     )
-    (tracked / "audit.json").write_text("{}", encoding="utf-8")
-    run_id = tracking.start_run(
-        params,
-        data_source="synthetic",
-        data_digest="ab" * 32,
-        audit=tracked / "audit.json",
-        image_count=IMAGES,
-        git_commit="c0ffee",
-    )
-    paths.RUN.write_text(json.dumps({"run_id": run_id}), encoding="utf-8")
+    paths.RUN.write_text(json.dumps({"run_id": start_run(params)}), encoding="utf-8")
     return params
 
 

@@ -119,6 +119,13 @@ def test_the_best_epoch_is_one_for_all_folds():
     assert train.best_epoch(histories) == 3
 
 
+def test_an_epoch_in_which_a_fold_has_diverged_is_not_the_best():
+    nan = float("nan")
+    histories = [[{"val_loss": loss} for loss in fold] for fold in ([nan, 3, 2, 1], [1, 3, 2, nan])]
+    assert train.best_epoch(histories) == 3
+    assert train.best_epoch([[{"val_loss": nan}] * 2]) == 1
+
+
 def pool(labels=LABELS) -> train.Pool:
     count = len(labels)
     features = RNG.normal(size=(count, 96)).astype(np.float32)

@@ -11,13 +11,12 @@ import openvino
 import pytest
 
 from chestct.engine import Engine
-from chestct.image import LAYOUT, Facts
 from pipeline import export, paths, quantisation
 from pipeline.base_model import build
 from pipeline.calibration import Answers, Calibration
 from pipeline.errors import StageError
 from pipeline.params import Params
-from tests.graphs import tiny_card
+from tests.graphs import plain_facts, tiny_card
 
 PARAMS = Params.read(Path(__file__).parents[2] / "params.yaml")
 SMALL = PARAMS.model_copy(
@@ -30,7 +29,7 @@ LABELS = np.arange(24) % 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 1), dtype=np.uint8)
 CARD = tiny_card()
 CALIBRATION = Calibration(scaling=CARD.scaling, thresholds=CARD.thresholds, input_limits=CARD.input_limits)
-FACTS = [Facts(400, 400, 0.0, 50.0, 0.0, np.reshape(CARD.input_limits.average_layout, (LAYOUT, LAYOUT)))] * 24
+FACTS = [plain_facts()] * 24
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,13 @@ from PIL import Image
 from chestct.card import ModelCard
 from chestct.store import CARD, GRAPH
 from pipeline import paths, tracking
+from pipeline.facts import facts_arrays
 from pipeline.ingest import ingest
 from pipeline.params import Params
 from pipeline.prepare import prepare
 from pipeline.report import METRICS, main, report
-from tests.graphs import facts_arrays, plain_facts, tiny_model, tiny_picture
+from tests.graphs import plain_facts, tiny_model, tiny_picture
+from tests.pipeline.conftest import start_run
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
 
@@ -25,18 +27,7 @@ PIPELINE = Path(__file__).parents[2] / "pipeline"
 def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
     """The workspace after stage export: eight test images, of which four are twins, and the model errs on two twins."""
     params = write_params({"report.bootstrap": 50})
-    (tracked / "audit.json").write_text("{}", encoding="utf-8")
-    run_id = tracking.start_run(
-        params,
-        data_source="synthetic",
-        data_digest="ab" * 32,
-        audit=tracked / "audit.json",
-        image_count=8,
-        git_commit="c0ffee",
-    )
-    card = tiny_model(paths.RELEASE, data_source="synthetic")
-    lineage = card.lineage.model_copy(update={"run_id": run_id})
-    card.model_copy(update={"lineage": lineage}).write(paths.RELEASE / CARD)
+    tiny_model(paths.RELEASE, data_source="synthetic", run_id=start_run(params))
     write_test_images(drawn=[0, 1, 2, 3, 0, 1, 3, 2], labels=[0, 1, 2, 3, 0, 1, 2, 3], twins=[0, 0, 0, 0, 1, 1, 1, 1])
     return params
 

@@ -15,6 +15,7 @@ from pipeline.manifest import Manifest
 from pipeline.params import Params
 from pipeline.report import METRICS
 from tests.graphs import tiny_metrics, tiny_model
+from tests.pipeline.conftest import start_run
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "ab" * 32
@@ -38,15 +39,7 @@ def plant(
     params: Params, *, out_of_fold: float, test: float, calibration_error: float = 0.05, swap_graph: bool = False
 ) -> str:
     """A finished run with all that the stages leave in it."""
-    Path("audit.json").write_text("{}", encoding="utf-8")
-    run_id = tracking.start_run(
-        params,
-        data_source="local",
-        data_digest=DIGEST,
-        audit=Path("audit.json"),
-        image_count=8,
-        git_commit="c0ffee",
-    )
+    run_id = start_run(params, data_source="local", data_digest=DIGEST)
     tracking.log_metrics(
         run_id,
         {
@@ -59,9 +52,7 @@ def plant(
         },
     )
     folder = Path("planted", run_id)
-    card = tiny_model(folder)
-    lineage = card.lineage.model_copy(update={"run_id": run_id})
-    card.model_copy(update={"lineage": lineage}).write(folder / CARD)
+    tiny_model(folder, run_id=run_id)
     if swap_graph:
         (folder / GRAPH).write_bytes((folder / GRAPH).read_bytes() + b"\0")
     report = Path("planted", run_id, "test.json")

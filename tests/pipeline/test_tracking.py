@@ -20,6 +20,7 @@ from pipeline import tracking
 from pipeline.errors import StageError
 from pipeline.params import Params
 from tests.graphs import tiny_graph
+from tests.pipeline.conftest import start_run
 
 DIGEST = "ab" * 32
 ROOT = Path(__file__).parents[2]
@@ -31,15 +32,7 @@ def params() -> Params:
 
 
 def start(params: Params, digest: str = DIGEST) -> str:
-    Path("audit.json").write_text('{"files": 4}', encoding="utf-8")
-    return tracking.start_run(
-        params,
-        data_source="synthetic",
-        data_digest=digest,
-        audit=Path("audit.json"),
-        image_count=4,
-        git_commit="c0ffee",
-    )
+    return start_run(params, data_digest=digest, image_count=4, audit='{"files": 4}')
 
 
 def finished(params: Params, score: float, digest: str = DIGEST) -> str:

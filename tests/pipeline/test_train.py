@@ -1,4 +1,4 @@
-"""A training that is interrupted leaves nothing that could be stored."""
+"""A training that is interrupted or diverges leaves nothing that could be stored."""
 
 import json
 from collections.abc import Callable
@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline import paths, stage, train
+from pipeline.errors import StageError
 from pipeline.params import Params
 from pipeline.store import store
 
 
-def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
-    tracked: Path,
-    write_params: Callable[[dict[str, Any]], Params],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
+    """Of a workspace with all that train reads."""
     for path in (paths.POOL, paths.FEATURES, paths.MANIFEST, paths.AUDIT, paths.CONTACT_SHEET):
         path.parent.mkdir(parents=True, exist_ok=True)
     pixels, fours = np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4
@@ -27,12 +25,16 @@ def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
     paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
     paths.AUDIT.write_text("{}", encoding="utf-8")
     paths.CONTACT_SHEET.write_bytes(b"PNG")
+    return write_params({"prepare.folds": 2})
 
+
+def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "fit", interrupted)
-    params = write_params({"prepare.folds": 2})
     with pytest.raises(KeyboardInterrupt):
         train.train(params)
     assert not any(path.exists() for path in (paths.FOLD_MODELS, paths.FINAL_MODEL, paths.OUT_OF_FOLD, paths.RUN))
@@ -40,3 +42,17 @@ def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
         stage.run(store)
     assert caught.value.code == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("logit", "loss", "what"), [(np.nan, 0.5, "a fold's network"), (0.0, np.nan, "the network of all images")]
+)
+def test_a_training_that_diverged_ends_and_leaves_no_final_network(
+    params: Params, monkeypatch: pytest.MonkeyPatch, logit: float, loss: float, what: str
+) -> None:
+    monkeypatch.setattr(train, "fit", lambda *_, **__: (None, [{"loss": loss, "val_loss": 0.5}]))
+    monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
+    monkeypatch.setattr(train, "_score_folds", lambda *_: np.full((8, 4), logit, np.float32))
+    with pytest.raises(StageError, match=f"{what} diverged.*lower train.learning_rate"):
+        train.train(params)
+    assert not any(path.exists() for path in (paths.FINAL_MODEL, paths.RUN))
