@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -28,6 +29,7 @@ class Web:
 
     def __init__(self, settings: Settings, keys: Keys | None) -> None:
         self._settings = settings
+        self._own = StaticFiles(directory=settings.samples) if settings.samples else None
         own = keyed([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
         service = Route("/service.json", self._service, name="/page/service.json")
         self._router = Router([service, *own, Mount("/", GZipMiddleware(StaticFiles(directory=PAGE)))])
@@ -42,7 +44,7 @@ class Web:
         ]
         if settings.samples:
             own = _pictures(settings.samples)[:_OWN]
-            samples += [{"name": file.name, "url": f"page/own/{file.name}", "synthetic": False} for file in own]
+            samples += [{"name": file.name, "url": f"page/own/{quote(file.name)}", "synthetic": False} for file in own]
         return JSONResponse(
             {
                 "max_body_bytes": settings.max_body_bytes,
@@ -53,11 +55,10 @@ class Web:
         )
 
     async def _own_sample(self, request: Request) -> Response:
-        files = StaticFiles(directory=self._settings.samples) if self._settings.samples else None
         name = request.path_params["name"]
-        if files is None or Path(name).suffix.lower() not in _SUFFIXES:
+        if self._own is None or Path(name).suffix.lower() not in _SUFFIXES:
             return Response(status_code=404)
-        return await files.get_response(name, request.scope)
+        return await self._own.get_response(name, request.scope)
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 /** The model's card, set for reading: figures with their intervals, what to know about the data, where it comes from. */
 
 import { confusion, reliability, riskCoverage } from "./charts.js";
-import { element, percent, plain, row, sentence, titleOf } from "./words.js";
+import { byId, element, onTrack, percent, plain, row, sentence, titleOf } from "./words.js";
 
 const FIGURES = [
   ["accuracy", "Accuracy", true],
@@ -33,7 +33,7 @@ export function drawAbout(model) {
     parts.push(element("h3", {}, "What to know before believing them"), element("ul", { className: "caveats" }, ...caveats));
   }
   parts.push(element("h3", {}, "Where it comes from"), element("dl", { className: "facts" }, ...lineage(model)));
-  document.getElementById("about-body").replaceChildren(...parts);
+  byId("about-body").replaceChildren(...parts);
 }
 
 /** One split at a time: class by class, and the card's curves as pictures. */
@@ -56,23 +56,22 @@ function details(splits, model) {
 
 /** Other ways to answer, checks of the answers, and what becomes of pictures that are no chest CT. */
 function comparisons(model) {
-  const head = (title) => element("th", { scope: "col" }, title);
   const parts = [];
   const baselines = Object.entries(model.baselines ?? {});
   if (baselines.length) {
     const keys = [...new Set(baselines.flatMap(([, figures]) => Object.keys(figures)))];
     const rows = baselines.map(([name, figures]) => tableRow(plain(name), keys.map((key) => (figures[key] ? estimate(figures[key], true) : element("td", {}, "–")))));
-    parts.push(element("h3", {}, "Simpler ways to answer"), scroller("Simpler ways to answer", table([element("td", {}), ...keys.map((key) => head(plain(key)))], rows)));
+    parts.push(...titled("Simpler ways to answer", keys.map((key) => head(plain(key))), rows));
   }
   const checks = Object.entries(model.checks ?? {});
   if (checks.length) {
     const rows = checks.map(([name, figure]) => tableRow(plain(name), [estimate(figure, false)]));
-    parts.push(element("h3", {}, "Small changes and heat maps"), scroller("Small changes and heat maps", table([element("td", {}), head("Share")], rows)));
+    parts.push(...titled("Small changes and heat maps", [head("Share")], rows));
   }
   const others = Object.entries(model.others ?? {});
   if (others.length) {
     const rows = others.map(([name, kind]) => tableRow(plain(name), [element("td", {}, percent(kind.rejected))], `${kind.images} images`));
-    parts.push(element("h3", {}, "Pictures that are no chest CT, or shown wrongly"), scroller("Pictures that are no chest CT", table([element("td", {}), head("Answered “Not a chest CT”")], rows)));
+    parts.push(...titled("Pictures that are no chest CT, or shown wrongly", [head("Answered “Not a chest CT”")], rows));
   }
   return parts;
 }
@@ -85,20 +84,17 @@ function scroller(name, table) {
 }
 
 function figures(splits) {
-  const heads = splits.map(([key, metrics]) =>
-    element("th", { scope: "col" }, plain(key), element("small", {}, `${metrics.images} images`)),
-  );
+  const heads = splits.map(([key, metrics]) => head(plain(key), element("small", {}, `${metrics.images} images`)));
   const rows = FIGURES.map(([key, title, drawn]) =>
     tableRow(title, splits.map(([, metrics]) => estimate(metrics[key], drawn))),
   );
   const shares = SHARES.map(([key, title]) =>
     tableRow(`Answered ${title}`, splits.map(([, metrics]) => element("td", {}, percent(metrics[key])))),
   );
-  return table([element("td", {}), ...heads], [...rows, ...shares]);
+  return table(heads, [...rows, ...shares]);
 }
 
 function classes(metrics, model) {
-  const heads = ["Precision", "Recall", "F1"].map((title) => element("th", { scope: "col" }, title));
   const rows = Object.entries(metrics.classes).map(([name, figure]) =>
     tableRow(
       titleOf(model, name),
@@ -106,11 +102,17 @@ function classes(metrics, model) {
       `${figure.images} images`,
     ),
   );
-  return table([element("td", {}), ...heads], rows);
+  return table(["Precision", "Recall", "F1"].map((title) => head(title)), rows);
 }
 
+/** A heading, and its table with the same name. */
+const titled = (title, heads, rows) => [element("h3", {}, title), scroller(title, table(heads, rows))];
+
+const head = (...words) => element("th", { scope: "col" }, ...words);
+
+/** The first column holds the rows' own titles. */
 function table(heads, rows) {
-  return element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
+  return element("table", {}, element("thead", {}, element("tr", {}, element("td"), ...heads)), element("tbody", {}, ...rows));
 }
 
 function tableRow(title, cells, note = "") {
@@ -123,12 +125,8 @@ function estimate({ value, low, high }, drawn) {
   const range = `${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)}`;
   const cell = element("td", {}, percent(value), element("small", {}, range));
   if (drawn) {
-    const band = element("i", { className: "band" });
-    band.style.left = `${100 * low}%`;
-    band.style.width = `${100 * (high - low)}%`;
-    const point = element("i", { className: "point" });
-    point.style.left = `${100 * value}%`;
-    cell.append(element("span", { className: "interval", ariaHidden: "true" }, band, point));
+    const marks = [onTrack("band", { left: low, width: high - low }), onTrack("point", { left: value })];
+    cell.append(element("span", { className: "interval", ariaHidden: "true" }, ...marks));
   }
   return cell;
 }

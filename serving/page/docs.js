@@ -1,5 +1,5 @@
 SwaggerUIBundle({
-  url: "/docs.json",
+  url: "docs.json",
   dom_id: "#swagger-ui",
   deepLinking: true,
   docExpansion: "list",

@@ -1,12 +1,12 @@
 /** The heat map over the picture: a class to choose, and how much of it shows. */
 
-import { element, percent, titleOf } from "./words.js";
+import { byId, element, percent, pngUrl, titleOf } from "./words.js";
 
-const controls = document.getElementById("heat-controls");
-const choices = document.getElementById("heat-classes");
-const canvas = document.getElementById("heat");
-const opacity = document.getElementById("opacity");
-const opacityValue = document.getElementById("opacity-value");
+const controls = byId("heat-controls");
+const choices = byId("heat-classes");
+const canvas = byId("heat");
+const opacity = byId("opacity");
+const opacityValue = byId("opacity-value");
 
 const SIDE = 256;
 /** Black, violet, red, orange, pale yellow: stops of a ramp that grows in lightness, so it reads without colour too. */
@@ -37,7 +37,7 @@ async function show(png) {
   canvas.hidden = true;
   if (!png) return;
   const image = new Image();
-  image.src = `data:image/png;base64,${png}`;
+  image.src = pngUrl(png);
   try {
     await image.decode();
   } catch {

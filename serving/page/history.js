@@ -1,9 +1,8 @@
 /** This visit's pictures and answers as a table, a CSV file and a report to print. They are in this tab's memory only. */
 
 import { items, open } from "./queue.js";
-import { bytes, DECISIONS, element, errorWords, outcome, percent, percentages, plain, titleOf } from "./words.js";
+import { byId, bytes, DECISIONS, element, errorWords, outcome, percent, percentages, pngUrl, reasonsOf, titleOf, warningsOf } from "./words.js";
 
-const byId = (id) => document.getElementById(id);
 const rows = new Map();
 
 let current = null;
@@ -73,14 +72,14 @@ byId("export").addEventListener("click", () => {
 
 function entry(item) {
   const { prediction, error } = item;
-  const picture = prediction?.preview && element("img", { src: `data:image/png;base64,${prediction.preview}`, alt: `What the model saw of ${item.name}` });
+  const picture = prediction?.preview && element("img", { src: pngUrl(prediction.preview), alt: `What the model saw of ${item.name}` });
   const said = prediction ? DECISIONS[prediction.decision].title : errorWords(error)[0];
   const lines = [`${time(item)}, ${bytes(item.file.size)}${item.synthetic ? ". Synthetic: drawn, not of any patient" : ""}.`];
   if (prediction?.label) lines.push(`${titleOf(current, prediction.label)}, ${percent(prediction.confidence)} confidence.`);
   if (prediction) {
     const shares = percentages(Object.values(prediction.probabilities));
     const each = Object.keys(prediction.probabilities).map((name, i) => `${titleOf(current, name)} ${shares[i]}`);
-    const words = [...prediction.reasons.map((name) => current?.rules?.[name] ?? plain(name)), ...prediction.warnings.map((name) => current?.warnings?.[name] ?? plain(name))];
+    const words = [...reasonsOf(prediction, current), ...warningsOf(prediction, current)];
     lines.push(`Probabilities: ${each.join(", ")}.`, ...words, `Model ${prediction.model}, request ${prediction.request_id}.`);
   }
   const text = element("div", {}, element("h3", {}, item.name), element("p", {}, element("b", {}, said)), ...lines.map((line) => element("p", {}, line)));

@@ -1,10 +1,12 @@
 /** The API key, where the service wants one: asked for once and kept in this tab's session, nowhere else. */
 
+import { byId } from "./words.js";
+
 const NAME = "chestct.key";
 
-const dialog = document.getElementById("key-dialog");
-const input = document.getElementById("key");
-const wrong = document.getElementById("key-wrong");
+const dialog = byId("key-dialog");
+const input = byId("key");
+const wrong = byId("key-wrong");
 
 let asking = null;
 let declined = false;
@@ -44,4 +46,4 @@ dialog.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault(); // the page's policy lets no form be sent
   dialog.close("use");
 });
-document.getElementById("key-cancel").addEventListener("click", () => dialog.close(""));
+byId("key-cancel").addEventListener("click", () => dialog.close(""));

@@ -10,9 +10,8 @@ import { drawResult } from "./result.js";
 import { offerSamples } from "./samples.js";
 import { clearStrip, drawStrip, mark, onChoose } from "./strip.js";
 import { showPicture } from "./viewer.js";
-import { DECISIONS, errorWords, titleOf } from "./words.js";
+import { byId, DECISIONS, errorWords, titleOf } from "./words.js";
 
-const byId = (id) => document.getElementById(id);
 const main = byId("main");
 const input = byId("file");
 

@@ -60,7 +60,7 @@ export function cancel(item) {
 export function clear() {
   for (const item of items.splice(0)) {
     item.controller?.abort();
-    item.state = "gone";
+    Object.assign(item, { state: "gone", controller: null }); // what still comes of its request is nobody's
   }
   pausedUntil = 0;
 }

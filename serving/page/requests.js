@@ -2,8 +2,7 @@
 
 import { contentType, PREDICT } from "./api.js";
 import { storedKey } from "./keys.js";
-
-const byId = (id) => document.getElementById(id);
+import { byId } from "./words.js";
 
 /** `service` tells the gRPC port, or is null while it is not known. The key itself is never written. */
 export function drawRequests(file, service) {

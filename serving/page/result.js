@@ -1,8 +1,6 @@
 /** Draws one prediction: the answer, the probabilities against their limits, and what speaks for and against it. */
 
-import { DECISIONS, element, icon, list, percent, percentages, plain, row, sentence, titleOf } from "./words.js";
-
-const byId = (id) => document.getElementById(id);
+import { byId, DECISIONS, element, icon, list, onTrack, percent, percentages, reasonsOf, row, titleOf, warningsOf } from "./words.js";
 
 /** Fill the result panel; returns the sentence a screen reader is told. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
@@ -34,18 +32,14 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
   );
 
   const said = label ? `${titleOf(model, label)}, confidence ${sure}.` : "";
-  return [`${DECISIONS[decision].title}.`, said, ...reasons(prediction, model)].join(" ");
+  return [`${DECISIONS[decision].title}.`, said, ...reasonsOf(prediction, model)].join(" ");
 }
-
-const reasons = (prediction, model) => prediction.reasons.map((name) => model?.rules?.[name] ?? plain(name));
 
 // ---- the bars ----
 
 function bar(prediction, model, name, shown) {
   const { label, probabilities } = prediction;
-  const fill = element("i", { className: "fill" });
-  fill.style.width = `${100 * probabilities[name]}%`;
-  const marks = [];
+  const marks = [onTrack("fill", { width: probabilities[name] })];
   const said = [];
   const limits = label && model?.thresholds;
   const least = limits?.least_confidence?.[model.classes.indexOf(name)];
@@ -57,7 +51,7 @@ function bar(prediction, model, name, shown) {
     marks.push(band(probabilities[label], limits.refer_margin));
     if (probabilities[label] - probabilities[name] < limits.refer_margin) said.push("within the refer band");
   }
-  return barItem(titleOf(model, name), shown, [fill, ...marks], said, { class: name, first: name === label });
+  return barItem(titleOf(model, name), shown, marks, said, { class: name, first: name === label });
 }
 
 /** All cancers together, against the limit from which “normal” does not stand. */
@@ -65,9 +59,8 @@ function cancers({ label, probabilities }, model) {
   if (!model || label !== model.normal) return [];
   const together = Object.entries(probabilities).reduce((sum, [name, p]) => (name === model.normal ? sum : sum + p), 0);
   const limit = model.thresholds.any_cancer;
-  const fill = element("i", { className: "fill" });
-  fill.style.width = `${100 * together}%`;
-  return [barItem("The cancers together", percent(together), [fill, tick(limit)], [`from ${percent(limit, 0)} on, “normal” does not stand`], { sum: true })];
+  const marks = [onTrack("fill", { width: together }), tick(limit)];
+  return [barItem("The cancers together", percent(together), marks, [`from ${percent(limit, 0)} on, “normal” does not stand`], { sum: true })];
 }
 
 function barItem(title, shown, marks, said, { class: name, first = false, sum = false }) {
@@ -85,19 +78,12 @@ function barItem(title, shown, marks, said, { class: name, first = false, sum = 
   return item;
 }
 
-function tick(at) {
-  const made = element("i", { className: "tick" });
-  made.style.left = `${100 * at}%`;
-  return made;
-}
+const tick = (at) => onTrack("tick", { left: at });
 
 /** Where another class would be too close to the label. */
 function band(top, margin) {
-  const made = element("i", { className: "refer-band" });
   const from = Math.max(0, top - margin);
-  made.style.left = `${100 * from}%`;
-  made.style.width = `${100 * (top - from)}%`;
-  return made;
+  return onTrack("refer-band", { left: from, width: top - from });
 }
 
 // ---- for and against ----
@@ -116,8 +102,8 @@ function message(tone, symbol, words) {
 /** What speaks for trusting the answer and what against, each as text or elements. */
 function evidence(prediction, model) {
   const pro = [];
-  const contra = reasons(prediction, model);
-  const { label, between = [], prediction_set: set, ood_score: score, warnings } = prediction;
+  const contra = reasonsOf(prediction, model);
+  const { label, between = [], prediction_set: set, ood_score: score } = prediction;
   if (between.length) contra.push(`It is between ${between.map((name) => titleOf(model, name).toLowerCase()).join(" and ")}.`);
   if (label && !prediction.reasons.length && model) pro.push(`None of the ${Object.keys(model.rules).length} rules objects.`);
   if (model) {
@@ -136,14 +122,13 @@ function evidence(prediction, model) {
     const unseen = label && calibration(prediction, model);
     if (unseen) (unseen.good ? pro : contra).push(unseen.words);
   }
-  contra.push(...warnings.map((name) => model?.warnings?.[name] ?? plain(name)));
+  contra.push(...warningsOf(prediction, model));
   return { pro, contra };
 }
 
 function meter(score, limit) {
   const most = 1.25 * Math.max(score, limit);
-  const fill = element("i", { className: "fill" });
-  fill.style.width = `${(100 * Math.max(0, score)) / most}%`;
+  const fill = onTrack("fill", { width: Math.max(0, score) / most });
   return element("span", { className: "bar-track", ariaHidden: "true" }, fill, tick(limit / most));
 }
 

@@ -2,9 +2,7 @@
 
 import { readSample } from "./api.js";
 import { allowAsking } from "./keys.js";
-import { element, errorWords, plain } from "./words.js";
-
-const byId = (id) => document.getElementById(id);
+import { byId, element, errorWords, plain } from "./words.js";
 
 /** Offer `samples`; `take` gets the chosen one as a File, and whether it is drawn. */
 export function offerSamples(samples, take) {

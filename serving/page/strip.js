@@ -1,9 +1,8 @@
 /** The strip of thumbnails of this visit's pictures, its progress, and what can be done with all of them. */
 
 import { cancel, failed, items, open, pause, retry } from "./queue.js";
-import { element, icon, outcome } from "./words.js";
+import { byId, element, icon, outcome, pngUrl } from "./words.js";
 
-const byId = (id) => document.getElementById(id);
 const list = byId("thumbs");
 const SIZE = 96;
 
@@ -18,9 +17,9 @@ export function onChoose(listener) {
 /** Draw what changed of `item`, or of the progress alone where it is null. */
 export function drawStrip(item, selected, model) {
   if (item?.state === "gone") return;
-  if (item) drawThumb(item, model);
   drawProgress();
   if (!item) return;
+  drawThumb(item, model);
   mark(selected);
 }
 
@@ -49,7 +48,7 @@ function drawThumb(item, model) {
   words.textContent = said;
   sign.firstElementChild.setAttribute("href", `#icon-${tone}`);
   const preview = item.prediction?.preview;
-  if (preview && !image.src && item.thumbed) image.src = `data:image/png;base64,${preview}`;
+  if (preview && !image.src && item.thumbed) image.src = pngUrl(preview);
 }
 
 function addThumb(item) {
@@ -72,7 +71,7 @@ function thumbnail(item, image) {
     const blob = await small(item.file).catch(() => null);
     item.thumbed = true;
     if (blob && item.state !== "gone") image.src = URL.createObjectURL(blob);
-    else if (item.prediction?.preview) image.src = `data:image/png;base64,${item.prediction.preview}`;
+    else if (item.prediction?.preview) image.src = pngUrl(item.prediction.preview);
   });
 }
 

@@ -1,8 +1,7 @@
 /** The picture on screen: what it shows, zoom by slider, keys, pinch and dragging, and brightness and contrast. */
 
-import { bytes } from "./words.js";
+import { byId, bytes, pngUrl } from "./words.js";
 
-const byId = (id) => document.getElementById(id);
 const screen = byId("screen");
 const slice = byId("slice");
 const picture = byId("picture");
@@ -29,9 +28,11 @@ export async function showPicture(item) {
   byId("file-name").textContent = item.name;
   byId("file-facts").textContent = bytes(item.file.size);
   picture.alt = `The picture ${item.name}`;
-  mine.drawn = await load(URL.createObjectURL(item.file));
+  const url = URL.createObjectURL(item.file);
+  mine.drawn = await load(url);
+  if (!mine.drawn) URL.revokeObjectURL(url);
   if (mine !== shown) return;
-  const readable = mine.drawn || (preview && (await load(`data:image/png;base64,${preview}`)));
+  const readable = mine.drawn || (preview && (await load(pngUrl(preview))));
   if (mine !== shown) return;
   byId("preview-note").hidden = mine.drawn || !readable;
   byId("no-preview").hidden = Boolean(readable);

@@ -64,10 +64,25 @@ export function list(items) {
   return items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} or ${items.at(-1)}`;
 }
 
+/** The rules that object, and what is odd about the file, in the card's words. */
+export const reasonsOf = ({ reasons }, model) => reasons.map((name) => model?.rules?.[name] ?? plain(name));
+export const warningsOf = ({ warnings }, model) => warnings.map((name) => model?.warnings?.[name] ?? plain(name));
+
+export const byId = (id) => document.getElementById(id);
+
+export const pngUrl = (base64) => `data:image/png;base64,${base64}`;
+
 /** An element with properties and children (elements or text). */
 export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
+  return made;
+}
+
+/** A piece of a track; `place` holds its left and width as shares of the track's width. */
+export function onTrack(className, place) {
+  const made = element("i", { className });
+  for (const [side, share] of Object.entries(place)) made.style[side] = `${100 * share}%`;
   return made;
 }
 

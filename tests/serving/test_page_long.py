@@ -1,26 +1,22 @@
 """What of the page takes long or wants a quiet machine, by `make test-page`: axe, fifty pictures, speed, failures."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from load_tests.server import free_ports
 from pipeline.classes import CLASSES, TITLES
 from serving import keys
+from tests.browser import PHONE, WIDE, Visit, grey, needs_chromium, png, upload
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import Server, import_tiny_model, serve
-from tests.serving.test_page import CHROMIUM, FLAGS, PATIENCE, PHONE, WIDE, Visit, grey, png, upload
 
-pytestmark = [
-    pytest.mark.page,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.page, needs_chromium]
 
 TRIES: Final = 4
 """Of what is timed the best counts: another program's load slows a try, and makes none faster."""
@@ -32,15 +28,6 @@ LARGEST_VISIT: Final = 100_000
 """Bytes."""
 HEAP_SLACK: Final = 1_500_000
 """Bytes that the page may hold more after fifty pictures than before them."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def violations(page: Page) -> list[str]:
@@ -157,7 +144,7 @@ def test_with_keys_the_page_and_a_persons_own_samples_need_one(
     file.write_text(f"{line}\n")
     samples = tmp_path / "samples"
     samples.mkdir()
-    (samples / "mine.dcm").write_bytes(dicom_file(tiny_picture(2, size=64)[:, :, 0]))
+    (samples / "mine #1.dcm").write_bytes(dicom_file(tiny_picture(2, size=64)[:, :, 0]))
     (samples / "notes.txt").write_text("no picture")
     settings = {"CHESTCT_API_KEYS_FILE": str(file), "CHESTCT_SAMPLES": str(samples), "CHESTCT_WORKERS": "1"}
     with serve(*home, **settings) as guarded:
@@ -172,7 +159,7 @@ def test_with_keys_the_page_and_a_persons_own_samples_need_one(
         own.click()
         expect(page.locator("#label")).to_have_text(TITLES[CLASSES[2]])
         expect(page.get_by_text("What the model saw of this file")).to_be_visible()
-        assert page.request.get(f"{guarded.url}/page/own/mine.dcm").status == 401
+        assert page.request.get(f"{guarded.url}/page/own/mine%20%231.dcm").status == 401
         bearer = {"Authorization": f"Bearer {key}"}
         for name in ("notes.txt", "..%2Fkeys", "none.png"):
             assert page.request.get(f"{guarded.url}/page/own/{name}", headers=bearer).status == 404

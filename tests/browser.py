@@ -1,0 +1,82 @@
+"""Chromium before the page: one visit of it, and pictures to show it."""
+
+import shutil
+from typing import Final
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, expect
+
+from chestct.image import encode_png
+from tests.graphs import tiny_picture
+
+CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+WIDE: Final = (1280, 800)
+PHONE: Final = (390, 844)
+PATIENCE: Final = 20_000
+"""Milliseconds that a test waits for what comes at once on a quiet machine."""
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+
+
+def png(label: int, size: int = 64) -> bytes:
+    """A picture that the tiny model takes for the class `label`, and is sure."""
+    return encode_png(tiny_picture(label, size)[:, :, 0])
+
+
+def grey(level: int) -> bytes:
+    return encode_png(np.full((64, 64), level, np.uint8))
+
+
+def upload(data: bytes, name: str = "slice.png", mime: str = "image/png") -> FilePayload:
+    return {"name": name, "mimeType": mime, "buffer": data}
+
+
+class Visit:
+    """One page opened in a browser context of its own, and what went wrong in it."""
+
+    def __init__(self, browser: Browser, url: str, size: tuple[int, int]) -> None:
+        self._context = browser.new_context(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
+        self._origin = url
+        self.page: Page = self._context.new_page()
+        self.problems: list[str] = []
+        self.failed_loads: list[str] = []
+        self._context.on("console", self._hear)
+        self._context.on("weberror", lambda error: self.problems.append(str(error.error)))
+        self._context.on("request", self._watch)
+        # A first listener only when the key is pressed comes too late: the browser opens its own dialog.
+        self.page.on("filechooser", lambda _: None)
+        self.page.set_default_timeout(PATIENCE)
+        self.page.goto(url)
+        expect(self.page.locator("#foot-model")).to_contain_text("chestct:")
+        self.page.evaluate("window.sameVisit = true")
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            failed_load = message.text.startswith("Failed to load resource")
+            (self.failed_loads if failed_load else self.problems).append(message.text)
+
+    def _watch(self, request: Request) -> None:
+        if not request.url.startswith((self._origin + "/", "blob:", "data:")):
+            self.problems.append(f"request to {request.url}")
+
+    def choose(self, file: FilePayload) -> None:
+        self.page.set_input_files("#file", file)
+
+    def sees(self, state: str, title: str) -> None:
+        expect(self.page.locator("#main")).to_have_attribute("data-state", state)
+        expect(self.page.get_by_role("heading", name=title)).to_be_visible()
+
+    def bars(self) -> dict[str, float]:
+        """The percentages on screen by class title."""
+        rows = self.page.locator("#bars li")
+        names = rows.locator(".bar-name").all_inner_texts()
+        values = rows.locator(".bar-value").all_inner_texts()
+        return {name: float(value.removesuffix("%")) for name, value in zip(names, values, strict=True)}
+
+    def close(self) -> None:
+        still_here = self.page.evaluate("window.sameVisit")
+        self._context.close()
+        assert still_here, "the page was loaded again"
+        assert self.problems == []
