@@ -6,10 +6,10 @@ DATA      ?=
 RELEASE   ?=
 IMAGE     ?= chestct:latest
 CONTAINER_OPTIONS ?=
-# The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
-KUBERNETES = 1.30 1.37
 USERS     ?= 8
 SECONDS   ?= 30
+# The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
+KUBERNETES = 1.30 1.37
 # What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
 PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 prepare.image_size=64 prepare.folds=2 \
   base_model.backbone=small base_model.weights=none base_model.dropout=0 train.head_epochs=0 train.epochs=14 \
@@ -35,7 +35,7 @@ experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost d
 .PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain check lock mlflow notebooks clean
 
 help: ## list these commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
 
 serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
 	$(foreach port,$(PORT) $(GRPC_PORT),$(call free,$(port)))
@@ -48,13 +48,13 @@ demo: $(training) ## train on phantoms in a clone of its own (a minute or two), 
 	@stored=$$(cd .demo && python -m pipeline.store) && \
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
-test: $(development) ## every test, in ten minutes or less
+test: $(development) ## every test but those of the two commands below, in ten minutes or less
 	@python -m pytest
 
-test-page: $(development) ## the page's long tests in Chromium: axe, fifty pictures at once, speed, a server that dies
+test-page: $(development) ## the page in Chromium: axe, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving
 
-test-long: $(development) ## what takes long: each backbone trained and exported, a sweep killed, overload and drain
+test-long: $(development) ## each backbone trained and exported, a sweep killed and resumed, overload and drain
 	@python -m pytest -m long --timeout=600
 
 clients: $(development) .venv-clients/.clients ## ask a server of its own with tritonclient and the KServe SDK
@@ -68,14 +68,14 @@ sweep: $(training) ## search train's parameters on held-out folds, as params.yam
 	dvc repro base_model
 	@python -m pipeline.sweep
 
-store: $(training) ## put the best run into the BentoML model store, if it passes the gate, and into RELEASE=folder
+store: $(training) ## put the best run into the model store, if it passes the gate, and into RELEASE=folder
 	@python -m pipeline.store $(RELEASE:%=--release %)
 
-bento: $(serving) ## build the bento of the model that `make serve` would serve, and export it to build/chestct.bento
+bento: $(serving) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build
 	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest $(CURDIR)/build/chestct.bento
 
-image: $(development) bento ## build the container image IMAGE and its bill of materials with docker, podman or buildah
+image: $(development) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	$(if $(builder),,$(error a running docker, or podman, or buildah is needed))
 	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(IMAGE) \
@@ -85,7 +85,7 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 	  --label chestct.model.sha256=$$(sha256sum < $$graph | cut -c1-64) $(CONTAINER_OPTIONS) .
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
 
-test-image: $(development) ## run IMAGE under the pod's own security context and limits and ask it; needs docker or podman
+test-image: $(development) ## run IMAGE as the pod does and ask it; needs docker or podman
 	@IMAGE=$(IMAGE) BUILDER=$(builder) python -m pytest -s tests/container
 
 load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
@@ -111,7 +111,7 @@ check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, workf
 mlflow: $(training) ## browse the runs on http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-notebooks: $(development) ## open notebooks/ in JupyterLab, which is fetched for this and stays out of .venv
+notebooks: $(development) ## open notebooks/ in JupyterLab, fetched for this and kept out of .venv
 	uv run --no-project --with jupyterlab jupyter lab notebooks
 
 lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=--upgrade takes newer ones
