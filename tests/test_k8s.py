@@ -51,6 +51,12 @@ def settings(objects: Objects) -> dict[str, str]:
     return find(objects, "ConfigMap", "chestct-[0-9a-z]{10}")["data"]
 
 
+def read_settings(objects: Objects) -> Settings:
+    return Settings.model_validate(
+        {name.removeprefix(PREFIX).lower(): value for name, value in settings(objects).items()}
+    )
+
+
 def ports(objects: Objects) -> dict[str, int]:
     return {port["name"]: port["containerPort"] for port in container(objects)["ports"]}
 
@@ -228,8 +234,7 @@ def test_the_environment_names_settings_that_exist(objects: Objects) -> None:
     name = find(objects, "ConfigMap", "chestct-[0-9a-z]{10}")["metadata"]["name"]
     assert container(objects)["envFrom"] == [{"configMapRef": {"name": name}}]
     assert set(settings(objects)) <= {PREFIX + field.upper() for field in Settings.model_fields}
-    values = {name.removeprefix(PREFIX).lower(): value for name, value in settings(objects).items()}
-    Settings.model_validate(values)
+    read_settings(objects)
 
 
 def test_metrics_are_shown_on_the_port_that_is_collected(objects: Objects) -> None:
@@ -282,8 +287,7 @@ def test_the_image_runs_as_the_pods_user_and_writes_to_its_volumes(objects: Obje
 
 def test_the_grace_period_holds_the_pause_the_drain_and_the_slowest_request(objects: Objects) -> None:
     pause = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    values = {name.removeprefix(PREFIX).lower(): value for name, value in settings(objects).items()}
-    read = Settings.model_validate(values)
+    read = read_settings(objects)
     assert pod(objects)["terminationGracePeriodSeconds"] > pause + read.drain_seconds + read.request_timeout
 
 

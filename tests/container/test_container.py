@@ -24,6 +24,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
+from k8s.render import render
 from load_tests.server import free_ports
 from pipeline.phantoms import draw_phantom
 from tests.server import ROOT
@@ -58,10 +59,7 @@ class Running(NamedTuple):
 
 
 def pod() -> Pod:
-    text = subprocess.run(
-        ["kubectl", "kustomize", ROOT / "k8s/overlays/production"], check=True, capture_output=True, text=True
-    ).stdout
-    objects = list(yaml.safe_load_all(text))
+    objects = list(yaml.safe_load_all(render("production")))
     deployment = next(item for item in objects if item["kind"] == "Deployment")
     settings = next(
         item for item in objects if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("chestct-")

@@ -7,6 +7,7 @@ import yaml
 from k8s.render import HERE
 from load_tests import autoscaling
 from load_tests.autoscaling import CAPACITY, LEAST, MOST, START_UP, by_cpu, by_queue, simulate
+from serving.settings import Settings
 
 
 def steady(share: float, seconds: int = 1200) -> np.ndarray:
@@ -49,6 +50,9 @@ def test_its_figures_are_those_of_the_manifests() -> None:
         for name in ("base/horizontalpodautoscaler.yaml", "components/keda/scaledobject.yaml")
     }
     hpa, keda = read.values()
+    base = yaml.safe_load((HERE / "base/kustomization.yaml").read_text(encoding="utf-8"))
+    assert "CHESTCT_WORKERS=2" in base["configMapGenerator"][0]["literals"]
+    assert 2 * Settings.model_fields["queue_size"].default == autoscaling.QUEUE_A_POD
     assert (hpa["minReplicas"], hpa["maxReplicas"]) == (LEAST, MOST)
     assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (LEAST, MOST)
     assert hpa["metrics"][0]["resource"]["target"]["averageUtilization"] == round(200 * autoscaling.CPU_TARGET)
