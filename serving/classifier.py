@@ -75,10 +75,10 @@ class Classifier:
             started = time.perf_counter()
             if is_dicom(data):
                 levels = await self._dicom.read(data, window)
-                picture = await self.in_decoder(from_dicom, levels, self.card.input)
+                picture = await self._in_decoder(from_dicom, levels, self.card.input)
                 seconds = time.perf_counter() - started
             else:
-                picture, seconds = await self.in_decoder(_timed_decode, data, self.card.input)
+                picture, seconds = await self._in_decoder(_timed_decode, data, self.card.input)
         finally:
             self._batcher.coming -= 1
         metrics.DECODE_SECONDS.observe(seconds)
@@ -134,7 +134,7 @@ class Classifier:
         self._decoders.shutdown()
         await asyncio.to_thread(self._dicom.close)
 
-    async def in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
+    async def _in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         """The result of work that would hold up the event loop, done where images are decoded."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
@@ -146,7 +146,7 @@ class Classifier:
         call.infer_seconds += score.seconds
         heatmaps, preview = None, None
         if explain:
-            heatmaps, preview = await self.in_decoder(self._explain, pixels, score)
+            heatmaps, preview = await self._in_decoder(self._explain, pixels, score)
         prediction = decide(
             self.card,
             score.probabilities,

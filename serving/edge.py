@@ -29,17 +29,19 @@ TIMEOUT: Final = "X-Request-Timeout"
 OIP: Final = "/v2"
 """Below it an error has the Open Inference Protocol's form."""
 
-_HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # after an upgrade no browser may mix modules of two versions of the page
-}
+_HEADERS: Final = Headers(
+    {
+        "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+        "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",  # after an upgrade no browser may mix modules of two versions of the page
+    }
+).raw
 _CLIENT_GONE: Final = 499
 """For the metrics: the client hung up before the answer (nginx' number for it)."""
 
@@ -79,7 +81,8 @@ class Recorded:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers.update({REQUEST_ID: call.request_id, **_HEADERS})
+                headers[REQUEST_ID] = call.request_id
+                headers.raw.extend(_HEADERS)
                 if self._stopping():
                     headers["Connection"] = "close"
             await send(message)

@@ -20,7 +20,7 @@ REALM: Final = 'Bearer realm="chestct"'
 
 _PREFIX: Final = "chestct_"
 """So that a scanner for leaked secrets knows one."""
-_LINE: Final = re.compile(r"(?P<name>[\w.@-]{1,64}):(?P<digest>[0-9a-f]{64})(?::(?P<scopes>[a-z0-9,]+))?", re.ASCII)
+_LINE: Final = re.compile(r"[\w.@-]{1,64}:(?P<digest>[0-9a-f]{64})(?::(?P<scopes>[a-z0-9,]+))?", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ class Forbidden(Refused):
 
 
 class Key(NamedTuple):
-    name: str
     digest: bytes
     scopes: frozenset[str]
 
@@ -118,7 +117,7 @@ def parse(path: Path) -> tuple[Key, ...]:
                 f"{path}, line {number}: expected name:sha256 or name:sha256:scope,scope with scopes of "
                 f"{', '.join(SCOPES)}; `python -m serving.keys new NAME` makes one"
             )
-        keys.append(Key(found["name"], bytes.fromhex(found["digest"]), scopes))
+        keys.append(Key(bytes.fromhex(found["digest"]), scopes))
     if not keys:
         raise KeysError(f"{path}: expected at least one key")
     return tuple(keys)

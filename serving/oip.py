@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import ModelCard
+from chestct.card import Frozen, ModelCard
 from chestct.image import InvalidImage
 from chestct.prediction import Prediction
 from serving.call import Call
@@ -44,20 +44,19 @@ class UnknownModel(LookupError):
     code: Final = "unknown_model"
 
 
-class TensorSpec(NamedTuple):
-    """`shape` as the metadata gives it: -1 stands for the number of images."""
-
+class TensorMetadata(Frozen):
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
+    """-1 stands for the number of images."""
 
 
-class Metadata(NamedTuple):
+class ModelMetadata(Frozen):
     name: str
     versions: tuple[str, ...]
     platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
     properties: dict[str, str]
 
 
@@ -147,15 +146,19 @@ def version(tag: str) -> str:
     return tag.partition(":")[2]
 
 
-def metadata(card: ModelCard, tag: str) -> Metadata:
+def metadata(card: ModelCard, tag: str) -> ModelMetadata:
     """What a client needs to know to ask this model."""
-    return Metadata(
+    return ModelMetadata(
         name=card.name,
         versions=(version(tag),),
         platform=PLATFORM,
         inputs=_inputs(card),
         outputs=tuple(
-            TensorSpec(output.name, output.datatype, (-1, len(card.classes)) if output.per_class else (-1,))
+            TensorMetadata(
+                name=output.name,
+                datatype=output.datatype,
+                shape=(-1, len(card.classes)) if output.per_class else (-1,),
+            )
             for output in _OUTPUTS
         ),
         properties={
@@ -232,11 +235,11 @@ def unpack_bytes(raw: bytes) -> list[bytes]:
     return elements
 
 
-def _inputs(card: ModelCard) -> tuple[TensorSpec, ...]:
+def _inputs(card: ModelCard) -> tuple[TensorMetadata, ...]:
     spec = card.input
     return (
-        TensorSpec(IMAGE, "BYTES", (-1,)),
-        TensorSpec(PIXELS, "UINT8", (-1, spec.height, spec.width, spec.channels)),
+        TensorMetadata(name=IMAGE, datatype="BYTES", shape=(-1,)),
+        TensorMetadata(name=PIXELS, datatype="UINT8", shape=(-1, spec.height, spec.width, spec.channels)),
     )
 
 

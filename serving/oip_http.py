@@ -32,9 +32,6 @@ JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
 EXTENSIONS: Final = ("binary_tensor_data",)
 
-_SMALL: Final = 16 * 1024
-"""Bytes of a body that is parsed in the event loop: that takes less time than handing it to a thread."""
-
 T = TypeVar("T")
 
 
@@ -116,9 +113,7 @@ async def _ready(request: Request) -> Response:
 
 async def _metadata(request: Request) -> Response:
     classifier = _find(request)
-    about = oip.metadata(classifier.card, classifier.tag)
-    tensors = {kind: [spec._asdict() for spec in getattr(about, kind)] for kind in ("inputs", "outputs")}
-    return JSONResponse(about._asdict() | tensors)
+    return JSONResponse(oip.metadata(classifier.card, classifier.tag).model_dump())
 
 
 async def _model_ready(request: Request) -> Response:
@@ -135,10 +130,8 @@ async def _infer(request: Request) -> Response:
         raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", words)
     body = await read_body(request, classifier.settings.max_body_bytes)
     try:
-        if len(body) > _SMALL:
-            message, inputs = await classifier.in_decoder(_parse, request.headers, body)
-        else:
-            message, inputs = _parse(request.headers, body)
+        # Not in a thread: pydantic holds the interpreter's lock all along, so the event loop would wait as long.
+        message, inputs = _parse(request.headers, body)
         window = oip.read_window(message.parameters or {})
         wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()), window)
         call: Call = request.state.call

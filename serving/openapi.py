@@ -19,10 +19,8 @@ from serving.settings import Settings
 Json = dict[str, Any]
 JSON: Final = "application/json"
 BINARY: Final = "application/octet-stream"
-MULTIPART: Final = "multipart/form-data"
 _REFERENCE: Final = "#/components/schemas/{model}"
 _FILE: Final = {"type": "string", "format": "binary", "description": "A PNG, JPEG or DICOM file, known by its content."}
-
 
 _OIP: Final = "Open Inference Protocol"
 _HEADERS: Final = {
@@ -108,22 +106,6 @@ class ServerMetadata(Frozen):
     extensions: tuple[str, ...]
 
 
-class TensorMetadata(Frozen):
-    name: str
-    datatype: oip.Datatype
-    shape: tuple[int, ...]
-    """-1 stands for the number of images."""
-
-
-class ModelMetadata(Frozen):
-    name: str
-    versions: tuple[str, ...]
-    platform: str
-    inputs: tuple[TensorMetadata, ...]
-    outputs: tuple[TensorMetadata, ...]
-    properties: dict[str, str]
-
-
 class InferInput(Frozen):
     name: Literal["image", "pixels"]
     datatype: Literal["BYTES", "UINT8"]
@@ -173,7 +155,7 @@ class InferError(Frozen):
 
 _MODELS: Final[tuple[type[BaseModel], ...]] = (
     *(Prediction, ErrorAnswer, BatchAnswer, ModelAnswer),
-    *(ServerMetadata, ModelMetadata, InferRequest, InferAnswer, InferError),
+    *(ServerMetadata, oip.ModelMetadata, InferRequest, InferAnswer, InferError),
 )
 
 
@@ -186,7 +168,11 @@ def document(card: ModelCard, tag: str, settings: Settings, bentoml: Json) -> Js
     _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REFERENCE)
     prediction = _example(card, tag)
     refused = {
-        "error": {"code": "undecodable_image", "message": "expected PNG or JPEG, got 12 bytes", "request_id": "scan-17"}
+        "error": {
+            "code": "undecodable_image",
+            "message": "expected a PNG or JPEG image, got 12 bytes that are neither",
+            "request_id": "scan-17",
+        }
     }
     image = base64.b64encode(encode_png(np.zeros((card.input.height, card.input.width), np.uint8))).decode("ascii")
     paths = {
@@ -240,7 +226,7 @@ def _predict(prediction: Json) -> Json:
         "tags": ["predict"],
         "summary": "Classify one image",
         "parameters": [_REQUEST_ID, _EXPLAIN, *_WINDOW],
-        "requestBody": {"required": True, "content": {**raw, MULTIPART: {"schema": _form("image", _FILE)}}},
+        "requestBody": {"required": True, "content": {**raw, http.MULTIPART: {"schema": _form("image", _FILE)}}},
         "responses": {**_good("Prediction", prediction), **_errors(400, 401, 403, 413, 415, 422, 429, 500, 503)},
     }
 
@@ -253,7 +239,7 @@ def _predict_batch(prediction: Json, refused: Json, settings: Settings) -> Json:
         "tags": ["predict"],
         "summary": "Classify many images; each has an outcome of its own, in order",
         "parameters": [_REQUEST_ID, _EXPLAIN, *_WINDOW],
-        "requestBody": {"required": True, "content": {MULTIPART: {"schema": _form("images", images)}}},
+        "requestBody": {"required": True, "content": {http.MULTIPART: {"schema": _form("images", images)}}},
         "responses": {**_good("BatchAnswer", answer), **_errors(400, 401, 403, 413, 415, 429, 500, 503)},
     }
 
@@ -297,12 +283,7 @@ def _classify(bentoml: Json, prediction: Json, refused: Json, image: str) -> Jso
 def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
     """The Open Inference Protocol v2."""
     version = oip.version(tag)
-    about = oip.metadata(card, tag)
-    metadata = {
-        **about._asdict(),
-        "inputs": [t._asdict() for t in about.inputs],
-        "outputs": [t._asdict() for t in about.outputs],
-    }
+    metadata = oip.metadata(card, tag).model_dump(mode="json")
     request = {
         "id": "scan-17",
         "inputs": [{"name": oip.IMAGE, "datatype": "BYTES", "shape": [1], "data": [image]}],

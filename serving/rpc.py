@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -24,7 +23,7 @@ from serving import oip
 from serving.batcher import Closed, Overloaded
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
-from serving.keys import Forbidden, Keys, Refused
+from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.settings import Settings
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -71,7 +70,7 @@ async def start(classifier: Classifier, settings: Settings, keys: Keys | None = 
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     server = grpc.aio.server(
-        interceptors=[_Recorded(settings.request_timeout), *([_Keyed(keys)] if keys else [])],
+        interceptors=[_Edge(settings.request_timeout, keys)],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -99,12 +98,13 @@ async def _set_health(servicer: Any, ready: bool) -> None:
         await servicer.set(name, status)
 
 
-class _Recorded(grpc.aio.ServerInterceptor):
+class _Edge(grpc.aio.ServerInterceptor):
     """Makes each call of SERVICE a Call and finishes it; names of other services, which a scan may invent, pass by."""
 
-    def __init__(self, limit: float) -> None:
-        """`limit`: seconds that a call may take at most."""
+    def __init__(self, limit: float, keys: Keys | None) -> None:
+        """`limit`: seconds that a call may take at most. With `keys` only what asks about health needs none."""
         self._limit = limit
+        self._keys = keys
 
     async def intercept_service(
         self,
@@ -118,7 +118,8 @@ class _Recorded(grpc.aio.ServerInterceptor):
         answer: Any = handler.unary_unary
 
         async def recorded(request: Any, context: _Context) -> Any:
-            call = Call(choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID)), route=method)
+            metadata = dict(context.invocation_metadata() or ())
+            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method)
             left = context.time_remaining()
             call.deadline = call.started + min(self._limit, math.inf if left is None else left)
             _CALL.set(call)
@@ -126,6 +127,8 @@ class _Recorded(grpc.aio.ServerInterceptor):
             try:
                 if left is not None and left <= 0:
                     await _abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", "it had passed on arrival")
+                if method.removeprefix(f"/{SERVICE}/") not in _OPEN:
+                    await self._check_key(metadata.get("authorization"), context)
                 response = await answer(request, context)
                 code = StatusCode.OK
             except grpc.aio.AbortError:
@@ -142,36 +145,15 @@ class _Recorded(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(recorded, handler.request_deserializer, handler.response_serializer)
 
-
-class _Keyed(grpc.aio.ServerInterceptor):
-    """Lets only who holds a key call SERVICE, but for what asks about health."""
-
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        handler = await continuation(handler_call_details)
-        service_name, _, method = handler_call_details.method.removeprefix("/").partition("/")
-        if handler is None or service_name != SERVICE or method in _OPEN:
-            return handler
-        authorization = dict(handler_call_details.invocation_metadata or ()).get("authorization")
+    async def _check_key(self, authorization: str | bytes | None, context: _Context) -> None:
+        if self._keys is None:
+            return
         try:
             self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
-        except Refused as refused:
-            known = isinstance(refused, Forbidden)
-            status = StatusCode.PERMISSION_DENIED if known else StatusCode.UNAUTHENTICATED
-            return grpc.unary_unary_rpc_method_handler(
-                partial(_refuse, status, refused), handler.request_deserializer, handler.response_serializer
-            )
-        return handler
-
-
-async def _refuse(status: StatusCode, refused: Refused, request: Any, context: _Context) -> NoReturn:
-    await _abort(context, status, refused.code, str(refused))
+        except Unauthenticated as refused:
+            await _abort(context, StatusCode.UNAUTHENTICATED, refused.code, str(refused))
+        except Forbidden as refused:
+            await _abort(context, StatusCode.PERMISSION_DENIED, refused.code, str(refused))
 
 
 class _Inference(service.GRPCInferenceServiceServicer):
@@ -199,15 +181,7 @@ class _Inference(service.GRPCInferenceServiceServicer):
         self, request: protocol.ModelMetadataRequest, context: _Context
     ) -> protocol.ModelMetadataResponse:
         await self._find(request.name, request.version, context)
-        about = oip.metadata(self._classifier.card, self._classifier.tag)
-        return protocol.ModelMetadataResponse(
-            name=about.name,
-            versions=about.versions,
-            platform=about.platform,
-            inputs=[spec._asdict() for spec in about.inputs],
-            outputs=[spec._asdict() for spec in about.outputs],
-            properties=about.properties,
-        )
+        return protocol.ModelMetadataResponse(**oip.metadata(self._classifier.card, self._classifier.tag).model_dump())
 
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: _Context) -> protocol.ModelInferResponse:
         call = _CALL.get()
