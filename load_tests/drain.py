@@ -91,7 +91,6 @@ async def measure(server: Server, rate: float, seconds: float) -> Round:
 
 async def find_capacity(server: Server, seconds: float) -> float:
     clients = traffic.Clients(server, 30)
-    await traffic.capacity(clients, seconds / 3)  # warm
     capacity = await traffic.capacity(clients, seconds)
     await clients.close()
     return capacity

@@ -8,7 +8,6 @@ import http.client
 import sys
 import time
 from collections.abc import Callable
-from io import BytesIO
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,9 +19,9 @@ from chestct import store
 from chestct.card import ModelCard
 from chestct.engine import Engine
 from chestct.image import decode
+from load_tests.images import phantom
 from load_tests.run import BAD_INPUT
 from load_tests.server import LoadError, serve
-from pipeline.phantoms import draw_phantom
 from serving.settings import Settings
 
 ROUNDS: Final = 300
@@ -60,9 +59,7 @@ def main() -> int:
 
 
 def _calls(url: str, address: str, engine: Engine, card: ModelCard) -> dict[str, Callable[[], object]]:
-    file = BytesIO()
-    draw_phantom(0, np.random.default_rng(0)).save(file, format="PNG")
-    data = file.getvalue()
+    data = phantom()
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
     stub = service.GRPCInferenceServiceStub(grpc.insecure_channel(address))
     tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])

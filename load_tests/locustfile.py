@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +21,8 @@ from locust import FastHttpUser, User, constant, task
 from locust.exception import LocustError
 from open_inference.grpc import protocol, service
 
+from load_tests.images import phantom
 from pipeline.classes import CLASSES
-from pipeline.phantoms import draw_phantom
 
 grpc.experimental.gevent.init_gevent()
 
@@ -44,13 +43,7 @@ def load_images() -> list[tuple[str, bytes]]:
         if not found:
             raise SystemExit(f"LOAD_IMAGES: no PNG or JPEG file under {folder}")
         return [(MEDIA_TYPES[path.suffix.lower()], path.read_bytes()) for path in found]
-    return [("image/png", _phantom(seed)) for seed in range(PHANTOMS)]
-
-
-def _phantom(seed: int) -> bytes:
-    buffer = BytesIO()
-    draw_phantom(seed % len(CLASSES), np.random.default_rng(seed)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return [("image/png", phantom(seed)) for seed in range(PHANTOMS)]
 
 
 def check_probabilities(probabilities: list[float]) -> None:

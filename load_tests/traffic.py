@@ -9,16 +9,14 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from io import BytesIO
 from typing import Any, Final, NamedTuple
 
 import grpc
-import numpy as np
 import uvloop
 from open_inference.grpc import protocol, service
 
-from load_tests.server import Server
-from pipeline.phantoms import draw_phantom
+from load_tests.images import phantom
+from load_tests.server import LoadError, Server
 
 CHANNELS: Final = 8
 """A gRPC connection stays with one worker; so many reach them all."""
@@ -42,9 +40,8 @@ class Clients:
 
     def __init__(self, server: Server, deadline: float) -> None:
         """`deadline`: seconds that a request may take, told to the service too."""
-        file = BytesIO()
-        draw_phantom(0, np.random.default_rng(0)).save(file, format="PNG")
-        image = file.getvalue()
+        image = phantom()
+        self.log: Final = server.log
         self._netloc = server.url.removeprefix("http://")
         head = (
             f"POST /v1/predict HTTP/1.1\r\nHost: {self._netloc}\r\nContent-Type: image/png\r\n"
@@ -120,17 +117,25 @@ async def open_loop(
 
 
 async def capacity(clients: Clients, seconds: float, connections: int = 16) -> float:
-    """Good answers a second when each of the connections asks again as soon as it has its answer."""
-    end = time.monotonic() + seconds
+    """Good answers a second when each of the connections asks again as soon as it has its answer.
 
-    async def ask_on(kind: str) -> int:
+    Measured for `seconds`, after a third of that to get warm. Raises LoadError where nothing was answered.
+    """
+
+    async def ask_on(kind: str, end: float) -> int:
         good = 0
         while time.monotonic() < end:
             good += (await clients.ask(kind, time.monotonic())).code in GOOD
         return good
 
-    kinds = itertools.islice(itertools.cycle(PROTOCOLS), connections)
-    return sum(await asyncio.gather(*(ask_on(kind) for kind in kinds))) / seconds
+    good = 0
+    for period in (seconds / 3, seconds):
+        end = time.monotonic() + period
+        kinds = itertools.islice(itertools.cycle(PROTOCOLS), connections)
+        good = sum(await asyncio.gather(*(ask_on(kind, end) for kind in kinds)))
+    if not good:
+        raise LoadError(f"no request was answered; {clients.log} says why")
+    return good / seconds
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -27,7 +27,7 @@ from chestct.engine import Engine, Scores
 from chestct.image import decode, encode_png
 from chestct.prediction import decide
 from chestct.store import CARD, GRAPH
-from pipeline.phantoms import draw_phantom
+from load_tests import images
 from serving import http, rpc
 from serving.classifier import Classifier
 from serving.edge import Recorded
@@ -236,10 +236,8 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def phantom() -> Sample:
-    file = BytesIO()
-    draw_phantom(0, np.random.default_rng(0)).save(file, format="PNG")
-    spec = ModelCard.read(ROOT / "release" / CARD).input
-    return Sample(file.getvalue(), decode(file.getvalue(), spec).pixels)
+    data = images.phantom()
+    return Sample(data, decode(data, ModelCard.read(ROOT / "release" / CARD).input).pixels)
 
 
 def test_of_200_mixed_requests_every_good_one_gets_its_own_answer(server: Server) -> None:

@@ -3,17 +3,14 @@
 import pytest
 
 from load_tests import drain
-from tests.server import environment, import_tiny_model
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("tiny_store")
 def test_a_server_told_to_stop_answers_whatever_was_sent(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home = tmp_path_factory.mktemp("drain") / "bentoml"
-    import_tiny_model(home)
-    for name, value in environment(home, CHESTCT_WORKERS="2").items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CHESTCT_WORKERS", "2")
     assert drain.main(["--rounds", "1", "--seconds", "1"]) == 0, capsys.readouterr().out
     lines = capsys.readouterr().out.splitlines()
     _, http, http_lost, _, grpc, grpc_lost, _, _ = lines[2].split()

@@ -5,7 +5,6 @@ import pytest
 from load_tests import overload
 from load_tests.run import BAD_INPUT, MISSED
 from load_tests.traffic import Outcome
-from tests.server import environment, import_tiny_model
 
 
 def result(*, good: int = 900, seconds: float = 1.0, other: str = "429", growth: float = 1.0) -> overload.Result:
@@ -35,13 +34,8 @@ def test_a_planted_failure_is_found(planted: dict[str, float | str], miss: str) 
 
 
 @pytest.mark.long
-def test_the_command_prints_its_table_and_a_verdict(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    home = tmp_path_factory.mktemp("overload") / "bentoml"
-    import_tiny_model(home)
-    for name, value in environment(home).items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("tiny_store")
+def test_the_command_prints_its_table_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert overload.main(["--seconds", "2"]) in (0, MISSED)  # a verdict on time is not for a shared machine
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:3]] == ["capacity", "offered", "goodput"]

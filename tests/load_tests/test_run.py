@@ -11,7 +11,6 @@ import pytest
 
 from load_tests import run
 from load_tests.server import serve
-from tests.server import import_tiny_model
 
 HTTP, GRPC = "/v1/predict", "/inference.GRPCInferenceService/ModelInfer"
 BOUND = run.Bound(max_error_rate=0, max_p99_ms=500, min_requests_per_second=5)
@@ -70,10 +69,8 @@ def test_a_server_that_can_t_start_ends_in_one_line_with_its_reason(
     assert "no model trained on real images" in line
 
 
-def test_a_sound_service_passes_and_is_stopped_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "bentoml"
-    import_tiny_model(home)
-    monkeypatch.setenv("BENTOML_HOME", str(home))
+@pytest.mark.usefixtures("tiny_store")
+def test_a_sound_service_passes_and_is_stopped_at_the_end() -> None:
     # Its own bounds on time: the suite may share its cores with anything.
     bounds = {
         name: bound.model_copy(update={"max_p99_ms": 10_000, "min_requests_per_second": 1})

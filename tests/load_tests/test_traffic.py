@@ -1,0 +1,24 @@
+"""The traffic that the verdicts rest on."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from load_tests import traffic
+from load_tests.server import LoadError, Server, free_ports
+
+
+def test_a_service_that_answers_nothing_has_no_capacity(tmp_path: Path) -> None:
+    async def measure() -> float:
+        http, grpc = free_ports(2)
+        process = subprocess.Popen[bytes](["true"])
+        process.wait(10)
+        clients = traffic.Clients(Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, tmp_path), 1)
+        try:
+            return await traffic.capacity(clients, 0.1)
+        finally:
+            await clients.close()
+
+    with pytest.raises(LoadError, match="no request was answered"):
+        traffic.run(measure())
