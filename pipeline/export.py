@@ -52,6 +52,7 @@ LICENCE: Final = (
     "Code: MIT. Weights derived from the Kaggle data set mohamedhanyyy/chest-ctscan-images, stated there as ODbL with "
     "contents copyright of their original authors, and from ImageNet weights named in the lineage."
 )
+PHANTOM_LICENCE: Final = "Code and drawn phantoms: MIT."
 
 
 class TrustHead(keras.layers.Layer):  # type: ignore[misc]
@@ -243,6 +244,7 @@ def _card(
     params: Params, calibration: Calibration, bias: NDArray[np.float32], graph: Path, image_count: int, run_id: str
 ) -> ModelCard:
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
+    synthetic = manifest["source"] == "synthetic"
     found = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())
     return ModelCard(
         classes=CLASSES,
@@ -258,8 +260,8 @@ def _card(
         checks=found.checks,
         others=found.others,
         ood_scores=found.ood_scores,
-        caveats=PHANTOM_CAVEATS if manifest["source"] == "synthetic" else CAVEATS,
-        licence=LICENCE,
+        caveats=PHANTOM_CAVEATS if synthetic else CAVEATS,
+        licence=PHANTOM_LICENCE if synthetic else LICENCE,
         lineage=Lineage(
             run_id=run_id,
             git_commit=tracking.git_commit(),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from open_inference.grpc import protocol, service
 
-from chestct.card import InputSpec
+from chestct.card import InputSpec, ModelCard
 from chestct.image import decode
 from pipeline import paths
 from pipeline.calibration import Calibration
@@ -152,6 +152,12 @@ def test_the_stored_model_answers_over_http_and_says_that_it_is_synthetic(
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         best = max(answer["probabilities"], key=answer["probabilities"].__getitem__)
         assert answer["label"] == (None if answer["decision"] == "reject" else best)
+
+
+def test_the_card_claims_no_data_set_that_the_model_has_not_seen(project: Project) -> None:
+    card = ModelCard.read(project.folder / paths.RELEASE / "card.json")
+    assert "phantoms" in card.licence
+    assert "Kaggle" not in card.licence + "".join(card.caveats)
 
 
 def test_grpc_gives_the_same_answer_as_http(server: Server, phantoms: list[bytes]) -> None:
