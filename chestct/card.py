@@ -177,6 +177,17 @@ class ScoreCounts(Frozen):
     """Bin by bin, each with its upper edge: of `chest_ct`, out-of-fold, and of each kind in the card's `others`."""
 
 
+class Rounding(Frozen):
+    """What rounder arithmetic costs: both answer images that the networks of the folds have not seen."""
+
+    agreement: Probability
+    """Share of the images that keep their label."""
+    same_decision: Probability
+    """Share that is accepted, referred or rejected as before."""
+    accuracy_fall: float
+    """Out-of-fold accuracy in float32 less that in the rounder arithmetic."""
+
+
 class Lineage(Frozen):
     """Where the model comes from."""
 
@@ -223,6 +234,8 @@ class ModelCard(Frozen):
     """By the kind of picture."""
     ood_scores: ScoreCounts | None = None
     """None in cards from before it was recorded."""
+    bfloat16: Rounding | None = None
+    """What the engine may save by computing in bfloat16; None: it computes in float32."""
     caveats: tuple[str, ...]
     """What a reader of the metrics must know about the data."""
     licence: str

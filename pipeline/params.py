@@ -135,6 +135,8 @@ class Evaluate(Frozen):
 
 class Export(Frozen):
     weights: Literal["int8", "float16", "float32"]
+    arithmetic: Literal["bfloat16", "float32"]
+    """That the service computes in, where its CPU can."""
     logit_tolerance: Positive
     """Largest difference from Keras' logits on real inputs, before weights are rounded."""
     probability_tolerance: Positive
@@ -142,9 +144,9 @@ class Export(Frozen):
     calibration_images: Count
     """Training images whose activations set the ranges of int8."""
     max_accuracy_fall: Share
-    """How much of its out-of-fold accuracy int8 may cost."""
+    """How much of its out-of-fold accuracy int8 or bfloat16 may cost."""
     min_agreement: Share
-    """Share of held-out images that keep their label with int8."""
+    """Share of held-out images that keep their label with int8 or bfloat16."""
 
 
 class Report(Frozen):
