@@ -67,18 +67,31 @@ def serve(
     `ports`: that of HTTP and that of gRPC, else free ones.
     """
     http, grpc = ports or free_ports(2)
-    log.parent.mkdir(parents=True, exist_ok=True)
     settings = {"CHESTCT_GRPC_PORT": str(grpc), "CHESTCT_DRAIN_SECONDS": str(drain_seconds)}
+    command = ["bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http)]
+    with start(command, http, f"127.0.0.1:{grpc}", cwd=cwd, environment={**environment, **settings}, log=log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def start(
+    module: Sequence[str], http: int, grpc: str = "", *, cwd: Path = ROOT, environment: Mapping[str, str], log: Path
+) -> Iterator[Server]:
+    """`python -m MODULE ...` in `cwd`, once it answers /readyz on the port `http`; ended with all its processes.
+
+    Raises LoadError.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http)],
+            [sys.executable, "-m", *module],
             cwd=cwd,
-            env={**environment, **settings},
+            env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, log)
+    server = Server(f"http://127.0.0.1:{http}", grpc, process, log)
     try:
         _wait_until_ready(server)
         yield server

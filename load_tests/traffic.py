@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import re
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -36,24 +36,32 @@ class Outcome(NamedTuple):
 
 
 class Clients:
-    """Sends one image, over HTTP connections that are kept and over gRPC channels. For one event loop."""
+    """Sends images in turn, over HTTP connections that are kept and over gRPC channels. For one event loop."""
 
-    def __init__(self, server: Server, deadline: float) -> None:
-        """`deadline`: seconds that a request may take, told to the service too."""
-        image = phantom()
+    def __init__(self, server: Server, deadline: float, images: Sequence[tuple[str, bytes]] = ()) -> None:
+        """`deadline`: seconds that a request may take, told to the service too.
+
+        `images`: media type and bytes of each, else one phantom.
+        """
+        images = images or [("image/png", phantom())]
         self.log: Final = server.log
         self._netloc = server.url.removeprefix("http://")
-        head = (
-            f"POST /v1/predict HTTP/1.1\r\nHost: {self._netloc}\r\nContent-Type: image/png\r\n"
-            f"X-Request-Timeout: {deadline}\r\nContent-Length: {len(image)}\r\n\r\n"
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: {self._netloc}\r\nX-Request-Timeout: {deadline}\r\n"
+        self._messages = itertools.cycle(
+            f"{head}Content-Type: {media_type}\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
+            for media_type, image in images
         )
-        self._message = head.encode() + image
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(CHANNELS)]
         self._stubs = itertools.cycle([service.GRPCInferenceServiceStub(channel) for channel in self._channels])
-        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}
-        self._request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
+        tensors = [
+            {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}
+            for _, image in images
+        ]
+        self._requests = itertools.cycle(
+            [protocol.ModelInferRequest(model_name="chestct", inputs=[tensor]) for tensor in tensors]
+        )
         self._deadline = deadline
 
     async def ask(self, kind: str, due: float) -> Outcome:
@@ -69,7 +77,7 @@ class Clients:
 
     async def _ask_grpc(self) -> str:
         try:
-            await next(self._stubs).ModelInfer(self._request, timeout=self._deadline)
+            await next(self._stubs).ModelInfer(next(self._requests), timeout=self._deadline)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
         return "OK"
@@ -85,7 +93,7 @@ class Clients:
                 else:
                     host, port = self._netloc.split(":")
                     reader, writer = await asyncio.open_connection(host, int(port))
-                writer.write(self._message)
+                writer.write(next(self._messages))
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = _LENGTH.search(head)
                 await reader.readexactly(int(length[1]) if length else 0)
@@ -99,7 +107,11 @@ class Clients:
 
 
 async def open_loop(
-    clients: Clients, rate: float, seconds: float, going: Callable[[str], bool] = lambda _: True
+    clients: Clients,
+    rate: float,
+    seconds: float,
+    going: Callable[[str], bool] = lambda _: True,
+    protocols: Sequence[str] = PROTOCOLS,
 ) -> list[Outcome]:
     """The outcomes of `rate` requests a second, the protocols in turn, each sent while `going(protocol)`."""
     started = time.monotonic()
@@ -108,10 +120,10 @@ async def open_loop(
         due = started + number / rate
         if (early := due - time.monotonic()) > 0:
             await asyncio.sleep(early)
-        kind = PROTOCOLS[number % len(PROTOCOLS)]
+        kind = protocols[number % len(protocols)]
         if going(kind):
             running.append(asyncio.ensure_future(clients.ask(kind, due)))
-        elif not any(going(kind) for kind in PROTOCOLS):
+        elif not any(going(kind) for kind in protocols):
             break
     return await asyncio.gather(*running)
 
