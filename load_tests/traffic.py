@@ -19,7 +19,7 @@ from load_tests.images import phantom
 from load_tests.server import LoadError, Server
 
 CHANNELS: Final = 8
-"""A gRPC connection stays with one worker; so many reach them all."""
+"""A gRPC connection stays with one worker; so many reach two or three."""
 PROTOCOLS: Final = ("HTTP", "gRPC")
 GOOD: Final = frozenset({"200", "OK"})
 BUSY: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
@@ -38,10 +38,12 @@ class Outcome(NamedTuple):
 class Clients:
     """Sends images in turn, over HTTP connections that are kept and over gRPC channels. For one event loop."""
 
-    def __init__(self, server: Server, deadline: float, images: Sequence[tuple[str, bytes]] = ()) -> None:
+    def __init__(
+        self, server: Server, deadline: float, images: Sequence[tuple[str, bytes]] = (), channels: int = CHANNELS
+    ) -> None:
         """`deadline`: seconds that a request may take, told to the service too.
 
-        `images`: media type and bytes of each, else one phantom.
+        `images`: media type and bytes of each, else one phantom. `channels`: gRPC connections.
         """
         images = images or [("image/png", phantom())]
         self.log: Final = server.log
@@ -53,7 +55,7 @@ class Clients:
         )
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(CHANNELS)]
+        self._channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(channels)]
         self._stubs = itertools.cycle([service.GRPCInferenceServiceStub(channel) for channel in self._channels])
         tensors = [
             {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}
