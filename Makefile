@@ -8,6 +8,7 @@ IMAGE     ?= chestct:latest
 CONTAINER_OPTIONS ?=
 USERS     ?= 8
 SECONDS   ?= 30
+P99       ?= 200
 # The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
 KUBERNETES = 1.30 1.37
 # What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
@@ -32,7 +33,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain check lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain tune check lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -96,6 +97,9 @@ overload: $(development) ## three times the load that a server of its own can be
 
 drain: $(development) ## stop a server of its own under load, ten times; PASS where no request is lost
 	@python -m serving.release && python -m load_tests.drain
+
+tune: $(development) ## look for the settings that do most within P99 (milliseconds), in ten minutes: build/tune/settings.env
+	@python -m serving.release && python -m load_tests.tune --p99 $(P99)
 
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, workflows, Kubernetes manifests
 	ruff check
