@@ -3,7 +3,9 @@
 BentoML gives the worker processes, the probes and the bento; what answers is in `serving`.
 """
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
@@ -15,6 +17,7 @@ from serving import bento, edge, http
 from serving.keys import Keys, KeysError
 from serving.private import Gate, PrivatePort
 from serving.settings import Settings, SettingsError
+from serving.spread import Load, Spread
 
 try:
     SETTINGS = Settings.read()
@@ -23,6 +26,7 @@ except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
 PRIVATE = PrivatePort(SETTINGS)
+LOAD = Load(SETTINGS.workers)
 app = http.create_app(SETTINGS, KEYS)
 
 
@@ -84,6 +88,9 @@ class ChestCT:
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
+        if SETTINGS.workers > 1:
+            file = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"load-{os.getppid()}")  # of this supervisor's workers
+            LOAD.join(file, bentoml.server_context.worker_index)
         if bentoml.server_context.worker_index == 1:
             print(f"page: {ChestCT.url}/", flush=True)
 
@@ -117,6 +124,7 @@ class ChestCT:
         return app.state.classifier is not None and self.classifier.ready
 
 
+ChestCT.add_asgi_middleware(Spread, load=LOAD)
 ChestCT.add_asgi_middleware(edge.Recorded, stopping=lambda: app.state.classifier and not app.state.classifier.ready)
 ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
 ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS, keys=KEYS)

@@ -29,7 +29,7 @@ OWNERS = {
     "grpc_reflection": {"serving/rpc.py"},
     "open_inference": {"serving/rpc.py"},
     "pydicom": {"chestct/dicom.py"},
-    "starlette": {f"serving/{name}.py" for name in ("bento", "edge", "http", "oip_http", "private", "web")},
+    "starlette": {f"serving/{name}.py" for name in ("bento", "edge", "http", "oip_http", "private", "spread", "web")},
     "uvicorn": {"serving/private.py"},
     "prometheus_client": {"serving/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},
