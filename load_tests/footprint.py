@@ -1,0 +1,79 @@
+"""What the service takes besides time, and the machine on which it was measured."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from load_tests.server import ROOT, LoadError, Server
+
+REQUIREMENTS: Final = ROOT / "requirements" / "serving.txt"
+FLAGS: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
+"""Those that matter to the arithmetic of a network."""
+PACKAGES: Final = ("openvino", "onnxruntime", "bentoml", "uvicorn", "grpcio", "numpy", "pillow")
+PEER_PACKAGES: Final = ("fastapi", "flask", "keras", "tensorflow-cpu", "tensorflow")
+
+
+def worker_memory(server: Server) -> float:
+    """MB resident in the largest of its processes below BentoML's supervisor."""
+    workers = psutil.Process(server.process.pid).children(recursive=True)
+    return max(worker.memory_info().rss for worker in workers) / 1e6
+
+
+def installed_size(requirements: Path = REQUIREMENTS) -> float:
+    """MB of the files that the pinned distributions record, without the bytecode that Python adds later.
+
+    One whose marker does not hold on this machine is left out. Raises LoadError where another is not installed.
+    """
+    pins = re.findall(r"^([\w.-]+)==\S+ (;?)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    size = 0
+    for name, marked in pins:
+        try:
+            files = metadata.files(name) or []
+        except metadata.PackageNotFoundError:
+            if marked:
+                continue
+            raise LoadError(f"{name} of {requirements.name} is not installed; `make test` installs it") from None
+        size += sum(file.size or 0 for file in files)
+    return size / 1e6
+
+
+def describe_machine() -> dict[str, str]:
+    """The machine and what is installed, in words."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = re.search(r"^model name\s*: (.+)$", cpu, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.+)$", cpu, re.MULTILINE)
+    has = set(flags[1].split()) if flags else set()
+    return {
+        "CPU": model[1] if model else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "instructions": ", ".join(flag for flag in FLAGS if flag in has) or "none of those looked for",
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "kernel": platform.release(),
+        "Python": platform.python_version(),
+        "packages": _versions(PACKAGES),
+        "peers' packages": _versions(PEER_PACKAGES),
+        "commit": commit(),
+        "load before": f"{os.getloadavg()[0]:.1f} processes wanted a core in the minute before",
+    }
+
+
+def commit() -> str:
+    """What git calls the working tree."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "not in git"
+
+
+def _versions(names: tuple[str, ...]) -> str:
+    installed = {name: metadata.version(name) for name in names if _is_installed(name)}
+    return ", ".join(f"{name} {version}" for name, version in installed.items())
+
+
+def _is_installed(name: str) -> bool:
+    return next(iter(metadata.distributions(name=name)), None) is not None

@@ -1,0 +1,37 @@
+"""The same weights in ONNX Runtime fp32, one thread a process, behind a decoder as one would write it with Pillow."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from PIL import Image
+
+from chestct.card import ModelCard
+from chestct.prediction import decide
+from chestct.store import CARD, GRAPH
+
+FOLDER: Final = Path(os.environ["PEER_MODEL"])
+
+
+class Network:
+    def __init__(self) -> None:
+        self.card: Final = ModelCard.read(FOLDER / CARD)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1  # a process a core; more threads would only fight for it
+        self._session = ort.InferenceSession(FOLDER / GRAPH, options, providers=["CPUExecutionProvider"])
+
+    def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """uint8 [height, width, 1]."""
+        size = (self.card.input.width, self.card.input.height)
+        return np.asarray(image.convert("L").resize(size, Image.Resampling.BILINEAR))[:, :, np.newaxis]
+
+    def answer(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """The service's fields for uint8 [N, height, width, 1]."""
+        probabilities, ood_score = self._session.run(["probabilities", "ood_score"], {"pixels": pixels})
+        return [
+            decide(self.card, np.minimum(row, 1), float(score), None, request_id="", model="peer").model_dump()
+            for row, score in zip(probabilities, ood_score, strict=True)
+        ]
