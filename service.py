@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
@@ -61,6 +62,9 @@ class ServedModel(bentoml.models.BentoModel):
     # BentoML labels its metrics with the path as it came, so a scan makes endless series; serving.metrics is bounded.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},  # serving.call logs each request, on every protocol
+    tracing={
+        "excluded_urls": ".*"
+    },  # serving.tracing traces each request, on every protocol, at a fraction of the cost
     traffic={"timeout": int(SETTINGS.request_timeout) + 5},
 )
 @bentoml.asgi_app(app)
@@ -71,15 +75,15 @@ class ChestCT:
 
     @bentoml.on_startup
     async def start(self) -> None:
-        from chestct.engine import Engine
-        from serving import call, openapi, rpc
-        from serving.classifier import Classifier
+        from serving import call, openapi, rpc, tracing
+        from serving.classifier import Classifier, load_engine
         from serving.drain import Drain
 
         call.log_to_stdout()
+        if BentoMLContainer.tracing.exporter_type.get():
+            tracing.start(BentoMLContainer.tracer_provider.get())
         stored = _find()
-        engine = Engine(stored.graph, threads=SETTINGS.engine_threads, batch_sizes=SETTINGS.batch_sizes)
-        self.classifier = Classifier(engine, stored.read_card(), stored.tag, SETTINGS)
+        self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
         self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS)
@@ -127,4 +131,5 @@ class ChestCT:
 ChestCT.add_asgi_middleware(Spread, load=LOAD)
 ChestCT.add_asgi_middleware(edge.Recorded, stopping=lambda: app.state.classifier and not app.state.classifier.ready)
 ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
+ChestCT.add_asgi_middleware(edge.Door, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)
 ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS, keys=KEYS)

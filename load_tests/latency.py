@@ -22,6 +22,7 @@ from chestct.image import decode
 from load_tests.images import phantom
 from load_tests.run import BAD_INPUT
 from load_tests.server import LoadError, serve
+from serving.classifier import load_engine
 from serving.settings import Settings
 
 ROUNDS: Final = 300
@@ -46,8 +47,7 @@ def main() -> int:
     try:
         model = store.find(settings.model)
         with serve() as server:
-            engine = Engine(model.graph, threads=settings.engine_threads, batch_sizes=(1,))
-            times = measure(_calls(server.url, server.grpc, engine, model.read_card()))
+            times = measure(_calls(server.url, server.grpc, load_engine(model, settings), model.read_card()))
     except (store.NoModel, LoadError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return BAD_INPUT

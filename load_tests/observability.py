@@ -46,14 +46,13 @@ def silent() -> Iterator[None]:
 async def measure() -> tuple[list[float], list[float]]:
     """CPU seconds of each round with metrics and log, and without."""
     from chestct import store
-    from chestct.engine import Engine
     from serving import call, edge, http
-    from serving.classifier import Classifier
+    from serving.classifier import Classifier, load_engine
     from serving.settings import Settings
 
     settings = Settings.read()
     model = store.find(settings.model)
-    classifier = Classifier(Engine(model.graph, threads=1, batch_sizes=(1, 2)), model.read_card(), model.tag, settings)
+    classifier = Classifier(load_engine(model, settings), model.read_card(), model.tag, settings)
     await classifier.warm_up()
     app = http.create_app(settings)
     app.state.classifier = classifier

@@ -3,16 +3,18 @@
 The graph takes `pixels` and gives `probabilities`, `ood_score` and `heatmaps` (chestct.engine describes them). Before
 the convolutions' weights are rounded to float16, the logits that the serving engine computes must equal Keras' on real
 images to `export.logit_tolerance`; afterwards the probabilities must stay within `export.probability_tolerance`. int8
-moves them further, so it is judged on the folds: each fold's network is exported and quantised alike, with ranges from
-the other folds, and both graphs answer the held-out images. A graph that misses a bound ends the stage, so none is
-stored that predicts otherwise than what was evaluated.
+weights and bfloat16 arithmetic move them further, so what is served with them is judged on the folds: each fold's
+network is exported and rounded alike, with int8's ranges from the other folds, and answers the held-out images beside
+its exact graph. A graph that misses a bound ends the stage, so none is stored that predicts otherwise than what was
+evaluated.
 """
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +26,7 @@ from keras import ops
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from chestct.card import InputSpec, Lineage, ModelCard, Scaling
+from chestct.card import InputSpec, Lineage, ModelCard, Rounding, Scaling
 from chestct.engine import Engine, Scores
 from chestct.image import Facts
 from chestct.store import CARD, GRAPH
@@ -34,6 +36,7 @@ from pipeline.calibration import Answers, Calibration, OutOfFold, answer
 from pipeline.classes import CLASSES, NORMAL, TITLES
 from pipeline.errors import StageError
 from pipeline.facts import read_facts
+from pipeline.grey import fold_grey
 from pipeline.params import Params
 
 CHECKED_IMAGES: Final = 64
@@ -93,26 +96,31 @@ def export(params: Params) -> None:
     print(f"logits equal Keras' to {difference:.1e} on {len(sample)} images")
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     figures: dict[str, float] = {}
+    if params.export.weights != "float32":
+        onnx.save(rounded(exact, pixels, params), graph)
     if params.export.weights == "float16":
-        onnx.save(with_float16_weights(exact), graph)
-        rounded = Engine(graph).infer(sample)
-        moved = check_probabilities(scores, rounded, params.export.probability_tolerance)
-        print(f"float16 weights move probabilities by {moved:.1e} at most")
-        scores, figures = rounded, {"probability_moved": moved}
-    elif params.export.weights == "int8":
-        figures = measure_int8(pixels, labels, folds, facts, calibration, params)
-        exact_probabilities = Engine(graph).infer(pixels).probabilities
-        onnx.save(quantisation.quantise(exact, quantisation.spread(pixels, params.export.calibration_images)), graph)
-        engine = Engine(graph)
-        figures["released_agreement"] = quantisation.agreement(exact_probabilities, engine.infer(pixels).probabilities)
-        scores = engine.infer(sample)
+        figures["probability_moved"] = check_probabilities(
+            scores, Engine(graph).infer(sample), params.export.probability_tolerance
+        )
+        print(f"float16 weights move probabilities by {figures['probability_moved']:.1e} at most")
+    served = Engine(graph, bfloat16=params.export.arithmetic == "bfloat16")
+    if params.export.arithmetic == "bfloat16" and not served.bfloat16:
+        print("this CPU has no instructions for bfloat16, so what it costs is not measured, and the card forbids it")
+    if params.export.weights == "int8" or served.bfloat16:
+        figures |= measure_rounding(pixels, labels, folds, facts, calibration, params)
+        with temporary_graph(exact) as path:
+            exact_probabilities = Engine(path).infer(pixels).probabilities
+        figures["released_agreement"] = quantisation.agreement(exact_probabilities, served.infer(pixels).probabilities)
     _write_figures(run_id, params, figures)
-    if params.export.weights == "int8":
+    if "agreement" in figures:
         quantisation.check(figures, params.export)
+    bfloat16 = (
+        Rounding(**{name: round(figures[name], 4) for name in Rounding.model_fields}) if served.bfloat16 else None
+    )
 
-    card = _card(params, calibration, bias, graph, len(labels), run_id)
+    card = _card(params, calibration, bias, graph, len(labels), run_id, bfloat16)
     card.write(paths.RELEASE / CARD)
-    tracking.log_model(run_id, graph, sample, scores._asdict())
+    tracking.log_model(run_id, graph, sample, served.infer(sample)._asdict())
     tracking.log_artifact(run_id, paths.RELEASE, "release")
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
 
@@ -129,7 +137,16 @@ def trained_graph(
     return to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.scaling, unlikeness))
 
 
-def measure_int8(
+def rounded(exact: onnx.ModelProto, pixels: NDArray[np.uint8], params: Params) -> onnx.ModelProto:
+    """The graph with weights as `export.weights` wants them; `pixels` are those that int8's ranges come from."""
+    if params.export.weights == "float16":
+        return with_float16_weights(exact)
+    if params.export.weights == "int8":
+        return quantisation.quantise(exact, quantisation.spread(pixels, params.export.calibration_images))
+    return exact
+
+
+def measure_rounding(
     pixels: NDArray[np.uint8],
     labels: NDArray[np.int64],
     folds: NDArray[np.int64],
@@ -137,43 +154,59 @@ def measure_int8(
     calibration: Calibration,
     params: Params,
 ) -> dict[str, float]:
-    """What int8 costs, by pipeline.quantisation.compare over all folds: each image by a network that never saw it."""
+    """What rounded weights and arithmetic cost, by pipeline.quantisation.compare over all folds.
+
+    Each image is answered by a network that never saw it.
+    """
     parts: list[tuple[NDArray[np.int64], Answers, Answers]] = []
     for fold in np.unique(folds):
         held_out = folds == fold
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
         exact = trained_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
-        ranges = quantisation.spread(pixels[~held_out], params.export.calibration_images)
-        graphs = (exact, quantisation.quantise(exact, ranges))
+        bfloat16 = params.export.arithmetic == "bfloat16"
         held_out_facts = [facts[int(index)] for index in np.flatnonzero(held_out)]
-        first, second = (_answers(graph, pixels[held_out], held_out_facts, calibration) for graph in graphs)
+        first, second = (
+            _answers(graph, pixels[held_out], held_out_facts, calibration, bfloat16=arithmetic)
+            for graph, arithmetic in ((exact, False), (rounded(exact, pixels[~held_out], params), bfloat16))
+        )
         parts.append((labels[held_out], first, second))
-    exact_answers, int8_answers = (
+    exact_answers, served_answers = (
         Answers(*map(np.concatenate, zip(*(part[which] for part in parts), strict=True))) for which in (1, 2)
     )
-    figures = quantisation.compare(exact_answers, int8_answers, np.concatenate([part[0] for part in parts]))
+    figures = quantisation.compare(exact_answers, served_answers, np.concatenate([part[0] for part in parts]))
     print(
-        f"int8 on the held-out folds: accuracy {figures['int8_accuracy']:.4f} instead of "
-        f"{figures['float32_accuracy']:.4f}, the same label on {figures['agreement']:.1%} of the images"
+        f"rounded, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
+        f"{figures['float32_accuracy']:.4f} and the same label on {figures['agreement']:.1%} of the images"
     )
     return figures
 
 
 def _answers(
-    model: onnx.ModelProto, pixels: NDArray[np.uint8], facts: Sequence[Facts], calibration: Calibration
+    model: onnx.ModelProto,
+    pixels: NDArray[np.uint8],
+    facts: Sequence[Facts],
+    calibration: Calibration,
+    *,
+    bfloat16: bool,
 ) -> Answers:
     """As the service would answer, by its engine."""
+    with temporary_graph(model) as path:
+        scores = Engine(path, batch_sizes=(1,), bfloat16=bfloat16).infer(pixels)
+    return answer(scores.probabilities, scores.ood_score, facts, calibration)
+
+
+@contextlib.contextmanager
+def temporary_graph(model: onnx.ModelProto) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, GRAPH)
         onnx.save(model, path)
-        scores = Engine(path, batch_sizes=(1,)).infer(pixels)
-    return answer(scores.probabilities, scores.ood_score, facts, calibration)
+        yield path
 
 
 def _write_figures(run_id: str, params: Params, figures: dict[str, float]) -> None:
     paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
-    rounded = {name: round(value, 4) for name, value in figures.items()}
-    content = {"weights": params.export.weights, **rounded}
+    kept = {name: round(value, 4) for name, value in figures.items()}
+    content = {"weights": params.export.weights, "arithmetic": params.export.arithmetic, **kept}
     paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     tracking.log_metrics(run_id, {f"quantisation_{name}": value for name, value in figures.items()})
 
@@ -190,6 +223,7 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
         model = onnx.load(path)
     _rename(model, {model.graph.input[0].name: "pixels"})
     _rename(model, dict(zip([output.name for output in model.graph.output], OUTPUTS, strict=True)))
+    model = fold_grey(model)
     model.doc_string = "chestct. Research and education only. Not a medical device."
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -197,19 +231,19 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
 
 def with_float16_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose convolution kernels are stored as float16 and cast back when loaded; all else stays float32."""
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(model)
-    kernels = {node.input[1] for node in rounded.graph.node if node.op_type == "Conv"}
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    kernels = {node.input[1] for node in result.graph.node if node.op_type == "Conv"}
     casts = []
-    for tensor in rounded.graph.initializer:
+    for tensor in result.graph.initializer:
         if tensor.name in kernels and tensor.data_type == TensorProto.FLOAT:
             name = tensor.name
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{name}_f16"))
             casts.append(helper.make_node("Cast", [f"{name}_f16"], [name], to=TensorProto.FLOAT))
     for position, cast in enumerate(casts):
-        rounded.graph.node.insert(position, cast)
-    onnx.checker.check_model(rounded, full_check=True)
-    return rounded
+        result.graph.node.insert(position, cast)
+    onnx.checker.check_model(result, full_check=True)
+    return result
 
 
 def check_logits(expected: NDArray[np.float32], scores: Scores, bias: NDArray[np.float32], tolerance: float) -> float:
@@ -241,7 +275,13 @@ def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
 
 
 def _card(
-    params: Params, calibration: Calibration, bias: NDArray[np.float32], graph: Path, image_count: int, run_id: str
+    params: Params,
+    calibration: Calibration,
+    bias: NDArray[np.float32],
+    graph: Path,
+    image_count: int,
+    run_id: str,
+    bfloat16: Rounding | None,
 ) -> ModelCard:
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
     synthetic = manifest["source"] == "synthetic"
@@ -260,6 +300,7 @@ def _card(
         checks=found.checks,
         others=found.others,
         ood_scores=found.ood_scores,
+        bfloat16=bfloat16,
         caveats=PHANTOM_CAVEATS if synthetic else CAVEATS,
         licence=PHANTOM_LICENCE if synthetic else LICENCE,
         lineage=Lineage(

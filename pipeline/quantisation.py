@@ -1,4 +1,4 @@
-"""int8: a graph's convolutions quantised after training, and what that costs on images the network never saw.
+"""int8: a graph's convolutions quantised after training; and what rounding costs on images the network never saw.
 
 Each kernel becomes int8 with a scale a channel, each convolution's input uint8 with its range on training images. In
 the file, pairs of QuantizeLinear and DequantizeLinear say so; OpenVINO and ONNX Runtime both make int8 convolutions of
@@ -66,19 +66,19 @@ def spread(pixels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     return np.take(pixels, chosen, axis=0)
 
 
-def compare(exact: Answers, quantised: Answers, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Figures of the float32 and the int8 graph on N images that neither their training nor their ranges have seen.
+def compare(exact: Answers, served: Answers, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Figures of the exact graph and of what is served, on N images that neither training nor ranges have seen.
 
-    Each of COMPARED as `float32_…` and `int8_…`; `accuracy_fall`; `agreement`, the share of equal labels; and
+    Each of COMPARED as `float32_…` and `served_…`; `accuracy_fall`; `agreement`, the share of equal labels; and
     `same_decision`, the share that is accepted, referred or rejected by both.
     """
     figures: dict[str, float] = {}
-    for name, answers in (("float32", exact), ("int8", quantised)):
+    for name, answers in (("float32", exact), ("served", served)):
         evaluation = Evaluation(answers, labels, resamples=1, seed=0)  # the intervals are not looked at
         figures |= {f"{name}_{figure}": evaluation.figures[figure].value for figure in COMPARED}
-    same = (exact.accepted == quantised.accepted) & (exact.rejected == quantised.rejected)
-    figures["accuracy_fall"] = figures["float32_accuracy"] - figures["int8_accuracy"]
-    figures["agreement"] = agreement(exact.probabilities, quantised.probabilities)
+    same = (exact.accepted == served.accepted) & (exact.rejected == served.rejected)
+    figures["accuracy_fall"] = figures["float32_accuracy"] - figures["served_accuracy"]
+    figures["agreement"] = agreement(exact.probabilities, served.probabilities)
     figures["same_decision"] = float(same.mean())
     return figures
 
@@ -89,13 +89,15 @@ def agreement(first: NDArray[np.floating], second: NDArray[np.floating]) -> floa
 
 
 def check(figures: dict[str, float], wanted: Export) -> None:
-    """Raises StageError (exit code 3) where int8 costs more than `wanted` allows."""
+    """Raises StageError (exit code 3) where what is served costs more than `wanted` allows."""
     fall, agree = figures["accuracy_fall"], min(figures["agreement"], figures["released_agreement"])
     if not (fall <= wanted.max_accuracy_fall and agree >= wanted.min_agreement):
+        instead = "export.weights to float16" if wanted.weights == "int8" else "export.arithmetic to float32"
         raise StageError(
-            f"int8 takes out-of-fold accuracy from {figures['float32_accuracy']:.4f} to {figures['int8_accuracy']:.4f} "
-            f"(may fall by {wanted.max_accuracy_fall}) and keeps {figures['agreement']:.4f} of the labels there, "
+            f"{wanted.weights} weights and {wanted.arithmetic} arithmetic take out-of-fold accuracy from "
+            f"{figures['float32_accuracy']:.4f} to {figures['served_accuracy']:.4f} (may fall by "
+            f"{wanted.max_accuracy_fall}) and keep {figures['agreement']:.4f} of the labels there, "
             f"{figures['released_agreement']:.4f} in the released network (at least {wanted.min_agreement}); "
-            "set export.weights to float16",
+            f"set {instead}",
             3,
         )

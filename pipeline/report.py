@@ -20,7 +20,7 @@ from chestct.store import CARD, GRAPH
 from pipeline import paths, stage, tracking
 from pipeline.calibration import answer
 from pipeline.duplicates import require_no_twins
-from pipeline.evaluation import Evaluation
+from pipeline.evaluation import Evaluation, write_key_figures
 from pipeline.facts import read_facts
 from pipeline.params import Params
 
@@ -29,7 +29,7 @@ METRICS: Final = TypeAdapter(dict[str, Metrics])
 
 
 def report(params: Params) -> None:
-    """Write TEST_METRICS and TEST_PLOTS, add to TEST_OPENINGS, log it all and finish the run.
+    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, log it all and finish the run.
 
     Raises DataError, before anything is counted or written, where an image counted as without a twin has one.
     """
@@ -44,7 +44,7 @@ def report(params: Params) -> None:
         require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
     _count_opening(card.lineage, hashlib.sha256(graph.read_bytes()).hexdigest(), len(labels), int(alone.sum()))
 
-    scores = Engine(graph).infer(pixels)
+    scores = Engine(graph, bfloat16=card.bfloat16 is not None).infer(pixels)
     splits = {
         "test": (np.ones_like(alone), "test folder, all images"),
         "test_without_twins": (alone, "test folder, without images that stand in train or valid"),
@@ -52,11 +52,13 @@ def report(params: Params) -> None:
     metrics: dict[str, Metrics] = {}
     for name, (chosen, words) in splits.items():
         if not chosen.any():
+            write_key_figures(name, {"images": 0})
             continue
         some = [each for each, wanted in zip(facts, chosen, strict=True) if wanted]
         answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], some, card)
         evaluation = Evaluation(answers, labels[chosen], resamples=params.report.bootstrap, seed=params.seed)
         metrics[name] = evaluation.metrics(words)
+        write_key_figures(name, evaluation.key_figures())
         evaluation.draw(paths.TEST_PLOTS / name, words)
         evaluation.log(run_id, name)
         macro_f1 = evaluation.figures["macro_f1"]

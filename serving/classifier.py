@@ -17,6 +17,7 @@ from PIL import Image
 from chestct.card import InputSpec, ModelCard
 from chestct.image import Facts, InvalidImage, Picture, decode, encode_png, from_dicom
 from chestct.prediction import Prediction, decide
+from chestct.store import StoredModel
 from serving import metrics
 from serving.batcher import Batcher, BatchReport, EngineFailed, Overloaded, Score
 from serving.call import Call
@@ -61,6 +62,10 @@ class Classifier:
     def announce_stop(self) -> None:
         """Be not ready from now on, and go on answering until `close`."""
         self._stopping = True
+
+    def check_room(self, deadline: float) -> None:
+        """Raise Overloaded or Closed where `classify` would at once for a call with this deadline."""
+        self._batcher.check_room(deadline)
 
     async def classify(self, data: bytes, call: Call, *, explain: bool = False, window: Window = LUNG) -> Prediction:
         """Answer for one encoded image.
@@ -192,6 +197,18 @@ class Classifier:
             for task in tasks:
                 task.cancel()
             raise
+
+
+def load_engine(model: StoredModel, settings: Settings) -> Engine:
+    """The model's engine as its card and the settings want it."""
+    from chestct.engine import Engine
+
+    return Engine(
+        model.graph,
+        threads=settings.engine_threads,
+        batch_sizes=settings.batch_sizes,
+        bfloat16=settings.bfloat16 and model.read_card().bfloat16 is not None,
+    )
 
 
 def _base64_png(grey: NDArray[np.generic]) -> str:

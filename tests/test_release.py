@@ -10,6 +10,7 @@ from chestct.card import DISCLAIMER, ModelCard
 from chestct.engine import Engine
 from chestct.image import decode
 from chestct.store import CARD, GRAPH
+from load_tests.images import phantom
 
 RELEASE = Path(__file__).parents[1] / "release"
 XRAYS = Path(__file__).parents[2] / "shared" / "data" / "chest-xray"
@@ -23,6 +24,12 @@ def card() -> ModelCard:
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine(RELEASE / GRAPH)
+
+
+@pytest.fixture(scope="module")
+def faster(card: ModelCard) -> Engine:
+    """The engine as it is served."""
+    return Engine(RELEASE / GRAPH, batch_sizes=(1, 2), bfloat16=card.bfloat16 is not None)
 
 
 def test_the_graph_is_the_one_the_card_describes(card: ModelCard) -> None:
@@ -46,9 +53,21 @@ def test_probabilities_follow_from_the_heat_maps_the_bias_and_the_temperature(ca
     assert scores.probabilities == pytest.approx(exponents / exponents.sum(axis=1, keepdims=True), abs=1e-3)
 
 
+def test_bfloat16_moves_probabilities_a_little_and_not_with_the_batch(
+    card: ModelCard, engine: Engine, faster: Engine
+) -> None:
+    if not faster.bfloat16:
+        pytest.skip("this CPU or the card is without bfloat16")
+    pixels = np.stack([decode(phantom(seed), card.input).pixels for seed in range(4)])
+    exact, together = engine.infer(pixels), faster.infer(pixels)
+    assert 0 < np.abs(together.probabilities - exact.probabilities).max() < 0.1
+    alone = np.concatenate([faster.infer(image[np.newaxis]).probabilities for image in pixels])
+    assert together.probabilities == pytest.approx(alone, abs=1e-5)
+
+
 @pytest.mark.skipif(not XRAYS.is_dir(), reason="needs the chest X-rays of ../shared, which are not in the project")
-def test_chest_x_rays_are_rejected(card: ModelCard, engine: Engine) -> None:
+def test_chest_x_rays_are_rejected(card: ModelCard, faster: Engine) -> None:
     files = sorted(XRAYS.glob("**/*.jpg"))
     assert len(files) > 50
-    scores = engine.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
+    scores = faster.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
     assert scores.ood_score.min() > card.thresholds.ood_limit, "README and docs/trust.md say that it rejects all"

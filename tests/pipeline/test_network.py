@@ -194,6 +194,14 @@ def test_the_graph_computes_what_keras_does(exported):
     assert scores.heatmaps.shape == (24, 4, *maps.shape[1:3])
 
 
+def test_the_graph_does_not_copy_the_grey_level(exported):
+    _, _, folder = exported
+    graph = export.onnx.load(folder / "exact.onnx").graph
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    kernel = next(tensor for tensor in graph.initializer if tensor.name == first.input[1])
+    assert kernel.dims[1] == 2
+
+
 def test_rounding_halves_the_kernels_and_moves_probabilities_little(exported):
     _, _, folder = exported
     exact, rounded = (Engine(folder / name).infer(PIXELS) for name in ("exact.onnx", "rounded.onnx"))

@@ -1,4 +1,4 @@
-"""int8 on a small network: what runs in int8, what stays float32, what it costs and when it is refused."""
+"""int8 and bfloat16 on a small network: what is rounded, what that costs and when it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -90,22 +90,32 @@ def test_its_cost_is_measured_on_images_that_the_networks_and_ranges_have_not_se
     looked_at: list[tuple[str, list[int]]] = []
 
     def recorded(name: str, function: Any) -> Any:
-        def call(first: Any, pixels: Any, *rest: Any) -> Any:
+        def call(first: Any, pixels: Any, *rest: Any, **more: Any) -> Any:
             looked_at.append((name, [int((image == PIXELS).all(axis=(1, 2, 3)).argmax()) for image in pixels]))
-            return function(first, pixels, *rest)
+            return function(first, pixels, *rest, **more)
 
         return call
 
     monkeypatch.setattr(export, "trained_graph", recorded("trained", lambda *_: onnx.load(graphs[0])))
     monkeypatch.setattr(quantisation, "quantise", recorded("ranges", quantisation.quantise))
-    monkeypatch.setattr(export, "_answers", recorded("answered", export._answers))
-    figures = export.measure_int8(PIXELS, LABELS, np.arange(24) // 12, FACTS, CALIBRATION, SMALL)
+    answered = recorded("answered", export._answers)
+    arithmetic: list[bool] = []
+
+    def answers_with(*parts: Any, bfloat16: bool) -> Answers:
+        arithmetic.append(bfloat16)
+        answers: Answers = answered(*parts, bfloat16=bfloat16)
+        return answers
+
+    monkeypatch.setattr(export, "_answers", answers_with)
+    params = SMALL.model_copy(update={"export": SMALL.export.model_copy(update={"weights": "int8"})})
+    figures = export.measure_rounding(PIXELS, LABELS, np.arange(24) // 12, FACTS, CALIBRATION, params)
     first, second = list(range(12)), list(range(12, 24))
     steps = ("trained", "ranges", "answered", "answered")
     expected = (second, second, first, first, first, first, second, second)
     assert looked_at == list(zip(steps * 2, expected, strict=True))
+    assert arithmetic == [False, True, False, True]
     assert figures["agreement"] >= 0.75
-    assert figures["accuracy_fall"] == pytest.approx(figures["float32_accuracy"] - figures["int8_accuracy"])
+    assert figures["accuracy_fall"] == pytest.approx(figures["float32_accuracy"] - figures["served_accuracy"])
 
 
 def answers(best: list[int], rejected: list[int]) -> Answers:
@@ -125,19 +135,23 @@ def test_accuracy_agreement_and_decisions_are_compared() -> None:
     assert figures["accuracy_fall"] == 1 / 8
     assert figures["agreement"] == 7 / 8
     assert figures["same_decision"] == 7 / 8
-    assert (figures["float32_rejected"], figures["int8_rejected"]) == (1 / 8, 2 / 8)
-    assert figures["int8_calibration_error"] > figures["float32_calibration_error"]
+    assert (figures["float32_rejected"], figures["served_rejected"]) == (1 / 8, 2 / 8)
+    assert figures["served_calibration_error"] > figures["float32_calibration_error"]
 
 
 @pytest.mark.parametrize(
     ("fall", "agreement", "released"), [(0.006, 1, 1), (0, 0.979, 1), (0, 1, 0.979), (float("nan"), 1, 1)]
 )
 def test_what_costs_too_much_is_refused_with_its_figures(fall: float, agreement: float, released: float) -> None:
-    figures = {"float32_accuracy": 0.9, "int8_accuracy": 0.9 - fall, "accuracy_fall": fall}
+    figures = {"float32_accuracy": 0.9, "served_accuracy": 0.9 - fall, "accuracy_fall": fall}
     figures |= {"agreement": agreement, "released_agreement": released}
-    with pytest.raises(StageError, match=r"int8 takes out-of-fold accuracy from 0\.9000 to .*float16") as caught:
-        quantisation.check(figures, PARAMS.export)
-    assert caught.value.exit_code == 3
+    for weights, instead in (("int8", r"export\.weights to float16"), ("float16", r"export\.arithmetic to float32")):
+        wanted = PARAMS.export.model_copy(update={"weights": weights})
+        with pytest.raises(
+            StageError, match=rf"{weights} .*out-of-fold accuracy from 0\.9000 to .*{instead}"
+        ) as caught:
+            quantisation.check(figures, wanted)
+        assert caught.value.exit_code == 3
     quantisation.check(figures | {"accuracy_fall": 0.005, "agreement": 0.98, "released_agreement": 0.98}, PARAMS.export)
 
 
