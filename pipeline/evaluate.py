@@ -29,7 +29,7 @@ from pipeline.calibration import (
 )
 from pipeline.classes import CLASSES
 from pipeline.errors import StageError
-from pipeline.evaluation import Evaluation
+from pipeline.evaluation import Evaluation, write_key_figures
 from pipeline.facts import read_facts
 from pipeline.params import Params
 from pipeline.pictures import draw_ood
@@ -42,7 +42,7 @@ _BINS_TO_LIMIT: Final = 20
 
 
 def evaluate(params: Params) -> None:
-    """Write CALIBRATION, OUT_OF_FOLD_METRICS, OTHERS, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS; log them to the run.
+    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OTHERS, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS; log them.
 
     Raises StageError (exit code 3) where a rule on the input rejects more chest CT than `ood_false_rejection` allows.
     """
@@ -76,6 +76,7 @@ def evaluate(params: Params) -> None:
         **_costs(answers, labels, params),
     }
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_key_figures(PREFIX, evaluation.key_figures())
     paths.OTHERS.write_bytes(TypeAdapter(dict[str, Others]).dump_json(others, indent=1) + b"\n")
     found = baselines.predict(pixels, facts, features, labels, folds)
     card = OutOfFold(

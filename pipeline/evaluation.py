@@ -1,5 +1,6 @@
 """How good a set of answers is: every figure with its 95 % interval, and the pictures of them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,10 @@ BINS: Final = 10
 COVERAGE: Final = 0.8
 """Of the images, where the share of errors is reported."""
 COVERAGES: Final = np.arange(1, 21) / 20
+
+KEY_FIGURES: Final = Path("reports/key_figures")
+"""A file a split, with the few figures that `dvc metrics show` puts side by side."""
+_KEY: Final = ("accuracy", "macro_f1", "roc_auc", "calibration_error")
 
 _COUNT: Final = len(CLASSES)
 _NORMAL: Final = CLASSES.index(NORMAL)
@@ -95,13 +100,19 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, float]:
-        """The figures as DVC compares them: rounded, with an interval where a figure is not of one class."""
+        """The figures rounded, with an interval where a figure is not of one class."""
         numbers: dict[str, float] = {}
         for name, figure in self.figures.items():
             numbers[name] = round(figure.value, 4)
             if not name.endswith(CLASSES):
                 numbers |= {f"{name}_low": round(figure.low, 4), f"{name}_high": round(figure.high, 4)}
         return numbers
+
+    def key_figures(self) -> dict[str, float]:
+        """What `write_key_figures` takes, rounded."""
+        values = {name: self.figures[name].value for name in _KEY}
+        values["accepted"] = 1 - self.figures["rejected"].value - self.figures["referred"].value
+        return {"images": len(self._labels), **{name: round(value, 4) for name, value in values.items()}}
 
     def log(self, run_id: str, prefix: str) -> None:
         """Add every figure to the MLflow run, as `prefix_name` with `_low` and `_high`."""
@@ -233,6 +244,12 @@ class Evaluation:
         return tuple(
             RiskPoint(coverage=float(count / len(wrong)), risk=float(wrong[:count].mean())) for count in counts
         )
+
+
+def write_key_figures(split: str, figures: Mapping[str, float]) -> None:
+    """Write the split's file in KEY_FIGURES."""
+    KEY_FIGURES.mkdir(parents=True, exist_ok=True)
+    (KEY_FIGURES / f"{split}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _resample(groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:

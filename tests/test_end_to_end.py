@@ -122,6 +122,14 @@ def test_the_contact_sheet_is_kept_by_dvc_and_by_mlflow_and_never_by_git(project
     assert project.run("git", "check-ignore", str(paths.CONTACT_SHEET)).strip() == str(paths.CONTACT_SHEET)
 
 
+def test_the_metrics_are_a_table_that_a_terminal_can_show(project: Project) -> None:
+    head, *rows = project.run("dvc", "metrics", "show").splitlines()
+    shown = ["Path", "accepted", "accuracy", "calibration_error", "images", "macro_f1", "roc_auc"]
+    assert head.split() == shown
+    assert [Path(row.split()[0]).stem for row in rows] == ["out_of_fold", "test", "test_without_twins"]
+    assert max(map(len, [head, *rows])) <= 120
+
+
 def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None:
     metrics = json.loads((project.folder / paths.TEST_METRICS).read_bytes())
     assert metrics["test"]["images"] >= 80

@@ -11,6 +11,7 @@ from pipeline import paths, tracking
 from pipeline.calibration import Calibration, OutOfFold, Scored, fit
 from pipeline.errors import StageError
 from pipeline.evaluate import evaluate
+from pipeline.evaluation import KEY_FIGURES
 from pipeline.facts import facts_arrays, read_facts
 from pipeline.ood import KINDS
 from pipeline.params import Params
@@ -89,6 +90,10 @@ def test_the_same_figures_stand_in_the_dvc_metrics_in_the_cards_form_and_in_the_
         assert run.data.metrics[f"out_of_fold_{name}_high"] == figure.high
         assert summary[name] == pytest.approx(figure.value, abs=5e-5)
         assert (summary[f"{name}_low"], summary[f"{name}_high"]) == pytest.approx((figure.low, figure.high), abs=5e-5)
+    short = json.loads((KEY_FIGURES / "out_of_fold.json").read_text(encoding="utf-8"))
+    assert short.pop("images") == IMAGES
+    assert short.pop("accepted") == pytest.approx(1 - summary["rejected"] - summary["referred"], abs=2e-4)
+    assert short == {name: summary[name] for name in ("accuracy", "macro_f1", "roc_auc", "calibration_error")}
     assert run.data.metrics["out_of_fold_recall_normal"] == metrics.classes["normal"].recall.value
     assert f"macro F1 {metrics.macro_f1.value:.3f}" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ from PIL import Image
 from chestct.card import ModelCard
 from chestct.store import CARD, GRAPH
 from pipeline import paths, tracking
+from pipeline.evaluation import KEY_FIGURES
 from pipeline.facts import facts_arrays
 from pipeline.ingest import ingest
 from pipeline.params import Params
@@ -63,6 +64,11 @@ def test_figures_are_given_for_all_images_and_for_those_without_twins(exported: 
         "test": (8, 0.75),
         "test_without_twins": (4, 1.0),
     }
+    shown = {path.stem: json.loads(path.read_bytes()) for path in KEY_FIGURES.iterdir()}
+    assert {name: (each["images"], each["accuracy"]) for name, each in shown.items()} == {
+        "test": (8, 0.75),
+        "test_without_twins": (4, 1.0),
+    }
     assert metrics["test"].confusion[2] == (0, 0, 1, 1)
     assert "without images that stand in train or valid" in metrics["test_without_twins"].split
 
@@ -71,6 +77,7 @@ def test_where_every_image_is_a_twin_there_are_no_figures_without_them(exported:
     write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], twins=[1, 1, 1, 1])
     report(exported)
     assert set(METRICS.validate_json(paths.TEST_METRICS.read_bytes())) == {"test"}
+    assert json.loads((KEY_FIGURES / "test_without_twins.json").read_bytes()) == {"images": 0}
 
 
 def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
