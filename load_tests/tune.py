@@ -10,9 +10,6 @@ The requests are made on the cores that are measured, so a service that has its 
 import argparse
 import math
 import os
-import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -24,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from chestct import store
-from load_tests import traffic
+from load_tests import footprint, traffic
 from load_tests.images import pictures
 from load_tests.run import BAD_INPUT, MISSED
 from load_tests.server import OUTPUT, ROOT, LoadError, serve
@@ -197,9 +194,10 @@ def check(chosen: Measurement, bound: float, seconds: float) -> tuple[Measuremen
 
 def settings_file(chosen: Measurement, burst: Latency, bound: float, model: str) -> str:
     """For a shell (`set -a; . FILE`), `--env-file`, or a ConfigMap by `--from-env-file`."""
+    machine = footprint.describe_machine()
     facts = (
-        f"`make tune P99={1000 * bound:g}` on {datetime.now(UTC):%Y-%m-%d}, commit {_commit()}, model {model}",
-        f"on {_cores()} cores, {_processor()}, with the sender of the requests on the same cores:",
+        f"`make tune P99={1000 * bound:g}` on {datetime.now(UTC):%Y-%m-%d}, commit {machine['commit']}, model {model}",
+        f"on {_cores()} cores, {machine['CPU']}, with the sender of the requests on the same cores:",
         f"{chosen.capacity:.1f} images a second at most; p99 {1000 * chosen.held.p99:.0f} ms at {chosen.held.rate:.1f},"
         f" and {1000 * burst.p99:.0f} ms of what is taken of {burst.rate:.1f}",
     )
@@ -272,17 +270,6 @@ def _cores() -> int:
 
 def _in_words(configuration: Configuration) -> str:
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in configuration._asdict().items())
-
-
-def _processor() -> str:
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    return name[1] if name else platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _milliseconds(text: str) -> float:
