@@ -93,9 +93,9 @@ def table(report: Report) -> list[str]:
     """The measurements and the figures for the terminal."""
     lines = ["", f"{'':46}{'':>10}{'images/s (spread)':>24}{'p50 ms':>9}{'p99 ms':>9}{'client':>8}"]
     lines += [line(row, samples) for row, samples in report.results.items()]
-    lines += ["", f"{'':74}{'measured (spread)':>24}{'must':>9}{'aim':>9}"]
+    lines += ["", f"{'':12}{'measured (spread)':>24}{'must':>12}{'aim':>12}"]
     for name, (words, measured, must, aim, verdict) in figure_rows(report.values).items():
-        lines.append(f"{name:12}{words[:61]:62}{measured:>24}{must:>9}{aim:>9}  {verdict}")
+        lines.append(f"{name:12}{measured:>24}{must:>12}{aim:>12}  {verdict:7} {words}")
     return lines
 
 
@@ -213,6 +213,6 @@ def draw(results: Results, path: Path) -> None:
     right.set_xticks([1, 16, 64], ["1", "16", "64"])
     right.minorticks_off()
     if right.lines:
-        right.legend(frameon=False, fontsize="small")
+        right.legend(frameon=False, fontsize="small", loc="lower right")
     figure.savefig(path, dpi=100)
     plt.close(figure)
