@@ -7,15 +7,16 @@ import math
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from serving import metrics
+from serving import metrics, tracing
 
 _LONGEST_ID: Final = 128
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
-"""Asked every few seconds for as long as the service lives: counted, and logged only when they fail."""
+"""Asked every few seconds for as long as the service lives: counted, and logged and traced only when they fail."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,15 +57,17 @@ class Call:
         if self.work is not None:
             self.work.cancel()
 
-    def finish(self, protocol: str, code: str) -> None:
-        """Count the request and log it in one line: JSON with its id, outcome and timings, nothing of its content."""
+    def finish(self, protocol: str, code: str, carrier: Mapping[str, Any]) -> None:
+        """Count the request, trace it, and log it in one line of JSON: id, outcome and timings, nothing of its content.
+
+        `carrier` are its headers or metadata, of which tracing alone reads its own.
+        """
         seconds = time.monotonic() - self.started
         metrics.REQUESTS.labels(protocol, self.route, code).inc()
         metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)
-        if not _log.isEnabledFor(logging.INFO) or (self.route in _PROBES and code == "200"):
+        if self.route in _PROBES and code == "200":
             return
-        line: dict[str, object] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        line: dict[str, str | int | float] = {
             "request_id": self.request_id,
             "protocol": protocol,
             "route": self.route,
@@ -76,7 +79,10 @@ class Call:
             line["images"] = self.images
             for stage in ("decode", "queue", "infer"):
                 line[f"{stage}_seconds"] = round(getattr(self, f"{stage}_seconds"), 6)
-        _log.info("%s", json.dumps(line))
+        tracing.record(self.route, carrier, seconds, line)
+        if _log.isEnabledFor(logging.INFO):
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            _log.info("%s", json.dumps({"time": now, **line}))
 
 
 def choose_id(*wanted: object) -> str:

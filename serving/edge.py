@@ -1,6 +1,7 @@
 """What every HTTP route shares: the request's id, the common headers, its record, limits, errors as answers."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import re
@@ -42,6 +43,16 @@ _HEADERS: Final = Headers(
         "Cache-Control": "no-cache",  # after an upgrade no browser may mix modules of two versions of the page
     }
 ).raw
+_ANSWERING: Final = tuple(
+    (re.compile(re.sub("{[a-z]+}", "[^/]+", route)), route, scope)
+    for route, scope in (
+        ("/v1/predict", "v1"),
+        ("/v1/predict/batch", "v1"),
+        ("/v2/models/{name}/infer", "v2"),
+        ("/v2/models/{name}/versions/{version}/infer", "v2"),
+    )
+)
+"""Routes that put images into the queue, as patterns of their paths, and the scope of their keys."""
 _CLIENT_GONE: Final = 499
 """For the metrics: the client hung up before the answer (nginx' number for it)."""
 
@@ -72,7 +83,8 @@ class Recorded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call = Call(choose_id(Headers(scope=scope).get(REQUEST_ID)))
+        headers = Headers(scope=scope)
+        call = Call(choose_id(headers.get(REQUEST_ID)))
         scope.setdefault("state", {})["call"] = call
         status = 0
 
@@ -80,18 +92,62 @@ class Recorded:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = call.request_id
-                headers.raw.extend(_HEADERS)
+                answered = MutableHeaders(scope=message)
+                answered[REQUEST_ID] = call.request_id
+                answered.raw.extend(_HEADERS)
                 if self._stopping():
-                    headers["Connection"] = "close"
+                    answered["Connection"] = "close"
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
             call.route = call.route or _route_name(scope)
-            call.finish("http", str(status))
+            call.finish("http", str(status), headers)
+
+
+class Door:
+    """Before BentoML's stack and the routes: refuses unread what asks for an answer while there is no place for it.
+
+    A refusal is to cost next to nothing, since under an overload there are more of them than answers. What is wrong
+    with the request besides, the key too, is left for its route to say. Needs Recorded around it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keys: Keys | None, classifier: Callable[[], Classifier | None]
+    ):
+        self._app = app
+        self._settings = settings
+        self._keys = keys
+        self._classifier = classifier
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            for path, name, key_scope in _ANSWERING:
+                if path.fullmatch(scope["path"]) and (overloaded := self._overloaded(scope, key_scope)):
+                    call: Call = scope["state"]["call"]
+                    call.route = name
+                    answer = describe(overloaded)
+                    call.outcome = answer.code
+                    await _error_response(answer, scope)(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+    def _overloaded(self, scope: Scope, key_scope: str) -> Overloaded | None:
+        call: Call = scope["state"]["call"]
+        headers = Headers(scope=scope)
+        classifier = self._classifier()
+        try:
+            if classifier is not None:
+                classifier.check_room(call.started + min(_patience(headers), self._settings.request_timeout))
+        except Overloaded as overloaded:
+            with contextlib.suppress(Unauthenticated, Forbidden):
+                if self._keys is not None:
+                    self._keys.check(headers.get("Authorization"), key_scope)
+                return overloaded
+        except (Closed, RequestError):
+            pass
+        return None
 
 
 class Edge:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -28,10 +29,12 @@ from serving.settings import Settings
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 REQUEST_ID: Final = "x-request-id"
-"""Metadata of the call; it comes back as initial metadata."""
+"""Metadata of the call; it comes back as trailing metadata, which costs no message of its own."""
 
 _OVERALL: Final = ""
 _OPEN: Final = frozenset({"ServerLive", "ServerReady"})
+_ANSWERING: Final = "ModelInfer"
+"""What puts images into the queue."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ async def start(classifier: Classifier, settings: Settings, keys: Keys | None = 
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     server = grpc.aio.server(
-        interceptors=[_Edge(settings.request_timeout, keys)],
+        interceptors=[_Edge(classifier, keys)],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -101,9 +104,9 @@ async def _set_health(servicer: Any, ready: bool) -> None:
 class _Edge(grpc.aio.ServerInterceptor):
     """Makes each call of SERVICE a Call and finishes it; names of other services, which a scan may invent, pass by."""
 
-    def __init__(self, limit: float, keys: Keys | None) -> None:
-        """`limit`: seconds that a call may take at most. With `keys` only what asks about health needs none."""
-        self._limit = limit
+    def __init__(self, classifier: Classifier, keys: Keys | None) -> None:
+        """With `keys` only what asks about health needs none."""
+        self._classifier = classifier
         self._keys = keys
 
     async def intercept_service(
@@ -115,20 +118,30 @@ class _Edge(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith(f"/{SERVICE}/"):
             return handler
+        name = method.removeprefix(f"/{SERVICE}/")
         answer: Any = handler.unary_unary
 
-        async def recorded(request: Any, context: _Context) -> Any:
+        async def recorded(message: bytes, context: _Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             call = Call(choose_id(metadata.get(REQUEST_ID)), route=method)
             left = context.time_remaining()
-            call.deadline = call.started + min(self._limit, math.inf if left is None else left)
+            limit = self._classifier.settings.request_timeout
+            call.deadline = call.started + min(limit, math.inf if left is None else left)
             _CALL.set(call)
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             code = StatusCode.CANCELLED
             try:
                 if left is not None and left <= 0:
                     await _abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", "it had passed on arrival")
-                if method.removeprefix(f"/{SERVICE}/") not in _OPEN:
+                if name not in _OPEN:
                     await self._check_key(metadata.get("authorization"), context)
+                if name == _ANSWERING:
+                    await self._check_room(call, context)
+                try:
+                    request = handler.request_deserializer(message)
+                except DecodeError:
+                    words = f"expected a message of {name}, got {len(message)} bytes that are none"
+                    await _abort(context, StatusCode.INVALID_ARGUMENT, oip.InvalidRequest.code, words)
                 response = await answer(request, context)
                 code = StatusCode.OK
             except grpc.aio.AbortError:
@@ -140,10 +153,19 @@ class _Edge(grpc.aio.ServerInterceptor):
                 call.outcome = code.name.lower()
                 raise
             finally:
-                call.finish("grpc", code.name)
+                call.finish("grpc", code.name, metadata)
             return response
 
-        return grpc.unary_unary_rpc_method_handler(recorded, handler.request_deserializer, handler.response_serializer)
+        # Without a deserializer: an overloaded service is not to parse what it refuses.
+        return grpc.unary_unary_rpc_method_handler(recorded, None, handler.response_serializer)
+
+    async def _check_room(self, call: Call, context: _Context) -> None:
+        try:
+            self._classifier.check_room(call.deadline)
+        except Overloaded as error:
+            await _overloaded(error, call, context)
+        except Closed:
+            pass  # ModelInfer says so
 
     async def _check_key(self, authorization: str | bytes | None, context: _Context) -> None:
         if self._keys is None:
@@ -186,7 +208,7 @@ class _Inference(service.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: _Context) -> protocol.ModelInferResponse:
         call = _CALL.get()
         call.request_id = choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id)
-        await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         await self._find(request.model_name, request.model_version, context)
         if not self._classifier.accepting:
             await _abort(
@@ -198,8 +220,7 @@ class _Inference(service.GRPCInferenceServiceServicer):
         except (oip.InvalidRequest, InvalidImage) as error:
             await _abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
         except Overloaded as error:
-            context.set_trailing_metadata(_retry_info(error))
-            await _abort(context, StatusCode.RESOURCE_EXHAUSTED, "overloaded", str(error))
+            await _overloaded(error, call, context)
         except Closed as error:
             await _abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
         except TimeoutError:
@@ -269,6 +290,11 @@ def _contents(tensor: protocol.ModelInferRequest.InferInputTensor) -> Any:
 async def _abort(context: _Context, status: StatusCode, code: str, message: str) -> NoReturn:
     _CALL.get().outcome = code
     await context.abort(status, f"{code}: {message}")
+
+
+async def _overloaded(error: Overloaded, call: Call, context: _Context) -> NoReturn:
+    context.set_trailing_metadata(((REQUEST_ID, call.request_id), *_retry_info(error)))
+    await _abort(context, StatusCode.RESOURCE_EXHAUSTED, "overloaded", str(error))
 
 
 def _retry_info(error: Overloaded) -> tuple[tuple[str, str | bytes], ...]:

@@ -28,6 +28,7 @@ OWNERS = {
     "grpc_health": {"serving/rpc.py"},
     "grpc_reflection": {"serving/rpc.py"},
     "open_inference": {"serving/rpc.py"},
+    "opentelemetry": {"serving/tracing.py"},
     "pydicom": {"chestct/dicom.py"},
     "starlette": {f"serving/{name}.py" for name in ("bento", "edge", "http", "oip_http", "private", "spread", "web")},
     "uvicorn": {"serving/private.py"},

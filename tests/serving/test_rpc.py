@@ -18,12 +18,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from numpy.typing import NDArray
 from open_inference.grpc import protocol, service
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from chestct.card import ModelCard
 from chestct.engine import Engine, Scores
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import metrics, oip, rpc
+from serving import metrics, oip, rpc, tracing
 from serving.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
@@ -193,12 +197,12 @@ def test_only_the_requested_outputs_come_in_their_order(server: Server) -> None:
 def test_the_call_s_ids_come_back(server: Server) -> None:
     answer, call = server.stub.ModelInfer.with_call(ask(png(1), id="a-7"), metadata=[("x-request-id", "b-8")])
     assert answer.id == "a-7"
-    assert dict(call.initial_metadata())["x-request-id"] == "b-8"
+    assert dict(call.trailing_metadata())["x-request-id"] == "b-8"
 
 
 def test_the_message_s_id_is_the_request_s_where_no_metadata_names_one(server: Server) -> None:
     _, call = server.stub.ModelInfer.with_call(ask(png(1), id="a-7"))
-    assert dict(call.initial_metadata())["x-request-id"] == "a-7"
+    assert dict(call.trailing_metadata())["x-request-id"] == "a-7"
 
 
 @pytest.mark.parametrize("wanted", ["", "ä", "a\nb", "a" * 129])
@@ -207,12 +211,12 @@ def test_an_id_that_can_t_travel_as_metadata_is_replaced_there_and_kept_in_the_a
 ) -> None:
     answer, call = server.stub.ModelInfer.with_call(ask(png(1), id=wanted))
     assert answer.id == wanted
-    assert len(dict(call.initial_metadata())["x-request-id"]) == 32
+    assert len(dict(call.trailing_metadata())["x-request-id"]) == 32
 
 
 def test_a_refused_call_has_its_request_id_too(server: Server) -> None:
     error = refusal(server.stub.ModelInfer, ask(b"bad"), metadata=[("x-request-id", "b-8")])
-    assert dict(error.initial_metadata())["x-request-id"] == "b-8"
+    assert dict(error.trailing_metadata())["x-request-id"] == "b-8"
 
 
 def test_a_bad_image_is_an_invalid_argument_and_the_next_request_is_answered(server: Server) -> None:
@@ -245,6 +249,12 @@ def test_a_wrong_request_is_an_invalid_argument(server: Server, fields: dict[str
     assert error.code() is StatusCode.INVALID_ARGUMENT
     assert error.details().startswith("invalid_request: ")
     assert message in error.details()
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument(server: Server) -> None:
+    error = refusal(server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer"), b"no message")
+    assert error.code() is StatusCode.INVALID_ARGUMENT
+    assert error.details() == "invalid_request: expected a message of ModelInfer, got 10 bytes that are none"
 
 
 def test_another_model_or_version_is_not_found(server: Server) -> None:
@@ -323,9 +333,11 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
         assert gate.entered.wait(5)
         waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=10)
         wait_until_full(server)
-        error = refusal(server.stub.ModelInfer, ask(png(3)))
+        unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
+        error = refusal(unparsed, b"no message", metadata=[("x-request-id", "b-8")])
         assert error.code() is StatusCode.RESOURCE_EXHAUSTED
         trailing = dict(error.trailing_metadata())
+        assert trailing["x-request-id"] == "b-8"
         assert int(trailing["retry-after"]) >= 1
         assert int(trailing["grpc-retry-pushback-ms"]) >= 0
         details = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
@@ -394,7 +406,7 @@ def test_twenty_calls_at_once_good_and_bad_get_their_own_answers(server: Server)
             answer = server.stub.ModelInfer(ask(png(index % 4) if index % 5 else b"bad", id=str(index)), timeout=10)
             return answer.id, labels(answer)
         except grpc.RpcError as error:
-            return dict(error.initial_metadata())["x-request-id"], error.code()
+            return dict(error.trailing_metadata())["x-request-id"], error.code()
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(call, range(20)))
@@ -415,6 +427,26 @@ def test_calls_are_counted_by_method_and_status(server: Server) -> None:
     assert refusal(unknown, b"").code() is StatusCode.UNIMPLEMENTED
     assert {code: count(code) - before[code] for code in before} == {"OK": 1, "INVALID_ARGUMENT": 1}
     assert b"Made" not in metrics.exposition()
+
+
+def test_a_call_is_a_span_below_the_client_s(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF))
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(tracing, "_tracer", None)
+    tracing.start(provider)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    for sampled in ("00", "01"):
+        parent = ("traceparent", f"00-{trace}-b7ad6b7169203331-{sampled}")
+        server.stub.ModelInfer(ask(png(1), id=sampled), metadata=[parent])
+    refusal(server.stub.ModelInfer, ask(b"bad"))  # its turn comes after the last call has been written down
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, f"{span.context.trace_id:032x}") == (f"/{rpc.SERVICE}/ModelInfer", trace)
+    assert {name: (span.attributes or {})[name] for name in ("request_id", "code", "images")} == {
+        "request_id": "01",
+        "code": "OK",
+        "images": 1,
+    }
 
 
 def test_servers_of_several_processes_may_share_a_port(model: Model, server: Server) -> None:

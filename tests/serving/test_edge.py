@@ -1,0 +1,144 @@
+"""The door: what it refuses unread, what it lets pass, and what becomes of the connection."""
+
+import asyncio
+import contextlib
+import http.client
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving import edge, keys, metrics
+from serving import http as serving_http
+from serving.batcher import Closed, Overloaded
+from serving.keys import Keys
+from serving.settings import Settings
+
+SETTINGS = Settings(request_timeout=30)
+ANSWERING = ["/v1/predict", "/v1/predict/batch", "/v2/models/chestct/infer", "/v2/models/chestct/versions/abc/infer"]
+
+
+class Queue:
+    """Stands for the classifier: has room for calls whose deadline is so many seconds away."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.seconds = seconds
+        self.closed = False
+
+    def check_room(self, deadline: float) -> None:
+        if self.closed:
+            raise Closed
+        if deadline - time.monotonic() < self.seconds:
+            raise Overloaded(2.5)
+
+
+async def passed(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+    await send({"type": "http.response.body", "body": b"passed"})
+
+
+def door(queue: Queue | None, keys: Keys | None = None, app: ASGIApp = passed) -> ASGIApp:
+    classifier: Callable[[], Any] = lambda: queue  # noqa: E731
+    return edge.Recorded(edge.Door(app, SETTINGS, keys, classifier))
+
+
+def ask(app: ASGIApp, path: str = "/v1/predict", method: str = "POST", **headers: str) -> httpx.Response:
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, content=b"body", headers=headers)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ANSWERING)
+def test_without_room_what_asks_for_an_answer_is_refused(path: str) -> None:
+    answer = ask(door(Queue()), path, **{"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "3")
+    assert answer.headers["X-Request-ID"] == "mine"
+    error = answer.json()["error"]
+    assert (error if isinstance(error, str) else error["code"]).startswith("overloaded")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/predict"), ("POST", "/v1/predict/"), ("POST", "/v2/models/a/b/infer"), ("GET", "/metrics")],
+)
+def test_everything_else_passes(method: str, path: str) -> None:
+    assert ask(door(Queue()), path, method).text == "passed"
+
+
+def test_with_room_while_loading_and_while_stopping_it_passes() -> None:
+    stopping = Queue()
+    stopping.closed = True
+    for queue in (Queue(0), None, stopping):
+        assert ask(door(queue)).text == "passed"
+
+
+@pytest.mark.parametrize(("timeout", "status"), [("5", 429), ("20", 200), ("nonsense", 200)])
+def test_it_goes_by_the_deadline_and_leaves_a_bad_one_to_the_route(timeout: str, status: int) -> None:
+    assert ask(door(Queue(10)), **{"X-Request-Timeout": timeout}).status_code == status
+
+
+def test_who_holds_no_key_learns_nothing_of_the_queue(tmp_path: Path) -> None:
+    key, line = keys.new("ward", ("v1",))
+    (tmp_path / "keys").write_text(line)
+    guarded = door(Queue(), Keys(tmp_path / "keys"))
+    assert ask(guarded).text == "passed"
+    assert ask(guarded, Authorization=f"Bearer {key}").status_code == 429
+    assert ask(guarded, "/v2/models/chestct/infer", Authorization=f"Bearer {key}").text == "passed"
+
+
+def test_a_refusal_is_counted_under_the_name_of_its_route() -> None:
+    def count(route: str) -> float:
+        return metrics.REQUESTS.labels("http", route, "429")._value.get()
+
+    def names(routes: list[BaseRoute], prefix: str = "") -> set[str]:
+        below = [names(list(route.routes), route.path) for route in routes if isinstance(route, Mount)]
+        return {route.name for route in routes if isinstance(route, Route)}.union(*below)
+
+    known = names(serving_http.create_app(SETTINGS).routes)
+    templates = [path.replace("chestct", "{name}").replace("abc", "{version}") for path in ANSWERING]
+    assert set(templates) <= known
+    before = [count(route) for route in templates]
+    for path in ANSWERING:
+        ask(door(Queue()), path)
+    assert [count(route) for route in templates] == [number + 1 for number in before]
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp) -> Iterator[int]:
+    """The port of a real server before this app."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_the_connection_of_an_unread_body_serves_the_next_request() -> None:
+    queue = Queue()
+    body = bytes(2_000_000)  # more than the sockets hold, so that the server must take it from the wire
+    with listening(door(queue)) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.connect()
+        first = connection.sock
+        for seconds, expected in ((math.inf, 429), (math.inf, 429), (0, 200)):
+            queue.seconds = seconds
+            connection.request("POST", "/v1/predict", body)
+            answer = connection.getresponse()
+            answer.read()
+            assert (answer.status, connection.sock is first) == (expected, True)
+        connection.close()
