@@ -136,17 +136,18 @@ async def capacity(clients: Clients, seconds: float, connections: int = 16) -> f
     Measured for `seconds`, after a third of that to get warm. Raises LoadError where nothing was answered.
     """
 
-    async def ask_on(kind: str, end: float) -> int:
+    begin = time.monotonic() + seconds / 3
+    end = begin + seconds
+
+    async def ask_on(kind: str) -> int:
         good = 0
-        while time.monotonic() < end:
-            good += (await clients.ask(kind, time.monotonic())).code in GOOD
+        while (now := time.monotonic()) < end:
+            answered = (await clients.ask(kind, now)).code in GOOD
+            good += answered and begin <= time.monotonic() < end
         return good
 
-    good = 0
-    for period in (seconds / 3, seconds):
-        end = time.monotonic() + period
-        kinds = itertools.islice(itertools.cycle(PROTOCOLS), connections)
-        good = sum(await asyncio.gather(*(ask_on(kind, end) for kind in kinds)))
+    kinds = itertools.islice(itertools.cycle(PROTOCOLS), connections)
+    good = sum(await asyncio.gather(*(ask_on(kind) for kind in kinds)))
     if not good:
         raise LoadError(f"no request was answered; {clients.log} says why")
     return good / seconds

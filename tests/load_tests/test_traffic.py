@@ -1,5 +1,6 @@
 """The traffic that the verdicts rest on."""
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -22,3 +23,15 @@ def test_a_service_that_answers_nothing_has_no_capacity(tmp_path: Path) -> None:
 
     with pytest.raises(LoadError, match="no request was answered"):
         traffic.run(measure())
+
+
+def test_an_answer_after_the_time_is_not_counted(tmp_path: Path) -> None:
+    class Slow:
+        log = tmp_path
+
+        async def ask(self, kind: str, due: float) -> traffic.Outcome:
+            await asyncio.sleep(0.5)
+            return traffic.Outcome(kind, "200", 0.5)
+
+    with pytest.raises(LoadError, match="no request was answered"):
+        traffic.run(traffic.capacity(Slow(), 0.1, connections=1))  # type: ignore[arg-type]
