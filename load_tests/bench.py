@@ -128,16 +128,14 @@ class Bench:
     def _start_ours(self) -> Server:
         """Several times, since how long that takes is measured; the last one stays."""
         times = []
-        for number in range(STARTS):
-            started = time.monotonic()
-            stack = contextlib.ExitStack()
-            server = stack.enter_context(serve(log=OUTPUT / "bench.log"))
-            times.append(time.monotonic() - started)
-            print(f"start {number + 1}/{STARTS}: ready after {times[-1]:.1f} s", flush=True)
-            if number < STARTS - 1:
-                stack.close()
-            else:
-                self._stack.push(stack)
+        for number in range(1, STARTS + 1):
+            with contextlib.ExitStack() as stack:
+                started = time.monotonic()
+                server = stack.enter_context(serve(log=OUTPUT / "bench.log"))
+                times.append(time.monotonic() - started)
+                print(f"start {number}/{STARTS}: ready after {times[-1]:.1f} s", flush=True)
+                if number == STARTS:
+                    self._stack.push(stack.pop_all())
         self.footprint["ready"] = times
         return server
 
