@@ -6,8 +6,9 @@ DATA      ?=
 RELEASE   ?=
 IMAGE     ?= chestct:latest
 CONTAINER_OPTIONS ?=
-USERS     ?= 8
-SECONDS   ?= 30
+SCENARIO  ?= steady
+USERS     ?=
+SECONDS   ?=
 P99       ?= 200
 # The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
 KUBERNETES = 1.30 1.37
@@ -15,7 +16,7 @@ KUBERNETES = 1.30 1.37
 PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 prepare.image_size=64 prepare.folds=2 \
   base_model.backbone=small base_model.weights=none base_model.dropout=0 train.head_epochs=0 train.epochs=14 \
   train.batch_size=32 train.learning_rate=5e-3 train.augment.rotation_degrees=0 train.augment.zoom=0 \
-  train.augment.shift=0 evaluate.bootstrap=200 report.bootstrap=200 \
+  train.augment.shift=0 evaluate.bootstrap=200 export.arithmetic=float32 report.bootstrap=200 \
   store.min_macro_f1=0.7 store.min_accuracy=0.7 store.max_calibration_error=0.15 store.max_flips=0.2
 
 # The one outside of .venv, which has no pip, also where .venv is activated.
@@ -89,8 +90,8 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 test-image: $(development) ## run IMAGE as the pod does and ask it; needs docker or podman
 	@IMAGE=$(IMAGE) BUILDER=$(builder) python -m pytest -s tests/container
 
-load: $(development) ## load a server of its own with USERS for SECONDS; fails where load_tests/slo.yaml is missed
-	@python -m serving.release && python -m load_tests.run --users $(USERS) --seconds $(SECONDS)
+load: $(development) ## load a server of its own by SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it; PASS or FAIL
+	@python -m serving.release && python -m load_tests.run --scenario $(SCENARIO) $(USERS:%=--users %) $(SECONDS:%=--seconds %)
 
 overload: $(development) ## three times the load that a server of its own can bear, for a minute; PASS or FAIL
 	@python -m serving.release && python -m load_tests.overload

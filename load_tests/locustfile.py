@@ -1,38 +1,72 @@
-"""The service under load: one user who speaks HTTP and one who speaks gRPC. Every answer is checked, not just counted.
+"""The service under load: users who speak HTTP, the Open Inference Protocol with binary tensors, and gRPC.
 
-Read from the environment: LOAD_GRPC, the gRPC address (default 127.0.0.1:3001), and LOAD_IMAGES, a folder whose PNG
-and JPEG files are sent (default: drawn phantoms). The HTTP address is Locust's --host.
+Every answer is checked, not just counted. Read from the environment: LOAD_SCENARIO, a name of load_tests.shapes
+(default steady); LOAD_GRPC, the gRPC address (default 127.0.0.1:3001); LOAD_IMAGES, a folder whose PNG and JPEG files
+are sent (default: drawn phantoms). From Locust: --host, the HTTP address; --users and --run-time, both needed.
 """
 
 import contextlib
+import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
 import gevent
 import grpc
 import grpc.experimental.gevent
+import locust.stats
 import numpy as np
-from locust import FastHttpUser, User, constant, task
+from locust import FastHttpUser, LoadTestShape, User, between, events, task
+from locust.contrib.fasthttp import FastResponse
 from locust.exception import LocustError
 from open_inference.grpc import protocol, service
+from urllib3.filepost import encode_multipart_formdata
 
-from load_tests.images import phantom
+from chestct.card import InputSpec
+from chestct.image import decode
+from load_tests import shapes
+from load_tests.images import pictures
 from pipeline.classes import CLASSES
 
 grpc.experimental.gevent.init_gevent()
+# In the history; the default of ten would smear a short burst.
+locust.stats.CURRENT_RESPONSE_TIME_PERCENTILE_WINDOW = 3
 
 UNDECODABLE: Final = b"not an image"
 MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 PHANTOMS: Final = 16
+BATCH: Final = 4
+JSON_LENGTH: Final = "Inference-Header-Content-Length"
+"""Bytes of JSON before the tensors."""
+MODEL: Final = "/v2/models/chestct"
+SCENARIO: Final = shapes.find(os.environ.get("LOAD_SCENARIO", "steady"))
 
 
 class WrongAnswer(LocustError):
     """The service answered, but not what it should."""
+
+
+@events.test_stop.add_listener
+def wait_for_the_files(**_: object) -> None:
+    """Locust writes its CSV files once a second; without this they would lack the last answers."""
+    gevent.sleep(locust.stats.CSV_STATS_INTERVAL_SEC + 0.5)
+
+
+class Shape(LoadTestShape):
+    """Follows the scenario."""
+
+    use_common_options = True
+
+    def tick(self) -> tuple[int, float] | None:
+        options = self.runner.environment.parsed_options
+        moment = self.get_run_time() / options.run_time
+        return (SCENARIO.users_at(moment, options.num_users), options.num_users) if moment < 1 else None
 
 
 def load_images() -> list[tuple[str, bytes]]:
@@ -43,7 +77,10 @@ def load_images() -> list[tuple[str, bytes]]:
         if not found:
             raise SystemExit(f"LOAD_IMAGES: no PNG or JPEG file under {folder}")
         return [(MEDIA_TYPES[path.suffix.lower()], path.read_bytes()) for path in found]
-    return [("image/png", phantom(seed)) for seed in range(PHANTOMS)]
+    return pictures(PHANTOMS)
+
+
+IMAGES: Final = load_images()
 
 
 def check_probabilities(probabilities: list[float]) -> None:
@@ -52,43 +89,141 @@ def check_probabilities(probabilities: list[float]) -> None:
         raise WrongAnswer(f"expected {len(CLASSES)} probabilities that sum to 1, got {probabilities}")
 
 
-IMAGES: Final = load_images()
-# gevent's clock stood still while the images were drawn; without a turn of its loop --run-time would count that time.
-gevent.sleep(0)
+def check_prediction(response: FastResponse) -> None:
+    check_probabilities(list(response.json()["probabilities"].values()))
 
 
-class HttpUser(FastHttpUser):
-    """Sends images as raw bodies over a kept-alive connection, now and then one that can't be decoded."""
+def check_explained(response: FastResponse) -> None:
+    check_prediction(response)
+    answer = response.json()
+    if answer["heatmaps"].keys() != answer["probabilities"].keys() or not answer["preview"]:
+        raise WrongAnswer(f"expected a heat map a class and the preview, got heat maps of {list(answer['heatmaps'])}")
 
-    wait_time = constant(0)
 
-    @task(19)
-    def predict(self) -> None:
-        media_type, data = random.choice(IMAGES)
-        with self.client.post(
-            "/v1/predict", data=data, headers={"Content-Type": media_type}, catch_response=True
-        ) as response:
-            if response.status_code != 200:
-                response.failure(f"expected the status 200, got {response.status_code}: {response.text}")
-                return
+def check_batch(response: FastResponse) -> None:
+    """The last of the images can't be decoded."""
+    *good, bad = response.json()["outcomes"]
+    if len(good) != BATCH - 1:
+        raise WrongAnswer(f"expected {BATCH} outcomes, got {len(good) + 1}")
+    for outcome in good:
+        check_probabilities(list(outcome["probabilities"].values()))
+    if bad["error"]["code"] != "undecodable_image":
+        raise WrongAnswer(f"expected undecodable_image, got {bad['error']['code']}")
+
+
+def check_undecodable(response: FastResponse) -> None:
+    if (code := response.json()["error"]["code"]) != "undecodable_image":
+        raise WrongAnswer(f"expected undecodable_image, got {code}")
+
+
+def check_tensors(response: FastResponse) -> None:
+    """JSON that says how long each output is, then the outputs one after another."""
+    length = int(response.headers[JSON_LENGTH])
+    rest = BytesIO(response.content[length:])
+    outputs = {
+        output["name"]: rest.read(output["parameters"]["binary_data_size"])
+        for output in json.loads(response.content[:length])["outputs"]
+    }
+    if left := rest.read():
+        raise WrongAnswer(f"expected no bytes after the outputs, got {len(left)}")
+    check_probabilities(np.frombuffer(outputs["probabilities"], "<f4").tolist())
+
+
+def check_answer(response: protocol.ModelInferResponse) -> None:
+    """Raises WrongAnswer; see check_probabilities."""
+    position = [output.name for output in response.outputs].index("probabilities")
+    check_probabilities(np.frombuffer(response.raw_output_contents[position], "<f4").tolist())
+
+
+class CheckedUser(FastHttpUser):
+    """Over a kept-alive connection."""
+
+    abstract = True
+    wait_time = between(*SCENARIO.think)
+
+    def ask(
+        self, method: str, path: str, check: Callable[[FastResponse], None], *, status: int = 200, **options: Any
+    ) -> None:
+        """One request; whatever is wrong with its answer is an error in Locust's statistics."""
+        with self.client.request(method, path, catch_response=True, **options) as response:
             try:
-                check_probabilities(list(response.json()["probabilities"].values()))
+                if response.status_code != status:
+                    # The code alone: the message holds the request's id, and would make a row of each error.
+                    code = re.search(rb'"(?:code|error)": ?"(\w+)', response.content or b"")
+                    words = code[1].decode() if code else response.error
+                    raise WrongAnswer(f"expected the status {status}, got {response.status_code}: {words}")
+                check(response)
             except WrongAnswer as error:
                 response.failure(error)
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                response.failure(WrongAnswer(f"expected an answer in the API's form: {error!r}"))
+            else:
+                response.success()
+
+
+class HttpUser(CheckedUser):
+    """Sends images as raw bodies; now and then asks why, sends a form with several, or what is no image."""
+
+    weight = 2
+
+    @task(16)
+    def predict(self) -> None:
+        media_type, data = random.choice(IMAGES)
+        self.ask("POST", "/v1/predict", check_prediction, data=data, headers={"Content-Type": media_type})
+
+    @task(2)
+    def explain(self) -> None:
+        media_type, data = random.choice(IMAGES)
+        path = "/v1/predict?explain=true"
+        self.ask("POST", path, check_explained, data=data, headers={"Content-Type": media_type})
+
+    @task(1)
+    def predict_batch(self) -> None:
+        files = [(f"slice-{number}", *random.choice(IMAGES)[::-1]) for number in range(BATCH - 1)]
+        files.append(("notes.txt", UNDECODABLE, "image/png"))
+        data, media_type = encode_multipart_formdata([("images", file) for file in files])
+        self.ask("POST", "/v1/predict/batch", check_batch, data=data, headers={"Content-Type": media_type})
 
     @task(1)
     def predict_undecodable(self) -> None:
-        with self.client.post(
+        self.ask(
+            "POST",
             "/v1/predict",
+            check_undecodable,
+            status=422,
             data=UNDECODABLE,
             headers={"Content-Type": "image/png"},
             name="/v1/predict undecodable",
-            catch_response=True,
-        ) as response:
-            if response.status_code in (400, 422) and response.json()["error"]["code"] == "undecodable_image":
-                response.success()
-            else:
-                response.failure(f"expected undecodable_image, got {response.status_code}: {response.text}")
+        )
+
+
+class OipUser(CheckedUser):
+    """Asks once for the size of the model's input, then sends pixels of that size as a binary tensor."""
+
+    def on_start(self) -> None:
+        self._json = self._pixels = b""
+
+    @task
+    def infer(self) -> None:
+        if not self._pixels:
+            self.ask("GET", MODEL, self._prepare)
+        if self._pixels:
+            headers = {JSON_LENGTH: str(len(self._json)), "Content-Type": "application/octet-stream"}
+            self.ask("POST", f"{MODEL}/infer", check_tensors, data=self._json + self._pixels, headers=headers)
+
+    def _prepare(self, metadata: FastResponse) -> None:
+        (shape,) = (tensor["shape"] for tensor in metadata.json()["inputs"] if tensor["name"] == "pixels")
+        _, height, width, channels = shape
+        # One image a user: to decode one a request would take the cores of the service that is measured.
+        spec = InputSpec(height=height, width=width, channels=channels)
+        self._pixels = decode(random.choice(IMAGES)[1], spec).pixels.tobytes()
+        tensor = {
+            "name": "pixels",
+            "datatype": "UINT8",
+            "shape": [1, height, width, channels],
+            "parameters": {"binary_data_size": len(self._pixels)},
+        }
+        self._json = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
 
 
 class TimedCalls(grpc.UnaryUnaryClientInterceptor):
@@ -100,17 +235,21 @@ class TimedCalls(grpc.UnaryUnaryClientInterceptor):
     def intercept_unary_unary(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
         start = time.perf_counter()
         call = continuation(client_call_details, request)
-        error = call.exception()  # waits for the answer
-        response = None if error else call.result()
-        if response is not None:
+        failure = call.exception()  # waits for the answer
+        milliseconds = (time.perf_counter() - start) * 1000
+        error, response = None, None
+        if failure is not None:
+            error = WrongAnswer(f"expected an answer, got {failure.code().name}: {failure.details()}")
+        else:
+            response = call.result()
             try:
                 check_answer(response)
-            except WrongAnswer as wrong:
+            except (LookupError, ValueError, WrongAnswer) as wrong:
                 error = wrong
         self._environment.events.request.fire(
             request_type="gRPC",
             name=client_call_details.method,
-            response_time=(time.perf_counter() - start) * 1000,
+            response_time=milliseconds,
             response_length=response.ByteSize() if response is not None else 0,
             response=response,
             context={},
@@ -119,16 +258,10 @@ class TimedCalls(grpc.UnaryUnaryClientInterceptor):
         return call
 
 
-def check_answer(response: protocol.ModelInferResponse) -> None:
-    """Raises WrongAnswer; see check_probabilities."""
-    position = [output.name for output in response.outputs].index("probabilities")
-    check_probabilities(np.frombuffer(response.raw_output_contents[position], "<f4").tolist())
-
-
 class GrpcUser(User):
     """Sends images as one BYTES element over a channel of its own."""
 
-    wait_time = constant(0)
+    wait_time = between(*SCENARIO.think)
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)

@@ -1,5 +1,6 @@
 """The load test: it passes on a sound service, and it fails on one that is slow, wrong or gone."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -8,91 +9,77 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
-from load_tests import run
+from load_tests import check, run, shapes, traffic
 from load_tests.server import serve
 
-HTTP, GRPC = "/v1/predict", "/inference.GRPCInferenceService/ModelInfer"
-BOUND = run.Bound(max_error_rate=0, max_p99_ms=500, min_requests_per_second=5)
-BOUNDS = {HTTP: BOUND, GRPC: BOUND}
-
-GOOD_HTTP = f"POST,{HTTP},100,0,20.0,80"
-GOOD_GRPC = f"gRPC,{GRPC},100,0,20.0,80"
-
-
-def statistics(folder: Path, *rows: str) -> Path:
-    path = folder / "locust_stats.csv"
-    path.write_text("\n".join(["Type,Name,Request Count,Failure Count,Requests/s,99%", *rows]) + "\n")
-    return path
-
-
-def test_statistics_within_the_bounds_miss_nothing(tmp_path: Path) -> None:
-    assert run.find_misses(statistics(tmp_path, GOOD_HTTP, GOOD_GRPC), BOUNDS) == []
+HTTP, OIP, GRPC = "/v1/predict", "/v2/models/chestct/infer", "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.mark.parametrize(
-    ("rows", "miss"),
+    ("arguments", "words"),
     [
-        pytest.param([f"POST,{HTTP},100,1,20.0,80", GOOD_GRPC], f"{HTTP}: error rate 0.0100", id="one error"),
-        pytest.param([GOOD_HTTP, f"gRPC,{GRPC},100,0,20.0,501"], f"{GRPC}: p99 501 ms", id="slow"),
-        pytest.param([GOOD_HTTP, f"gRPC,{GRPC},100,0,4.9,80"], f"{GRPC}: 4.9 requests/s", id="few"),
-        pytest.param([GOOD_HTTP], f"{GRPC}: no request was made", id="absent"),
-        pytest.param([GOOD_HTTP, f"gRPC,{GRPC},0,0,0,N/A"], f"{GRPC}: no request was made", id="none"),
+        (["--scenario", "spike"], "expected a scenario of steady, ramp, burst, soak, got 'spike'"),
+        (["--users", "1"], "expected 4 users or more, got 1"),
+        (["--slo", "absent.yaml"], "absent.yaml: expected rows of bounds by scenario"),
+        (["--scenario", "soak", "--host", "http://localhost"], "expected no --host"),
     ],
 )
-def test_planted_bad_statistics_miss_their_bound(tmp_path: Path, rows: list[str], miss: str) -> None:
-    (found,) = run.find_misses(statistics(tmp_path, *rows), BOUNDS)
-    assert found.startswith(miss)
-
-
-def test_requests_that_need_not_come_may_stay_away(tmp_path: Path) -> None:
-    bound = run.Bound(max_error_rate=0, max_p99_ms=500, min_requests_per_second=0)
-    assert run.find_misses(statistics(tmp_path), {"/v1/predict undecodable": bound}) == []
-
-
-@pytest.mark.parametrize("text", ["a: 1", "a: {max_error_rate: 0}", "a: {", "- 1"])
-def test_bounds_that_make_no_sense_end_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
-) -> None:
-    slo = tmp_path / "slo.yaml"
-    slo.write_text(text)
-    assert run.main(["--slo", str(slo)]) == run.BAD_INPUT
-    assert len(capsys.readouterr().err.splitlines()) == 1
+def test_bad_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(arguments) == run.BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("load: ")
+    assert words in line
 
 
 def test_a_server_that_can_t_start_ends_in_one_line_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
-    assert run.main(["--seconds", "1"]) == run.BAD_INPUT
+    monkeypatch.setattr(run, "OUTPUT", tmp_path)
+    assert run.main(["--seconds", "3"]) == run.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert "no model trained on real images" in line
 
 
 @pytest.mark.usefixtures("tiny_store")
-def test_a_sound_service_passes_and_is_stopped_at_the_end() -> None:
-    # Its own bounds on time: the suite may share its cores with anything.
-    bounds = {
-        name: bound.model_copy(update={"max_p99_ms": 10_000, "min_requests_per_second": 1})
-        for name, bound in run.read_bounds(run.HERE / "slo.yaml").items()
-        if bound.min_requests_per_second
-    }
-    assert bounds.keys() == {HTTP, GRPC}
+def test_a_sound_service_answers_all_and_is_stopped_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "ramp"
     with serve() as server:
-        assert run.find_misses(run.run_locust(server.url, server.grpc, users=4, seconds=4), bounds) == []
-
-    http = urlsplit(server.url)
+        http = urlsplit(server.url)
+        memory = traffic.run(run.run_locust(folder, server.url, server.grpc, 8, 4, server))
     for port in (http.port, int(server.grpc.rpartition(":")[2])):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=1)
+
+    # Its own bounds on time: the suite may share its cores with anything.
+    patient = {"max_p95_ms": 60_000, "max_p99_ms": 60_000}
+    objectives = check.read_objectives(run.HERE / "slo.yaml", "ramp")
+    rows = {
+        name: bound.model_copy(update={**patient, "min_requests_per_second": min(0.1, bound.min_requests_per_second)})
+        for name, bound in objectives.rows.items()
+    }
+    assert {name for name, bound in rows.items() if bound.min_requests_per_second} == {HTTP, OIP, GRPC}
+    assert check.judge(check.read_rows(folder), memory, objectives.model_copy(update={"rows": rows})) == []
+    history = check.read_history(folder)
+    assert history.users[0] < history.users.max() <= 8
+    assert history.answered.max() == sum(row.requests for row in check.read_rows(folder).values())
+    assert min(memory) > 10 * 2**20
 
 
 class _Wrong(BaseHTTPRequestHandler):
     """Answers 200 to everything, with probabilities that sum to 0.9."""
 
+    def do_GET(self) -> None:
+        self._answer({"inputs": [{"name": "pixels", "shape": [-1, 64, 64, 1]}]})
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        body = b'{"probabilities": {"a": 0.3, "b": 0.2, "c": 0.2, "d": 0.2}}'
+        self._answer({"probabilities": {"a": 0.3, "b": 0.2, "c": 0.2, "d": 0.2}})
+
+    def _answer(self, content: object) -> None:
+        body = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -112,12 +99,29 @@ def wrong_service() -> Iterator[str]:
         thread.join()
 
 
-def test_wrong_answers_and_a_dead_port_fail(wrong_service: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_answers_and_a_dead_port_fail(
+    wrong_service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "OUTPUT", tmp_path)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
         grpc = f"127.0.0.1:{closed.getsockname()[1]}"
-        arguments = ["--host", wrong_service, "--grpc", grpc, "--users", "2", "--seconds", "3"]
-        assert run.main(arguments) == run.MISSED
+        assert run.main(["--host", wrong_service, "--grpc", grpc, "--users", "4", "--seconds", "3"]) == run.MISSED
     output = capfd.readouterr().out
-    assert f"FAIL  {HTTP}: error rate 1.0000" in output
-    assert f"FAIL  {GRPC}: error rate 1.0000" in output
+    for name in (HTTP, OIP, GRPC):
+        assert f"FAIL  {name}: error rate 1.0000" in output
+    assert "/v2/models/chestct: error" not in output
+    report = (tmp_path / "steady" / check.REPORT).read_text()
+    assert report.startswith("# Load test steady, 4 users, 3 s: FAIL\n")
+    assert "WrongAnswer('expected 4 probabilities that sum to 1" in report
+    assert "got UNAVAILABLE" in report
+
+
+def test_the_job_for_kubernetes_runs_a_scenario_that_there_is() -> None:
+    job = yaml.safe_load((run.ROOT / "k8s/components/load-test/job.yaml").read_text(encoding="utf-8"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    named = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    scenario = shapes.find(named["--scenario"])
+    _, seconds = scenario.size(int(named["--users"]), int(named["--seconds"]))
+    assert seconds + run.MORE_SECONDS < job["spec"]["activeDeadlineSeconds"]
+    assert check.read_objectives(run.HERE / "slo.yaml", named["--scenario"]).max_memory_growth is None

@@ -1,0 +1,156 @@
+"""The verdict on a load test and its report, from Locust's CSV files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from load_tests import check, shapes
+from load_tests.run import HERE
+from load_tests.server import LoadError
+
+HTTP, OIP = "/v1/predict", "/v2/models/chestct/infer"
+BOUND = check.Bound(max_error_rate=0, max_p95_ms=300, max_p99_ms=500, min_requests_per_second=5)
+RARE = BOUND.model_copy(update={"min_requests_per_second": 0})
+GOOD = check.Row(requests=100, failures=0, rate=20, p50=20, p95=60, p99=80)
+MB = 2**20
+
+STATISTICS = """\
+Type,Name,Request Count,Failure Count,Requests/s,50%,95%,99%
+POST,/v1/predict,80,0,16.0,20,60,80
+POST,/v2/models/chestct/infer,20,2,4.0,10,40,50
+GET,/v2/models/chestct,0,0,0.0,N/A,N/A,N/A
+,Aggregated,100,2,20.0,20,60,80
+"""
+HISTORY = """\
+Timestamp,User Count,Type,Name,50%,95%,99%,Total Request Count,Total Failure Count
+1000,0,,Aggregated,N/A,N/A,N/A,0,0
+1001,4,POST,/v1/predict,20,60,80,20,0
+1001,4,,Aggregated,20,60,80,25,0
+1002,8,,Aggregated,30,70,90,50,2
+1002,8,,Aggregated,30,70,90,55,2
+1004,8,,Aggregated,0,0,0,100,2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What Locust left."""
+    (tmp_path / "locust_stats.csv").write_text(STATISTICS)
+    (tmp_path / "locust_stats_history.csv").write_text(HISTORY)
+    (tmp_path / "locust_failures.csv").write_text(
+        f"Method,Name,Error,Occurrences\nPOST,{OIP},WrongAnswer('expected the status 200; got 500'),2\n"
+    )
+    return tmp_path
+
+
+def objectives(*, growth: float | None = None, **rows: check.Bound) -> check.Objectives:
+    return check.Objectives(rows={HTTP: BOUND, **rows}, max_memory_growth=growth)
+
+
+def test_rows_are_read_without_the_sum_and_without_those_that_nobody_asked_for(folder: Path) -> None:
+    assert check.read_rows(folder) == {
+        HTTP: check.Row(requests=80, failures=0, rate=16, p50=20, p95=60, p99=80),
+        OIP: check.Row(requests=20, failures=2, rate=4, p50=10, p95=40, p99=50),
+    }
+
+
+def test_the_history_is_all_requests_second_by_second_and_has_gaps_where_none_was_answered(folder: Path) -> None:
+    history = check.read_history(folder)
+    assert history.seconds.tolist() == [0, 1, 3]
+    assert history.users.tolist() == [4, 8, 8]
+    assert history.answered.tolist() == [25, 55, 100]
+    assert history.failed.tolist() == [0, 2, 2]
+    np.testing.assert_array_equal(history.percentiles["p95"], [60, 70, np.nan])
+
+
+def test_a_load_test_that_left_nothing_has_no_verdict(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="Locust left no statistics"):
+        check.read_rows(tmp_path)
+
+
+def test_rows_within_their_bounds_miss_nothing() -> None:
+    assert check.judge({HTTP: GOOD}, [], objectives()) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "miss"),
+    [
+        ({"failures": 1}, "error rate 0.0100, expected at most 0"),
+        ({"p95": 301}, "p95 301 ms, expected at most 300 ms"),
+        ({"p99": 501}, "p99 501 ms, expected at most 500 ms"),
+        ({"rate": 4.9}, "4.9 requests/s, expected at least 5"),
+    ],
+)
+def test_a_planted_figure_misses_its_bound_alone(planted: dict[str, float], miss: str) -> None:
+    assert check.judge({HTTP: GOOD._replace(**planted)}, [], objectives()) == [f"{HTTP}: {miss}"]  # type: ignore[arg-type]
+
+
+def test_requests_that_need_not_come_may_stay_away_and_others_may_not() -> None:
+    assert check.judge({}, [], objectives(rare=RARE)) == [f"{HTTP}: no request was made"]
+
+
+def test_requests_that_no_bound_is_for_have_no_verdict() -> None:
+    with pytest.raises(LoadError, match=f"got none for {OIP}"):
+        check.judge({HTTP: GOOD, OIP: GOOD}, [], objectives())
+
+
+def test_memory_may_grow_as_far_as_the_bound_and_no_further() -> None:
+    memory = [100 * MB] * 3 + [300 * MB] + [109 * MB] * 3
+    assert check.judge({HTTP: GOOD}, memory, objectives(growth=1.1)) == []
+    (miss,) = check.judge({HTTP: GOOD}, memory, objectives(growth=1.05))
+    assert miss == "memory grew from 100 to 109 MB, expected at most 1.05 times"
+
+
+def test_a_bound_on_memory_that_was_not_measured_gives_no_verdict() -> None:
+    with pytest.raises(LoadError, match="memory was not measured"):
+        check.judge({HTTP: GOOD}, [], objectives(growth=1.1))
+
+
+def test_the_report_has_verdict_figures_bounds_errors_and_a_picture(folder: Path) -> None:
+    bounds = objectives(growth=1.1, **{OIP: RARE})
+    memory = [100.0 * MB, 101.0 * MB, 102.0 * MB]
+    misses = check.judge(check.read_rows(folder), memory, bounds)
+    report = check.write_report(folder, "Load test of a test", "Words.", bounds, memory, misses)
+    text = report.read_text()
+    assert text.startswith("# Load test of a test: FAIL\n\nWords.\n")
+    assert f"- FAIL: {OIP}: error rate 0.1000, expected at most 0\n" in text
+    assert f"| `{HTTP}` | 80 | 0 (0) | 16.0 (5) | 20 | 60 (300) | 80 (500) |\n" in text
+    assert "100 MB in the first third of the time, 102 MB in the last (1.1 times as much at most)" in text
+    assert "| `WrongAnswer('expected the status 200; got 500')` | 2 |\n" in text
+    assert f"]({check.PICTURE})" in text
+    assert (folder / check.PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_memory_and_misses_says_neither(folder: Path) -> None:
+    bounds = objectives(**{OIP: RARE.model_copy(update={"max_error_rate": 0.2})})
+    text = check.write_report(folder, "Load test", "Words.", bounds, [], []).read_text()
+    assert text.startswith("# Load test: PASS\n")
+    assert "2 (0.2 of them)" in text
+    assert "memory:" not in text
+    assert "FAIL" not in text
+
+
+def test_each_scenario_has_bounds_for_the_same_rows_and_soak_alone_for_memory() -> None:
+    found = {name: check.read_objectives(HERE / "slo.yaml", name) for name in shapes.SCENARIOS}
+    assert len({frozenset(one.rows) for one in found.values()}) == 1
+    assert [name for name, one in found.items() if one.max_memory_growth is not None] == ["soak"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steady: 1", "expected rows of bounds by scenario"),
+        ("steady: {rows: {a: {max_error_rate: 0}}}", "max_p95_ms Field required"),
+        ("steady: {rows: {}, max_memory_growth: 0.9}", "greater than or equal to 1"),
+        ("steady: {", "expected rows of bounds by scenario"),
+        ("- 1", "expected rows of bounds by scenario"),
+        ("ramp: {rows: {}}", "expected bounds for steady, got some for ramp"),
+    ],
+)
+def test_bounds_that_make_no_sense_are_told_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    slo = tmp_path / "slo.yaml"
+    slo.write_text(text)
+    with pytest.raises(LoadError, match=words) as raised:
+        check.read_objectives(slo, "steady")
+    assert len(str(raised.value).splitlines()) == 1

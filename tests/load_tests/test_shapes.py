@@ -1,0 +1,52 @@
+"""The scenarios: how many users there are from moment to moment, and what can't be asked for."""
+
+import pytest
+
+from load_tests import shapes
+from load_tests.server import LoadError
+
+
+def users(scenario: str, most: int = 16, looks: int = 96) -> list[int]:
+    """The users in the middle of each of so many equal times."""
+    return [shapes.find(scenario).users_at((look + 0.5) / looks, most) for look in range(looks)]
+
+
+@pytest.mark.parametrize("scenario", ["steady", "soak"])
+def test_the_users_stay_the_same(scenario: str) -> None:
+    assert set(users(scenario)) == {16}
+
+
+def test_a_ramp_climbs_in_equal_steps_to_all_users() -> None:
+    assert users("ramp") == [step for step in range(2, 17, 2) for _ in range(12)]
+
+
+def test_bursts_of_all_users_come_between_quiet_times_of_a_quarter() -> None:
+    part = [4] * 32 + [16] * 32 + [4] * 32
+    assert users("burst", looks=3 * len(part)) == part * 3
+
+
+@pytest.mark.parametrize("scenario", shapes.SCENARIOS)
+def test_a_few_users_are_never_none(scenario: str) -> None:
+    assert min(users(scenario, most=shapes.LEAST_USERS)) == {"steady": 4, "soak": 4}.get(scenario, 1)
+
+
+def test_the_command_scales_users_and_seconds_each_alone() -> None:
+    steady = shapes.find("steady")
+    assert steady.size(None, None) == (steady.users, steady.seconds)
+    assert steady.size(40, None) == (40, steady.seconds)
+    assert steady.size(None, 5) == (steady.users, 5)
+
+
+def test_only_ramp_has_users_who_do_not_think() -> None:
+    assert [name for name, scenario in shapes.SCENARIOS.items() if not max(scenario.think)] == ["ramp"]
+
+
+def test_an_unknown_scenario_is_told_those_that_there_are() -> None:
+    with pytest.raises(LoadError, match="expected a scenario of steady, ramp, burst, soak, got 'spike'"):
+        shapes.find("spike")
+
+
+@pytest.mark.parametrize(("users", "seconds", "words"), [(3, 9, "4 users or more, got 3"), (9, 0, "3 seconds or more")])
+def test_too_little_of_a_load_is_refused(users: int, seconds: int, words: str) -> None:
+    with pytest.raises(LoadError, match=words):
+        shapes.find("steady").size(users, seconds)
