@@ -92,10 +92,10 @@ class ChestCT:
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
-        if SETTINGS.workers > 1:
-            file = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"load-{os.getppid()}")  # of this supervisor's workers
-            LOAD.join(file, bentoml.server_context.worker_index)
-        if bentoml.server_context.worker_index == 1:
+        worker = bentoml.server_context.worker_index
+        if worker and SETTINGS.workers > 1:
+            LOAD.join(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"load-{os.getppid()}"), worker)
+        if worker == 1:
             print(f"page: {ChestCT.url}/", flush=True)
 
     @bentoml.api(

@@ -65,7 +65,7 @@ class Load:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except OSError:  # there is none, or by now another user's
         return False
     return True
 
