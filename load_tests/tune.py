@@ -269,7 +269,7 @@ def _cores() -> int:
 
 
 def _in_words(configuration: Configuration) -> str:
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in configuration._asdict().items())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in configuration._asdict().items())
 
 
 def _milliseconds(text: str) -> float:

@@ -86,7 +86,7 @@ def test_of_what_does_as_much_the_one_that_takes_least_memory_is_chosen() -> Non
 
 
 def test_where_nothing_keeps_the_bound_the_nearest_is_named() -> None:
-    with pytest.raises(tune.Missed, match=r"a p99 of 200 ms; the nearest, 1 workers, 2 engine threads, .* has 250 ms"):
+    with pytest.raises(tune.Missed, match=r"a p99 of 200 ms; the nearest, workers 1, engine threads 2, .* has 250 ms"):
         tune.choose([measured(p99=math.inf), measured(1, 2, p99=0.25)], BOUND)
 
 
