@@ -1,6 +1,7 @@
 """Traffic of two protocols: requests at set times whatever the service does (open loop), or one after another.
 
-It has its own small HTTP client, since it runs on the cores of the service that it measures.
+It has its own small HTTP client, and gRPC messages made ahead, since it runs on the cores of the service that it
+measures.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 import uvloop
-from open_inference.grpc import protocol, service
+from open_inference.grpc import protocol
 
 from load_tests.images import phantom
 from load_tests.server import LoadError, Server
@@ -24,6 +25,7 @@ PROTOCOLS: Final = ("HTTP", "gRPC")
 GOOD: Final = frozenset({"200", "OK"})
 BUSY: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
 
+_MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -56,13 +58,19 @@ class Clients:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(channels)]
-        self._stubs = itertools.cycle([service.GRPCInferenceServiceStub(channel) for channel in self._channels])
+        parse = protocol.ModelInferResponse.FromString
+        self._methods = itertools.cycle(
+            [channel.unary_unary(_MODEL_INFER, response_deserializer=parse) for channel in self._channels]
+        )
         tensors = [
             {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}
             for _, image in images
         ]
         self._requests = itertools.cycle(
-            [protocol.ModelInferRequest(model_name="chestct", inputs=[tensor]) for tensor in tensors]
+            [
+                protocol.ModelInferRequest(model_name="chestct", inputs=[tensor]).SerializeToString()
+                for tensor in tensors
+            ]
         )
         self._deadline = deadline
 
@@ -79,7 +87,7 @@ class Clients:
 
     async def _ask_grpc(self) -> str:
         try:
-            await next(self._stubs).ModelInfer(next(self._requests), timeout=self._deadline)
+            await next(self._methods)(next(self._requests), timeout=self._deadline)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
         return "OK"
