@@ -182,9 +182,11 @@ class Bench:
                 )
 
     def _http(self, server: Server, requests: Path, connections: int, seconds: int) -> Sample:
-        wrk.load(server.url, requests, connections, WARM_UP)
+        wrk.load(server.url, requests, connections, WARM_UP)  # a slow peer may answer nothing in that time
         settle(server)
         sample = wrk.load(server.url, requests, connections, seconds)
+        if not sample.rate:
+            raise LoadError(f"{server.url}: no request was answered in {seconds} s; --seconds gives it longer")
         settle(server)
         return sample
 

@@ -53,8 +53,8 @@ rounds. An answer that is not good ends the run without a verdict.
 - **Peers** have as many workers as the service. FastAPI and BentoML have the service's weights in ONNX Runtime fp32
   with one thread a worker, decode by Pillow and give the same fields; that they give the same probabilities is checked.
   FastAPI takes the file as the body and computes in a thread. BentoML takes it as a form, which is its image API. Flask
-  has its threaded server, one process and TensorFlow's own threads, as a tutorial has it. It is measured three times as
-  long; up to 16 of its requests are in work at the end and do not count, out of a few answers a second.
+  has its threaded server, one process and TensorFlow's own threads, as a tutorial has it. It is measured for
+  longer; up to 16 of its requests are in work at the end and do not count, out of a few answers a second.
 - **Ready after start** is from the command to the first 200 of `/readyz`, the median of three starts. **Memory** is the
   resident set of the largest worker after all rounds, with the libraries' pages that workers share. **Installed size**
   is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt` pins, without
