@@ -218,7 +218,7 @@ def _draw(history: History, memory: Sequence[float], heading: str, path: Path) -
     seconds = history.seconds
     if len(seconds) > 1:
         middles, steps = (seconds[1:] + seconds[:-1]) / 2, np.diff(seconds)
-        rate.plot(middles, np.diff(history.answered) / steps, color=_ACCENT, label="answers")
+        rate.plot(middles, np.diff(history.answered) / steps, color=_ACCENT, label="requests")
         if history.failed.any():
             rate.plot(middles, np.diff(history.failed) / steps, color=_ALARM, label="errors")
             rate.legend(**_LEGEND)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from load_tests import traffic
+from load_tests import check, traffic
 from load_tests.run import BAD_INPUT, MISSED
 from load_tests.server import LoadError, Server, serve
 
@@ -48,8 +48,7 @@ def judge(result: Result) -> tuple[list[str], list[str]]:
     good = np.array([outcome.seconds for outcome in result.outcomes if outcome.code in traffic.GOOD] or [np.inf])
     p50, p99 = np.quantile(good, [0.5, 0.99])
     goodput = float((good <= result.deadline).sum()) / result.seconds
-    third = max(1, len(result.memory) // 3)
-    before, after = np.mean(result.memory[:third]) / 2**20, np.mean(result.memory[-third:]) / 2**20
+    before, after = check.thirds(result.memory)
     others = {code: count for code, count in codes.items() if code not in ALLOWED}
     table = [
         f"{'capacity':24}{result.capacity:8.1f} requests/s",
