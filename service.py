@@ -62,9 +62,7 @@ class ServedModel(bentoml.models.BentoModel):
     # BentoML labels its metrics with the path as it came, so a scan makes endless series; serving.metrics is bounded.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},  # serving.call logs each request, on every protocol
-    tracing={
-        "excluded_urls": ".*"
-    },  # serving.tracing traces each request, on every protocol, at a fraction of the cost
+    tracing={"excluded_urls": ".*"},  # serving.tracing traces each request, on every protocol and at less cost
     traffic={"timeout": int(SETTINGS.request_timeout) + 5},
 )
 @bentoml.asgi_app(app)

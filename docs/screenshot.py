@@ -9,12 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
 
-from pipeline.classes import CLASSES
-from pipeline.phantoms import draw_phantom
+from load_tests.images import phantom
 
 IMAGES: Final = Path(__file__).with_name("images")
 WIDE: Final = {"width": 1280, "height": 860}
@@ -55,9 +53,7 @@ def _batch() -> list[FilePayload]:
     """Phantoms of every class, and a file that is none."""
     files: list[FilePayload] = []
     for seed in range(11):
-        picture = BytesIO()
-        draw_phantom(seed % len(CLASSES), np.random.default_rng(seed)).save(picture, "PNG")
-        files.append({"name": f"slice-{seed}.png", "mimeType": "image/png", "buffer": picture.getvalue()})
+        files.append({"name": f"slice-{seed}.png", "mimeType": "image/png", "buffer": phantom(seed)})
     files.insert(3, {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
     return files
 

@@ -7,6 +7,7 @@ not measured.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ PICTURES: Final = Path("docs/metrics")
 README: Final = Path("README.md")
 
 NOT_MEASURED: Final = "not measured"
+BAD_INPUT: Final = 2
 
 _GENERATED: Final = "<!-- written by `python -m pipeline.documents` from release/; changes here are lost -->"
 _BEGIN: Final = "<!-- begin of what `python -m pipeline.documents` writes -->\n"
@@ -404,5 +406,15 @@ def _sentence(words: str) -> str:
     return words[0].upper() + words[1:]
 
 
+def main() -> int:
+    """Returns the exit code: 0, or 2 where there is no released model."""
+    try:
+        write()
+    except FileNotFoundError as error:
+        print(f"documents: expected {error.filename}, found none; run it in the project's root", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
 if __name__ == "__main__":
-    write()
+    sys.exit(main())

@@ -29,6 +29,10 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
+
+_SIGNATURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+"""How a PNG and a JPEG begin."""
+
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed
 
 
@@ -82,8 +86,13 @@ class Classifier:
                 levels = await self._dicom.read(data, window)
                 picture = await self._in_decoder(from_dicom, levels, self.card.input)
                 seconds = time.perf_counter() - started
-            else:
+            elif data.startswith(_SIGNATURES):
                 picture, seconds = await self._in_decoder(_timed_decode, data, self.card.input)
+            elif data:
+                words = f"expected a PNG or JPEG image or a DICOM file, got {len(data)} bytes that are none of them"
+                raise InvalidImage("undecodable_image", words)
+            else:
+                raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
         finally:
             self._batcher.coming -= 1
         metrics.DECODE_SECONDS.observe(seconds)

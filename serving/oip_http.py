@@ -20,6 +20,7 @@ from serving.edge import (
     REQUEST_ID,
     RequestError,
     bad_request,
+    check_json,
     check_ready,
     keyed,
     read_body,
@@ -156,7 +157,7 @@ def _find(request: Request) -> Classifier:
 
 
 def _parse(headers: Mapping[str, str], body: bytes) -> tuple[_Request, tuple[oip.Input, ...]]:
-    """The request and its inputs with their data. Raises oip.InvalidRequest."""
+    """The request and its inputs with their data. Raises oip.InvalidRequest, and RequestError for too much JSON."""
     announced = headers.get(JSON_LENGTH, str(len(body)))
     if not re.fullmatch("[0-9]{1,18}", announced) or int(announced) > len(body):
         raise oip.InvalidRequest(f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced!r}")
@@ -165,6 +166,7 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[_Request, tuple[oip
         return _Request(inputs=(), parameters={"binary_data_output": True}), (
             oip.Input(oip.IMAGE, "BYTES", (1,), [body]),
         )
+    check_json(body, length)
     try:
         message = _Request.model_validate_json(body[:length])
     except ValidationError as error:

@@ -13,7 +13,7 @@ from chestct.image import Facts, encode_png
 from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import bento, http, oip, oip_http
 from serving.dicom_reader import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
-from serving.edge import REQUEST_ID
+from serving.edge import REQUEST_ID, TIMEOUT
 from serving.settings import Settings
 
 Json = dict[str, Any]
@@ -33,6 +33,12 @@ _REQUEST_ID: Final = {
     "in": "header",
     "description": "Your own id for the request, up to 128 printable ASCII characters; it comes back.",
     "schema": {"type": "string"},
+}
+_TIMEOUT: Final = {
+    "name": TIMEOUT,
+    "in": "header",
+    "description": "Seconds after which you no longer wait: what is not answered by then is not worked on, but 503.",
+    "schema": {"type": "number", "minimum": 0.01, "maximum": 600},
 }
 _EXPLAIN: Final = {
     "name": "explain",
@@ -63,7 +69,7 @@ _WHY: Final = {
     401: "This service asks for an API key, and none came that it knows.",
     403: "The API key is for other routes.",
     404: "Another model or version is served.",
-    413: "The body or an image is too large.",
+    413: "The body, its JSON or an image is too large.",
     415: "Another content type is expected.",
     422: "The image can't be decoded, or is a DICOM file of something else than one CT slice.",
     429: "Too many images wait.",
@@ -170,7 +176,7 @@ def document(card: ModelCard, tag: str, settings: Settings, bentoml: Json) -> Js
     refused = {
         "error": {
             "code": "undecodable_image",
-            "message": "expected a PNG or JPEG image, got 12 bytes that are neither",
+            "message": "expected a PNG or JPEG image or a DICOM file, got 12 bytes that are none of them",
             "request_id": "scan-17",
         }
     }
@@ -225,7 +231,7 @@ def _predict(prediction: Json) -> Json:
         "operationId": "predict",
         "tags": ["predict"],
         "summary": "Classify one image",
-        "parameters": [_REQUEST_ID, _EXPLAIN, *_WINDOW],
+        "parameters": [_REQUEST_ID, _TIMEOUT, _EXPLAIN, *_WINDOW],
         "requestBody": {"required": True, "content": {**raw, http.MULTIPART: {"schema": _form("image", _FILE)}}},
         "responses": {**_good("Prediction", prediction), **_errors(400, 401, 403, 413, 415, 422, 429, 500, 503)},
     }
@@ -238,7 +244,7 @@ def _predict_batch(prediction: Json, refused: Json, settings: Settings) -> Json:
         "operationId": "predict_batch",
         "tags": ["predict"],
         "summary": "Classify many images; each has an outcome of its own, in order",
-        "parameters": [_REQUEST_ID, _EXPLAIN, *_WINDOW],
+        "parameters": [_REQUEST_ID, _TIMEOUT, _EXPLAIN, *_WINDOW],
         "requestBody": {"required": True, "content": {http.MULTIPART: {"schema": _form("images", images)}}},
         "responses": {**_good("BatchAnswer", answer), **_errors(400, 401, 403, 413, 415, 429, 500, 503)},
     }
@@ -271,7 +277,7 @@ def _classify(bentoml: Json, prediction: Json, refused: Json, image: str) -> Jso
         "tags": ["predict"],
         "summary": "Classify images for bentoml.SyncHTTPClient and AsyncHTTPClient",
         "description": operation["description"],
-        "parameters": [_REQUEST_ID],
+        "parameters": [_REQUEST_ID, _TIMEOUT],
         "requestBody": {"required": True, "content": {JSON: body}},
         "responses": {
             "200": _answer("One outcome an image, in order.", {"schema": outcomes, "example": [prediction, refused]}),
@@ -325,7 +331,7 @@ def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
                 "operationId": f"infer{suffix}",
                 "tags": [_OIP],
                 "summary": "Classify the images of one input tensor; one bad image fails the call",
-                "parameters": [_REQUEST_ID, _JSON_LENGTH, *parameters],
+                "parameters": [_REQUEST_ID, _TIMEOUT, _JSON_LENGTH, *parameters],
                 "requestBody": {
                     "required": True,
                     "content": {JSON: {"schema": _reference("InferRequest"), "example": request}, BINARY: binary},

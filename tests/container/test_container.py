@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +24,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
 from k8s.render import render
+from load_tests.images import phantom
 from load_tests.server import free_ports
-from pipeline.phantoms import draw_phantom
 from tests.server import ROOT
 
 IMAGE = os.environ.get("IMAGE", "chestct:latest")
@@ -109,15 +108,9 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def slice_png(seed: int = 0) -> bytes:
-    file = BytesIO()
-    draw_phantom(0, np.random.default_rng(seed)).save(file, format="PNG")
-    return file.getvalue()
-
-
 def infer(channel: grpc.Channel) -> Any:
     tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(slice_png())
+    tensor.contents.bytes_contents.append(phantom())
     request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
     return service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
 
@@ -132,7 +125,7 @@ def test_it_becomes_ready(running: Running) -> None:
 
 
 def test_it_answers_over_http_and_grpc_alike(running: Running) -> None:
-    answer = httpx.post(f"{running.url}/v1/predict", files={"image": slice_png()}, timeout=60).raise_for_status().json()
+    answer = httpx.post(f"{running.url}/v1/predict", files={"image": phantom()}, timeout=60).raise_for_status().json()
     with grpc.insecure_channel(running.grpc) as channel:
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         response = infer(channel)
@@ -166,7 +159,7 @@ def test_its_labels_name_commit_and_model(running: Running) -> None:
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
     card = httpx.get(f"{running.url}/v1/model", timeout=30).json()
     assert card["lineage"]["model_sha256"] == labels["chestct.model.sha256"]
-    answer = httpx.post(f"{running.url}/v1/predict", files={"image": slice_png()}, timeout=60).json()
+    answer = httpx.post(f"{running.url}/v1/predict", files={"image": phantom()}, timeout=60).json()
     assert answer["model"] == labels["chestct.model.tag"]
 
 
@@ -193,7 +186,7 @@ def test_a_stop_answers_all_that_was_asked_and_ends_by_itself(running: Running) 
     with ThreadPoolExecutor(16) as pool, grpc.insecure_channel(running.grpc) as channel:
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         asked = [
-            pool.submit(httpx.post, f"{running.url}/v1/predict", files={"image": slice_png(n)}, timeout=60)
+            pool.submit(httpx.post, f"{running.url}/v1/predict", files={"image": phantom(n)}, timeout=60)
             for n in range(16)
         ]
         time.sleep(0.2)  # they are on their way

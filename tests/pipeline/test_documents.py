@@ -140,3 +140,14 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     )
     assert "`train/normal/c.png`, `train/squamous/d.png`" in sheet
     assert documents.texts()[documents.README] == readme
+
+
+def test_a_folder_without_a_released_model_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert documents.main() == documents.BAD_INPUT
+    assert capsys.readouterr().err == (
+        f"documents: expected {paths.RELEASED / CARD}, found none; run it in the project's root\n"
+    )
+    assert list(tmp_path.iterdir()) == []

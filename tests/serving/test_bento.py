@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import bento
+from serving import bento, edge
 from serving.call import Call
 from serving.classifier import Classifier
 from serving.edge import Recorded
@@ -68,6 +68,15 @@ def test_what_bentoml_refuses_is_said_in_our_error_schema(status: int, body: Any
 def test_a_body_over_the_limit_does_not_reach_bentoml() -> None:
     (answer,) = ask(answering(200, []), body=bytes(2048))
     assert answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_json_of_more_values_than_are_parsed_in_a_moment_does_not_reach_bentoml(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(edge, "MAX_JSON_COMMAS", 10)
+    assert ask(answering(200, []), body=b"[" + 10 * b"0," + b"0]")[0].status_code == 200
+    (answer,) = ask(answering(200, []), body=b"[" + 11 * b"0," + b"0]")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "json_too_large")
 
 
 def test_other_paths_pass_and_those_that_no_route_can_match_are_not_found() -> None:

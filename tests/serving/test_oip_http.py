@@ -16,7 +16,7 @@ from chestct.card import DISCLAIMER
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import http, oip
+from serving import edge, http, oip
 from serving.classifier import Classifier
 from serving.edge import Recorded
 from serving.settings import Settings
@@ -299,3 +299,20 @@ def test_metrics_tell_templates_and_not_paths_apart(client: Client) -> None:
     assert 'code="404",protocol="http",route="/v2/models/{name}/ready"' in text
     assert "somebody" not in text
     assert "made-up" not in text
+
+
+def test_json_of_more_values_than_are_parsed_in_a_moment_is_refused(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tiny_picture(1)
+    pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, *picture.shape]}
+    in_json = {**pixels, "data": picture.ravel().tolist()}
+    assert client.post(json={"inputs": [in_json]}).status_code == 200
+    monkeypatch.setattr(edge, "MAX_JSON_COMMAS", 100)
+    response = client.post(json={"inputs": [in_json]})
+    assert response.status_code == 413
+    assert response.json()["error"].startswith("json_too_large: expected JSON with at most 100 commas, got 10")
+    in_binary = {**pixels, "parameters": {"binary_data_size": picture.size}}
+    commas = picture.copy()
+    commas[:] = ord(",")
+    assert client.binary({"inputs": [in_binary]}, commas.tobytes()).status_code == 200
