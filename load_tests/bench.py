@@ -46,8 +46,9 @@ PATIENCE: Final = 3
 """Times as long Flask is measured: it answers a few images a second."""
 TOLERANCE: Final = 0.02
 """Of a probability, between us and a peer with the same weights."""
-QUIET: Final = 0.1
-"""A server is idle when it takes less of a core than this."""
+QUIET: Final = 0.05
+"""A server is idle when it takes less of a core than this, over LOOK seconds."""
+LOOK: Final = 0.4
 QUIET_SECONDS: Final = 30
 
 Measure = Callable[[], Sample]
@@ -247,9 +248,9 @@ def settle(server: Server) -> None:
     deadline = time.monotonic() + QUIET_SECONDS
     before = _cpu_seconds(server)
     while time.monotonic() < deadline:
-        time.sleep(0.2)
+        time.sleep(LOOK)
         now = _cpu_seconds(server)
-        if now - before < 0.2 * QUIET:
+        if now - before < LOOK * QUIET:
             return
         before = now
     raise LoadError(f"{server.url} is not idle {QUIET_SECONDS} s after its last request; see {server.log}")
