@@ -9,9 +9,8 @@ import pytest
 
 from serving import http
 from serving.settings import PREFIX, Settings, in_page, table
-from tests.server import Server
+from tests.server import ROOT, Server
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", README)

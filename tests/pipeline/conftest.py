@@ -9,8 +9,7 @@ import yaml
 from pipeline import tracking
 from pipeline.params import Params, PhantomCounts
 from pipeline.phantoms import draw_phantoms
-
-ROOT = Path(__file__).parents[2]
+from tests.server import ROOT
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pipeline import documents, paths
 from pipeline.classes import CLASSES
 from pipeline.pictures import NOTE
 from tests.graphs import OOD_LIMIT, tiny_metrics, tiny_model
+from tests.server import ROOT
 
-ROOT = Path(__file__).parents[2]
 WRITE = "run python -m pipeline.documents"
 AROUND = "Before.\n\n{begin}{block}{end}\nAfter.\n"
 

@@ -17,9 +17,9 @@ from pipeline.errors import DataError
 from pipeline.ingest import ingest
 from pipeline.manifest import Manifest
 from pipeline.params import Params
+from tests.server import ROOT
 
 WriteParams = Callable[[dict[str, Any]], Params]
-ROOT = Path(__file__).parents[2]
 PHANTOMS = {"train": 1, "valid": 1, "test": 1}
 
 

@@ -8,8 +8,7 @@ import yaml
 from pipeline import stage
 from pipeline.errors import ParamsError, StageError
 from pipeline.params import Params
-
-ROOT = Path(__file__).parents[2]
+from tests.server import ROOT
 
 
 def test_the_projects_own_params_are_accepted() -> None:

@@ -16,8 +16,8 @@ from pipeline.params import Params
 from pipeline.report import METRICS
 from tests.graphs import tiny_metrics, tiny_model
 from tests.pipeline.conftest import start_run
+from tests.server import ROOT
 
-ROOT = Path(__file__).parents[2]
 DIGEST = "ab" * 32
 
 

@@ -21,9 +21,9 @@ from pipeline.errors import StageError
 from pipeline.params import Params
 from tests.graphs import tiny_graph
 from tests.pipeline.conftest import start_run
+from tests.server import ROOT
 
 DIGEST = "ab" * 32
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

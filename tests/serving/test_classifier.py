@@ -112,7 +112,7 @@ def test_pixels_of_another_shape_or_type_are_refused(
 
 
 def test_a_bad_image_is_refused_before_the_queue(model: tuple[Engine, ModelCard]) -> None:
-    with pytest.raises(InvalidImage, match="a DICOM file, got [0-9]+ bytes that are none of them"):
+    with pytest.raises(InvalidImage, match="a DICOM file, got 4 bytes that are none of them"):
         use(model, lambda c: c.classify(b"text", Call("r")))
 
 
