@@ -275,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("bench: --seconds and --rounds: expected 1 or more", file=sys.stderr)
         return BAD_INPUT
     try:
+        load = os.getloadavg()[0]
         machine = footprint.describe_machine()
         with Bench(frozenset(options.only or CONTENDERS), options.seconds) as bench:
             bench.run(options.rounds)
@@ -287,6 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
             bench.images,
             options.seconds,
             options.rounds,
+            load,
         )
         print(*bench_report.table(report), sep="\n")
         if folder := options.folder or (None if options.only else ROOT / "docs"):

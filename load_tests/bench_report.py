@@ -16,6 +16,8 @@ from serving.settings import Settings
 
 DOCUMENT: Final = "benchmarks.md"
 PICTURE: Final = "benchmarks.png"
+LEAST_ROUNDS: Final = 5
+MOST_LOAD: Final = 0.5
 LOOPS: Final = ("decode-infer", "infer")
 WORDS: Final = {
     "http": "service: image file over HTTP",
@@ -41,7 +43,7 @@ rounds. An answer that is not good ends the run without a verdict.
 
 - **What is sent**: drawn phantoms in turn, one a request, the same in each run: {files}, of {width} x {height} pixels
   and {least} to {most} KB, {mean} KB on average. Of the real set's pictures, nearly all of them PNG, the middle one has
-  that size and half of the files have 78 to 112 KB. `pixels` are what decoding makes of them.
+  that size, and half of the files have 78 to 112 KB. `pixels` are what decoding makes of them.
 - **HTTP** is driven by wrk, a client in C, with one thread on the same cores; it corrects its latencies for requests
   that a slow answer kept it from sending. **gRPC** is driven by grpcio's asyncio client with requests that are
   serialised once. It takes more of the cores, as the column *client* shows, and the service lacks them meanwhile.
@@ -53,9 +55,9 @@ rounds. An answer that is not good ends the run without a verdict.
 - **Peers** have as many workers as the service. FastAPI and BentoML have the service's weights in ONNX Runtime fp32
   with one thread a worker, decode by Pillow and give the same fields; that they give the same probabilities is checked.
   FastAPI takes the file as the body and computes in a thread. BentoML takes it as a form, which is its image API. Flask
-  has its threaded server, one process and TensorFlow's own threads, as a tutorial has it. It is measured for
-  longer; up to 16 of its requests are in work at the end and do not count, out of a few answers a second.
-- **Ready after start** is from the command to the first 200 of `/readyz`, the median of three starts. **Memory** is the
+  has its threaded server, one process and TensorFlow's own threads, as a tutorial has it. It is measured for longer;
+  up to 16 of its requests are in work at the end and do not count, out of a few answers a second.
+- **Ready after start** is from the command to the first 200 of `/readyz`, the median of several. **Memory** is the
   resident set of the largest worker after all rounds, with the libraries' pages that workers share. **Installed size**
   is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt` pins, without
   bytecode.
@@ -74,6 +76,8 @@ class Report(NamedTuple):
     """Media type and bytes of each that was sent."""
     seconds: int
     rounds: int
+    load: float
+    """Processes that wanted a core in the minute before."""
 
 
 def describe_settings(settings: Settings) -> str:
@@ -143,6 +147,7 @@ def document(report: Report) -> str:
         "",
         f"Written by `make bench` on {today}: medians of {report.rounds} rounds, of {report.seconds} seconds for each"
         " measurement, with the least and the most of them.",
+        *caution(report),
         "",
         "| figure | measured | must | aim | reached |",
         "|---|---|---|---|---|",
@@ -164,6 +169,16 @@ def document(report: Report) -> str:
         *(f"| {name} | {words} |" for name, words in report.machine.items()),
     ]
     return "\n".join(lines) + "\n" + METHOD.format(**describe_images(report.images))
+
+
+def caution(report: Report) -> list[str]:
+    """What speaks against the figures, where something does."""
+    faults = []
+    if report.rounds < LEAST_ROUNDS:
+        faults.append(f"only {report.rounds} of {LEAST_ROUNDS} rounds")
+    if report.load > MOST_LOAD:
+        faults.append(f"{report.load:.1f} other processes that wanted a core in the minute before it began")
+    return ["", f"**Not to be relied on**: this run had {' and '.join(faults)}."] if faults else []
 
 
 def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
@@ -213,6 +228,6 @@ def draw(results: Results, path: Path) -> None:
     right.set_xticks([1, 16, 64], ["1", "16", "64"])
     right.minorticks_off()
     if right.lines:
-        right.legend(frameon=False, fontsize="small", loc="lower right")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=100)
     plt.close(figure)

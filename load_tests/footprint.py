@@ -59,7 +59,6 @@ def describe_machine() -> dict[str, str]:
         "packages": _versions(PACKAGES),
         "peers' packages": _versions(PEER_PACKAGES),
         "commit": commit(),
-        "load before": f"{os.getloadavg()[0]:.1f} processes wanted a core in the minute before",
     }
 
 

@@ -123,7 +123,7 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     values = {**figures.compute(RESULTS), "memory": [212.4]}
     images = [("image/png", bytes(90_000)), ("image/jpeg", bytes(50_000))]
     machine = {**footprint.describe_machine(), "settings": bench_report.describe_settings(Settings.read())}
-    report = bench_report.Report(machine, RESULTS, values, images, seconds=1, rounds=2)
+    report = bench_report.Report(machine, RESULTS, values, images, seconds=1, rounds=2, load=3)
     bench_report.write(report, tmp_path)
 
     text = (tmp_path / "benchmarks.md").read_text()
@@ -134,6 +134,8 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     assert f"| kernel | {machine['kernel']} |" in text
     assert "1 PNG and 1 JPEG" in text
     assert "50 to 90 KB, 70 KB on average" in text
+    assert "this run had only 2 of 5 rounds and 3.0 other processes" in text
+    assert "Not to be relied on" not in bench_report.document(report._replace(rounds=5, load=0))
     assert "nan" not in text
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
     assert any("service: image file over HTTP" in line and "210.0" in line for line in bench_report.table(report))
