@@ -4,10 +4,10 @@ The body is the image. What computes runs in a thread, so that the event loop go
 one core, on which 16 threads would only take turns.
 """
 
+import asyncio
 from io import BytesIO
 from typing import Any
 
-import anyio
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
@@ -16,7 +16,7 @@ from load_tests.peers.network import Network
 
 app = FastAPI()
 network = Network()
-one_at_a_time = anyio.Semaphore(1)
+one_at_a_time = asyncio.Semaphore(1)
 
 
 @app.get("/readyz")
