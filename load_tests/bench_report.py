@@ -60,7 +60,7 @@ rounds. An answer that is not good ends the run without a verdict.
 - **Ready after start** is from the command to the first 200 of `/readyz`, the median of several. **Memory** is the
   resident set of the largest worker after all rounds, with the libraries' pages that workers share. **Installed size**
   is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt` pins, without
-  bytecode.
+  bytecode and without OpenVINO's parts for GPUs and NPUs, which `image/Containerfile` removes.
 
 The ratios last accepted are in `load_tests/ratios.yaml`; `make bench` fails where one is more than 15 % worse, and
 `python -m load_tests.bench --accept` writes them. The bounds are in `load_tests/figures.yaml`.

@@ -13,6 +13,7 @@ import psutil
 from load_tests.server import ROOT, LoadError, Server
 
 REQUIREMENTS: Final = ROOT / "requirements" / "serving.txt"
+CONTAINERFILE: Final = ROOT / "image" / "Containerfile"
 FLAGS: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 """Those that matter to the arithmetic of a network."""
 PACKAGES: Final = ("openvino", "onnxruntime", "bentoml", "uvicorn", "grpcio", "numpy", "pillow")
@@ -26,10 +27,12 @@ def worker_memory(server: Server) -> float:
 
 
 def installed_size(requirements: Path = REQUIREMENTS) -> float:
-    """MB of the files that the pinned distributions record, without the bytecode that Python adds later.
+    """MB of the files that the pinned distributions record and the image keeps, without Python's bytecode.
 
-    One whose marker does not hold on this machine is left out. Raises LoadError where another is not installed.
+    A distribution whose marker does not hold on this machine is left out. Raises LoadError where another is not
+    installed.
     """
+    removed = tuple(f"openvino/{path}" for path in left_out())
     pins = re.findall(r"^([\w.-]+)==\S+ (;?)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
     size = 0
     for name, marked in pins:
@@ -39,8 +42,14 @@ def installed_size(requirements: Path = REQUIREMENTS) -> float:
             if marked:
                 continue
             raise LoadError(f"{name} of {requirements.name} is not installed; `make test` installs it") from None
-        size += sum(file.size or 0 for file in files)
+        size += sum(file.size or 0 for file in files if not str(file).startswith(removed))
     return size / 1e6
+
+
+def left_out(containerfile: Path = CONTAINERFILE) -> list[str]:
+    """The parts of OpenVINO that the image removes: for GPUs and NPUs, and for those who build on it in C++."""
+    found = re.search(r"/openvino && \\\n\s*rm -r (.+)$", containerfile.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1].split() if found else []
 
 
 def describe_machine() -> dict[str, str]:

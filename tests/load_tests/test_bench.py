@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,10 @@ def test_a_short_run_measures_service_loop_and_peers_and_writes_the_document(
     for name in (*only[:4], "decode-infer", "infer", *only[5:], "paced"):
         assert f"| {bench_report.WORDS[name]} |" in text
     assert len(re.findall(r"\| (?:missed|must|aim) \|$", text, re.MULTILINE)) == 9
+
+
+def test_what_the_image_leaves_out_is_a_part_of_what_is_installed() -> None:
+    installed = {str(file).split("/", 1)[1] for file in metadata.files("openvino") or [] if "/" in str(file)}
+    for path in footprint.left_out():
+        assert any(file == path or file.startswith(f"{path}/") for file in installed), path
+    assert "libs/libopenvino_intel_gpu_plugin.so" in footprint.left_out()
