@@ -3,6 +3,8 @@
 BentoML gives the worker processes, the probes and the bento; what answers is in `serving`.
 """
 
+import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -90,6 +92,10 @@ class ChestCT:
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
+        # What is here now stays. Left to the collector, it would stop all requests for a look at it again and again.
+        gc.collect()
+        gc.freeze()
+        ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that glibc would keep
         worker = bentoml.server_context.worker_index
         if worker and SETTINGS.workers > 1:
             LOAD.join(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"load-{os.getppid()}"), worker)

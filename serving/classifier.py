@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,9 @@ from serving.settings import Settings
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
 
+_DECODER_NICE: Final = 5
+"""So much less than the engine's threads may claim a core."""
+
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
@@ -48,7 +53,9 @@ class Classifier:
         self._batcher = Batcher(
             engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size, report=_count_batch
         )
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(
+            settings.decode_threads, thread_name_prefix="decode", initializer=_yield_to_the_engine
+        )
         self._dicom = DicomReader()
         self._warm = False
         self._stopping = False
@@ -193,6 +200,8 @@ class Classifier:
 
     async def _in_part(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """The results in order; only so many calls run at a time that the queue keeps room for other requests."""
+        if len(calls) == 1:
+            return [await calls[0]()]
         room = asyncio.Semaphore(2 * self._largest_batch)
 
         async def run(call: Callable[[], Awaitable[T]]) -> T:
@@ -218,6 +227,11 @@ def load_engine(model: StoredModel, settings: Settings) -> Engine:
         batch_sizes=settings.batch_sizes,
         bfloat16=settings.bfloat16 and model.read_card().bfloat16 is not None,
     )
+
+
+def _yield_to_the_engine() -> None:
+    """Let this thread wait for the core while the engine wants it, so that who came first is answered first."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODER_NICE)
 
 
 def _base64_png(grey: NDArray[np.generic]) -> str:
