@@ -103,7 +103,7 @@ def export(params: Params) -> None:
             scores, Engine(graph).infer(sample), params.export.probability_tolerance
         )
         print(f"float16 weights move probabilities by {figures['probability_moved']:.1e} at most")
-    served = Engine(graph, bfloat16=params.export.arithmetic == "bfloat16")
+    served = Engine(graph, bfloat16=params.export.arithmetic == "bfloat16", recheck=calibration.thresholds.refer_margin)
     if params.export.arithmetic == "bfloat16" and not served.bfloat16:
         print("this CPU has no instructions for bfloat16, so what it costs is not measured, and the card forbids it")
     if params.export.weights == "int8" or served.bfloat16:
@@ -191,7 +191,8 @@ def _answers(
 ) -> Answers:
     """As the service would answer, by its engine."""
     with temporary_graph(model) as path:
-        scores = Engine(path, batch_sizes=(1,), bfloat16=bfloat16).infer(pixels)
+        recheck = calibration.thresholds.refer_margin
+        scores = Engine(path, batch_sizes=(1,), bfloat16=bfloat16, recheck=recheck).infer(pixels)
     return answer(scores.probabilities, scores.ood_score, facts, calibration)
 
 

@@ -44,7 +44,8 @@ def report(params: Params) -> None:
         require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
     _count_opening(card.lineage, hashlib.sha256(graph.read_bytes()).hexdigest(), len(labels), int(alone.sum()))
 
-    scores = Engine(graph, bfloat16=card.bfloat16 is not None).infer(pixels)
+    engine = Engine(graph, bfloat16=card.bfloat16 is not None, recheck=card.thresholds.refer_margin)
+    scores = engine.infer(pixels)
     splits = {
         "test": (np.ones_like(alone), "test folder, all images"),
         "test_without_twins": (alone, "test folder, without images that stand in train or valid"),

@@ -221,11 +221,13 @@ def load_engine(model: StoredModel, settings: Settings) -> Engine:
     """The model's engine as its card and the settings want it."""
     from chestct.engine import Engine
 
+    card = model.read_card()
     return Engine(
         model.graph,
         threads=settings.engine_threads,
         batch_sizes=settings.batch_sizes,
-        bfloat16=settings.bfloat16 and model.read_card().bfloat16 is not None,
+        bfloat16=settings.bfloat16 and card.bfloat16 is not None,
+        recheck=card.thresholds.refer_margin,
     )
 
 

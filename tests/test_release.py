@@ -29,7 +29,8 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def faster(card: ModelCard) -> Engine:
     """The engine as it is served."""
-    return Engine(RELEASE / GRAPH, batch_sizes=(1, 2), bfloat16=card.bfloat16 is not None)
+    recheck = card.thresholds.refer_margin
+    return Engine(RELEASE / GRAPH, batch_sizes=(1, 2), bfloat16=card.bfloat16 is not None, recheck=recheck)
 
 
 def test_the_graph_is_the_one_the_card_describes(card: ModelCard) -> None:
@@ -63,6 +64,13 @@ def test_bfloat16_moves_probabilities_a_little_and_not_with_the_batch(
     assert 0 < np.abs(together.probabilities - exact.probabilities).max() < 0.1
     alone = np.concatenate([faster.infer(image[np.newaxis]).probabilities for image in pixels])
     assert together.probabilities == pytest.approx(alone, abs=1e-5)
+
+
+def test_rounding_decides_no_close_call(card: ModelCard, engine: Engine) -> None:
+    pixels = np.stack([decode(phantom(seed), card.input).pixels for seed in range(4)])
+    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), bfloat16=True, recheck=1.1)
+    for exact, again in zip(engine.infer(pixels), always.infer(pixels), strict=True):
+        assert again == pytest.approx(exact, rel=1e-3, abs=1e-4), "all are closer than 1.1, so all are computed again"
 
 
 @pytest.mark.skipif(not XRAYS.is_dir(), reason="needs the chest X-rays of ../shared, which are not in the project")
