@@ -317,11 +317,14 @@ def draw(answers: Answers, rates: dict[tuple[Variant, int], float], path: Path) 
     for variant, (accuracy, *_) in accuracies(answers).items():
         rate = max(rates[variant, batch] for batch in BATCHES)
         marker = "o" if variant.runtime == "OpenVINO" else "s"
-        axes.plot(rate, accuracy, marker, color=colours[variant.arithmetic])
-        words = f"{variant.arithmetic}, {variant.size} px" + (", ONNX Runtime" if marker == "s" else "")
-        axes.annotate(words, (rate, accuracy), xytext=(5, 4), textcoords="offset points", fontsize="small")
-    axes.set(xlabel="images a second of one core, best batch", ylabel="accuracy out of fold")
-    axes.margins(x=0.2, y=0.15)
+        label = f"{variant.runtime}, {variant.arithmetic}, {variant.size} px"
+        filled = {} if variant.size == max(one.size for one in answers.best) else {"markerfacecolor": "white"}
+        axes.plot(rate, accuracy, marker, color=colours[variant.arithmetic], markersize=8, label=label, **filled)
+        if filled:
+            axes.annotate(f"{variant.size} px", (rate, accuracy), xytext=(8, 4), textcoords="offset points")
+    axes.set(xlabel="images a second of one core, best batch", ylabel="accuracy out of fold", xlim=(0, None))
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
