@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +27,6 @@ from serving.settings import Settings
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
 
-_DECODER_NICE: Final = 5
-"""So much less than the engine's threads may claim a core."""
-
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
@@ -53,9 +48,7 @@ class Classifier:
         self._batcher = Batcher(
             engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size, report=_count_batch
         )
-        self._decoders = ThreadPoolExecutor(
-            settings.decode_threads, thread_name_prefix="decode", initializer=_yield_to_the_engine
-        )
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._dicom = DicomReader()
         self._warm = False
         self._stopping = False
@@ -229,11 +222,6 @@ def load_engine(model: StoredModel, settings: Settings) -> Engine:
         bfloat16=settings.bfloat16 and card.bfloat16 is not None,
         recheck=card.thresholds.refer_margin,
     )
-
-
-def _yield_to_the_engine() -> None:
-    """Let this thread wait for the core while the engine wants it, so that who came first is answered first."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODER_NICE)
 
 
 def _base64_png(grey: NDArray[np.generic]) -> str:

@@ -1,6 +1,5 @@
 import asyncio
 import base64
-import os
 import threading
 from collections.abc import Awaitable, Callable
 from io import BytesIO
@@ -14,7 +13,7 @@ from PIL import Image
 
 from chestct.card import ModelCard
 from chestct.engine import Engine, Scores
-from chestct.image import InvalidImage, decode, encode_png
+from chestct.image import InvalidImage, encode_png
 from chestct.prediction import Prediction
 from chestct.store import GRAPH
 from serving.batcher import Closed, EngineFailed, Overloaded
@@ -136,25 +135,6 @@ def test_images_being_decoded_count_against_the_queue(
 
     outcomes = use(model, flood, queue_size=4)
     assert [type(outcome) for outcome in outcomes] == [InvalidImage] * 4 + [Overloaded] * 6
-
-
-def test_decoding_leaves_the_core_to_the_engine(
-    model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nice: dict[str, int] = {}
-
-    def noted(name: str, work: Callable[..., T]) -> Callable[..., T]:
-        def call(*arguments: Any) -> T:
-            nice[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-            return work(*arguments)
-
-        return call
-
-    engine, card = model
-    monkeypatch.setattr("serving.classifier.decode", noted("decode", decode))
-    monkeypatch.setattr(engine, "infer", noted("infer", engine.infer))
-    use((engine, card), lambda c: c.classify(png(0), Call("r")))
-    assert nice["decode"] > nice["infer"] == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_an_engine_that_fails_is_named_and_the_next_image_is_answered(model: tuple[Engine, ModelCard]) -> None:
