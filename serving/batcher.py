@@ -123,13 +123,17 @@ class Batcher:
         if waiting >= self._queue_size or (known and seconds > _PATIENCE * max(0, deadline - time.monotonic())):
             raise Overloaded(seconds)
 
-    async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf) -> Score:
+    async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf, *, admitted: bool = False) -> Score:
         """Score one image, uint8 [height, width, 1].
 
-        Cancelled while it waits, it leaves the queue. Raises Overloaded, Closed, EngineFailed, and TimeoutError where
-        the deadline, on time.monotonic's clock, passes before the engine takes it.
+        `admitted`: it was counted in `coming` until now, so it has its place, and what came after it does not delay
+        it. Cancelled while it waits, it leaves the queue. Raises Overloaded, unless admitted, Closed, EngineFailed, and
+        TimeoutError where the deadline, on time.monotonic's clock, passes before the engine takes it.
         """
-        self.check_room(deadline=deadline)
+        if not admitted:
+            self.check_room(deadline=deadline)
+        elif self._closed:
+            raise Closed("the service is shutting down")
         loop = asyncio.get_running_loop()
         item = _Item(pixels, loop.create_future(), deadline, time.monotonic())
         self._queue.append(item)

@@ -154,7 +154,8 @@ class Classifier:
 
     async def _answer(self, pixels: NDArray[np.uint8], facts: Facts | None, call: Call, *, explain: bool) -> Prediction:
         with metrics.QUEUE_DEPTH.track_inprogress():
-            score = await self._batcher.score(pixels, call.deadline)
+            # What was decoded was let in before: to turn it away now would be work for nothing.
+            score = await self._batcher.score(pixels, call.deadline, admitted=facts is not None)
         call.images += 1
         call.queue_seconds += score.waited
         call.infer_seconds += score.seconds

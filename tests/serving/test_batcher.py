@@ -259,6 +259,23 @@ def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
     asyncio.run(run())
 
 
+def test_what_was_let_in_is_not_turned_away_for_what_came_after_it(gate: Gate) -> None:
+    async def run() -> float:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
+        batcher.coming = 4  # they came while this one was decoded
+        with pytest.raises(Overloaded):
+            await batcher.score(image(1))
+        score = await batcher.score(image(2), admitted=True)
+        batcher.coming = 0
+        await batcher.close()
+        with pytest.raises(Closed):
+            await batcher.score(image(3), admitted=True)
+        return score.ood_score
+
+    assert asyncio.run(run()) == 2
+    assert gate.batches == [[2]]
+
+
 def test_closing_finishes_what_waits_and_takes_no_more(gate: Gate) -> None:
     async def run() -> list[object]:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
