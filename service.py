@@ -95,6 +95,9 @@ class ChestCT:
         # What is here now stays. Left to the collector, it would stop all requests for a look at it again and again.
         gc.collect()
         gc.freeze()
+        # Decoder and engine ask for Python's lock several times an image; while an overload keeps the event loop busy,
+        # each time would take the default of 5 ms.
+        sys.setswitchinterval(0.0005)
         ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that glibc would keep
         worker = bentoml.server_context.worker_index
         if worker and SETTINGS.workers > 1:
