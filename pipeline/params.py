@@ -85,6 +85,8 @@ class Train(Frozen):
     """Share of the backbone's layers, counted from the pixels, whose pretrained weights stay."""
     frozen_depthwise: bool
     """Whether pretrained depthwise kernels stay."""
+    mixed_precision: bool
+    """Whether fine-tuning computes in bfloat16 on float32 weights."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     head_epochs: Annotated[int, Field(ge=0)]
     """Epochs of the head alone on cached features, before fine-tuning."""

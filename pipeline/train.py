@@ -120,6 +120,7 @@ def fit(
     _fit_head(network, part, weights, params)
 
     freeze(network, params)
+    _compute_in(network, "mixed_bfloat16" if settings.mixed_precision else "float32")
     batches = Batches(part, weights, params)
     compile_for(network, params, steps_per_epoch=len(batches))
     callbacks: list[keras.callbacks.Callback] = [Progress(name, epochs or settings.epochs)]
@@ -136,6 +137,7 @@ def fit(
         callbacks=callbacks,
         verbose=0,
     )
+    _compute_in(network, "float32")
     rows = zip(*result.history.values(), strict=True)
     return network, [dict(zip(result.history, map(float, row), strict=True)) for row in rows]
 
@@ -159,6 +161,13 @@ def freeze(network: keras.Model, params: Params) -> None:
         for layer in backbone:
             if isinstance(layer, keras.layers.DepthwiseConv2D):
                 layer.trainable = False
+
+
+def _compute_in(network: keras.Model, policy: str) -> None:
+    """Set what the layers with weights compute in, the head left out; the weights themselves stay float32."""
+    for layer in network.layers:
+        if layer.weights and layer.name != LOGITS:
+            layer.dtype_policy = policy
 
 
 def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:

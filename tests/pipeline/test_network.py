@@ -155,6 +155,19 @@ def test_oversampling_shows_every_class_as_often_as_the_largest():
     assert one_hot.sum(axis=0) == pytest.approx([9, 9, 9, 9])
 
 
+def test_mixed_precision_is_of_the_training_alone(workspace):
+    part = pool()
+    fitted = []
+    for mixed in (False, True):
+        params = params_with(train={"epochs": 2, "head_epochs": 0, "mixed_precision": mixed})
+        base_model(params)
+        fitted.append(train.fit(part, None, params, "test")[0])
+    single, mixed = fitted
+    assert [layer.compute_dtype for layer in mixed.layers] == [layer.compute_dtype for layer in single.layers]
+    difference = np.abs(single.predict(part.pixels, verbose=0) - mixed.predict(part.pixels, verbose=0)).max()
+    assert 0 < difference < 0.1
+
+
 def test_training_stops_early_and_keeps_every_epochs_weights(workspace):
     params = params_with(train={"epochs": 6, "patience": 1, "learning_rate": 1.0, "head_epochs": 1})
     base_model(params)
