@@ -30,6 +30,7 @@ OWNERS = {
     "grpc_reflection": {"serving/rpc.py"},
     "open_inference": {"serving/rpc.py"},
     "opentelemetry": {"serving/tracing.py"},
+    "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py"},
     "starlette": {f"serving/{name}.py" for name in ("bento", "edge", "http", "oip_http", "private", "spread", "web")},
     "uvicorn": {"serving/private.py"},

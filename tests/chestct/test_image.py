@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chestct import image
 from chestct.card import InputSpec
 from chestct.image import MAX_PIXELS, InvalidImage, decode, encode_png
 
 SPEC = InputSpec(height=32, width=48)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, kind, **options)
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -92,3 +93,69 @@ def test_the_largest_picture_allowed_is_read():
 def test_a_preview_reads_back_as_the_same_pixels():
     grey = np.asarray(ramp())
     assert np.array_equal(np.asarray(Image.open(BytesIO(encode_png(grey)))), grey)
+
+
+NOISE = Image.fromarray(np.random.default_rng(7).integers(0, 256, (61, 83, 4), dtype=np.uint8))
+TURNED = Image.Exif()
+TURNED[0x0112] = 3  # upside down
+
+
+def outcome(data: bytes) -> tuple[object, ...]:
+    try:
+        picture = decode(data, SPEC)
+    except InvalidImage as error:
+        return error.code, error.message
+    return picture.pixels.tobytes(), *picture.facts[:5], picture.facts.layout.tobytes()
+
+
+@pytest.fixture
+def by_pillow(monkeypatch: pytest.MonkeyPatch):
+    """The outcome where Pillow alone decodes."""
+
+    def outcome_by_pillow(data: bytes) -> tuple[object, ...]:
+        with monkeypatch.context() as patched:
+            patched.setattr(image, "_is_plain", lambda _: False)
+            return outcome(data)
+
+    return outcome_by_pillow
+
+
+@pytest.mark.parametrize(
+    ("data", "plain"),
+    [
+        (encoded(NOISE), True),
+        (encoded(NOISE.convert("RGB")), True),
+        (encoded(NOISE.convert("L")), True),
+        (encoded(NOISE.convert("RGB"), dpi=(72, 72), icc_profile=b"profile"), True),
+        (encoded(NOISE.convert("LA")), False),
+        (encoded(NOISE.convert("P")), False),
+        (encoded(NOISE.convert("1")), False),
+        (encoded(NOISE.convert("L").convert("I;16")), False),
+        (encoded(NOISE.convert("RGB"), transparency=(1, 2, 3)), False),
+        (encoded(NOISE.convert("RGB"), exif=TURNED), False),
+        (encoded(NOISE.convert("RGB"), "JPEG"), False),
+    ],
+)
+def test_a_plain_png_is_decoded_faster_and_to_the_same_pixels(data, plain, by_pillow, monkeypatch):
+    taken = []
+    fast = image.decode_image_png_u8
+    monkeypatch.setattr(image, "decode_image_png_u8", lambda *args: taken.append(args) or fast(*args))
+    assert outcome(data) == by_pillow(data)
+    assert len(taken) == plain
+
+
+def test_exif_behind_the_pixels_of_a_png_turns_it(by_pillow):
+    whole = encoded(NOISE.convert("RGB"))
+    turned = whole[:-12] + chunk(b"eXIf", TURNED.tobytes().removeprefix(b"Exif\0\0")) + whole[-12:]
+    assert outcome(turned) == by_pillow(turned) == outcome(encoded(NOISE.convert("RGB").rotate(180)))
+
+
+def test_a_broken_png_has_pillows_outcome(by_pillow):
+    rng = np.random.default_rng(7)
+    whole = np.frombuffer(encoded(NOISE), np.uint8)
+    for _ in range(300):
+        broken = whole.copy()
+        for place in rng.integers(0, len(whole) if rng.random() < 0.5 else 100, rng.integers(1, 4)):
+            broken[place] = rng.integers(256)
+        data = broken[: rng.integers(30, len(whole)) if rng.random() < 0.3 else len(whole)].tobytes()
+        assert outcome(data) == by_pillow(data)
