@@ -1,5 +1,6 @@
 """The model's scores and the card's numbers to an answer: accept, refer or reject, and why."""
 
+import math
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
@@ -79,12 +80,9 @@ def between(evidence: Evidence) -> tuple[int, ...]:
 
 def likeness(facts: Facts, limits: InputLimits) -> float:
     """Correlation of the coarse picture with the average one; 0 for a picture without contrast."""
-    levels = facts.layout.ravel()
-    spread = float(levels.std())
-    if spread == 0:
-        return 0.0
-    average = np.asarray(limits.average_layout)
-    return float(((levels - levels.mean()) * average).mean() / (spread * max(float(average.std()), 1e-9)))
+    levels, average = (values - values.mean() for values in (facts.layout.ravel(), np.asarray(limits.average_layout)))
+    length = math.sqrt((levels @ levels) * (average @ average))
+    return float(levels @ average) / length if length else 0.0
 
 
 def possible_cancer(evidence: Evidence) -> bool:
