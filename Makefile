@@ -56,7 +56,7 @@ test: $(development) ## every test but those of the two commands below, in ten m
 test-page: $(development) ## the page in Chromium: axe, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving
 
-test-long: $(development) ## each backbone trained and exported, a sweep killed and resumed, overload and drain
+test-long: $(development) ## each backbone trained and exported, a sweep killed and resumed, an MLflow server, overload and drain
 	@python -m pytest -m long --timeout=600
 
 clients: $(development) .venv-clients/.clients ## ask a server of its own with tritonclient and the KServe SDK

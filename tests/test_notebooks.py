@@ -94,7 +94,7 @@ def test_a_notebook_calls_its_stages_own_functions_and_has_none_itself(name: str
     assert OWN_FUNCTIONS[name] <= from_pipeline & called
 
 
-@pytest.mark.timeout(600)  # seconds, unless the machine is busy
+@pytest.mark.long
 def test_data_ingestion_runs_in_an_empty_project_on_phantoms(tmp_path: Path) -> None:
     project = tmp_path / "project"
     for name in ("chestct", "pipeline", "notebooks"):

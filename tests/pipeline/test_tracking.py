@@ -206,6 +206,7 @@ def _answers(address: str) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_line(
     server: str, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
