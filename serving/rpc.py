@@ -77,8 +77,6 @@ async def start(classifier: Classifier, settings: Settings, keys: Keys | None = 
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
-            # A picture comes at once: by default its sender stops after 64 KB until it is told to go on.
-            ("grpc.http2.lookahead_bytes", 2**20),
         ],
     )
     service.add_GRPCInferenceServiceServicer_to_server(_Inference(classifier), server)  # type: ignore[no-untyped-call]
