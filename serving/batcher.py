@@ -160,6 +160,8 @@ class Batcher:
         batch: list[_Item] = []
         while self._queue and len(batch) < self._largest_batch:
             item = self._queue.popleft()
+            if item.score.done():
+                continue  # cancelled in this turn of the loop, most likely by its deadline, and not yet out of the queue
             if item.deadline > started:
                 batch.append(item)
             else:

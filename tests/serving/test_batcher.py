@@ -246,6 +246,27 @@ def test_an_image_whose_deadline_passed_never_reaches_the_engine(gate: Gate) -> 
     assert gate.batches == [[0], [2]]
 
 
+def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_queue(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
+        first = await occupy(batcher, gate)
+        second = asyncio.create_task(batcher.score(image(1), time.monotonic() + 0.02))
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        time.sleep(0.1)  # the loop stands still, so that the engine's answer and the cancellation come in one turn of it
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        async with asyncio.timeout(5):
+            await first
+            await batcher.score(image(2))
+            await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[0], [2]]
+
+
 def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
     async def run() -> None:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
