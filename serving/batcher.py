@@ -161,7 +161,7 @@ class Batcher:
         while self._queue and len(batch) < self._largest_batch:
             item = self._queue.popleft()
             if item.score.done():
-                continue  # cancelled in this turn of the loop, most likely by its deadline, and not yet out of the queue
+                continue  # cancelled in this turn of the loop, mostly by its deadline, and not yet out of the queue
             if item.deadline > started:
                 batch.append(item)
             else:

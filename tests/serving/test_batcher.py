@@ -253,7 +253,7 @@ def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_que
         second = asyncio.create_task(batcher.score(image(1), time.monotonic() + 0.02))
         await asyncio.sleep(0.05)
         gate.open.set()
-        time.sleep(0.1)  # the loop stands still, so that the engine's answer and the cancellation come in one turn of it
+        time.sleep(0.1)  # the loop stands still, so that the engine's answer and the cancellation meet in one turn
         await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
