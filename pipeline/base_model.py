@@ -29,8 +29,11 @@ def base_model(params: Params) -> None:
     print(f"{params.base_model.backbone}: {network.count_params():,} parameters, features of {len(pixels)} images")
 
 
-def build(params: Params) -> keras.Model:
-    """The network with a new head. With pretrained weights the batch norms stay as they are: the data are too few."""
+def build(params: Params, shrink_to: int | None = None) -> keras.Model:
+    """The network with a new head, which shrinks its input to `shrink_to` pixels a side first where that is given.
+
+    With pretrained weights the batch norms stay as they are: the data are too few.
+    """
     choice = params.base_model
     backbone = BACKBONES[choice.backbone]
     weights = None if choice.weights == "none" else choice.weights
@@ -38,6 +41,8 @@ def build(params: Params) -> keras.Model:
 
     pixels = keras.Input((size, size, 1), dtype="uint8", name="pixels")
     grey = layers.Rescaling(1.0, name="grey")(pixels)
+    if shrink_to is not None:
+        grey = layers.Resizing(shrink_to, shrink_to, antialias=True, name="shrunk")(grey)
     channels = layers.Concatenate(name="channels")([grey, grey, grey])
     scaled = layers.Rescaling(backbone.scale, backbone.offset, name="scaled")(channels)
     maps = backbone.build(scaled, weights)

@@ -36,7 +36,7 @@ def prepare(params: Params) -> None:
     _require(test, 1, "test")
 
     labels = np.array([item.label for item in pool])
-    clusters = cluster(np.stack([item.pixels for item in pool]), settings.cluster_correlation)
+    clusters = cluster(np.stack([item.standard for item in pool]), settings.cluster_correlation)
     folds = split(labels, clusters, settings.folds, params.seed)
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)

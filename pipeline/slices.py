@@ -17,6 +17,8 @@ from pipeline.classes import label_of
 from pipeline.errors import DataError
 from pipeline.manifest import ImageFile, Manifest
 
+STANDARD: Final = 256
+"""Height and width, in pixels, at which pictures are compared with each other to be grouped."""
 FRAME: Final = 0.03
 """Width of a picture's frame, as a share of its side."""
 
@@ -35,6 +37,8 @@ class Slice(NamedTuple):
     format: str
     greys: NDArray[np.float64]
     """`grey_levels` of the picture before it was resized."""
+    standard: NDArray[np.uint8]
+    """[STANDARD, STANDARD, 1], whatever the model's input is: clusters and folds made of it stay the same for all."""
 
     @property
     def width(self) -> int:
@@ -71,7 +75,8 @@ def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[
         height, width = (min(max(side, 32), 1024) for side in (picture.facts.height, picture.facts.width))
         whole = InputSpec(height=height, width=width)  # as far as it goes
         greys = grey_levels(decode(content, whole).pixels)
-        slices.append(Slice(file, label, *picture, mode, kind, greys))
+        standard = decode(content, InputSpec(height=STANDARD, width=STANDARD)).pixels
+        slices.append(Slice(file, label, *picture, mode, kind, greys, standard))
     return slices, unreadable
 
 

@@ -48,7 +48,7 @@ SCORE: Final = "out_of_fold_macro_f1"
 """The metric by which runs are compared; nothing measured on the test folder ever is."""
 
 _SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-_SHORT_NAMES: Final = frozenset({"learning_rate", "batch_size", "image_size"})
+_SHORT_NAMES: Final = frozenset({"train.learning_rate", "train.batch_size", "prepare.image_size"})
 _CODE: Final = ("chestct", "pipeline", "requirements")
 
 _PARENT: Final = "mlflow.parentRunId"
@@ -212,7 +212,7 @@ def _flat(section: Mapping[str, object], prefix: str = "") -> dict[str, str]:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = str(value)
-            if name in _SHORT_NAMES:
+            if f"{prefix}{name}" in _SHORT_NAMES:
                 flat[name] = str(value)
     return flat
 

@@ -22,7 +22,7 @@ def slice_of(grey: int, name: str = "a.png") -> Slice:
     pixels[8:24, 8:24] = 255 - grey
     file = ImageFile(path=f"train/normal/{name}", sha256="", bytes=0)
     picture = decode(encode_png(pixels[:, :, 0]), InputSpec(height=32, width=32))
-    return Slice(file, 2, *picture, mode="L", format="PNG", greys=grey_levels(pixels))
+    return Slice(file, 2, *picture, mode="L", format="PNG", greys=grey_levels(pixels), standard=pixels)
 
 
 def test_each_image_of_a_group_is_on_the_sheet(tmp_path: Path) -> None:

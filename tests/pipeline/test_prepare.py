@@ -318,6 +318,19 @@ def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Pre
     assert len(np.unique(pool["folds"][group])) == 1
 
 
+def test_clusters_and_folds_are_the_same_at_every_size_of_the_input(
+    run: Callable[..., Prepared], data_set: Path
+) -> None:
+    whole = Image.open(first(data_set, "train", SQUAMOUS)).convert("L")
+    fine = np.asarray(whole).astype(np.int64)
+    fine += np.random.default_rng(0).integers(-200, 201, fine.shape)
+    Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(folder_of(data_set, "train", SQUAMOUS) / "noisy.png")
+    # At 32 pixels the two correlate by 0.997, at 96 by 0.986.
+    coarse, finer = (run(image_size=size, cluster_correlation=0.99, duplicate_correlation=0.99) for size in (32, 96))
+    for name in ("clusters", "folds", "paths"):
+        assert np.array_equal(coarse.pool[name], finer.pool[name])
+
+
 def test_folds_keep_clusters_whole_and_classes_balanced() -> None:
     rng = np.random.default_rng(3)
     clusters = rng.integers(0, 60, 300)

@@ -1,0 +1,145 @@
+"""A teacher never saw what its pupil is judged by, and its pupil learns from it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from pipeline import paths, train
+from pipeline.base_model import base_model, build
+from pipeline.errors import StageError
+from pipeline.params import Params
+from pipeline.teacher import teacher
+
+RNG = np.random.default_rng(3)
+PIXELS = RNG.integers(0, 256, (24, 48, 48, 1), dtype=np.uint8)
+LABELS = np.arange(24) % 4
+FOLDS = np.arange(24) // 4 % 2
+SMALL = {
+    "prepare.image_size": 48,
+    "prepare.folds": 2,
+    "base_model.backbone": "small",
+    "base_model.weights": "none",
+    "teacher.backbone": "small",
+    "teacher.weights": "none",
+    "teacher.image_size": 32,
+    "teacher.epochs": 1,
+    "teacher.mixed_precision": False,
+    "train.head_epochs": 0,
+}
+
+Write = Callable[[dict[str, Any]], Params]
+
+
+@pytest.fixture
+def pooled(tracked: Path) -> Path:
+    """A workspace with all that teacher and train read."""
+    for path in (paths.POOL, paths.AUDIT, paths.CONTACT_SHEET):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_pool(PIXELS)
+    paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
+    paths.AUDIT.write_text("{}", encoding="utf-8")
+    paths.CONTACT_SHEET.write_bytes(b"PNG")
+    return tracked
+
+
+def write_pool(pixels: np.ndarray) -> None:
+    np.savez(paths.POOL, pixels=pixels, labels=LABELS, folds=FOLDS, clusters=np.arange(24))
+
+
+def trained(params: Params) -> dict[str, np.ndarray]:
+    """Train the teachers; what each says of PIXELS."""
+    teacher(params)
+    files = {path.stem: keras.models.load_model(path, compile=False) for path in paths.TEACHERS.glob("*.keras")}
+    return {name: network.predict(PIXELS, verbose=0) for name, network in files.items()}
+
+
+def test_the_teacher_of_a_fold_is_the_same_whatever_the_folds_images_show(pooled: Path, write_params: Write) -> None:
+    params = write_params(SMALL)
+    before = trained(params)
+    write_pool(np.where((FOLDS == 1)[:, None, None, None], 255 - PIXELS, PIXELS))
+    after = trained(params)
+    assert before.keys() == after.keys() == {"fold0", "fold1", "all"}
+    assert np.array_equal(before["fold1"], after["fold1"])
+    assert not np.allclose(before["fold0"], after["fold0"])
+    assert not np.allclose(before["all"], after["all"])
+
+
+def test_each_network_learns_from_the_teacher_of_its_own_images(
+    pooled: Path, write_params: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = write_params(SMALL)
+    base_model(params)
+    said = trained(params)
+    seen = []
+
+    def fit(_: train.Pool, held_out: train.Pool | None, *__: object, teacher: keras.Model, **___: object) -> Any:
+        seen.append((None if held_out is None else set(held_out.folds), teacher.predict(PIXELS, verbose=0)))
+        return build(params), [{"loss": 1.0, "val_loss": 1.0}]
+
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
+    monkeypatch.setattr(train, "_score_folds", lambda *_: np.zeros((24, 4), np.float32))
+    train.train(params)
+    assert [held_out for held_out, _ in seen] == [{0}, {1}, None]
+    for (_, logits), name in zip(seen, ("fold0", "fold1", "all"), strict=True):
+        assert [np.array_equal(logits, said[each]) for each in said] == [each == name for each in said]
+
+
+def test_a_batch_mixes_labels_and_what_the_teacher_says_of_the_changed_pictures(write_params: Write) -> None:
+    params = write_params({**SMALL, "teacher.share": 0.75, "train.batch_size": 8})
+    network = build(params.of_teacher, shrink_to=32)
+    part = train.Pool(PIXELS, LABELS, FOLDS, np.zeros((24, 1), np.float32))
+    alone, taught = (train.Batches(part, np.ones(4, np.float32), params, each) for each in (None, network))
+    for index in range(len(alone)):
+        pixels, labels, _ = alone[index]
+        same, targets, _ = taught[index]
+        assert np.array_equal(pixels, same)
+        expected = 0.25 * labels + 0.75 * softmax(network.predict(pixels, verbose=0), axis=1)
+        assert targets == pytest.approx(expected, abs=1e-6)
+        assert targets.dtype == np.float32
+
+
+def test_a_pupil_comes_closer_to_its_teacher_than_one_that_learns_labels_alone(
+    pooled: Path, write_params: Write
+) -> None:
+    params = write_params({**SMALL, "teacher.share": 1.0, "train.epochs": 12, "train.learning_rate": 3e-3})
+    base_model(params)
+    part = train.Pool(PIXELS, LABELS, FOLDS, np.load(paths.FEATURES)["features"])
+    network = build(params.of_teacher, shrink_to=32)
+    network.layers[-1].set_weights([np.zeros((96, 4), np.float32), np.array([0.0, 3.0, 0.0, 0.0], np.float32)])
+    says = softmax(network.predict(PIXELS, verbose=0), axis=1)
+    distance = []
+    for taught in (None, network):
+        pupil, _ = train.fit(part, None, params, "test", teacher=taught)
+        distance.append(np.abs(softmax(pupil.predict(PIXELS, verbose=0), axis=1) - says).mean())
+    assert distance[1] < distance[0] / 2
+
+
+def test_no_share_trains_no_teacher(pooled: Path, write_params: Write) -> None:
+    paths.TEACHERS.mkdir(parents=True)
+    paths.teacher(7).write_bytes(b"of another number of folds")
+    params = write_params({**SMALL, "teacher.share": 0})
+    teacher(params)
+    assert list(paths.TEACHERS.iterdir()) == []
+    assert train.load_teacher(0, params) is None
+
+
+def test_a_teacher_that_diverged_is_named_with_the_key_to_lower(
+    pooled: Path, write_params: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.teacher.fit", lambda *_, **__: (None, [{"loss": float("nan")}]))
+    with pytest.raises(StageError, match=r"teacher 1 of 2 diverged.*lower teacher\.learning_rate"):
+        teacher(write_params(SMALL))
+    assert list(paths.TEACHERS.iterdir()) == []
+
+
+def test_a_teacher_shrinks_what_the_network_sees(write_params: Write) -> None:
+    network = build(write_params(SMALL).of_teacher, shrink_to=32)
+    assert network.input_shape == (None, 48, 48, 1)
+    assert network.get_layer("shrunk").output.shape == (None, 32, 32, 1)
