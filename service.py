@@ -3,6 +3,7 @@
 BentoML gives the worker processes, the probes and the bento; what answers is in `serving`.
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -45,6 +46,16 @@ def _find() -> store.StoredModel:
     return model
 
 
+def _let_no_thread_interrupt_another() -> None:
+    """Linux: a thread of this worker that wakes up waits for its turn, as those that are started later do.
+
+    Else each piece of a request would push the image that the engine works on out of the core's caches.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 class ServedModel(bentoml.models.BentoModel):
     """What `bentoml build` packs: the model that would be served, looked up only then, so that importing is free."""
 
@@ -79,6 +90,7 @@ class ChestCT:
         from serving.classifier import Classifier, load_engine
         from serving.drain import Drain
 
+        _let_no_thread_interrupt_another()
         call.log_to_stdout()
         if BentoMLContainer.tracing.exporter_type.get():
             tracing.start(BentoMLContainer.tracer_provider.get())

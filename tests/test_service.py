@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
@@ -103,6 +104,15 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(server: Server) -> N
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(head.encode())
         assert connection.recv(64).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a policy of Linux's scheduler")
+def test_no_thread_of_a_worker_interrupts_another(server: Server) -> None:
+    ask_http(server, png())
+    for worker in psutil.Process(server.process.pid).children():
+        policies = {thread.id: os.sched_getscheduler(thread.id) for thread in worker.threads()}
+        assert policies[worker.pid] == os.SCHED_BATCH, "the event loop's"
+        assert list(policies.values()).count(os.SCHED_BATCH) >= 3, "and those of the engine and of gRPC"
 
 
 def metric(text: str, name: str) -> float:
