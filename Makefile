@@ -44,7 +44,7 @@ help: ## list these commands
 serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
 	$(foreach port,$(PORT) $(GRPC_PORT),$(call free,$(port)))
 	@python -m serving.release
-	@CHESTCT_GRPC_PORT=$(GRPC_PORT) exec bentoml serve --port $(PORT)
+	@CHESTCT_GRPC_PORT=$(GRPC_PORT) exec bentoml serve --port $(PORT) --timeout-keep-alive 75
 
 demo: $(training) ## train on phantoms in a clone of its own (a minute or two), then serve that model
 	@test -d .demo || git clone -q . .demo

@@ -98,7 +98,7 @@ class ChestCT:
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
-        self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS)
+        self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD)
         spec = ChestCT.openapi_spec.asdict()
         app.state.document = openapi.document(self.classifier.card, stored.tag, SETTINGS, spec)
         app.state.classifier = self.classifier

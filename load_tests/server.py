@@ -68,7 +68,7 @@ def serve(
     """
     http, grpc = ports or free_ports(2)
     settings = {"CHESTCT_GRPC_PORT": str(grpc), "CHESTCT_DRAIN_SECONDS": str(drain_seconds)}
-    command = ["bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http)]
+    command = ["bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http), "--timeout-keep-alive", "75"]
     with start(command, http, f"127.0.0.1:{grpc}", cwd=cwd, environment={**environment, **settings}, log=log) as server:
         yield server
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
@@ -66,14 +67,20 @@ class RpcServer:
         await self._server.stop(grace)
 
 
-async def start(classifier: Classifier, settings: Settings, keys: Keys | None = None) -> RpcServer:
+async def start(
+    classifier: Classifier,
+    settings: Settings,
+    keys: Keys | None = None,
+    load: AbstractContextManager[None] | None = None,
+) -> RpcServer:
     """Listen on the settings' gRPC address in this event loop; with `keys`, SERVICE answers only who holds one.
 
+    Each call of SERVICE is answered within `load`, which serving.spread.Load counts.
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     server = grpc.aio.server(
-        interceptors=[_Edge(classifier, keys)],
+        interceptors=[_Edge(classifier, keys, load or nullcontext())],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -104,10 +111,11 @@ async def _set_health(servicer: Any, ready: bool) -> None:
 class _Edge(grpc.aio.ServerInterceptor):
     """Makes each call of SERVICE a Call and finishes it; names of other services, which a scan may invent, pass by."""
 
-    def __init__(self, classifier: Classifier, keys: Keys | None) -> None:
+    def __init__(self, classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None]) -> None:
         """With `keys` only what asks about health needs none."""
         self._classifier = classifier
         self._keys = keys
+        self._load = load
 
     async def intercept_service(
         self,
@@ -120,6 +128,10 @@ class _Edge(grpc.aio.ServerInterceptor):
             return handler
         name = method.removeprefix(f"/{SERVICE}/")
         answer: Any = handler.unary_unary
+
+        async def counted(message: bytes, context: _Context) -> Any:
+            with self._load:
+                return await recorded(message, context)
 
         async def recorded(message: bytes, context: _Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
@@ -157,7 +169,7 @@ class _Edge(grpc.aio.ServerInterceptor):
             return response
 
         # Without a deserializer: an overloaded service is not to parse what it refuses.
-        return grpc.unary_unary_rpc_method_handler(recorded, None, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(counted, None, handler.response_serializer)
 
     async def _check_room(self, call: Call, context: _Context) -> None:
         try:

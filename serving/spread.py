@@ -20,7 +20,7 @@ SHARE: Final = 1 / 8
 
 
 class Load:
-    """How many requests each worker has taken and not answered, in memory that the workers share.
+    """How many requests each worker has taken and not answered, over HTTP and gRPC, in memory that the workers share.
 
     As a context manager it counts one more meanwhile. Until `join` it knows of this worker alone.
     """

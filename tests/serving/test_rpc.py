@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,26 @@ class GatedEngine:
         return self._engine.infer(pixels)
 
 
+class Gauge(AbstractContextManager[None]):
+    """How many are within it."""
+
+    count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
 class Server:
     """A server in an event loop of its own thread, and a channel to it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, engine: Any, card: ModelCard, settings: Settings) -> None:
         self._loop = loop
         self.classifier = Classifier(engine, card, TAG, settings)
-        self.rpc = self.run(rpc.start(self.classifier, settings))
+        self.load = Gauge()
+        self.rpc = self.run(rpc.start(self.classifier, settings, load=self.load))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.rpc.port}")
         self.stub = service.GRPCInferenceServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
@@ -388,6 +401,18 @@ def test_the_service_s_own_time_limit_holds_without_a_deadline(model: Model, gat
         assert error.code() is StatusCode.DEADLINE_EXCEEDED
         assert "0.2 seconds" in error.details()
         gate.open.set()
+
+
+def test_a_call_is_part_of_the_workers_load_until_it_is_answered(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate) as server:
+        gate.open.clear()
+        gate.entered.clear()
+        answer = server.stub.ModelInfer.future(ask(png(1)))
+        assert gate.entered.wait(10)
+        assert server.load.count == 1
+        gate.open.set()
+        assert labels(answer.result(10)) == ["large_cell_carcinoma"]
+        assert server.load.count == 0
 
 
 def test_a_failing_engine_is_an_internal_error_without_internals(model: Model, gate: GatedEngine) -> None:
