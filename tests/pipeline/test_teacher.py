@@ -25,6 +25,7 @@ SMALL = {
     "prepare.folds": 2,
     "base_model.backbone": "small",
     "base_model.weights": "none",
+    "teacher.share": 0.7,
     "teacher.backbone": "small",
     "teacher.weights": "none",
     "teacher.image_size": 32,
