@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,18 @@ def test_a_pupil_comes_closer_to_its_teacher_than_one_that_learns_labels_alone(
         pupil, _ = train.fit(part, None, params, "test", teacher=taught)
         distance.append(np.abs(softmax(pupil.predict(PIXELS, verbose=0), axis=1) - says).mean())
     assert distance[1] < distance[0] / 2
+
+
+@pytest.mark.long
+def test_teachers_are_trained_and_taught_by_as_the_stages_do_it(pooled: Path, write_params: Write) -> None:
+    params = write_params({**SMALL, "teacher.mixed_precision": True, "train.epochs": 1})
+    base_model(params)
+    teacher(params)
+    said = [keras.models.load_model(path).predict(PIXELS, verbose=0) for path in sorted(paths.TEACHERS.iterdir())]
+    assert [path.stem for path in sorted(paths.TEACHERS.iterdir())] == ["all", "fold0", "fold1"]
+    assert not any(np.allclose(one, other) for one, other in combinations(said, 2))
+    train.train(params)
+    assert np.load(paths.OUT_OF_FOLD)["logits"].shape == (24, 4)
 
 
 def test_no_share_trains_no_teacher(pooled: Path, write_params: Write) -> None:
