@@ -9,6 +9,7 @@ from tqdm import tqdm
 from pipeline import paths, stage
 from pipeline.backbones import BACKBONES
 from pipeline.classes import CLASSES
+from pipeline.errors import StageError
 from pipeline.params import Params
 
 FEATURES = "features"
@@ -29,11 +30,20 @@ def base_model(params: Params) -> None:
     print(f"{params.base_model.backbone}: {network.count_params():,} parameters, features of {len(pixels)} images")
 
 
-def build(params: Params, shrink_to: int | None = None) -> keras.Model:
-    """The network with a new head, which shrinks its input to `shrink_to` pixels a side first where that is given.
+def build(params: Params) -> keras.Model:
+    """The network with a new head. With pretrained weights the batch norms stay as they are: the data are too few.
 
-    With pretrained weights the batch norms stay as they are: the data are too few.
+    Raises StageError where the weights can't be had or are another network's.
     """
+    return _build(params, "base_model.weights")
+
+
+def build_teacher(params: Params) -> keras.Model:
+    """The same for the teacher, which takes the network's input and shrinks it itself."""
+    return _build(params.of_teacher, "teacher.weights", shrink_to=params.teacher.image_size)
+
+
+def _build(params: Params, weights_key: str, shrink_to: int | None = None) -> keras.Model:
     choice = params.base_model
     backbone = BACKBONES[choice.backbone]
     weights = None if choice.weights == "none" else choice.weights
@@ -45,7 +55,10 @@ def build(params: Params, shrink_to: int | None = None) -> keras.Model:
         grey = layers.Resizing(shrink_to, shrink_to, antialias=True, name="shrunk")(grey)
     channels = layers.Concatenate(name="channels")([grey, grey, grey])
     scaled = layers.Rescaling(backbone.scale, backbone.offset, name="scaled")(channels)
-    maps = backbone.build(scaled, weights)
+    try:
+        maps = backbone.build(scaled, weights)
+    except StageError as error:
+        raise StageError(f"{weights_key}: {error}") from error
     features = layers.GlobalAveragePooling2D(name=FEATURES)(maps)
     dropped = layers.Dropout(choice.dropout, seed=params.seed, name="dropout")(features)
     initial = keras.initializers.GlorotUniform(seed=params.seed)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import paths, stage
-from pipeline.base_model import build, features_of
+from pipeline.base_model import build_teacher, features_of
 from pipeline.params import Params
 from pipeline.train import Pool, fit, require_finite
 
@@ -33,7 +33,7 @@ def teacher(params: Params) -> None:
         pixels, labels, folds = file["pixels"], file["labels"], file["folds"]
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base.keras"
-        network = build(own, shrink_to=params.teacher.image_size)
+        network = build_teacher(params)
         network.save(base)
         pool = Pool(pixels, labels, folds, features_of(network, pixels))
         right = np.zeros(len(labels), bool)

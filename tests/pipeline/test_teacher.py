@@ -12,7 +12,7 @@ import pytest
 from scipy.special import softmax
 
 from pipeline import paths, train
-from pipeline.base_model import LOGITS, base_model, build
+from pipeline.base_model import LOGITS, base_model, build, build_teacher
 from pipeline.errors import StageError
 from pipeline.params import Params
 from pipeline.teacher import teacher
@@ -88,7 +88,7 @@ def test_a_fold_is_learnt_from_a_teacher_that_has_not_seen_it_either(
 
 def test_a_batch_mixes_labels_and_what_the_teacher_says_of_the_changed_pictures(write_params: Write) -> None:
     params = write_params({**SMALL, "teacher.share": 0.75, "train.batch_size": 8})
-    network = build(params.of_teacher, shrink_to=32)
+    network = build_teacher(params)
     part = train.Pool(PIXELS, LABELS, FOLDS, np.zeros((24, 1), np.float32))
     alone, taught = (train.Batches(part, np.ones(4, np.float32), params, each) for each in (None, network))
     for index in range(len(alone)):
@@ -106,7 +106,7 @@ def test_a_pupil_comes_closer_to_its_teacher_than_one_that_learns_labels_alone(
     params = write_params({**SMALL, "teacher.share": 1.0, "train.epochs": 12, "train.learning_rate": 3e-3})
     base_model(params)
     part = train.Pool(PIXELS, LABELS, FOLDS, np.load(paths.FEATURES)["features"])
-    network = build(params.of_teacher, shrink_to=32)
+    network = build_teacher(params)
     network.layers[-1].set_weights([np.zeros((96, 4), np.float32), np.array([0.0, 3.0, 0.0, 0.0], np.float32)])
     says = softmax(network.predict(PIXELS, verbose=0), axis=1)
     distance = []
@@ -146,7 +146,14 @@ def test_a_teacher_that_diverged_is_named_with_the_key_to_lower(
     assert list(paths.TEACHERS.iterdir()) == []
 
 
+def test_weights_that_a_teacher_lacks_are_named_by_its_own_key(pooled: Path, write_params: Write) -> None:
+    params = write_params({**SMALL, "teacher.backbone": "mobilenet_v2", "teacher.weights": "absent.weights.h5"})
+    with pytest.raises(StageError, match=r"^teacher\.weights: absent\.weights\.h5 does not hold the weights of"):
+        teacher(params)
+    assert list(paths.TEACHERS.iterdir()) == []
+
+
 def test_a_teacher_shrinks_what_the_network_sees(write_params: Write) -> None:
-    network = build(write_params(SMALL).of_teacher, shrink_to=32)
+    network = build_teacher(write_params(SMALL))
     assert network.input_shape == (None, 48, 48, 1)
     assert network.get_layer("shrunk").output.shape == (None, 32, 32, 1)
