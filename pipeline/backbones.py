@@ -52,9 +52,7 @@ def _load(network: keras.Model, path: str, name: str) -> None:
         network.load_weights(path)
     except Exception as error:  # Keras and h5py raise whatever the broken place led to
         reason = " ".join(str(error).split())
-        raise StageError(
-            f"{path} does not hold the weights of {name} without its top: {reason[:200]}"
-        ) from error
+        raise StageError(f"{path} does not hold the weights of {name} without its top: {reason[:200]}") from error
 
 
 def _small(pixels: Tensor, weights: str | None) -> Tensor:
