@@ -1,0 +1,70 @@
+"""The traces that docs/operations.md promises: a real service, a real exporter, and a collector that keeps them."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+
+import httpx
+import yaml
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from chestct.image import encode_png
+from tests.graphs import tiny_picture
+from tests.server import import_tiny_model, serve
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, "Queue[Span]"]]:
+    """Its endpoint, and the spans that came."""
+    spans: Queue[Span] = Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    for span in scope.spans:
+                        spans.put(span)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1/traces", spans
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_each_request_reaches_the_collector_as_one_span(tmp_path: Path) -> None:
+    tag = import_tiny_model(tmp_path / "bentoml")
+    config = tmp_path / "bentoml.yaml"
+    with collector() as (endpoint, spans):
+        otlp = {"protocol": "http", "endpoint": endpoint}
+        tracing = {"exporter_type": "otlp", "sample_rate": 1.0, "otlp": otlp}
+        config.write_text(yaml.safe_dump({"services": {"chestct": {"tracing": tracing}}}))
+        with serve(tmp_path / "bentoml", tag, BENTOML_CONFIG=str(config), CHESTCT_WORKERS="1") as server:
+            png = encode_png(tiny_picture(1)[:, :, 0])
+            for content, expected in ((png, 200), (b"no image", 422)):
+                headers = {"Content-Type": "image/png", "traceparent": f"00-{TRACE}-{PARENT}-01"}
+                answer = httpx.post(f"{server.url}/v1/predict", content=content, headers=headers, timeout=30)
+                assert answer.status_code == expected
+            got = [spans.get(timeout=30) for _ in range(2)]  # the exporter sends every five seconds
+    assert {(span.name, span.trace_id.hex(), span.parent_span_id.hex()) for span in got} == {
+        ("/v1/predict", TRACE, PARENT)
+    }
+    outcomes = {entry.value.string_value for span in got for entry in span.attributes if entry.key == "outcome"}
+    assert outcomes == {"answered", "undecodable_image"}
+    assert spans.empty()
