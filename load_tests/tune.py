@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import cycle
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -209,13 +210,14 @@ def draw(found: Sequence[Measurement], chosen: Measurement, bound: float, path: 
     """The rate at which each configuration was held to the bound, and its p99 there. `chosen` is one of them."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot()
+    places = [(one.held.rate, 1000 * min(one.held.p99, DRAWN * bound)) for one in found]
     for pair in dict.fromkeys(one.configuration[:2] for one in found):
-        ours = [one for one in found if one.configuration[:2] == pair]
-        heights = [1000 * min(one.held.p99, DRAWN * bound) for one in ours]
-        axes.plot([one.held.rate for one in ours], heights, "o", label=f"{pair[0]} x {pair[1]}")
-        for one, height in zip(ours, heights, strict=True):
-            place = (one.held.rate, height)
-            axes.annotate(str(one.configuration.largest_batch), place, (5, 4), textcoords="offset points", fontsize=8)
+        ours = [place for one, place in zip(found, places, strict=True) if one.configuration[:2] == pair]
+        axes.plot(*zip(*ours, strict=True), "o", label=f"{pair[0]} x {pair[1]}")
+    by_rate = sorted(zip(places, (one.configuration.largest_batch for one in found), strict=True))
+    for (place, batch), (side, x) in zip(by_rate, cycle((("left", 5), ("right", -5))), strict=False):
+        # Of two points that nearly meet, one is named to the right and the other to the left.
+        axes.annotate(str(batch), place, (x, 4), textcoords="offset points", ha=side, fontsize=8)
     place = (chosen.held.rate, 1000 * chosen.held.p99)
     axes.plot(*place, "o", ms=16, mfc="none", mec="#cf222e", mew=1.5, label="chosen", ls="none")
     axes.axhline(1000 * bound, color="#cf222e", lw=1, ls="--", label=f"bound: {1000 * bound:g} ms")

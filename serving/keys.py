@@ -88,7 +88,7 @@ class Keys:
         except KeysError as error:
             _log.error("the API keys stay as they were: %s", error)
         else:
-            _log.info("read %d API keys", len(self._keys))
+            _log.warning("read %d API keys", len(self._keys))  # a warning, else the default level hides it
 
     def _identity(self) -> tuple[int, ...] | None:
         """Another one for a file that was written to or put in the place of the one before; none: there is no file."""

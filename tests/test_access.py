@@ -188,6 +188,7 @@ def test_every_worker_takes_a_changed_file_and_keeps_its_keys_beside_a_bad_one(g
     new.write_text(before + line)
     new.rename(guarded.file)
     assert ask_both_workers(guarded, key) == {200}
+    assert guarded.server.log.read_text().count("read 3 API keys") == 2
     guarded.file.write_text("no line of a key\n")
     assert ask_both_workers(guarded, key) == {200}
     assert guarded.server.log.read_text().count("the API keys stay as they were") == 2
