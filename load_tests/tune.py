@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from itertools import cycle
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -214,10 +213,19 @@ def draw(found: Sequence[Measurement], chosen: Measurement, bound: float, path: 
     for pair in dict.fromkeys(one.configuration[:2] for one in found):
         ours = [place for one, place in zip(found, places, strict=True) if one.configuration[:2] == pair]
         axes.plot(*zip(*ours, strict=True), "o", label=f"{pair[0]} x {pair[1]}")
-    by_rate = sorted(zip(places, (one.configuration.largest_batch for one in found), strict=True))
-    for (place, batch), (side, x) in zip(by_rate, cycle((("left", 5), ("right", -5))), strict=False):
-        # Of two points that nearly meet, one is named to the right and the other to the left.
-        axes.annotate(str(batch), place, (x, 4), textcoords="offset points", ha=side, fontsize=8)
+    rates = [-math.inf, *sorted(rate for rate, _ in places), math.inf]
+    for place, one in zip(places, found, strict=True):
+        # Away from the point that is nearest.
+        index = rates.index(place[0], 1)
+        right = rates[index + 1] - rates[index] >= rates[index] - rates[index - 1]
+        axes.annotate(
+            str(one.configuration.largest_batch),
+            place,
+            (5 if right else -5, 4),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            fontsize=8,
+        )
     place = (chosen.held.rate, 1000 * chosen.held.p99)
     axes.plot(*place, "o", ms=16, mfc="none", mec="#cf222e", mew=1.5, label="chosen", ls="none")
     axes.axhline(1000 * bound, color="#cf222e", lw=1, ls="--", label=f"bound: {1000 * bound:g} ms")
