@@ -200,8 +200,6 @@ class Lineage(Frozen):
     backbone: str
     weights: str
     """What the backbone started from, such as `imagenet`."""
-    teacher: str = ""
-    """The larger network, with what it started from, whose probabilities were learnt beside the labels, if any."""
     image_count: int
     """Distinct training images."""
     model_sha256: str

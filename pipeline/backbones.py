@@ -39,7 +39,7 @@ def _application(name: str) -> Callable[[Tensor, str | None], Tensor]:
             return application(include_top=False, weights=weights, input_tensor=pixels).output
         except Exception as error:
             raise StageError(
-                f"the ImageNet weights of {name} can't be downloaded ({error}); "
+                f"base_model.weights: the ImageNet weights of {name} can't be downloaded ({error}); "
                 "give a path to a .weights.h5 file or choose the backbone efficientnet_lite0"
             ) from error
 
@@ -52,13 +52,15 @@ def _load(network: keras.Model, path: str, name: str) -> None:
         network.load_weights(path)
     except Exception as error:  # Keras and h5py raise whatever the broken place led to
         reason = " ".join(str(error).split())
-        raise StageError(f"{path} does not hold the weights of {name} without its top: {reason[:200]}") from error
+        raise StageError(
+            f"base_model.weights: {path} does not hold the weights of {name} without its top: {reason[:200]}"
+        ) from error
 
 
 def _small(pixels: Tensor, weights: str | None) -> Tensor:
     """Four convolutions, trained from scratch in seconds: for phantoms and tests."""
     if weights is not None:
-        raise StageError(f"the backbone small starts from none, got {weights}")
+        raise StageError(f"base_model.weights: the backbone small starts from none, got {weights}")
     x = pixels
     for filters in (16, 32, 64, 96):
         x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)

@@ -9,7 +9,6 @@ from tqdm import tqdm
 from pipeline import paths, stage
 from pipeline.backbones import BACKBONES
 from pipeline.classes import CLASSES
-from pipeline.errors import StageError
 from pipeline.params import Params
 
 FEATURES = "features"
@@ -35,15 +34,6 @@ def build(params: Params) -> keras.Model:
 
     Raises StageError where the weights can't be had or are another network's.
     """
-    return _build(params, "base_model.weights")
-
-
-def build_teacher(params: Params) -> keras.Model:
-    """The same for the teacher, which takes the network's input and shrinks it itself."""
-    return _build(params.of_teacher, "teacher.weights", shrink_to=params.teacher.image_size)
-
-
-def _build(params: Params, weights_key: str, shrink_to: int | None = None) -> keras.Model:
     choice = params.base_model
     backbone = BACKBONES[choice.backbone]
     weights = None if choice.weights == "none" else choice.weights
@@ -51,14 +41,9 @@ def _build(params: Params, weights_key: str, shrink_to: int | None = None) -> ke
 
     pixels = keras.Input((size, size, 1), dtype="uint8", name="pixels")
     grey = layers.Rescaling(1.0, name="grey")(pixels)
-    if shrink_to is not None:
-        grey = layers.Resizing(shrink_to, shrink_to, antialias=True, name="shrunk")(grey)
     channels = layers.Concatenate(name="channels")([grey, grey, grey])
     scaled = layers.Rescaling(backbone.scale, backbone.offset, name="scaled")(channels)
-    try:
-        maps = backbone.build(scaled, weights)
-    except StageError as error:
-        raise StageError(f"{weights_key}: {error}") from error
+    maps = backbone.build(scaled, weights)
     features = layers.GlobalAveragePooling2D(name=FEATURES)(maps)
     dropped = layers.Dropout(choice.dropout, seed=params.seed, name="dropout")(features)
     initial = keras.initializers.GlorotUniform(seed=params.seed)

@@ -122,12 +122,11 @@ def _model_card(card: ModelCard) -> str:
     lineage, thresholds = card.lineage, card.thresholds
     size = (paths.RELEASED / GRAPH).stat().st_size / 1e6
     known = {name: card.metrics[name] for name in _SPLITS if name in card.metrics}
-    taught = f", taught beside the labels by a larger network ({lineage.teacher})" if lineage.teacher else ""
     parts = [
         f"{_GENERATED}\n# Model card",
         f"**{card.disclaimer}**",
         f"{lineage.backbone} with a global average and one dense layer on {card.input.height} x {card.input.width} grey"
-        f" pixels, started from {lineage.weights} weights{taught}, trained on {lineage.image_count} distinct images"
+        f" pixels, started from {lineage.weights} weights, trained on {lineage.image_count} distinct images"
         f" ({lineage.data_source}; [data sheet](DATA_SHEET.md)). One ONNX graph of {size:.1f} MB, made"
         f" {lineage.created} from commit `{lineage.git_commit[:12]}`, run `{lineage.run_id}`, data `"
         f"{lineage.data_digest[:12]}`, SHA-256 `{lineage.model_sha256}`.",

@@ -311,7 +311,6 @@ def _card(
             data_digest=manifest["digest"],
             backbone=params.base_model.backbone,
             weights=params.base_model.weights,
-            teacher=f"{params.teacher.backbone} from {params.teacher.weights}" if params.teacher.share else "",
             image_count=image_count,
             model_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -16,7 +16,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-BackboneName = Literal["vgg16", "resnet50v2", "mobilenet_v2", "efficientnetv2_b0", "efficientnet_lite0", "small"]
 
 
 class PhantomCounts(Frozen):
@@ -52,26 +51,10 @@ class Prepare(Frozen):
 
 
 class BaseModel(Frozen):
-    backbone: BackboneName
+    backbone: Literal["vgg16", "resnet50v2", "mobilenet_v2", "efficientnetv2_b0", "efficientnet_lite0", "small"]
     weights: str
     """`imagenet`, `none`, or the path of a weights file."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
-
-
-class Teacher(Frozen):
-    """A larger network whose probabilities the network learns; what is not named here is base_model's and train's."""
-
-    share: Share
-    """Of the target that is the teacher's, the rest is the label's; 0 trains no teacher."""
-    backbone: BackboneName
-    weights: str
-    image_size: Annotated[int, Field(ge=32, le=1024)]
-    """Height and width to which it shrinks the model's input, in pixels."""
-    epochs: Count
-    """Without early stopping: its held-out fold chooses nothing."""
-    learning_rate: Positive
-    frozen_layers: Share
-    mixed_precision: bool
 
 
 class Augment(Frozen):
@@ -211,7 +194,6 @@ class Params(Frozen):
     data: Data
     prepare: Prepare
     base_model: BaseModel
-    teacher: Teacher
     train: Train
     trust: Trust
     evaluate: Evaluate
@@ -237,21 +219,6 @@ class Params(Frozen):
         except ParamsError as error:
             raise ParamsError(f"{path}: {error}") from error
         return params
-
-    @property
-    def of_teacher(self) -> Self:
-        """What the teacher is trained with."""
-        own = self.teacher
-        return self.changed(
-            {
-                "base_model.backbone": own.backbone,
-                "base_model.weights": own.weights,
-                "train.epochs": own.epochs,
-                "train.learning_rate": own.learning_rate,
-                "train.frozen_layers": own.frozen_layers,
-                "train.mixed_precision": own.mixed_precision,
-            }
-        )
 
     def get(self, key: str) -> Any:
         """The value of `section.key`, or None where there is no such key."""

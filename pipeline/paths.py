@@ -18,9 +18,6 @@ CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")
 BASE_MODEL: Final = Path("models/base.keras")
 FEATURES: Final = Path("models/features.npz")
 
-TEACHERS: Final = Path("models/teachers")
-"""The teacher of each fold, and `all.keras` of all images; empty where teacher.share is 0."""
-
 FOLD_MODELS: Final = Path("models/folds")
 FINAL_MODEL: Final = Path("models/final.keras")
 OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")
@@ -49,11 +46,6 @@ QUANTISATION: Final = Path("reports/quantisation.json")
 TEST_METRICS: Final = Path("reports/test.json")
 TEST_PLOTS: Final = Path("reports/test")
 TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")
-
-
-def teacher(fold: int | None) -> Path:
-    """The teacher that never saw the images of `fold`, counted from 0; with None the one that saw all."""
-    return TEACHERS / ("all.keras" if fold is None else f"fold{fold}.keras")
 
 
 def fold_model(fold: int) -> Path:

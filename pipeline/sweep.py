@@ -2,7 +2,7 @@
 
 A trial trains a network a fold, as stage train does, with values drawn for the keys in section `sweep` of params.yaml.
 It ends early where it does worse on the folds so far than half of the trials before it. The first trial takes the
-values of params.yaml as they are. No teacher takes part: those of stage teacher have seen other folds.
+values of params.yaml as they are.
 
 What is compared is the loss of the out-of-fold predictions after temperature scaling. It is smoother than accuracy or
 macro F1 on hundreds of images and, unlike the training loss, means the same for every label smoothing.

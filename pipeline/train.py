@@ -5,10 +5,6 @@ until the held-out loss stops falling. The best epoch is one number for all fold
 over all of them: a best epoch for each fold would be chosen on the very images it is then judged by. Each fold's
 network goes back to its checkpoint of that epoch, is kept and scores its held-out images; the released network is
 trained on all images for that many epochs.
-
-Where stage teacher has trained teachers, fine-tuning learns their probabilities of the augmented pictures beside the
-labels: each fold from the teacher that has not seen its held-out images either, the released network from the one of
-all images.
 """
 
 import csv
@@ -23,7 +19,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 from tqdm import tqdm
 
 from pipeline import paths, stage, tracking
@@ -75,7 +70,7 @@ def train(params: Params) -> None:
             epochs = best_epoch(histories)
             _keep_folds(params, Path(folder), epochs)
         logits = _score_folds(pool, params)
-        require_finite(logits, "a fold's network")
+        _require_finite(logits, "a fold's network")
         np.savez(
             paths.OUT_OF_FOLD,
             logits=logits,
@@ -83,8 +78,8 @@ def train(params: Params) -> None:
             folds=pool.folds,
             clusters=clusters,
         )
-        network, history = fit(pool, None, params, "all images", epochs=epochs, teacher=load_teacher(None, params))
-        require_finite(history[-1]["loss"], "the network of all images")
+        network, history = fit(pool, None, params, "all images", epochs=epochs)
+        _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
         _log(run_id, [*histories, history], epochs)
     except BaseException:
@@ -113,12 +108,10 @@ def fit(
     epochs: int | None = None,
     checkpoints: Path | None = None,
     base: Path = paths.BASE_MODEL,
-    teacher: keras.Model | None = None,
 ) -> tuple[keras.Model, History]:
     """Train a network on `part`, from `base`; with a `held_out` part it stops early by the loss there.
 
-    `epochs` ends it sooner, on the same schedule; `checkpoints` receives the weights of each epoch; of a `teacher` it
-    learns beside the labels.
+    `epochs` ends it sooner, on the same schedule; `checkpoints` receives the weights of each epoch.
     """
     settings = params.train
     keras.utils.set_random_seed(params.seed)
@@ -128,7 +121,7 @@ def fit(
 
     freeze(network, params)
     _compute_in(network, "mixed_bfloat16" if settings.mixed_precision else "float32")
-    batches = Batches(part, weights, params, teacher)
+    batches = Batches(part, weights, params)
     compile_for(network, params, steps_per_epoch=len(batches))
     callbacks: list[keras.callbacks.Callback] = [Progress(name, epochs or settings.epochs)]
     if held_out is not None:
@@ -190,15 +183,12 @@ def one_hot(labels: NDArray[np.int64]) -> NDArray[np.float32]:
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Augmented training batches, the same in every run: each epoch's order and changes come from the seed.
 
-    A batch is pixels uint8 [B, S, S, 1], the classes' target probabilities float32 [B, classes], and weights [B].
+    A batch is pixels uint8 [B, S, S, 1], the labels one-hot in float32 [B, classes], and weights [B].
     """
 
-    def __init__(
-        self, part: Pool, weights: NDArray[np.float32], params: Params, teacher: keras.Model | None = None
-    ) -> None:
+    def __init__(self, part: Pool, weights: NDArray[np.float32], params: Params) -> None:
         super().__init__()
         self._part = part
-        self._teacher = teacher
         self._weights = weights
         self._params = params
         self._epoch = 0
@@ -213,11 +203,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         rng = np.random.default_rng((self._params.seed, self._epoch, index))
         labels = self._part.labels[chosen]
         pixels = augment(self._part.pixels[chosen], self._params.train.augment, rng)
-        targets = one_hot(labels)
-        if self._teacher is not None:
-            share = self._params.teacher.share
-            targets = (1 - share) * targets + share * softmax(self._teacher.predict_on_batch(pixels), axis=1)
-        return pixels, targets, self._weights[labels]
+        return pixels, one_hot(labels), self._weights[labels]
 
     def on_epoch_end(self) -> None:
         self._epoch += 1
@@ -271,15 +257,6 @@ def _fit_head(network: keras.Model, part: Pool, weights: NDArray[np.float32], pa
     )
 
 
-def load_teacher(fold: int | None, params: Params) -> keras.Model | None:
-    """The teacher that has not seen `fold`, with None the one of all images; None where there is none."""
-    if params.teacher.share == 0:
-        return None
-    teacher = keras.models.load_model(paths.teacher(fold), compile=False)
-    _compute_in(teacher, "mixed_bfloat16" if params.teacher.mixed_precision else "float32")
-    return teacher
-
-
 def _train_folds(pool: Pool, params: Params, folder: Path) -> list[History]:
     histories = []
     for fold in range(params.prepare.folds):
@@ -291,7 +268,6 @@ def _train_folds(pool: Pool, params: Params, folder: Path) -> list[History]:
             params,
             f"fold {fold + 1} of {params.prepare.folds}",
             checkpoints=checkpoints,
-            teacher=load_teacher(fold, params),
         )
         histories.append(history)
     return histories
@@ -318,10 +294,9 @@ def _score_folds(pool: Pool, params: Params) -> NDArray[np.float32]:
     return logits
 
 
-def require_finite(figures: ArrayLike, what: str, key: str = "train.learning_rate") -> None:
-    """Raises StageError, which names the parameter `key`, where the network has diverged."""
+def _require_finite(figures: ArrayLike, what: str) -> None:
     if not np.isfinite(figures).all():
-        raise StageError(f"{what} diverged, its figures are not finite; lower {key}")
+        raise StageError(f"{what} diverged, its figures are not finite; lower train.learning_rate")
 
 
 def _log(run_id: str, histories: list[History], epochs: int) -> None:

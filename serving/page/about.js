@@ -140,7 +140,6 @@ function lineage(model) {
     row("Model", model.model ?? model.name, true),
     row("Made on", day),
     row("Backbone", `${from.backbone}, starting from ${from.weights}`),
-    ...(from.teacher ? [row("Learnt beside the labels from", from.teacher)] : []),
     row("Trained on", `${from.image_count} distinct images from ${sources[from.data_source] ?? from.data_source}`),
     row("Sees", `${input.width} × ${input.height} grey pixels`),
     row("Calibration", `${model.scaling.method} scaling`),

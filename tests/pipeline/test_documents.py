@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from chestct.card import ModelCard, ScoreCounts
+from chestct.card import ScoreCounts
 from chestct.store import CARD
 from pipeline import documents, paths
 from pipeline.classes import CLASSES
@@ -93,17 +93,6 @@ def test_an_audit_from_before_near_twins_were_looked_for_says_so() -> None:
     sheet = documents.texts()[documents.DATA_SHEET]
     assert "near twins: not measured" in sheet
     assert "in all folders: not measured; under different labels: not measured." in sheet
-
-
-@pytest.mark.usefixtures("workspace")
-def test_a_teacher_is_named() -> None:
-    plant()
-    assert "taught" not in documents.texts()[documents.MODEL_CARD]
-    lineage = ModelCard.read(paths.RELEASED / CARD).lineage
-    plant(lineage=lineage.model_copy(update={"teacher": "vgg16 from imagenet"}))
-    assert (
-        "taught beside the labels by a larger network (vgg16 from imagenet)" in documents.texts()[documents.MODEL_CARD]
-    )
 
 
 @pytest.mark.usefixtures("workspace")

@@ -25,7 +25,7 @@ def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> P
     paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
     paths.AUDIT.write_text("{}", encoding="utf-8")
     paths.CONTACT_SHEET.write_bytes(b"PNG")
-    return write_params({"prepare.folds": 2, "teacher.share": 0})
+    return write_params({"prepare.folds": 2})
 
 
 def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
