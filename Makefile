@@ -50,8 +50,9 @@ demo: $(training) ## train on phantoms in a clone of its own (a minute or two), 
 	@stored=$$(cd .demo && python -m pipeline.store) && \
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
+# The tests of a file stay in one process, which makes what they share once.
 test: $(development) ## every test but those of the two commands below, in ten minutes or less
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 test-page: $(development) ## the page in Chromium: axe, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving
