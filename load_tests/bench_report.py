@@ -137,7 +137,8 @@ def figure_rows(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, s
 
 
 def write(report: Report, folder: Path) -> None:
-    """DOCUMENT and PICTURE in that folder."""
+    """DOCUMENT and PICTURE in that folder, which is made where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
     draw(report.results, folder / PICTURE)
     (folder / DOCUMENT).write_text(document(report), encoding="utf-8")
 

@@ -125,9 +125,10 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     images = [("image/png", bytes(90_000)), ("image/jpeg", bytes(50_000))]
     machine = {**footprint.describe_machine(), "settings": bench_report.describe_settings(Settings.read())}
     report = bench_report.Report(machine, RESULTS, values, images, seconds=1, rounds=2, load=3)
-    bench_report.write(report, tmp_path)
+    folder = tmp_path / "new"
+    bench_report.write(report, folder)
 
-    text = (tmp_path / "benchmarks.md").read_text()
+    text = (folder / "benchmarks.md").read_text()
     assert "| 2.25 (2.00 to 2.50) x | >= 1.7 x | >= 2.5 x | must |" in text
     assert "| 212 MB | <= 300 MB | <= 200 MB | must |" in text
     assert "| service: image file over HTTP | 16 | 210.0 (200.0 to 220.0) | 75.0 | 85.0 | 0.00 |" in text
@@ -138,7 +139,7 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     assert "this run had only 2 of 5 rounds and 3.0 other processes" in text
     assert "Not to be relied on" not in bench_report.document(report._replace(rounds=5, load=0))
     assert "nan" not in text
-    assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
     assert any("service: image file over HTTP" in line and "210.0" in line for line in bench_report.table(report))
 
 
@@ -177,7 +178,7 @@ def test_a_short_run_measures_service_loop_and_peers_and_writes_the_document(
     only = ["http", "oip", "grpc-pixels", "grpc-image", "loops", "fastapi", "bentoml"]
     arguments = ["--seconds", "1", "--rounds", "1", "--folder", str(tmp_path), "--only", *only]
     assert bench.main(arguments) == 0, capsys.readouterr().err
-    text = (tmp_path / "benchmarks.md").read_text()
+    text = (folder / "benchmarks.md").read_text()
     for name in (*only[:4], "decode-infer", "infer", *only[5:], "paced"):
         assert f"| {bench_report.WORDS[name]} |" in text
     assert len(re.findall(r"\| (?:missed|must|aim) \|$", text, re.MULTILINE)) == 9
