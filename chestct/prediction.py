@@ -85,12 +85,16 @@ def likeness(facts: Facts, limits: InputLimits) -> float:
     return float(levels @ average) / length if length else 0.0
 
 
+def cancer_probability(probabilities: NDArray[np.floating], normal: int) -> NDArray[np.floating]:
+    """The cancers' summed probability [...] of `probabilities` [..., classes], which sum to 1."""
+    return np.asarray(1 - probabilities[..., normal])
+
+
 def possible_cancer(evidence: Evidence) -> bool:
     """Labelled normal although the cancers together are too probable."""
     if evidence.label != evidence.normal:
         return False
-    cancer = float(evidence.probabilities.sum() - evidence.probabilities[evidence.normal])
-    return cancer >= evidence.thresholds.any_cancer
+    return float(cancer_probability(evidence.probabilities, evidence.normal)) >= evidence.thresholds.any_cancer
 
 
 def _on_input(fires: Callable[[Facts, InputLimits], bool]) -> Callable[[Evidence], bool]:

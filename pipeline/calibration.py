@@ -16,7 +16,7 @@ from scipy.special import log_softmax, softmax
 
 from chestct.card import Estimate, Frozen, InputLimits, Metrics, ModelCard, Others, Scaling, ScoreCounts, Thresholds
 from chestct.image import Facts
-from chestct.prediction import Evidence, judge, possible_cancer, prediction_set
+from chestct.prediction import Evidence, cancer_probability, judge, possible_cancer, prediction_set
 from pipeline.classes import CLASSES, NORMAL
 from pipeline.params import Costs, Evaluate
 
@@ -24,6 +24,7 @@ MIN_ACCEPTED: Final = 0.5
 """The refer margin leaves at least this share of answers accepted, even where the target risk then can't be met."""
 
 _NORMAL: Final = CLASSES.index(NORMAL)
+_ROUNDING: Final = 1e-6
 _TEMPERATURES: Final = (0.05, 20.0)
 Method = Literal["temperature", "vector"]
 METHODS: Final[tuple[Method, ...]] = ("temperature", "vector")
@@ -218,14 +219,15 @@ def fit_any_cancer(probabilities: Floats, labels: Ints, sensitivity: float) -> f
     """The highest threshold on the cancers' summed probability that catches `sensitivity` of the cancers.
 
     The rule speaks only where the label would be normal, so a cancer is caught by any cancer's label or by the rule.
+    The threshold lies a little below the last one that is to be caught: the service's probabilities are float32.
     """
     cancer = labels != _NORMAL
     missed = cancer & (probabilities.argmax(axis=1) == _NORMAL)
     to_catch = int(np.ceil(sensitivity * cancer.sum())) - int(cancer.sum() - missed.sum())
     if to_catch <= 0:
         return 1.0
-    summed = np.sort(1 - probabilities[missed, _NORMAL])[::-1]
-    return float(summed[to_catch - 1])
+    summed = np.sort(cancer_probability(probabilities[missed], _NORMAL))[::-1]
+    return max(float(summed[to_catch - 1]) - _ROUNDING, 0.0)
 
 
 def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> tuple[float, ...]:

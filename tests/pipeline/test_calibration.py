@@ -88,6 +88,14 @@ def test_a_risk_that_cannot_be_met_leaves_half_accepted() -> None:
     assert (highest[:, -1] - highest[:, -2] >= margin).mean() >= 0.5
 
 
+def possibly(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
+    """Where the service's own rule speaks."""
+    thresholds = tiny_card().thresholds.model_copy(update={"any_cancer": threshold})
+    card = tiny_card().model_copy(update={"thresholds": thresholds})
+    count = len(probabilities)
+    return answer(probabilities, np.zeros(count), [plain_facts()] * count, card).possible_cancer
+
+
 def test_the_any_cancer_threshold_catches_the_wanted_share_of_cancers() -> None:
     normal = CLASSES.index(NORMAL)
     cancer = np.array([0.9, 0.9, 0.45, 0.4, 0.3, 0.1])  # four of the cancers are called normal
@@ -95,9 +103,21 @@ def test_the_any_cancer_threshold_catches_the_wanted_share_of_cancers() -> None:
     probabilities[:, 0] = cancer
     probabilities[:, normal] = 1 - cancer
     labels = np.zeros(6, np.int64)
-    assert fit_any_cancer(probabilities, labels, sensitivity=4 / 6) == pytest.approx(0.4)
-    assert fit_any_cancer(probabilities, labels, sensitivity=0.99) == pytest.approx(0.1)
-    assert fit_any_cancer(probabilities, labels, sensitivity=2 / 6) == 1
+    for sensitivity, speaks in ((4 / 6, [2, 3]), (0.99, [2, 3, 4, 5]), (2 / 6, [])):
+        threshold = fit_any_cancer(probabilities, labels, sensitivity)
+        assert np.flatnonzero(possibly(probabilities, threshold)).tolist() == speaks
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_last_cancer_that_is_to_be_caught_is_caught_by_the_rule_that_serves(dtype: type[np.floating]) -> None:
+    normal = CLASSES.index(NORMAL)
+    for seed in range(50):
+        logits, _, labels = draw(100, seed)
+        probabilities = softmax(logits, axis=1)
+        threshold = fit_any_cancer(probabilities, labels, 0.9)
+        caught = (probabilities.argmax(axis=1) != normal) | possibly(probabilities.astype(dtype), threshold)
+        cancer = labels != normal
+        assert (caught & cancer).sum() >= np.ceil(0.9 * cancer.sum()), seed
 
 
 def test_normal_slices_do_not_move_the_any_cancer_threshold() -> None:
