@@ -125,7 +125,7 @@ class Guard:
             raise Overloaded(1)
         self._callers += 1
         try:
-            body = await edge.read_body(request, self._settings.max_body_bytes)
+            body = await edge.read_body(request, self._settings)
             edge.check_json(body, len(body))
             _CALL.set(call)
             await edge.while_connected(request, self._answer(scope, body, receive, send))

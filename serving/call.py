@@ -10,9 +10,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from serving import metrics, tracing
+from serving.batcher import Overloaded
 
 _LONGEST_ID: Final = 128
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
@@ -41,11 +42,25 @@ class Call:
     infer_seconds: float = 0.0
     work: asyncio.Future[Any] | None = None
     """What is done for it in a task that its own does not hold."""
+    held: int = 0
+    """Bytes of its body, until it is finished."""
+    held_by_all: ClassVar[int] = 0
+    """By all calls of this process."""
 
     @property
     def remaining(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
+
+    def hold(self, size: int, most: int) -> None:
+        """Count bytes of its body that have come. Raises Overloaded where all calls then hold more than `most`.
+
+        Clients that are slow to send, or send much, would else fill the memory of a process with room in its queue.
+        """
+        self.held += size
+        Call.held_by_all += size
+        if Call.held_by_all > most:
+            raise Overloaded(1)
 
     @property
     def abandoned(self) -> bool:
@@ -62,6 +77,8 @@ class Call:
 
         `carrier` are its headers or metadata, of which tracing alone reads its own.
         """
+        Call.held_by_all -= self.held
+        self.held = 0
         seconds = time.monotonic() - self.started
         metrics.REQUESTS.labels(protocol, self.route, code).inc()
         metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
 
@@ -79,8 +80,7 @@ class Classifier:
         call's deadline passes before the engine takes the image.
         """
         self._batcher.check_room(call.deadline)
-        self._batcher.coming += 1
-        try:
+        with self._coming():
             started = time.perf_counter()
             if is_dicom(data):
                 levels = await self._dicom.read(data, window)
@@ -93,8 +93,6 @@ class Classifier:
                 raise InvalidImage("undecodable_image", words)
             else:
                 raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
-        finally:
-            self._batcher.coming -= 1
         metrics.DECODE_SECONDS.observe(seconds)
         call.decode_seconds += seconds
         return await self._answer(picture.pixels, picture.facts, call, explain=explain)
@@ -147,6 +145,16 @@ class Classifier:
         await self._batcher.close()
         self._decoders.shutdown()
         await asyncio.to_thread(self._dicom.close)
+
+    @contextmanager
+    def _coming(self) -> Iterator[None]:
+        """One image more has its place in the queue, and is not in it yet."""
+        self._batcher.coming += 1
+        try:
+            with metrics.QUEUE_DEPTH.track_inprogress():
+                yield
+        finally:
+            self._batcher.coming -= 1
 
     async def _in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         """The result of work that would hold up the event loop, done where images are decoded."""

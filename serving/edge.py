@@ -264,8 +264,13 @@ def check_ready(classifier: Classifier) -> None:
         raise Closed("the service is stopping")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be larger than `limit` bytes."""
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The body, refused as soon as it is known to be too large, alone or with those of other requests.
+
+    Raises RequestError and Overloaded.
+    """
+    limit = settings.max_body_bytes
+    call: Call = request.state.call
     announced = request.headers.get("Content-Length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise too_large(limit, f"{announced} bytes")
@@ -275,6 +280,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         size += len(part)
         if size > limit:
             raise too_large(limit, "more")
+        call.hold(len(part), settings.max_bytes_in_flight)
         parts.append(part)
     if not size:
         raise bad_request("empty_body", "expected an image in the request's body, got an empty body")

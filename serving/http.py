@@ -98,7 +98,7 @@ async def _predict_batch(request: Request) -> Response:
     classifier = ready_classifier(request)
     settings = classifier.settings
     kind = media_type(request)
-    body = await read_body(request, settings.max_body_bytes)
+    body = await read_body(request, settings)
     if kind != MULTIPART:
         raise unsupported((MULTIPART,), kind)
     images = await _form_files(request.headers, body, "images", settings.max_images)
@@ -176,7 +176,7 @@ async def _image(request: Request, settings: Settings) -> bytes:
     kind = media_type(request)
     if kind not in (*IMAGE_TYPES, MULTIPART, ""):
         raise unsupported((*IMAGE_TYPES, MULTIPART), kind)
-    body = await read_body(request, settings.max_body_bytes)
+    body = await read_body(request, settings)
     if kind == DICOM and not is_dicom(body):
         raise InvalidImage("undecodable_image", f"expected a DICOM file, got {len(body)} bytes that are none")
     if kind != MULTIPART:

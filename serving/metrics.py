@@ -37,7 +37,7 @@ BATCH_SIZE: Final = Histogram(
 )
 QUEUE_DEPTH: Final = Gauge(
     "chestct_queue_depth",
-    "Images that wait for the engine or are in it, over all workers.",
+    "Images that are decoded, wait for the engine or are in it, over all workers.",
     multiprocess_mode="livesum",
 )
 PREDICTIONS: Final = Counter(

@@ -129,7 +129,7 @@ async def _infer(request: Request) -> Response:
     if encoding != "identity":
         words = f"expected a body without Content-Encoding, got {encoding}"
         raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", words)
-    body = await read_body(request, classifier.settings.max_body_bytes)
+    body = await read_body(request, classifier.settings)
     try:
         # Not in a thread: pydantic holds the interpreter's lock all along, so the event loop would wait as long.
         message, inputs = _parse(request.headers, body)

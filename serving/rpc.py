@@ -148,7 +148,7 @@ class _Edge(grpc.aio.ServerInterceptor):
                 if name not in _OPEN:
                     await self._check_key(metadata.get("authorization"), context)
                 if name == _ANSWERING:
-                    await self._check_room(call, context)
+                    await self._check_room(call, len(message), context)
                 try:
                     request = handler.request_deserializer(message)
                 except DecodeError:
@@ -171,9 +171,10 @@ class _Edge(grpc.aio.ServerInterceptor):
         # Without a deserializer: an overloaded service is not to parse what it refuses.
         return grpc.unary_unary_rpc_method_handler(counted, None, handler.response_serializer)
 
-    async def _check_room(self, call: Call, context: _Context) -> None:
+    async def _check_room(self, call: Call, size: int, context: _Context) -> None:
         try:
             self._classifier.check_room(call.deadline)
+            call.hold(size, self._classifier.settings.max_bytes_in_flight)
         except Overloaded as error:
             await _overloaded(error, call, context)
         except Closed:

@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     Long enough for 200 requests at once, whichever worker they meet, and emptied in a few seconds."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
     """Size of a request's body at most, over every protocol."""
+    max_bytes_in_flight: Annotated[int, Field(ge=1024)] = 128 * 1024 * 1024
+    """Bodies that are being read or answered, together, per worker; above it a request is told to come back later."""
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Images in one request at most."""
     request_timeout: Annotated[float, Field(gt=0, le=600)] = 30
@@ -108,6 +110,8 @@ class Settings(BaseSettings):
     def _whole(self) -> Self:
         if (self.grpc_certificate is None) != (self.grpc_certificate_key is None):
             raise ValueError("GRPC_CERTIFICATE and GRPC_CERTIFICATE_KEY: expected both or none")
+        if self.max_bytes_in_flight < self.max_body_bytes:
+            raise ValueError(f"MAX_BYTES_IN_FLIGHT: expected MAX_BODY_BYTES, {self.max_body_bytes}, or more")
         return self
 
     @property

@@ -16,6 +16,7 @@ from chestct.engine import Engine, Scores
 from chestct.image import InvalidImage, encode_png
 from chestct.prediction import Prediction
 from chestct.store import GRAPH
+from serving import metrics
 from serving.batcher import Closed, EngineFailed, Overloaded
 from serving.call import Call
 from serving.classifier import Classifier
@@ -127,13 +128,15 @@ def test_images_being_decoded_count_against_the_queue(
 
     monkeypatch.setattr("serving.classifier.decode", slow)
 
-    async def flood(classifier: Classifier) -> list[Any]:
+    async def flood(classifier: Classifier) -> tuple[float, list[Any]]:
         tasks = [asyncio.create_task(classifier.classify(png(1), Call("r"))) for _ in range(10)]
         await asyncio.sleep(0.05)
+        depth = metrics.QUEUE_DEPTH._value.get()
         release.set()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        return depth, await asyncio.gather(*tasks, return_exceptions=True)
 
-    outcomes = use(model, flood, queue_size=4)
+    depth, outcomes = use(model, flood, queue_size=4)
+    assert (depth, metrics.QUEUE_DEPTH._value.get()) == (4, 0)
     assert [type(outcome) for outcome in outcomes] == [InvalidImage] * 4 + [Overloaded] * 6
 
 

@@ -363,6 +363,21 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
         assert [labels(call.result(5)) for call in (running, waiting)] == [["large_cell_carcinoma"], ["normal"]]
 
 
+def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine) -> None:
+    message = ask(png(1))
+    message.id = "x" * 4096
+    size = len(message.SerializeToString())
+    with model.serve(gate, max_body_bytes=2 * size, max_bytes_in_flight=2 * size) as server:
+        gate.open.clear()
+        gate.entered.clear()
+        calls = [server.stub.ModelInfer.future(message, timeout=10) for _ in range(2)]
+        assert gate.entered.wait(5)
+        wait_until_full(server)
+        gate.open.set()
+        assert [labels(call.result(5)) for call in calls] == [["large_cell_carcinoma"]] * 2
+        assert labels(server.stub.ModelInfer(message, timeout=10)) == ["large_cell_carcinoma"]
+
+
 def wait_until_full(server: Server) -> None:
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:

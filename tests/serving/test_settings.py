@@ -43,6 +43,13 @@ def test_variables_set_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.model, settings.queue_size) == ("chestct:abc", 7)
 
 
+def test_a_largest_body_must_fit_what_all_bodies_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHESTCT_MAX_BODY_BYTES", "4096")
+    monkeypatch.setenv("CHESTCT_MAX_BYTES_IN_FLIGHT", "2048")
+    with pytest.raises(SettingsError, match=r"MAX_BYTES_IN_FLIGHT: expected MAX_BODY_BYTES, 4096, or more"):
+        Settings.read()
+
+
 def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHESTCT_WORKRES", "2")
     with pytest.raises(SettingsError, match=r"unknown setting CHESTCT_WORKRES; known are .*CHESTCT_WORKERS"):
