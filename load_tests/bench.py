@@ -279,6 +279,14 @@ def _cpu_seconds(server: Server) -> float:
     return sum(one.user + one.system for one in times)
 
 
+def accept(report: bench_report.Report) -> None:
+    """Make its ratios those that later runs are held to. Raises LoadError where it is not to be relied on."""
+    if doubts := bench_report.caution(report):
+        raise LoadError(f"a run with {doubts} is not to be relied on, so its ratios are not accepted; run it again")
+    about = "{commit} on {CPU}, {cores} cores".format(**report.machine)
+    figures.accept(report.values, about)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 no verdict, 3 a ratio fell."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench", description=__doc__)
@@ -311,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         if folder := options.folder or (None if options.only else ROOT / "docs"):
             bench_report.write(report, folder)
         if options.accept:
-            figures.accept(values, f"{machine['commit']} on {machine['CPU']}, {machine['cores']} cores")
+            accept(report)
             return 0
     except (store.NoModel, SettingsError, LoadError) as error:
         print(f"bench: {error}", file=sys.stderr)

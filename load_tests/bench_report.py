@@ -150,7 +150,7 @@ def document(report: Report) -> str:
         "",
         f"Written by `make bench` on {today}: medians of {report.rounds} rounds, of {report.seconds} seconds for each"
         " measurement, with the least and the most of them.",
-        *caution(report),
+        *(["", f"**Not to be relied on**: this run had {doubts}."] if (doubts := caution(report)) else []),
         "",
         "| figure | measured | must | aim | reached |",
         "|---|---|---|---|---|",
@@ -174,14 +174,14 @@ def document(report: Report) -> str:
     return "\n".join(lines) + "\n" + METHOD.format(**describe_images(report.images))
 
 
-def caution(report: Report) -> list[str]:
-    """What speaks against the figures, where something does."""
+def caution(report: Report) -> str:
+    """What speaks against the figures; empty where nothing does."""
     faults = []
     if report.rounds < LEAST_ROUNDS:
         faults.append(f"only {report.rounds} of {LEAST_ROUNDS} rounds")
     if report.load > MOST_LOAD:
         faults.append(f"{report.load:.1f} other processes that wanted a core in the minute before it began")
-    return ["", f"**Not to be relied on**: this run had {' and '.join(faults)}."] if faults else []
+    return " and ".join(faults)
 
 
 def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:

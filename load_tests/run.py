@@ -30,7 +30,7 @@ async def run_locust(
     """Load the service by the scenario that the folder is named for, with Locust's table on standard output.
 
     Locust's CSV files lie in the folder then. Returns the bytes that the server takes, once a second; none where there
-    is no server to look at. Raises LoadError where Locust does not end.
+    is no server to look at. Raises LoadError where Locust does not end, or not well.
     """
     command = ["-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--host", http]
     command += ["--headless", "--only-summary", "--loglevel", "WARNING", "--users", str(users)]
@@ -41,12 +41,14 @@ async def run_locust(
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, env=environment)
     try:
         with traffic.each_second(server.memory) if server else contextlib.nullcontext([]) as memory:
-            await asyncio.wait_for(process.wait(), seconds + MORE_SECONDS)
+            code = await asyncio.wait_for(process.wait(), seconds + MORE_SECONDS)
     except TimeoutError:
         raise LoadError(f"Locust has not ended {MORE_SECONDS} s after its time") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
+    if code != 0:  # what it had written by then is no test of so many seconds
+        raise LoadError(f"Locust ended with the code {code}, expected 0 after {seconds} s")
     return memory
 
 

@@ -143,6 +143,17 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     assert any("service: image file over HTTP" in line and "210.0" in line for line in bench_report.table(report))
 
 
+def test_ratios_are_accepted_only_of_a_run_to_be_relied_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted: list[tuple[object, ...]] = []
+    monkeypatch.setattr(figures, "accept", lambda *arguments: accepted.append(arguments))
+    machine = {"commit": "abc", "CPU": "a CPU", "cores": "2"}
+    report = bench_report.Report(machine, RESULTS, {"fastapi": [2.0]}, [], seconds=5, rounds=5, load=3)
+    with pytest.raises(LoadError, match=r"3\.0 other processes"):
+        bench.accept(report)
+    bench.accept(report._replace(load=0))
+    assert accepted == [({"fastapi": [2.0]}, "abc on a CPU, 2 cores")]
+
+
 def test_the_pictures_are_the_same_each_time_and_as_large_as_real_ones() -> None:
     files = pictures(8)
     assert files == pictures(8)

@@ -117,6 +117,19 @@ def test_wrong_answers_and_a_dead_port_fail(
     assert "got UNAVAILABLE" in report
 
 
+def test_a_locust_that_dies_is_no_verdict(
+    wrong_service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "steady"
+    locust = tmp_path / "locust"
+    locust.write_text(f"#!/bin/sh\nmkdir -p {folder}\nkill -KILL $$\n")
+    locust.chmod(0o755)
+    monkeypatch.setattr(run, "OUTPUT", tmp_path)
+    monkeypatch.setattr(run.sys, "executable", str(locust))
+    assert run.main(["--host", wrong_service, "--users", "4", "--seconds", "3"]) == run.BAD_INPUT
+    assert "Locust ended with the code -9, expected 0 after 3 s" in capsys.readouterr().err
+
+
 def test_the_job_for_kubernetes_runs_a_scenario_that_there_is() -> None:
     job = yaml.safe_load((run.ROOT / "k8s/components/load-test/job.yaml").read_text(encoding="utf-8"))
     (container,) = job["spec"]["template"]["spec"]["containers"]
