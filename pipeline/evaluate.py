@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from chestct.card import Estimate, Others, ScoreCounts
 from chestct.image import Facts
 from chestct.prediction import RULES, Evidence, Rule
-from pipeline import baselines, ood, paths, stage, tracking
+from pipeline import baselines, ood, paths, stage
 from pipeline.calibration import (
     METHODS,
     Answers,
@@ -34,15 +34,13 @@ from pipeline.facts import read_facts
 from pipeline.params import Params
 from pipeline.pictures import draw_ood
 
-PREFIX: Final = "out_of_fold"
-
 _NOTHING: Final = np.full(len(CLASSES), 1 / len(CLASSES))
 """Probabilities for rules that don't look at them."""
 _BINS_TO_LIMIT: Final = 20
 
 
 def evaluate(params: Params) -> None:
-    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OTHERS, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS; log them.
+    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OTHERS, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
 
     Raises StageError (exit code 3) where a rule on the input rejects more chest CT than `ood_false_rejection` allows.
     """
@@ -53,7 +51,6 @@ def evaluate(params: Params) -> None:
         pixels, facts, features = file["pixels"], read_facts(measured), cached["features"]
     with np.load(paths.TRUST) as file:
         trust = dict(file)
-    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     scored = Scored(logits.astype(np.float64), trust[f"ood_{wanted.ood_score}"], labels, facts)
 
     losses = {method: cross_fitted_loss(scored, folds, method) for method in METHODS}
@@ -76,7 +73,7 @@ def evaluate(params: Params) -> None:
         **_costs(answers, labels, params),
     }
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    write_key_figures(PREFIX, evaluation.key_figures())
+    write_key_figures("out_of_fold", evaluation.key_figures())
     paths.OTHERS.write_bytes(TypeAdapter(dict[str, Others]).dump_json(others, indent=1) + b"\n")
     found = baselines.predict(pixels, facts, features, labels, folds)
     card = OutOfFold(
@@ -90,10 +87,6 @@ def evaluate(params: Params) -> None:
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)
 
-    evaluation.log(run_id, PREFIX)
-    tracking.log_artifact(run_id, paths.OUT_OF_FOLD_PLOTS, "reports/out_of_fold")
-    tracking.log_artifact(run_id, paths.OTHERS, "reports")
-    tracking.log_artifact(run_id, paths.CALIBRATION)
     figures = evaluation.figures
     print(
         f"out-of-fold: macro F1 {figures['macro_f1'].value:.3f} ({figures['macro_f1'].low:.3f} to "

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chestct.card import ClassMetrics, Estimate, Metrics, ReliabilityBin, RiskPoint
-from pipeline import tracking
 from pipeline.calibration import Answers, margin
 from pipeline.classes import CLASSES, NORMAL, TITLES
 from pipeline.pictures import draw_metrics
@@ -113,17 +112,6 @@ class Evaluation:
         values = {name: self.figures[name].value for name in _KEY}
         values["accepted"] = 1 - self.figures["rejected"].value - self.figures["referred"].value
         return {"images": len(self._labels), **{name: round(value, 4) for name, value in values.items()}}
-
-    def log(self, run_id: str, prefix: str) -> None:
-        """Add every figure to the MLflow run, as `prefix_name` with `_low` and `_high`."""
-        tracking.log_metrics(
-            run_id,
-            {
-                f"{prefix}_{name}{suffix}": number
-                for name, figure in self.figures.items()
-                for suffix, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
-            },
-        )
 
     def draw(self, folder: Path, split: str) -> None:
         """Write the pictures of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""

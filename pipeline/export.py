@@ -79,7 +79,7 @@ class TrustHead(keras.layers.Layer):  # type: ignore[misc]
 
 
 def export(params: Params) -> None:
-    """Write RELEASE (model.onnx and card.json) and QUANTISATION, and log them into the MLflow run."""
+    """Write RELEASE (model.onnx and card.json) and QUANTISATION."""
     network = keras.models.load_model(paths.FINAL_MODEL, compile=False)
     with np.load(paths.POOL) as pool, np.load(paths.FACTS) as measured:
         pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], read_facts(measured)
@@ -94,7 +94,6 @@ def export(params: Params) -> None:
     scores = Engine(graph).infer(sample)
     difference = check_logits(network.predict_on_batch(sample), scores, bias, params.export.logit_tolerance)
     print(f"logits equal Keras' to {difference:.1e} on {len(sample)} images")
-    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     figures: dict[str, float] = {}
     if params.export.weights != "float32":
         onnx.save(rounded(exact, pixels, params), graph)
@@ -111,17 +110,15 @@ def export(params: Params) -> None:
         with temporary_graph(exact) as path:
             exact_probabilities = Engine(path).infer(pixels).probabilities
         figures["released_agreement"] = quantisation.agreement(exact_probabilities, served.infer(pixels).probabilities)
-    _write_figures(run_id, params, figures)
+    _write_figures(params, figures)
     if "agreement" in figures:
         quantisation.check(figures, params.export)
     bfloat16 = (
         Rounding(**{name: round(figures[name], 4) for name in Rounding.model_fields}) if served.bfloat16 else None
     )
 
-    card = _card(params, calibration, bias, graph, len(labels), run_id, bfloat16)
+    card = _card(params, calibration, bias, graph, len(labels), bfloat16)
     card.write(paths.RELEASE / CARD)
-    tracking.log_model(run_id, graph, sample, served.infer(sample)._asdict())
-    tracking.log_artifact(run_id, paths.RELEASE, "release")
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
 
 
@@ -204,12 +201,11 @@ def temporary_graph(model: onnx.ModelProto) -> Iterator[Path]:
         yield path
 
 
-def _write_figures(run_id: str, params: Params, figures: dict[str, float]) -> None:
+def _write_figures(params: Params, figures: dict[str, float]) -> None:
     paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: round(value, 4) for name, value in figures.items()}
     content = {"weights": params.export.weights, "arithmetic": params.export.arithmetic, **kept}
     paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    tracking.log_metrics(run_id, {f"quantisation_{name}": value for name, value in figures.items()})
 
 
 def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
@@ -281,9 +277,9 @@ def _card(
     bias: NDArray[np.float32],
     graph: Path,
     image_count: int,
-    run_id: str,
     bfloat16: Rounding | None,
 ) -> ModelCard:
+    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
     synthetic = manifest["source"] == "synthetic"
     found = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())

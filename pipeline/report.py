@@ -4,17 +4,19 @@ The only place that opens the test images. Each opening adds a line to TEST_OPEN
 often, and acted upon, is no test any more. Figures are given for all images and for those without twins in train or
 valid; only the latter say how the model does on what it has not seen. That they have none is compared here once more,
 pixels with pixels, before there is any figure.
+
+It is also the stage that records: graph, card, figures and parameters go into the MLflow run together, from here alone.
+DVC never takes this stage from its run cache, as it may take the stages before it, so the run holds what lies here.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from chestct.card import Lineage, Metrics, ModelCard
+from chestct.card import Estimate, Frozen, Lineage, Metrics, ModelCard
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline import paths, stage, tracking
@@ -24,25 +26,31 @@ from pipeline.evaluation import Evaluation, write_key_figures
 from pipeline.facts import read_facts
 from pipeline.params import Params
 
-METRICS: Final = TypeAdapter(dict[str, Metrics])
-"""The form of TEST_METRICS: `test`, and `test_without_twins` where there are such images."""
+
+class Reported(Frozen):
+    """TEST_METRICS."""
+
+    model_sha256: str
+    """Of the graph that answered."""
+    metrics: dict[str, Metrics]
+    """`test`, and `test_without_twins` where there are such images."""
 
 
 def report(params: Params) -> None:
-    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, log it all and finish the run.
+    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, log the release and finish the run.
 
     Raises DataError, before anything is counted or written, where an image counted as without a twin has one.
     """
     graph = paths.RELEASE / GRAPH
     card = ModelCard.read(paths.RELEASE / CARD)
-    run_id = card.lineage.run_id
     with np.load(paths.TEST) as file:
         pixels, labels, alone, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
         facts = read_facts(file)
     with np.load(paths.POOL) as file:
         correlation = params.prepare.duplicate_correlation
         require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
-    _count_opening(card.lineage, hashlib.sha256(graph.read_bytes()).hexdigest(), len(labels), int(alone.sum()))
+    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    _count_opening(card.lineage, digest, len(labels), int(alone.sum()))
 
     engine = Engine(graph, bfloat16=card.bfloat16 is not None, recheck=card.thresholds.refer_margin)
     scores = engine.infer(pixels)
@@ -51,6 +59,7 @@ def report(params: Params) -> None:
         "test_without_twins": (alone, "test folder, without images that stand in train or valid"),
     }
     metrics: dict[str, Metrics] = {}
+    figures = {"out_of_fold": _out_of_fold(card)}
     for name, (chosen, words) in splits.items():
         if not chosen.any():
             write_key_figures(name, {"images": 0})
@@ -61,16 +70,48 @@ def report(params: Params) -> None:
         metrics[name] = evaluation.metrics(words)
         write_key_figures(name, evaluation.key_figures())
         evaluation.draw(paths.TEST_PLOTS / name, words)
-        evaluation.log(run_id, name)
+        figures[name] = evaluation.figures
         macro_f1 = evaluation.figures["macro_f1"]
         print(
             f"{words}: {len(answers.accepted)} images, macro F1 {macro_f1.value:.3f} "
             f"({macro_f1.low:.3f} to {macro_f1.high:.3f}), accuracy {evaluation.figures['accuracy'].value:.3f}"
         )
-    paths.TEST_METRICS.write_bytes(METRICS.dump_json(metrics, indent=1) + b"\n")
+    reported = Reported(model_sha256=digest, metrics=metrics)
+    paths.TEST_METRICS.write_text(reported.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    run_id = card.lineage.run_id
+    tracking.reopen_run(run_id)
+    tracking.log_artifact(run_id, paths.PARAMS)
+    for name, estimates in figures.items():
+        tracking.log_metrics(run_id, _numbers(name, estimates))
+    tracking.log_artifact(run_id, paths.OUT_OF_FOLD_PLOTS, "reports/out_of_fold")
+    tracking.log_artifact(run_id, paths.QUANTISATION, "reports")
     tracking.log_artifact(run_id, paths.TEST_METRICS, "reports")
     tracking.log_artifact(run_id, paths.TEST_PLOTS, "reports/test")
+    tracking.log_model(run_id, graph, pixels[:1], engine.infer(pixels[:1])._asdict())
+    tracking.log_artifact(run_id, paths.RELEASE, "release")
     tracking.finish_run(run_id, "FINISHED")
+
+
+def _out_of_fold(card: ModelCard) -> dict[str, Estimate]:
+    """The card's own figures, so that a run is never chosen by another graph's."""
+    found = card.metrics["out_of_fold"]
+    whole = {name: getattr(found, name) for name, field in Metrics.model_fields.items() if field.annotation is Estimate}
+    by_class = {
+        f"{name}_{label}": getattr(figures, name)
+        for label, figures in found.classes.items()
+        for name in ("precision", "recall", "f1")
+    }
+    return {**whole, **by_class, **card.checks}
+
+
+def _numbers(prefix: str, figures: Mapping[str, Estimate]) -> dict[str, float]:
+    """Each figure as `prefix_name`, and its interval with `_low` and `_high`."""
+    return {
+        f"{prefix}_{name}{suffix}": number
+        for name, figure in figures.items()
+        for suffix, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
+    }
 
 
 def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_twins: int) -> None:

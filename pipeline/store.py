@@ -67,13 +67,18 @@ def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str
 
 
 def _finish_card(model: Path, test_metrics: Path) -> None:
-    """Put the test figures into the card in folder `model`, once its graph is known to be the one the card names."""
+    """Put the test figures into the card in folder `model`, once both are known to be of the graph beside it."""
     card = ModelCard.read(model / CARD)
     digest = hashlib.sha256((model / GRAPH).read_bytes()).hexdigest()
     if digest != card.lineage.model_sha256:
         raise StageError(f"run {card.lineage.run_id}: its {GRAPH} is not the graph that its {CARD} names; export again")
+    reported = json.loads(test_metrics.read_bytes())
+    if reported.get("model_sha256") != digest:
+        raise StageError(
+            f"run {card.lineage.run_id}: its {test_metrics.name} is of another graph than its {GRAPH}; report again"
+        )
     content = card.model_dump(mode="json")
-    content["metrics"] |= json.loads(test_metrics.read_bytes())
+    content["metrics"] |= reported["metrics"]
     ModelCard.model_validate(content).write(model / CARD)
 
 

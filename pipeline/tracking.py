@@ -49,6 +49,7 @@ SCORE: Final = "out_of_fold_macro_f1"
 
 _SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _SHORT_NAMES: Final = frozenset({"train.learning_rate", "train.batch_size", "prepare.image_size"})
+_TRAINED_BY: Final = {"seed", "data", "prepare", "base_model", "train"}
 _CODE: Final = ("chestct", "pipeline", "requirements")
 
 _PARENT: Final = "mlflow.parentRunId"
@@ -93,8 +94,9 @@ def start_run(
     name: str | None = None,
     parent: str | None = None,
 ) -> str:
-    """Open a run with all parameters, the data's digest and the audit of the data; returns its id.
+    """Open a run with what it is trained by, the data's digest and the audit of the data; returns its id.
 
+    The parameters of later stages can still change, and MLflow changes none; `report` adds params.yaml as a whole.
     `name` is made up where there is none; the run is shown below the run `parent`.
     """
     with _tracking() as client:
@@ -104,7 +106,7 @@ def start_run(
         if parent is not None:
             tags[_PARENT] = parent
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
-        values = {**_flat(params.model_dump(mode="json", exclude={"sweep"})), "image_count": str(image_count)}
+        values = {**_flat(params.model_dump(mode="json", include=_TRAINED_BY)), "image_count": str(image_count)}
         client.log_batch(run_id, params=[Param(name, value) for name, value in values.items()])
         dataset = Dataset(name=data_source, digest=data_digest[:8], source_type="local", source=data_source)
         client.log_inputs(run_id, [DatasetInput(dataset)])
@@ -148,6 +150,12 @@ def finish_run(run_id: str, status: Status) -> None:
     """Close the run; only FINISHED ones are compared by `best_run`."""
     with _tracking() as client:
         client.set_terminated(run_id, status)
+
+
+def reopen_run(run_id: str) -> None:
+    """Leave the run out of `best_run` until it is finished again."""
+    with _tracking() as client:
+        client.update_run(run_id, "RUNNING")
 
 
 def fail_unfinished(parent: str) -> None:

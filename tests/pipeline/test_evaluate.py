@@ -3,11 +3,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 
-from pipeline import paths, tracking
+from pipeline import paths
 from pipeline.calibration import Calibration, OutOfFold, Scored, fit
 from pipeline.errors import StageError
 from pipeline.evaluate import evaluate
@@ -16,14 +15,13 @@ from pipeline.facts import facts_arrays, read_facts
 from pipeline.ood import KINDS
 from pipeline.params import Params
 from tests.graphs import plain_facts
-from tests.pipeline.conftest import start_run
 
 IMAGES = 240
 
 
 @pytest.fixture
-def out_of_fold(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
-    """The workspace after stage train: predictions of some skill, too sure of themselves, and a run."""
+def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
+    """The workspace after stage trust: predictions of some skill, too sure of themselves."""
     params = write_params({"evaluate.bootstrap": 100})
     rng = np.random.default_rng(8)
     labels = rng.integers(0, 4, IMAGES)
@@ -57,7 +55,6 @@ def out_of_fold(tracked: Path, write_params: Callable[[dict[str, Any]], Params])
         **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0], (3, 1)) for kind in KINDS},
         **facts_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
     )
-    paths.RUN.write_text(json.dumps({"run_id": start_run(params)}), encoding="utf-8")
     return params
 
 
@@ -72,38 +69,24 @@ def test_what_ships_is_fitted_on_all_out_of_fold_predictions(out_of_fold: Params
     assert max(found.scaling.scale) < 1 / 1.5
 
 
-def test_the_same_figures_stand_in_the_dvc_metrics_in_the_cards_form_and_in_the_run(
+def test_the_same_figures_stand_in_the_dvc_metrics_and_in_the_cards_form(
     out_of_fold: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(out_of_fold)
     summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
     metrics = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).metrics
-    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
-    run = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id)
 
     assert metrics.images == IMAGES
     assert metrics.split == "out-of-fold on train + valid, 3 folds by visual cluster"
     for name in ("loss", "accuracy", "macro_f1", "roc_auc", "calibration_error"):
         figure = getattr(metrics, name)
-        assert run.data.metrics[f"out_of_fold_{name}"] == figure.value
-        assert run.data.metrics[f"out_of_fold_{name}_low"] == figure.low
-        assert run.data.metrics[f"out_of_fold_{name}_high"] == figure.high
         assert summary[name] == pytest.approx(figure.value, abs=5e-5)
         assert (summary[f"{name}_low"], summary[f"{name}_high"]) == pytest.approx((figure.low, figure.high), abs=5e-5)
     short = json.loads((KEY_FIGURES / "out_of_fold.json").read_text(encoding="utf-8"))
     assert short.pop("images") == IMAGES
     assert short.pop("accepted") == pytest.approx(1 - summary["rejected"] - summary["referred"], abs=2e-4)
     assert short == {name: summary[name] for name in ("accuracy", "macro_f1", "roc_auc", "calibration_error")}
-    assert run.data.metrics["out_of_fold_recall_normal"] == metrics.classes["normal"].recall.value
     assert f"macro F1 {metrics.macro_f1.value:.3f}" in capsys.readouterr().out
-
-
-def test_the_pictures_stand_in_the_run(out_of_fold: Params, tmp_path: Path) -> None:
-    evaluate(out_of_fold)
-    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
-    fetched = tracking.fetch(run_id, "reports/out_of_fold", tmp_path)
-    assert {path.name for path in fetched.iterdir()} == {path.name for path in paths.OUT_OF_FOLD_PLOTS.iterdir()}
-    assert (fetched / "confusion.png").stat().st_size > 0
 
 
 def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Params) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -6,10 +7,11 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
-from chestct.card import ModelCard
+from chestct.card import Metrics, ModelCard
 from chestct.store import CARD, GRAPH
 from pipeline import paths, tracking
 from pipeline.evaluation import KEY_FIGURES
@@ -17,7 +19,7 @@ from pipeline.facts import facts_arrays
 from pipeline.ingest import ingest
 from pipeline.params import Params
 from pipeline.prepare import prepare
-from pipeline.report import METRICS, main, report
+from pipeline.report import Reported, main, report
 from tests.graphs import plain_facts, tiny_model, tiny_picture
 from tests.pipeline.conftest import start_run
 
@@ -29,6 +31,9 @@ def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) ->
     """The workspace after stage export: eight test images, of which four are twins, and the model errs on two twins."""
     params = write_params({"report.bootstrap": 50})
     tiny_model(paths.RELEASE, data_source="synthetic", run_id=start_run(params))
+    paths.OUT_OF_FOLD_PLOTS.mkdir(parents=True)
+    (paths.OUT_OF_FOLD_PLOTS / "confusion.png").write_bytes(b"PNG")
+    paths.QUANTISATION.write_text("{}", encoding="utf-8")
     write_test_images(drawn=[0, 1, 2, 3, 0, 1, 3, 2], labels=[0, 1, 2, 3, 0, 1, 2, 3], twins=[0, 0, 0, 0, 1, 1, 1, 1])
     return params
 
@@ -53,13 +58,17 @@ def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) ->
     np.savez(paths.POOL, pixels=noise.astype(np.uint8), paths=np.array(["train/a.png", "train/b.png", "valid/c.png"]))
 
 
+def reported() -> dict[str, Metrics]:
+    return Reported.model_validate_json(paths.TEST_METRICS.read_bytes()).metrics
+
+
 def run_id() -> str:
     return ModelCard.read(paths.RELEASE / CARD).lineage.run_id
 
 
 def test_figures_are_given_for_all_images_and_for_those_without_twins(exported: Params) -> None:
     report(exported)
-    metrics = METRICS.validate_json(paths.TEST_METRICS.read_bytes())
+    metrics = reported()
     assert {name: (each.images, each.accuracy.value) for name, each in metrics.items()} == {
         "test": (8, 0.75),
         "test_without_twins": (4, 1.0),
@@ -76,7 +85,7 @@ def test_figures_are_given_for_all_images_and_for_those_without_twins(exported: 
 def test_where_every_image_is_a_twin_there_are_no_figures_without_them(exported: Params) -> None:
     write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], twins=[1, 1, 1, 1])
     report(exported)
-    assert set(METRICS.validate_json(paths.TEST_METRICS.read_bytes())) == {"test"}
+    assert set(reported()) == {"test"}
     assert json.loads((KEY_FIGURES / "test_without_twins.json").read_bytes()) == {"images": 0}
 
 
@@ -84,7 +93,7 @@ def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
     grey, white = np.full((32, 32, 1), 90, np.uint8), np.full((32, 32, 1), 255, np.uint8)
     save_test_images(np.stack([tiny_picture(0), tiny_picture(1), grey, white]), [0, 1, 2, 3], [0, 0, 0, 0])
     report(exported)
-    metrics = METRICS.validate_json(paths.TEST_METRICS.read_bytes())["test"]
+    metrics = reported()["test"]
     assert (metrics.referred, metrics.rejected) == (0.25, 0.25)
 
 
@@ -93,7 +102,7 @@ def test_a_rule_on_the_input_counts_as_a_rejection(exported: Params) -> None:
         arrays = dict(file)
     np.savez(paths.TEST, **{**arrays, "facts_colour": np.array([99.0] * 2 + [0.0] * 6)})
     report(exported)
-    assert METRICS.validate_json(paths.TEST_METRICS.read_bytes())["test"].rejected == 0.25
+    assert reported()["test"].rejected == 0.25
 
 
 def copy_of(path: Path, target: Path, mode: str) -> None:
@@ -163,13 +172,81 @@ def test_an_opening_is_counted_even_where_the_report_then_fails(exported: Params
     assert len(paths.TEST_OPENINGS.read_text(encoding="utf-8").splitlines()) == 1
 
 
-def test_the_run_receives_the_figures_and_is_finished(exported: Params, tmp_path: Path) -> None:
+def run() -> mlflow.entities.Run:
+    return mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id())
+
+
+def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_finished(
+    exported: Params, tmp_path: Path
+) -> None:
     report(exported)
-    run = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id())
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["test_accuracy"] == 0.75
-    assert run.data.metrics["test_without_twins_accuracy"] == 1
-    assert tracking.fetch(run_id(), "reports/test.json", tmp_path).read_bytes() == paths.TEST_METRICS.read_bytes()
+    figures = run().data.metrics
+    assert run().info.status == "FINISHED"
+    assert figures["test_accuracy"] == 0.75
+    assert figures["test_without_twins_accuracy"] == 1
+    card = ModelCard.read(paths.RELEASE / CARD)
+    accuracy = card.metrics["out_of_fold"].accuracy
+    assert figures["out_of_fold_accuracy"] == accuracy.value
+    assert (figures["out_of_fold_accuracy_low"], figures["out_of_fold_accuracy_high"]) == (accuracy.low, accuracy.high)
+    assert figures["out_of_fold_recall_normal"] == card.metrics["out_of_fold"].classes["normal"].recall.value
+    assert figures["out_of_fold_flips"] == card.checks["flips"].value
+    here = {
+        "params.yaml": paths.PARAMS,
+        "reports/test.json": paths.TEST_METRICS,
+        "reports/quantisation.json": paths.QUANTISATION,
+        "reports/out_of_fold/confusion.png": paths.OUT_OF_FOLD_PLOTS / "confusion.png",
+        "release/model.onnx": paths.RELEASE / GRAPH,
+        "release/card.json": paths.RELEASE / CARD,
+        "model/model.onnx": paths.RELEASE / GRAPH,
+    }
+    for name, path in here.items():
+        assert tracking.fetch(run_id(), name, tmp_path).read_bytes() == path.read_bytes(), name
+
+
+def export_another() -> str:
+    """As stage export alone, of the same training by other parameters; the graph's digest."""
+    graph = onnx.load(paths.RELEASE / GRAPH)
+    graph.doc_string = "another"
+    onnx.save(graph, paths.RELEASE / GRAPH)
+    card = ModelCard.read(paths.RELEASE / CARD)
+    digest = hashlib.sha256((paths.RELEASE / GRAPH).read_bytes()).hexdigest()
+    lineage = card.lineage.model_copy(update={"model_sha256": digest})
+    card.model_copy(update={"lineage": lineage}).write(paths.RELEASE / CARD)
+    return digest
+
+
+def in_run(scratch: Path) -> tuple[str, str]:
+    """The digests of the run's graph and of the one that its test figures are of."""
+    graph = tracking.fetch(run_id(), f"release/{GRAPH}", scratch).read_bytes()
+    figures = tracking.fetch(run_id(), f"reports/{paths.TEST_METRICS.name}", scratch).read_bytes()
+    return hashlib.sha256(graph).hexdigest(), Reported.model_validate_json(figures).model_sha256
+
+
+def test_a_run_holds_the_graph_that_was_reported_last_and_no_other(exported: Params, tmp_path: Path) -> None:
+    report(exported)
+    first = ModelCard.read(paths.RELEASE / CARD).lineage.model_sha256
+    second = export_another()
+    assert first != second
+    assert in_run(tmp_path) == (first, first)
+    report(exported)
+    assert in_run(tmp_path) == (second, second)
+
+
+def test_a_report_that_is_cut_off_leaves_no_finished_run(exported: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    report(exported)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking, "log_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(exported)
+    assert run().info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export"])
+def test_only_train_and_report_write_into_the_run(name: str) -> None:
+    assert not re.findall(r"tracking\.(?:log|finish|start)_\w+", (PIPELINE / f"{name}.py").read_text("utf-8"))
 
 
 def test_no_other_stage_opens_the_test_images() -> None:

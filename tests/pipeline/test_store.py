@@ -13,7 +13,7 @@ from chestct.store import CARD, GRAPH
 from pipeline import paths, store, tracking
 from pipeline.manifest import Manifest
 from pipeline.params import Params
-from pipeline.report import METRICS
+from pipeline.report import Reported
 from tests.graphs import tiny_metrics, tiny_model
 from tests.pipeline.conftest import start_run
 from tests.server import ROOT
@@ -36,7 +36,13 @@ def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> P
 
 
 def plant(
-    params: Params, *, out_of_fold: float, test: float, calibration_error: float = 0.05, swap_graph: bool = False
+    params: Params,
+    *,
+    out_of_fold: float,
+    test: float,
+    calibration_error: float = 0.05,
+    swap_graph: bool = False,
+    swap_figures: bool = False,
 ) -> str:
     """A finished run with all that the stages leave in it."""
     run_id = start_run(params, data_source="local", data_digest=DIGEST)
@@ -52,11 +58,13 @@ def plant(
         },
     )
     folder = Path("planted", run_id)
-    tiny_model(folder, run_id=run_id)
+    digest = tiny_model(folder, run_id=run_id).lineage.model_sha256
     if swap_graph:
         (folder / GRAPH).write_bytes((folder / GRAPH).read_bytes() + b"\0")
     report = Path("planted", run_id, "test.json")
-    report.write_bytes(METRICS.dump_json({"test": tiny_metrics(value=test), "test_without_twins": tiny_metrics()}))
+    metrics = {"test": tiny_metrics(value=test), "test_without_twins": tiny_metrics()}
+    reported = Reported(model_sha256="cd" * 32 if swap_figures else digest, metrics=metrics)
+    report.write_text(reported.model_dump_json(), encoding="utf-8")
     tracking.log_artifact(run_id, report, "reports")
     report.unlink()
     tracking.log_artifact(run_id, folder, "release")
@@ -154,6 +162,17 @@ def test_a_graph_that_the_card_does_not_name_is_refused(
     plant(params, out_of_fold=0.9, test=0.9, swap_graph=True)
     assert exit_code(monkeypatch) == 2
     assert "not the graph that its card.json names" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("refuse_import")
+def test_test_figures_of_another_graph_are_refused(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = plant(params, out_of_fold=0.9, test=0.9, swap_figures=True)
+    assert exit_code(monkeypatch) == 2
+    assert capsys.readouterr().err == (
+        f"store: run {run_id}: its test.json is of another graph than its model.onnx; report again\n"
+    )
 
 
 def test_a_run_without_a_figure_of_the_gate_misses_it(params: Params) -> None:
