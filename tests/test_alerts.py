@@ -7,26 +7,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from k8s.render import HERE
+from k8s.render import render
 
-RULES = yaml.safe_load((HERE / "components/monitoring/prometheusrule.yaml").read_text(encoding="utf-8"))["spec"]
+OBJECTS = yaml.safe_load_all(render("production", ("monitoring",)))
+(RULES,) = (item["spec"] for item in OBJECTS if item["kind"] == "PrometheusRule")
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
-IN_POD = 'namespace="n",pod="p"'
+IN_POD = 'namespace="chestct",pod="p"'
+IN_STAGING = 'namespace="chestct-staging",pod="s"'
 FAULT_MINUTES = 720
 
 pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Debian's prometheus, is absent")
 
 
-def counter(name: str, labels: str, per_minute: int, *, stops: bool) -> dict[str, str]:
+def counter(name: str, labels: str, per_minute: int, *, stops: bool, pod: str = IN_POD) -> dict[str, str]:
     """A series that grows all day, or only while the fault lasts."""
     end = per_minute * FAULT_MINUTES
     after = f"{end}x{FAULT_MINUTES}" if stops else f"{end}+{per_minute}x{FAULT_MINUTES}"
-    return {"series": f"{name}{{{IN_POD},{labels}}}", "values": f"0+{per_minute}x{FAULT_MINUTES} {after}"}
+    return {"series": f"{name}{{{pod},{labels}}}", "values": f"0+{per_minute}x{FAULT_MINUTES} {after}"}
 
 
-def gauge(name: str, labels: str, during: str, after: str) -> dict[str, str]:
+def gauge(name: str, labels: str, during: str, after: str, pod: str = IN_POD) -> dict[str, str]:
     return {
-        "series": f"{name}{{{IN_POD}{labels}}}",
+        "series": f"{name}{{{pod}{labels}}}",
         "values": f"{during}x{FAULT_MINUTES} {after}x{FAULT_MINUTES}",
     }
 
@@ -53,6 +55,12 @@ FAULTS: dict[str, list[dict[str, str]]] = {
     **dict.fromkeys(("ChestctSlowFast", "ChestctSlowSteadily", "ChestctSlowOverDays"), SLOW),
     "ChestctAbsent": [gauge("chestct_model_info", ',model="chestct:a"', "_", "1+0")],
     "ChestctQueueFull": [MODEL, gauge("chestct_queue_depth", "", "300+0", "3+0")],
+    "ChestctRefusing": [
+        MODEL,
+        counter("chestct_requests_total", 'code="200"', 900, stops=False),
+        counter("chestct_requests_total", 'code="429"', 50, stops=True),
+        counter("chestct_requests_total", 'code="RESOURCE_EXHAUSTED"', 50, stops=True),
+    ],
     "ChestctTwoModels": [MODEL, gauge("chestct_model_info", ',model="chestct:b"', "1+0", "stale _")],
     "ChestctRejecting": [
         MODEL,
@@ -60,21 +68,28 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         counter("chestct_predictions_total", 'decision="reject"', 40, stops=True),
     ],
 }
+# Nothing is wrong in another namespace, which must not hide what is wrong here.
+STAGING = [
+    gauge("chestct_model_info", ',model="chestct:a"', "1+0", "1+0", IN_STAGING),
+    counter("chestct_requests_total", 'code="200"', 9000, stops=False, pod=IN_STAGING),
+]
 
 
-def play(name: str, folder: Path, moments: dict[int, bool]) -> subprocess.CompletedProcess[str]:
-    """promtool's verdict on whether the alert fires at these minutes of its fault."""
-    query = f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) or vector(0)'
+def play(name: str, series: list[dict[str, str]], folder: Path, moments: dict[int, bool]) -> None:
+    """Have promtool say whether the alert fires at these minutes, for production's namespace alone."""
+    query = f'count by (namespace) (ALERTS{{alertname="{name}",alertstate="firing"}})'
+    firing = [{"labels": '{namespace="chestct"}', "value": 1}]
     expected = [
-        {"expr": query, "eval_time": f"{minute}m", "exp_samples": [{"labels": "{}", "value": int(fires)}]}
+        {"expr": query, "eval_time": f"{minute}m", "exp_samples": firing if fires else []}
         for minute, fires in moments.items()
     ]
-    test = {"interval": "1m", "input_series": FAULTS[name], "promql_expr_test": expected}
+    test = {"interval": "1m", "input_series": [*series, *STAGING], "promql_expr_test": expected}
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "5m", "tests": [test]}
     (folder / "rules.yaml").write_text(yaml.safe_dump(RULES), encoding="utf-8")
     (folder / "test.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     command = ["promtool", "test", "rules", "test.yaml"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_alert_has_a_fault_that_it_is_for() -> None:
@@ -83,5 +98,29 @@ def test_every_alert_has_a_fault_that_it_is_for() -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_an_alert_fires_on_its_fault_and_clears_after_it(name: str, tmp_path: Path) -> None:
-    done = play(name, tmp_path, {FAULT_MINUTES - 5: True, 2 * FAULT_MINUTES - 5: False})
-    assert done.returncode == 0, done.stdout + done.stderr
+    play(name, FAULTS[name], tmp_path, {FAULT_MINUTES - 5: True, 2 * FAULT_MINUTES - 5: False})
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("ChestctFailingFast", "500"), ("ChestctSlowFast", "200"), ("ChestctRefusing", "429")]
+)
+def test_two_pods_probes_do_not_hide_that_the_one_request_a_minute_goes_wrong(
+    name: str, code: str, tmp_path: Path
+) -> None:
+    predict, inside = 'route="/v1/predict"', 'le="1.0"'
+    series = [
+        MODEL,
+        counter("chestct_requests_total", f'{predict},code="{code}"', 1, stops=True),
+        counter("chestct_request_seconds_count", predict, 1, stops=True),
+        counter("chestct_request_seconds_bucket", f"{predict},{inside}", 0, stops=True),
+    ]
+    for pod in ("p", "q"):
+        for route, a_minute in (("/livez", 6), ("/metrics", 4)):
+            asked = f'route="{route}"'
+            where = f'namespace="chestct",pod="{pod}"'
+            series += [
+                counter("chestct_requests_total", f'{asked},code="200"', a_minute, stops=False, pod=where),
+                counter("chestct_request_seconds_count", asked, a_minute, stops=False, pod=where),
+                counter("chestct_request_seconds_bucket", f"{asked},{inside}", a_minute, stops=False, pod=where),
+            ]
+    play(name, series, tmp_path, {FAULT_MINUTES - 5: True, 2 * FAULT_MINUTES - 5: False})
