@@ -4,6 +4,8 @@ import ast
 import json
 import re
 import shutil
+import tomllib
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from serving.settings import PREFIX, Settings
 
 MONITORING = HERE / "components/monitoring"
 POD_KINDS = ("Deployment", "Job")
+PROBES = 'route!~"/livez|/readyz|/healthz|/metrics"'
 METRICS = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
 
 Objects = list[dict[str, Any]]
@@ -203,20 +206,34 @@ def test_the_service_does_not_send_to_the_load_test() -> None:
 
 def test_the_autoscaler_owns_the_replicas(objects: Objects) -> None:
     deployment = find(objects, "Deployment")
-    least, most = autoscaler(objects)
-    assert 1 <= least < most
     assert "cpu" in container(objects)["resources"]["requests"]  # utilisation is a share of the request
     scalers = [item for item in objects if item["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")]
     assert len(scalers) == 1
     target = scalers[0]["spec"]["scaleTargetRef"]
     rollouts = [item for item in objects if item["kind"] == "Rollout"]
+    assert not [item["kind"] for item in (deployment, *rollouts) if "replicas" in item["spec"]]
     if rollouts:
         assert (target["kind"], target["name"]) == ("Rollout", rollouts[0]["metadata"]["name"])
-        assert rollouts[0]["spec"]["workloadRef"]["name"] == deployment["metadata"]["name"]
-        assert deployment["spec"]["replicas"] == 0
+        workload = rollouts[0]["spec"]["workloadRef"]
+        assert (workload["kind"], workload["name"]) == ("Deployment", deployment["metadata"]["name"])
+        assert workload["scaleDown"] == "onsuccess"  # not before other pods are ready
     else:
         assert (target.get("kind", "Deployment"), target["name"]) == ("Deployment", deployment["metadata"]["name"])
-        assert "replicas" not in deployment["spec"]
+
+
+def test_an_overlays_bounds_hold_whatever_scales(objects: Objects) -> None:
+    bounds = {"chestct-dev": (1, 10), "chestct-staging": (2, 3), "chestct": (2, 10)}
+    assert autoscaler(objects) == bounds[find(objects, "Namespace", ".*")["metadata"]["name"]]
+
+
+@pytest.mark.parametrize("overlay", ["staging", "production"])
+def test_an_overlay_names_the_tag_that_the_release_workflow_pushes(overlay: str) -> None:
+    workflow = yaml.safe_load((HERE.parent / ".github/workflows/release.yaml").read_text(encoding="utf-8"))
+    (tags,) = workflow[True]["push"]["tags"]  # YAML 1.1 reads `on` as true
+    version = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    _, _, tag = container(rendered(overlay))["image"].partition(":")
+    assert tag == f"v{version}"
+    assert fnmatch(tag, tags)
 
 
 def test_a_drain_of_a_node_can_always_go_on(objects: Objects) -> None:
@@ -301,8 +318,31 @@ def test_a_query_names_metrics_and_labels_that_exist(where: str) -> None:
     assert names <= exposed()
     allowed = {label for name in names for label in labels_of(name)} | {"namespace"}
     used = {word for words in re.findall(r"by \(([^)]*)\)", bare) for word in re.split(r",\s*", words)}
-    used |= {label for inside in re.findall(r"\{([^}]*)\}", bare) for label in re.findall(r"(\w+)\s*=", inside)}
+    used |= {label for inside in re.findall(r"\{([^}]*)\}", bare) for label in re.findall(r"(\w+)\s*[=!]", inside)}
     assert used <= allowed
+
+
+def test_scaling_and_analysis_look_at_their_own_namespace(objects: Objects) -> None:
+    asked = []
+    for item in objects:
+        if item["kind"] == "ScaledObject":
+            triggers = item["spec"]["triggers"]
+            asked += [trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "prometheus"]
+        if item["kind"] == "AnalysisTemplate":
+            asked += [metric["provider"]["prometheus"]["query"] for metric in item["spec"]["metrics"]]
+            given = find(objects, "Rollout")["spec"]["strategy"]["canary"]["analysis"]["args"]
+            assert {"name": "namespace", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}} in given
+            assert {argument["name"] for argument in item["spec"]["args"]} == {argument["name"] for argument in given}
+    own = find(objects, "Namespace", ".*")["metadata"]["name"]
+    for query in asked:
+        filled = query.replace("{{args.namespace}}", own)
+        assert filled.count(f'{{namespace="{own}"') == len(re.findall(r"chestct_\w+", filled))
+
+
+def test_no_promise_counts_probes_and_scrapes() -> None:
+    for where, query in queries().items():
+        if where != "Requests a second A":
+            assert query.count(PROBES) == len(re.findall(r"chestct_request(?:s|_seconds)_\w+", query)), where
 
 
 def test_the_code_that_counts_as_failed_is_one_that_the_service_gives() -> None:
