@@ -5,8 +5,8 @@ often, and acted upon, is no test any more. Figures are given for all images and
 valid; only the latter say how the model does on what it has not seen. That they have none is compared here once more,
 pixels with pixels, before there is any figure.
 
-It is also the stage that records: graph, card, figures and parameters go into the MLflow run together, from here alone.
-DVC never takes this stage from its run cache, as it may take the stages before it, so the run holds what lies here.
+It is also the stage that records: graph, card, figures, parameters and audit go into the MLflow run together, from here
+alone. DVC never takes this stage from its run cache, as it may those before it, so the run holds what lies here.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Reported(Frozen):
 
 
 def report(params: Params) -> None:
-    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, log the release and finish the run.
+    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, log all but the training, finish the run.
 
     Raises DataError, before anything is counted or written, where an image counted as without a twin has one.
     """
@@ -81,7 +81,8 @@ def report(params: Params) -> None:
 
     run_id = card.lineage.run_id
     tracking.reopen_run(run_id)
-    tracking.log_artifact(run_id, paths.PARAMS)
+    for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
+        tracking.log_artifact(run_id, path)
     for name, estimates in figures.items():
         tracking.log_metrics(run_id, _numbers(name, estimates))
     tracking.log_artifact(run_id, paths.OUT_OF_FOLD_PLOTS, "reports/out_of_fold")

@@ -67,7 +67,6 @@ def sweep(params: Params) -> None:
         tracking.start_run,
         data_source=manifest.source,
         data_digest=manifest.digest,
-        audit=paths.AUDIT,
         image_count=len(pool.labels),
         git_commit=tracking.git_commit(),
         experiment=tracking.SWEEPS,

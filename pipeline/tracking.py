@@ -87,14 +87,13 @@ def start_run(
     *,
     data_source: str,
     data_digest: str,
-    audit: Path,
     image_count: int,
     git_commit: str,
     experiment: str = EXPERIMENT,
     name: str | None = None,
     parent: str | None = None,
 ) -> str:
-    """Open a run with what it is trained by, the data's digest and the audit of the data; returns its id.
+    """Open a run with what it is trained by and the data's digest; returns its id.
 
     The parameters of later stages can still change, and MLflow changes none; `report` adds params.yaml as a whole.
     `name` is made up where there is none; the run is shown below the run `parent`.
@@ -110,7 +109,6 @@ def start_run(
         client.log_batch(run_id, params=[Param(name, value) for name, value in values.items()])
         dataset = Dataset(name=data_source, digest=data_digest[:8], source_type="local", source=data_source)
         client.log_inputs(run_id, [DatasetInput(dataset)])
-        client.log_artifact(run_id, str(audit))
         return run_id
 
 

@@ -59,12 +59,10 @@ def train(params: Params) -> None:
         params,
         data_source=manifest["source"],
         data_digest=manifest["digest"],
-        audit=paths.AUDIT,
         image_count=len(pool.labels),
         git_commit=tracking.git_commit(),
     )
     try:
-        tracking.log_artifact(run_id, paths.CONTACT_SHEET)
         with tempfile.TemporaryDirectory() as folder:
             histories = _train_folds(pool, params, Path(folder))
             epochs = best_epoch(histories)

@@ -79,6 +79,16 @@ def test_another_source_makes_prepare_run_again(project: Project) -> None:
     assert project.repro("prepare") == ["ingest", "prepare"]
 
 
+def test_train_waits_for_nothing_that_it_does_not_learn_from() -> None:
+    """Its hours are not spent again for another picture of the data set, or another sentence about it."""
+    assert {path for path in STAGES["train"]["deps"] if not path.endswith(".py")} == {
+        "data/manifest.json",
+        "data/prepared/pool.npz",
+        "models/base.keras",
+        "models/features.npz",
+    }
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_a_module_and_a_function_of_its_name_with_params_of_its_own(name: str) -> None:
     assert STAGES[name]["cmd"] == f"python -m pipeline.{name}"

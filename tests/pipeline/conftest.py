@@ -45,16 +45,12 @@ def start_run(
     data_source: str = "synthetic",
     data_digest: str = "ab" * 32,
     image_count: int = 8,
-    audit: str = "{}",
 ) -> str:
-    """A run as stage train opens one, on an audit of that content in the current directory; its id."""
-    path = Path("audit.json")
-    path.write_text(audit, encoding="utf-8")
+    """A run as stage train opens one; its id."""
     return tracking.start_run(
         params,
         data_source=data_source,
         data_digest=data_digest,
-        audit=path,
         image_count=image_count,
         git_commit="c0ffee",
     )

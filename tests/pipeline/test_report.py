@@ -33,6 +33,9 @@ def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) ->
     tiny_model(paths.RELEASE, data_source="synthetic", run_id=start_run(params))
     paths.OUT_OF_FOLD_PLOTS.mkdir(parents=True)
     (paths.OUT_OF_FOLD_PLOTS / "confusion.png").write_bytes(b"PNG")
+    for path in (paths.AUDIT, paths.CONTACT_SHEET):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"{}")
     paths.QUANTISATION.write_text("{}", encoding="utf-8")
     write_test_images(drawn=[0, 1, 2, 3, 0, 1, 3, 2], labels=[0, 1, 2, 3, 0, 1, 2, 3], twins=[0, 0, 0, 0, 1, 1, 1, 1])
     return params
@@ -192,6 +195,8 @@ def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_fini
     assert figures["out_of_fold_flips"] == card.checks["flips"].value
     here = {
         "params.yaml": paths.PARAMS,
+        "audit.json": paths.AUDIT,
+        "contact_sheet.png": paths.CONTACT_SHEET,
         "reports/test.json": paths.TEST_METRICS,
         "reports/quantisation.json": paths.QUANTISATION,
         "reports/out_of_fold/confusion.png": paths.OUT_OF_FOLD_PLOTS / "confusion.png",

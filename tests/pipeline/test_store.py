@@ -65,6 +65,9 @@ def plant(
     metrics = {"test": tiny_metrics(value=test), "test_without_twins": tiny_metrics()}
     reported = Reported(model_sha256="cd" * 32 if swap_figures else digest, metrics=metrics)
     report.write_text(reported.model_dump_json(), encoding="utf-8")
+    audit = Path("planted", paths.AUDIT.name)
+    audit.write_text("{}", encoding="utf-8")
+    tracking.log_artifact(run_id, audit)
     tracking.log_artifact(run_id, report, "reports")
     report.unlink()
     tracking.log_artifact(run_id, folder, "release")

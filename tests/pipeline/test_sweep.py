@@ -69,7 +69,6 @@ def params(tracked: Path, new_sweeps: Path, write_params: Write) -> Params:
     pixels = np.stack([np.asarray(each.convert("L").resize((32, 32)), np.uint8)[..., np.newaxis] for each in drawn])
     np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.zeros(24, np.int64), clusters=np.arange(24))
     np.savez(paths.FEATURES, features=np.zeros((24, 96), np.float32))
-    paths.AUDIT.write_text("{}", encoding="utf-8")
     Manifest(source="synthetic", digest=DIGEST, files=()).write()
     return write_params(QUICK)
 

@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import signal
@@ -32,7 +31,7 @@ def params() -> Params:
 
 
 def start(params: Params, digest: str = DIGEST) -> str:
-    return start_run(params, data_digest=digest, image_count=4, audit='{"files": 4}')
+    return start_run(params, data_digest=digest, image_count=4)
 
 
 def finished(params: Params, score: float, digest: str = DIGEST) -> str:
@@ -71,13 +70,12 @@ def test_artifacts_come_back_as_they_were_logged(tracked: Path, params: Params, 
     folder.mkdir()
     (folder / "a.txt").write_text("a", encoding="utf-8")
     tracking.log_artifact(run_id, folder, "reports")
-    assert json.loads(tracking.fetch(run_id, "audit.json", tmp_path).read_text(encoding="utf-8")) == {"files": 4}
     assert (tracking.fetch(run_id, "reports", tmp_path) / "a.txt").read_text(encoding="utf-8") == "a"
 
 
 def test_local_runs_stay_in_the_working_directory(tracked: Path, params: Params) -> None:
     start(params)
-    assert sorted(path.name for path in tracked.iterdir()) == ["audit.json", "mlartifacts", "mlflow.db"]
+    assert sorted(path.name for path in tracked.iterdir()) == ["mlflow.db"]
 
 
 def test_a_metric_with_steps_keeps_its_curve(tracked: Path, params: Params) -> None:
@@ -226,10 +224,14 @@ def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_li
 
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
     run_id = finished(params, 0.75)
+    note = tmp_path / "note.txt"
+    note.write_text("kept", encoding="utf-8")
+    tracking.log_artifact(run_id, note)
+    note.unlink()
     best = tracking.best_run(DIGEST)
     assert best is not None
     assert best.run_id == run_id
-    assert tracking.fetch(run_id, "audit.json", tmp_path).read_text(encoding="utf-8") == '{"files": 4}'
+    assert tracking.fetch(run_id, "note.txt", tmp_path).read_text(encoding="utf-8") == "kept"
     assert not tracking.STORE.exists()
     with sqlite3.connect("server.db") as database:
         assert database.execute("select run_uuid from runs").fetchall() == [(run_id,)]

@@ -17,14 +17,12 @@ from pipeline.store import store
 @pytest.fixture
 def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
     """Of a workspace with all that train reads."""
-    for path in (paths.POOL, paths.FEATURES, paths.MANIFEST, paths.AUDIT, paths.CONTACT_SHEET):
+    for path in (paths.POOL, paths.FEATURES, paths.MANIFEST):
         path.parent.mkdir(parents=True, exist_ok=True)
     pixels, fours = np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4
     np.savez(paths.POOL, pixels=pixels, labels=fours, folds=np.arange(8) % 2, clusters=np.arange(8))
     np.savez(paths.FEATURES, features=np.zeros((8, 3), np.float32))
     paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
-    paths.AUDIT.write_text("{}", encoding="utf-8")
-    paths.CONTACT_SHEET.write_bytes(b"PNG")
     return write_params({"prepare.folds": 2})
 
 
