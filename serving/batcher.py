@@ -105,11 +105,6 @@ class Batcher:
         self.coming = 0
         """Images that are made ready for the queue. They have their place in it, and their time is part of the pace."""
 
-    @property
-    def depth(self) -> int:
-        """Images waiting, without those in the engine."""
-        return len(self._queue)
-
     def check_room(self, deadline: float = math.inf) -> None:
         """Raise Closed, or Overloaded where there is no place for one more image.
 
