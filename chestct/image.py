@@ -16,6 +16,11 @@ MAX_PIXELS: Final = 4096 * 4096
 
 A picture is decoded whole, in up to four bytes a pixel, so this also bounds the memory a request can take."""
 
+MAX_SCANS: Final = 64
+"""Of a JPEG. A progressive one has some ten; each costs a pass over all pixels, and may be but thirty bytes long."""
+_SCAN: Final = b"\xff\xda"
+"""Its marker. What is compressed has none, a thumbnail has its own few."""
+
 _SIXTEEN_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _GREY: Final = _SIXTEEN_BIT | {"1", "L", "LA"}
 
@@ -79,7 +84,7 @@ def decode(data: bytes, spec: InputSpec) -> Picture:
     resizing (a third cheaper than after), and a JPEG is decoded at the smallest scale that still covers the target.
     The picture's real size is read from its header, so a bomb is refused before it is decompressed.
 
-    Raises InvalidImage for empty data, for anything but a whole PNG or JPEG, and above MAX_PIXELS.
+    Raises InvalidImage for empty data, for anything but a whole PNG or JPEG, and above MAX_PIXELS or MAX_SCANS.
     """
     if not data:
         raise InvalidImage("empty_image", "expected a PNG or JPEG image, got no bytes")
@@ -101,6 +106,8 @@ def decode(data: bytes, spec: InputSpec) -> Picture:
         raise InvalidImage(
             "image_too_large", f"expected at most {MAX_PIXELS} pixels, got {width} x {height} = {width * height}"
         )
+    if image.format == "JPEG" and (scans := data.count(_SCAN)) > MAX_SCANS:
+        raise InvalidImage("undecodable_image", f"expected a JPEG of at most {MAX_SCANS} scans, got {scans}")
     size = (spec.width, spec.height)
     try:
         image = _load(image, data, size)

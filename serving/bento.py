@@ -8,6 +8,7 @@ JSON, base64) is refused before the batcher.
 import asyncio
 import base64
 import json
+import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -32,6 +33,9 @@ MEDIA_TYPE: Final = "application/json"
 
 _CALL: Final[ContextVar[Call]] = ContextVar("call")
 """Whose body is being parsed."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
@@ -73,6 +77,9 @@ async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[s
             async with asyncio.timeout(call.remaining):
                 outcomes = await call.work
         except (Closed, TimeoutError) as error:
+            outcomes = [error] * len(images)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
+            _log.exception("request %s failed", call.request_id)
             outcomes = [error] * len(images)
         except asyncio.CancelledError:
             if not call.abandoned:

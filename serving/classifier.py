@@ -143,7 +143,7 @@ class Classifier:
         self._warm = False
         self._stopping = True
         await self._batcher.close()
-        self._decoders.shutdown()
+        await asyncio.to_thread(self._decoders.shutdown)
         await asyncio.to_thread(self._dicom.close)
 
     @contextmanager

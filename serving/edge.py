@@ -57,6 +57,8 @@ _ANSWERING: Final = tuple(
     )
 )
 """Routes that put images into the queue, as patterns of their paths, and the scope of their keys."""
+_LONGEST_MESSAGE: Final = 1000
+"""Characters; some quote what came."""
 _CLIENT_GONE: Final = 499
 """For the metrics: the client hung up before the answer (nginx' number for it)."""
 
@@ -68,6 +70,7 @@ class RequestError(Exception):
     """The request can't be answered; `code` names the reason for programs, the message says it for people."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        message = message[:_LONGEST_MESSAGE]
         super().__init__(message)
         self.status = status
         self.code = code
@@ -147,7 +150,7 @@ class Door:
         except Overloaded as overloaded:
             with contextlib.suppress(Unauthenticated, Forbidden):
                 if self._keys is not None:
-                    self._keys.check(headers.get("Authorization"), key_scope)
+                    call.key = self._keys.check(headers.get("Authorization"), key_scope)
                 return overloaded
         except (Closed, RequestError):
             pass
@@ -200,7 +203,8 @@ class Keyed:
         self._scope = scope
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._keys.check(Headers(scope=scope).get("Authorization"), self._scope)
+        call: Call = scope["state"]["call"]
+        call.key = self._keys.check(Headers(scope=scope).get("Authorization"), self._scope)
         await self._app(scope, receive, send)
 
 

@@ -218,8 +218,8 @@ def pack_bytes(elements: Sequence[bytes]) -> bytes:
     return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
 
 
-def unpack_bytes(raw: bytes) -> list[bytes]:
-    """The elements of `pack_bytes`. Raises InvalidRequest where the lengths don't add up."""
+def unpack_bytes(raw: bytes, at_most: int | None = None) -> list[bytes]:
+    """The elements of `pack_bytes`. Raises InvalidRequest where the lengths don't add up, or there are more."""
     elements: list[bytes] = []
     position = 0
     while position < len(raw):
@@ -230,6 +230,8 @@ def unpack_bytes(raw: bytes) -> list[bytes]:
                 f"expected BYTES elements, each after its length as 4 bytes, little-endian; element {len(elements)} "
                 f"ends at byte {end} of {len(raw)}"
             )
+        if len(elements) == at_most:
+            raise InvalidRequest(f"expected at most {at_most} BYTES elements, got more")
         elements.append(raw[start:end])
         position = end
     return elements
@@ -273,7 +275,8 @@ def _read(inputs: Sequence[Input], card: ModelCard, max_images: int) -> list[byt
 
 
 def _images(tensor: Input) -> list[bytes]:
-    elements = unpack_bytes(tensor.data) if isinstance(tensor.data, bytes) else tensor.data
+    count = math.prod(tensor.shape)
+    elements = unpack_bytes(tensor.data, count) if isinstance(tensor.data, bytes) else tensor.data
     _same_count(tensor, len(elements))
     return [_image(index, element) for index, element in enumerate(elements)]
 

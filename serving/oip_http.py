@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -32,6 +32,9 @@ from serving.keys import Keys
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
 EXTENSIONS: Final = ("binary_tensor_data",)
+
+_SHORT: Final = Field(fail_fast=True)
+"""Of a list: to say what is wrong with each of its elements would take longer than reading all of them."""
 
 T = TypeVar("T")
 
@@ -79,7 +82,7 @@ class _Message(BaseModel):
 class _Input(_Message):
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], _SHORT]
     data: list[Any] | None = None
 
 
@@ -89,8 +92,8 @@ class _Output(_Message):
 
 class _Request(_Message):
     id: str | None = None
-    inputs: tuple[_Input, ...]
-    outputs: tuple[_Output, ...] | None = None
+    inputs: Annotated[tuple[_Input, ...], _SHORT]
+    outputs: Annotated[tuple[_Output, ...], _SHORT] | None = None
 
     def in_binary(self, name: str) -> bool:
         """Whether the output of this name is to come after the JSON."""

@@ -37,6 +37,13 @@ _OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 _ANSWERING: Final = "ModelInfer"
 """What puts images into the queue."""
 
+_SAY_SO: Final = 0.1
+"""Seconds in which the watches of the health wake up and tell."""
+_MOST_FIELDS: Final = 256
+"""Of a message, those inside its fields left out; a request of every output has some twenty."""
+_LONGEST_MESSAGE: Final = 1000
+"""Characters of an error: it travels as a header, and a client that gets too long a one sees another error."""
+
 _log = logging.getLogger(__name__)
 
 _CALL: Final[ContextVar[Call]] = ContextVar("call")
@@ -50,8 +57,16 @@ _Handler = Any
 class RpcServer:
     """A started gRPC server."""
 
-    def __init__(self, server: grpc.aio.Server, classifier: Classifier, health_servicer: Any, port: int) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        watches: "_Watches",
+        classifier: Classifier,
+        health_servicer: Any,
+        port: int,
+    ) -> None:
         self._server = server
+        self._watches = watches
         self._classifier = classifier
         self._health = health_servicer
         self.port = port
@@ -62,8 +77,13 @@ class RpcServer:
         await _set_health(self._health, self._classifier.ready)
 
     async def stop(self, grace: float) -> None:
-        """Say NOT_SERVING, take no new calls, and give the running ones `grace` seconds before they are cancelled."""
+        """Say NOT_SERVING, take no new calls, and give the running ones `grace` seconds before they are cancelled.
+
+        Who watches the health is told and let go: a watch ends by itself never, so each stop would take all the grace.
+        """
         await _set_health(self._health, False)
+        await asyncio.sleep(_SAY_SO)
+        self._watches.end()
         await self._server.stop(grace)
 
 
@@ -79,8 +99,9 @@ async def start(
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
+    watches = _Watches()
     server = grpc.aio.server(
-        interceptors=[_Edge(classifier, keys, load or nullcontext())],
+        interceptors=[_Edge(classifier, keys, load or nullcontext()), watches],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -96,7 +117,7 @@ async def start(
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     else:
         port = server.add_insecure_port(address)
-    started = RpcServer(server, classifier, health_servicer, port)
+    started = RpcServer(server, watches, classifier, health_servicer, port)
     await started.announce()
     await server.start()
     return started
@@ -108,11 +129,49 @@ async def _set_health(servicer: Any, ready: bool) -> None:
         await servicer.set(name, status)
 
 
+class _Watches(grpc.aio.ServerInterceptor):
+    """Ends the calls of who watches the health."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        self._ended = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        handler = await continuation(handler_call_details)
+        if handler_call_details.method != f"/{health.SERVICE_NAME}/Watch":
+            return handler
+        answer: Any = handler.unary_stream
+
+        async def kept(request: Any, context: _Context) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.add(task)
+            try:
+                await answer(request, context)
+            except asyncio.CancelledError:
+                if not self._ended:
+                    raise
+                await context.abort(StatusCode.UNAVAILABLE, "not_ready: the service is stopping")
+            finally:
+                self._tasks.discard(task)
+
+        return grpc.unary_stream_rpc_method_handler(kept, handler.request_deserializer, handler.response_serializer)
+
+
 class _Edge(grpc.aio.ServerInterceptor):
     """Makes each call of SERVICE a Call and finishes it; names of other services, which a scan may invent, pass by."""
 
     def __init__(self, classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None]) -> None:
-        """With `keys` only what asks about health needs none."""
+        """With `keys` SERVICE asks for one, but where it tells of its health."""
         self._classifier = classifier
         self._keys = keys
         self._load = load
@@ -149,6 +208,9 @@ class _Edge(grpc.aio.ServerInterceptor):
                     await self._check_key(metadata.get("authorization"), context)
                 if name == _ANSWERING:
                     await self._check_room(call, len(message), context)
+                if _has_many_fields(message):
+                    words = f"expected a message of {name} with at most {_MOST_FIELDS} fields, got more"
+                    await _abort(context, StatusCode.INVALID_ARGUMENT, oip.InvalidRequest.code, words)
                 try:
                     request = handler.request_deserializer(message)
                 except DecodeError:
@@ -184,7 +246,7 @@ class _Edge(grpc.aio.ServerInterceptor):
         if self._keys is None:
             return
         try:
-            self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
+            _CALL.get().key = self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
         except Unauthenticated as refused:
             await _abort(context, StatusCode.UNAUTHENTICATED, refused.code, str(refused))
         except Forbidden as refused:
@@ -266,6 +328,42 @@ class _Inference(service.GRPCInferenceServiceServicer):
         )
 
 
+def _has_many_fields(message: bytes) -> bool:
+    """Whether a message in protobuf's wire format has more than _MOST_FIELDS fields.
+
+    Looked at unparsed: an empty tensor is two bytes here and 90 once it is an object, so that the largest body would
+    fill the memory of a pod.
+    """
+    at = 0
+    for _ in range(_MOST_FIELDS):
+        if at >= len(message):
+            return False
+        tag, at = _read_varint(message, at)
+        match tag & 7:
+            case 0:
+                _, at = _read_varint(message, at)
+            case 1:
+                at += 8
+            case 2:
+                size, at = _read_varint(message, at)
+                at += size
+            case 5:
+                at += 4
+            case _:
+                return False  # no field: the parser says so
+    return at < len(message)
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number of at most ten bytes with seven bits each, lowest first, and where it ends."""
+    value = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 127) << 7 * shift
+        if byte < 128:
+            return value, at + shift + 1
+    return value, len(message)
+
+
 def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
     """Raises oip.InvalidRequest where the raw contents don't fit the inputs."""
     raw = request.raw_input_contents
@@ -302,7 +400,7 @@ def _contents(tensor: protocol.ModelInferRequest.InferInputTensor) -> Any:
 
 async def _abort(context: _Context, status: StatusCode, code: str, message: str) -> NoReturn:
     _CALL.get().outcome = code
-    await context.abort(status, f"{code}: {message}")
+    await context.abort(status, f"{code}: {message}"[:_LONGEST_MESSAGE])
 
 
 async def _overloaded(error: Overloaded, call: Call, context: _Context) -> NoReturn:

@@ -56,6 +56,17 @@ def test_jpeg_is_read_whatever_its_size():
     assert np.abs(small.astype(int) - large).max() <= 4
 
 
+def test_a_jpeg_of_endless_scans_is_refused_and_a_progressive_one_read():
+    progressive = encoded(ramp(512, 512), "JPEG", progressive=True, quality=95)
+    assert 2 < progressive.count(b"\xff\xda") < 20
+    assert decode(progressive, SPEC).pixels.shape == (SPEC.height, SPEC.width, 1)
+    last = progressive.rindex(b"\xff\xda")
+    bomb = progressive[:last] + progressive[last:-2] * 100 + progressive[-2:]
+    with pytest.raises(InvalidImage, match="at most 64 scans") as refused:
+        decode(bomb, SPEC)
+    assert refused.value.code == "undecodable_image"
+
+
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down

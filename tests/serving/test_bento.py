@@ -107,6 +107,31 @@ def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_
     assert [outcome["error"]["code"] for outcome in stopped] == ["not_ready"] * 4
 
 
+def test_what_fails_one_caller_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = tiny_model(tmp_path)
+    png = encode_png(tiny_picture(1)[:, :, 0])
+    whole = Classifier.classify_many
+
+    async def failing(self: Classifier, images: list[bytes], call: Call) -> Any:
+        if call.request_id == "bad":
+            raise RuntimeError("secret")
+        return await whole(self, images, call)
+
+    monkeypatch.setattr(Classifier, "classify_many", failing)
+
+    async def run() -> list[dict[str, Any]]:
+        classifier = Classifier(Engine(tmp_path / GRAPH, threads=1), card, "chestct:abc", Settings(largest_batch=1))
+        await classifier.warm_up()
+        outcomes = await bento.classify(classifier, [bento.Item(png, Call("good")), bento.Item(png, Call("bad"))])
+        await classifier.close()
+        return outcomes
+
+    good, bad = asyncio.run(run())
+    assert good["label"] == card.classes[1]
+    assert bad["error"]["code"] == "internal_error"
+    assert "secret" not in str(bad)
+
+
 def test_an_abandoned_call_leaves_the_queue(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])

@@ -132,6 +132,7 @@ def test_one_bad_image_fails_the_call_and_is_named(model: Model) -> None:
         pytest.param([image(b"1", shape=(2,))], r"expected 2 elements for the shape \[2\], got 1", id="count"),
         pytest.param([oip.Input("image", "BYTES", (1,), b"\x05\0\0\0abc")], "ends at byte 9 of 7", id="raw length"),
         pytest.param([oip.Input("image", "BYTES", (1,), b"\x05\0")], "element 0 ends", id="raw length cut"),
+        pytest.param([oip.Input("image", "BYTES", (2,), bytes(4000))], "at most 2 BYTES elements", id="raw count"),
         pytest.param([oip.Input("pixels", "UINT8", (1, 8, 8, 1), bytes(64))], r"\[N, 32, 32, 1\]", id="pixels' size"),
         pytest.param([oip.Input("pixels", "UINT8", SHAPE, b"1")], "expected 1024 elements", id="pixels' count"),
         pytest.param([oip.Input("pixels", "UINT8", SHAPE, [256] * 1024)], "got 256 to 256", id="pixels' range"),

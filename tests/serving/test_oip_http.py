@@ -258,6 +258,25 @@ def test_a_wrong_request_is_told_what_was_expected(client: Client, message: Any,
     assert_error(client.post(json=message), 400, "invalid_request: ", words)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param({"inputs": [{}] * 1000}, id="inputs"),
+        pytest.param({"inputs": [image(png(), shape=[""] * 1000)]}, id="shape"),
+        pytest.param({"inputs": [image(png())], "outputs": [{}] * 1000}, id="outputs"),
+    ],
+)
+def test_of_a_list_of_wrong_elements_the_first_is_named_and_no_other(client: Client, message: Any) -> None:
+    answer = client.post(json=message)
+    assert_error(answer, 400, "invalid_request: ")
+    assert len(answer.text) < 200
+    assert ".1." not in answer.text
+
+
+def test_an_error_that_quotes_what_came_is_short(client: Client) -> None:
+    assert len(client.post(json={"inputs": [image(png(), name="x" * 20_000)]}).text) < 1100
+
+
 @pytest.mark.parametrize("length", ["x", "-1", "99999", "9" * 5000, "²"])
 def test_a_wrong_length_of_the_json_is_refused(client: Client, length: str) -> None:
     headers = {JSON_LENGTH: length.encode("latin-1")}

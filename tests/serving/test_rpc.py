@@ -299,6 +299,26 @@ def test_a_message_above_the_limit_is_refused(model: Model) -> None:
         assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
 
 
+def test_a_message_of_endless_fields_is_refused_unparsed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
+    error = refusal(unparsed, b"\x2a\x00" * 1_000_000)  # empty inputs
+    assert error.code() is StatusCode.INVALID_ARGUMENT
+    assert "at most 256 fields, got more" in error.details()
+    many = ask(png(1))
+    many.outputs.extend([protocol.ModelInferRequest.InferRequestedOutputTensor(name="label")] * 200)
+    assert len(server.stub.ModelInfer(many).outputs) == 1
+    for broken in (b"\xff" * 40, b"\x2a\xff\xff\xff", b"\x2f", b"\x0d\x00"):  # no varint, no end, no such kind
+        assert "bytes that are none" in refusal(unparsed, broken).details()
+
+
+def test_an_error_that_quotes_what_came_is_not_too_long_for_a_header(server: Server) -> None:
+    request = ask(png(1))
+    request.model_name = "x" * 20_000
+    error = refusal(server.stub.ModelInfer, request)
+    assert error.code() is StatusCode.NOT_FOUND
+    assert len(error.details()) == 1000
+
+
 def test_not_serving_until_the_model_is_warm(model: Model) -> None:
     with model.serve(warm=False) as server:
         assert [server.health_of(name) for name in ("", rpc.SERVICE)] == [NOT_SERVING] * 2
@@ -323,12 +343,13 @@ def test_stopping_tells_health_watchers_and_finishes_the_running_call(model: Mod
         running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
         assert gate.entered.wait(5)
         with ThreadPoolExecutor(1) as pool:
-            stopping = pool.submit(server.run, server.rpc.stop(5))
+            stopping = pool.submit(server.run, server.rpc.stop(20))
             assert next(watch).status == NOT_SERVING
-            watch.cancel()
             gate.open.set()
             assert labels(running.result(5)) == ["large_cell_carcinoma"]
-            stopping.result(5)
+            stopping.result(5)  # though the client goes on watching
+            with pytest.raises(grpc.RpcError):
+                next(watch)
 
 
 def test_reflection_describes_the_services(server: Server) -> None:
