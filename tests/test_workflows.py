@@ -1,6 +1,7 @@
-"""What the workflows may do: nothing that can't be run here but a few commands of cluster and registry."""
+"""What the workflows may do: nothing that can't be run here but a few commands of cluster, registry and system."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from tests.server import ROOT
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
-# What needs a cluster, a registry or the repository's host, and the file that holds a cluster's address.
-ELSEWHERE = {"cosign", "docker", "gh", "git", "install", "kind", "kubectl", "kustomize"}
+# What needs a cluster, a registry, the repository's host or the system's packages, and the file that holds a cluster's
+# address.
+ELSEWHERE = {"cosign", "docker", "gh", "git", "install", "kind", "kubectl", "kustomize", "sudo"}
+# Of what .ci/run installs where it is missing.
+ON_THE_RUNNER = {"make", "chromium"}
 HASH = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40}")
 
 
@@ -57,6 +61,26 @@ def test_a_workflow_has_bounds(path: Path) -> None:
     for job in content["jobs"].values():
         assert job["timeout-minutes"] > 0
         assert job["permissions"].get("contents") in ("read", "write")
+
+
+def test_the_tests_have_the_programs_that_they_would_be_skipped_without() -> None:
+    wanted = set(re.findall(r"missing\+=\((\S+)\)", (ROOT / ".ci/run").read_text(encoding="utf-8")))
+    assert wanted > ON_THE_RUNNER
+    runs = [step.get("run", "") for job in jobs(ROOT / ".github/workflows/test.yaml").values() for step in job["steps"]]
+    installed = {word for run in runs if run.startswith("sudo apt-get -qq install") for word in run.split()[4:]}
+    assert wanted - ON_THE_RUNNER <= installed
+
+
+def test_a_change_of_what_makes_or_judges_the_images_is_tried_on_a_cluster() -> None:
+    content = yaml.safe_load((ROOT / ".github/workflows/e2e.yaml").read_text(encoding="utf-8"))
+    patterns = content[True]["pull_request"]["paths"]  # YAML 1.1 reads `on` as true
+    bento = yaml.safe_load((ROOT / "bentofile.yaml").read_text(encoding="utf-8"))["include"]
+    copied = re.findall(r"^COPY (?!--from)(\S+)", (ROOT / "image/Containerfile").read_text("utf-8"), re.MULTILINE)
+    others = ["Makefile", "bentofile.yaml", "image/Containerfile", "release/card.json", "tests/container/__init__.py"]
+    sources = [source.removeprefix("/") for source in (*bento, *copied, *others)]
+    assert {"service.py", "serving/*.py", "requirements/load.txt", "load_tests"} <= set(sources)
+    # a folder is covered by what covers its files
+    assert [name for name in sources if not any(fnmatch(name, it) or fnmatch(f"{name}/", it) for it in patterns)] == []
 
 
 def test_production_waits_for_a_person_and_goes_back_where_it_fails() -> None:
