@@ -157,8 +157,10 @@ class Report(Frozen):
 
 
 class Store(Frozen):
-    """The gate, on out-of-fold figures: a run that misses one of them is not stored."""
+    """Of the runs that are small enough the best one is stored, unless it misses one of the out-of-fold figures."""
 
+    max_megabytes: Positive
+    """Size of the graph."""
     min_macro_f1: Share
     min_accuracy: Share
     max_calibration_error: Share

@@ -81,6 +81,7 @@ def report(params: Params) -> None:
 
     run_id = card.lineage.run_id
     tracking.reopen_run(run_id)
+    tracking.log_metrics(run_id, {tracking.SIZE: graph.stat().st_size / 1e6})
     for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
         tracking.log_artifact(run_id, path)
     for name, estimates in figures.items():

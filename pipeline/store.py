@@ -1,7 +1,8 @@
 """Stores the best model: `python -m pipeline.store`; the last line it prints is the model's tag.
 
-Of the finished runs on the present data, the one with the highest out-of-fold macro F1; test figures never choose. It
-must pass the gate (section `store` of params.yaml). Exit code 2: no such run; 3: below the gate, nothing stored.
+Of the finished runs on the present data whose graph has at most `store.max_megabytes`, the one with the highest
+out-of-fold macro F1; test figures never choose. It must pass the gate (section `store` of params.yaml). Exit code 2: no
+such run; 3: below the gate, nothing stored.
 """
 
 import argparse
@@ -28,9 +29,12 @@ def store(params: parameters.Params, release: Path | None = None) -> None:
 
     Where that is the project's own, pipeline.documents writes anew what is read about the released model.
     """
-    best = tracking.best_run(Manifest.read().digest)
+    most = params.store.max_megabytes
+    best = tracking.best_run(Manifest.read().digest, most)
     if best is None:
-        raise StageError("MLflow has no finished run on these data; `dvc repro` makes one")
+        raise StageError(
+            f"MLflow has no finished run on these data with a graph of at most {most:g} MB; `dvc repro` makes one"
+        )
     missed = below_gate(best.metrics, params.store)
     if missed:
         print("\n".join(missed), file=sys.stderr)

@@ -47,6 +47,9 @@ DOTENV: Final = Path(".env")
 SCORE: Final = "out_of_fold_macro_f1"
 """The metric by which runs are compared; nothing measured on the test folder ever is."""
 
+SIZE: Final = "megabytes"
+"""The metric that is the graph's size."""
+
 _SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _SHORT_NAMES: Final = frozenset({"train.learning_rate", "train.batch_size", "prepare.image_size"})
 _TRAINED_BY: Final = {"seed", "data", "prepare", "base_model", "train"}
@@ -167,15 +170,19 @@ def fail_unfinished(parent: str) -> None:
             client.set_terminated(run.info.run_id, "FAILED")
 
 
-def best_run(data_digest: str) -> RunRecord | None:
-    """The finished run on these data with the highest SCORE; a score on other data is no comparison."""
+def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
+    """Of the finished runs on these data with a graph of that size at most, the one with the highest SCORE.
+
+    A score on other data is no comparison.
+    """
     with _tracking() as client:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return None
         found = client.search_runs(
             [experiment.experiment_id],
-            f"attributes.status = 'FINISHED' and tags.data_digest = '{data_digest}' and metrics.{SCORE} >= 0",
+            f"attributes.status = 'FINISHED' and tags.data_digest = '{data_digest}' and metrics.{SCORE} >= 0"
+            f" and metrics.{SIZE} <= {max_megabytes}",
             order_by=[f"metrics.{SCORE} DESC", "attributes.start_time DESC"],
             max_results=1,
         )

@@ -90,7 +90,7 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert tracking.best_run("none") is None
+        assert tracking.best_run("none", 1) is None
     return path
 
 

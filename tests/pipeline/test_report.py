@@ -185,6 +185,7 @@ def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_fini
     report(exported)
     figures = run().data.metrics
     assert run().info.status == "FINISHED"
+    assert figures["megabytes"] == (paths.RELEASE / GRAPH).stat().st_size / 1e6
     assert figures["test_accuracy"] == 0.75
     assert figures["test_without_twins_accuracy"] == 1
     card = ModelCard.read(paths.RELEASE / CARD)

@@ -19,6 +19,7 @@ from tests.pipeline.conftest import start_run
 from tests.server import ROOT
 
 DIGEST = "ab" * 32
+NO_RUN = "store: MLflow has no finished run on these data with a graph of at most 10 MB; `dvc repro` makes one\n"
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def plant(
     out_of_fold: float,
     test: float,
     calibration_error: float = 0.05,
+    megabytes: float = 8,
     swap_graph: bool = False,
     swap_figures: bool = False,
 ) -> str:
@@ -53,6 +55,7 @@ def plant(
             "out_of_fold_accuracy": out_of_fold,
             "out_of_fold_calibration_error": calibration_error,
             "out_of_fold_flips": 0.02,
+            tracking.SIZE: megabytes,
             "test_macro_f1": test,
             "test_accuracy": test,
         },
@@ -155,7 +158,25 @@ def test_without_a_run_on_these_data_it_ends_with_2_and_one_line(
     plant(params, out_of_fold=0.9, test=0.9)
     Manifest(source="local", digest="cd" * 32, files=()).write()
     assert exit_code(monkeypatch) == 2
-    assert capsys.readouterr().err == "store: MLflow has no finished run on these data; `dvc repro` makes one\n"
+    assert capsys.readouterr().err == NO_RUN
+
+
+def test_a_better_run_that_is_too_large_is_passed_over(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(params, out_of_fold=0.95, test=0.95, megabytes=30)
+    small = plant(params, out_of_fold=0.9, test=0.9)
+    taken = []
+    monkeypatch.setattr(store, "import_model", lambda folder: taken.append(ModelCard.read(folder / CARD)))
+    store.store(params)
+    assert [card.lineage.run_id for card in taken] == [small]
+
+
+@pytest.mark.usefixtures("refuse_import")
+def test_where_no_run_is_small_enough_it_ends_with_2_and_one_line(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(params, out_of_fold=0.95, test=0.95, megabytes=30)
+    assert exit_code(monkeypatch) == 2
+    assert capsys.readouterr().err == NO_RUN
 
 
 @pytest.mark.usefixtures("refuse_import")

@@ -133,7 +133,7 @@ def test_a_killed_sweep_tries_the_interrupted_trial_again_and_counts_it_once(
     assert {run.data.tags["mlflow.parentRunId"] for run in recorded.values()} == {parent.info.run_id}
     assert parent.info.status == "FINISHED"
     assert recorded["trial 2"].data.metrics[sweep.LOSS] == pytest.approx(again.value)
-    assert tracking.best_run(DIGEST) is None, "a trial is not there to be stored"
+    assert tracking.best_run(DIGEST, 10) is None, "a trial is not there to be stored"
     assert not paths.SWEEP_SCRATCH.exists()
     assert "2 trials complete, 0 ended early, 1 failed" in capsys.readouterr().out
 

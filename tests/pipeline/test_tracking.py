@@ -34,9 +34,9 @@ def start(params: Params, digest: str = DIGEST) -> str:
     return start_run(params, data_digest=digest, image_count=4)
 
 
-def finished(params: Params, score: float, digest: str = DIGEST) -> str:
+def finished(params: Params, score: float, digest: str = DIGEST, megabytes: float = 8) -> str:
     run_id = start(params, digest)
-    tracking.log_metrics(run_id, {tracking.SCORE: score})
+    tracking.log_metrics(run_id, {tracking.SCORE: score, tracking.SIZE: megabytes})
     tracking.finish_run(run_id, "FINISHED")
     return run_id
 
@@ -107,21 +107,31 @@ def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params
     finished(params, 0.7)
     best = finished(params, 0.9)
     finished(params, 0.8)
-    record = tracking.best_run(DIGEST)
+    record = tracking.best_run(DIGEST, 10)
     assert record is not None
     assert record.run_id == best
     assert record.metrics[tracking.SCORE] == 0.9
     assert record.tags["data_digest"] == DIGEST
 
 
+def test_what_is_too_large_is_left_out_before_the_best_is_chosen(tracked: Path, params: Params) -> None:
+    finished(params, 0.95, megabytes=30)
+    best = finished(params, 0.9, megabytes=10)
+    finished(params, 0.8)
+    record = tracking.best_run(DIGEST, 10)
+    assert record is not None
+    assert record.run_id == best
+    assert tracking.best_run(DIGEST, 7.5) is None
+
+
 def test_runs_on_other_data_unfinished_and_failed_ones_are_no_candidates(tracked: Path, params: Params) -> None:
     finished(params, 0.99, digest="cd" * 32)
     unfinished, failed = start(params), start(params)
     for run_id in (unfinished, failed):
-        tracking.log_metrics(run_id, {tracking.SCORE: 0.99})
+        tracking.log_metrics(run_id, {tracking.SCORE: 0.99, tracking.SIZE: 8})
     tracking.finish_run(failed, "FAILED")
     tracking.finish_run(start(params), "FINISHED")  # without a score
-    assert tracking.best_run(DIGEST) is None
+    assert tracking.best_run(DIGEST, 10) is None
 
 
 def test_an_artifact_that_is_not_there_is_an_error_of_one_line(tracked: Path, params: Params, tmp_path: Path) -> None:
@@ -228,7 +238,7 @@ def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_li
     note.write_text("kept", encoding="utf-8")
     tracking.log_artifact(run_id, note)
     note.unlink()
-    best = tracking.best_run(DIGEST)
+    best = tracking.best_run(DIGEST, 10)
     assert best is not None
     assert best.run_id == run_id
     assert tracking.fetch(run_id, "note.txt", tmp_path).read_text(encoding="utf-8") == "kept"
