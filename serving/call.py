@@ -34,6 +34,8 @@ class Call:
     """Its name in metrics and log, one of few."""
     outcome: str = "answered"
     """Else the error's code."""
+    key: str = ""
+    """Name of the key that it came with."""
     images: int = 0
     """That were decoded or came as pixels."""
     decode_seconds: float = 0.0
@@ -92,6 +94,8 @@ class Call:
             "outcome": self.outcome,
             "total_seconds": round(seconds, 6),
         }
+        if self.key:
+            line["key"] = self.key
         if self.images:
             line["images"] = self.images
             for stage in ("decode", "queue", "infer"):

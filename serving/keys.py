@@ -20,7 +20,7 @@ REALM: Final = 'Bearer realm="chestct"'
 
 _PREFIX: Final = "chestct_"
 """So that a scanner for leaked secrets knows one."""
-_LINE: Final = re.compile(r"[\w.@-]{1,64}:(?P<digest>[0-9a-f]{64})(?::(?P<scopes>[a-z0-9,]+))?", re.ASCII)
+_LINE: Final = re.compile(r"(?P<name>[\w.@-]{1,64}):(?P<digest>[0-9a-f]{64})(?::(?P<scopes>[a-z0-9,]+))?", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Forbidden(Refused):
 
 
 class Key(NamedTuple):
+    name: str
     digest: bytes
     scopes: frozenset[str]
 
@@ -60,8 +61,8 @@ class Keys:
         self._seen = self._identity()
         self._keys = parse(path)
 
-    def check(self, authorization: str | None, scope: str) -> None:
-        """Let the holder of a key for `scope` pass; `authorization` is the header or metadata of that name.
+    def check(self, authorization: str | None, scope: str) -> str:
+        """The name of the key for `scope` that came; `authorization` is the header or metadata of that name.
 
         Each known key is compared, in constant time. Raises Unauthenticated or Forbidden.
         """
@@ -74,9 +75,11 @@ class Keys:
         if not holders:
             challenge = f'{REALM}, error="invalid_token"'
             raise Unauthenticated("unauthenticated", "expected a key that is known here, got another", challenge)
-        if not any(scope in holder.scopes for holder in holders):
-            challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
-            raise Forbidden("forbidden", f"expected a key for {scope}, got one for other routes", challenge)
+        for holder in holders:
+            if scope in holder.scopes:
+                return holder.name
+        challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
+        raise Forbidden("forbidden", f"expected a key for {scope}, got one for other routes", challenge)
 
     def _refresh(self) -> None:
         seen = self._identity()
@@ -117,7 +120,7 @@ def parse(path: Path) -> tuple[Key, ...]:
                 f"{path}, line {number}: expected name:sha256 or name:sha256:scope,scope with scopes of "
                 f"{', '.join(SCOPES)}; `python -m serving.keys new NAME` makes one"
             )
-        keys.append(Key(bytes.fromhex(found["digest"]), scopes))
+        keys.append(Key(found["name"], bytes.fromhex(found["digest"]), scopes))
     if not keys:
         raise KeysError(f"{path}: expected at least one key")
     return tuple(keys)

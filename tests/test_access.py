@@ -1,6 +1,7 @@
 """A service with API keys, private routes and TLS on gRPC, in processes of its own."""
 
 import base64
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.server import ROOT, Server, environment, import_tiny_model, serve
 
 PNG = encode_png(tiny_picture(1)[:, :, 0])
 TYPE = {"Content-Type": "image/png"}
+GRPC = "/inference.GRPCInferenceService/ModelInfer"
 OIP = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PNG).decode()]}]}
 
 
@@ -145,6 +147,20 @@ def test_the_health_of_grpc_needs_no_key(guarded: Guarded) -> None:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert service.GRPCInferenceServiceStub(channel).ServerReady(protocol.ServerReadyRequest(), timeout=10).ready
+
+
+def test_the_log_says_by_which_key_a_request_came(guarded: Guarded) -> None:
+    for route in ("/v1/predict", "/v2/models/chestct/infer", "/classify"):
+        ask(guarded, route, guarded.key)
+    ask(guarded, "/v1/model", guarded.v1)
+    ask(guarded, "/v2", None)
+    infer(guarded, guarded.key)
+    lines = [json.loads(line) for line in guarded.server.log.read_text().splitlines() if line.startswith("{")]
+    found = {(line["route"], line.get("key")) for line in lines if line["code"] in ("200", "OK")}
+    for route in ("/v1/predict", "/v2/models/{name}/infer", "/classify", GRPC):
+        assert (route, "ann") in found
+    assert ("/v1/model", "ben") in found
+    assert "key" not in next(line for line in reversed(lines) if line["route"] == "/v2")
 
 
 def test_private_routes_answer_on_their_port_alone(guarded: Guarded) -> None:

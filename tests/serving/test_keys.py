@@ -1,13 +1,19 @@
+import asyncio
+import json
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import httpx
 import pytest
 
-from serving import keys
+from serving import edge, keys
+from serving.batcher import Overloaded
 from serving.keys import Forbidden, Keys, KeysError, Unauthenticated
+from serving.settings import Settings
 from tests.server import ROOT
 
 
@@ -32,10 +38,8 @@ def test_a_key_opens_what_it_is_for_and_nothing_else(file: Path) -> None:
     some, second = keys.new("ben", ("v1", "grpc"))
     write(file, "# people", "", first, second)
     held = Keys(file)
-    for scope in keys.SCOPES:
-        held.check(bearer(everything), scope)
-    held.check(bearer(some), "v1")
-    held.check(f"bearer {some}", "grpc")
+    assert {held.check(bearer(everything), scope) for scope in keys.SCOPES} == {"ann"}
+    assert held.check(bearer(some), "v1") == held.check(f"bearer {some}", "grpc") == "ben"
     with pytest.raises(Forbidden, match="for v2") as caught:
         held.check(bearer(some), "v2")
     assert caught.value.challenge == 'Bearer realm="chestct", error="insufficient_scope", scope="v2"'
@@ -123,6 +127,22 @@ def test_a_file_that_is_gone_leaves_the_keys(file: Path, caplog: pytest.LogCaptu
     write(file, keys.new("ben")[1])
     with pytest.raises(Unauthenticated):
         held.check(bearer(key), "v1")
+
+
+def test_a_request_that_finds_no_room_is_logged_with_its_key(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key, line = keys.new("ann")
+    write(file, line)
+    full = Mock(check_room=Mock(side_effect=Overloaded(1)))
+    app = edge.Recorded(edge.Door(Mock(), Settings(), Keys(file), lambda: full))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post("/v1/predict", headers={"Authorization": bearer(key)})
+
+    with caplog.at_level(logging.INFO, logger="serving.call"):
+        assert asyncio.run(ask()).status_code == 429
+    assert json.loads(caplog.messages[-1])["key"] == "ann"
+    assert key not in caplog.text
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
