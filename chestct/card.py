@@ -123,6 +123,9 @@ class Metrics(Frozen):
     split: str
     """In words, such as `out-of-fold on train + valid, 3 folds by visual cluster`."""
     images: int
+    clusters: int | None = None
+    """Of look-alikes, which intervals resample whole; None in cards from before it was recorded, whose intervals on the
+    test folder resample single images."""
     loss: Estimate
     """Cross-entropy in nats of the calibrated probabilities."""
     accuracy: Estimate

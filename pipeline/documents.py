@@ -137,8 +137,10 @@ def _model_card(card: ModelCard) -> str:
         "Not for diagnosis, triage or any decision about a person; not for other parts of the body, other diseases,"
         " X-rays, MR, nor whole series. A person looks at every answer that is `refer`; `reject` has no label.",
         "## How well it does",
-        "With 95 % intervals by bootstrap; out-of-fold whole clusters of look-alikes are drawn, since slices of one"
-        " scan are no independent witnesses. Out-of-fold: each image by a network that has seen no look-alike of it."
+        "With 95 % intervals by bootstrap: whole clusters of look-alikes are drawn, since slices of one scan are no"
+        " independent witnesses"
+        + ("." if _in_clusters(card) else ", but of the test folder single images, so its intervals are too narrow.")
+        + " Out-of-fold: each image by a network that has seen no look-alike of it."
         " Without twins: test images whose picture does not also stand in train or valid.",
         _metrics_table(known),
         "## Beside other ways to answer",
@@ -272,9 +274,17 @@ def _arithmetic(card: ModelCard) -> Iterable[str]:
 
 def _metrics_table(known: Mapping[str, Metrics]) -> str:
     return _table(
-        ("figure", *(f"{_SPLITS[name]} ({m.images})" for name, m in known.items())),
+        ("figure", *(f"{_SPLITS[name]} ({_size(m)})" for name, m in known.items())),
         ((words, *(in_words(getattr(m, name)) for m in known.values())) for name, words in _FIGURES.items()),
     )
+
+
+def _in_clusters(card: ModelCard) -> bool:
+    return all(each.clusters is not None for name, each in card.metrics.items() if name != "out_of_fold")
+
+
+def _size(metrics: Metrics) -> str:
+    return f"{metrics.images}" if metrics.clusters is None else f"{metrics.images} in {metrics.clusters} clusters"
 
 
 def _baselines_table(card: ModelCard) -> str:

@@ -62,6 +62,7 @@ class Evaluation:
         everything = np.ones((1, len(labels)))
         values = self._measure(everything)
         groups = np.arange(len(labels)) if groups is None else groups
+        self._clusters = len(np.unique(groups))
         resampled = self._measure(_resample(groups, resamples, seed))
         self.figures = {name: _estimate(float(values[name][0]), resampled[name]) for name in values}
         """Every figure by its name, such as `macro_f1` or `recall_normal`."""
@@ -81,6 +82,7 @@ class Evaluation:
         return Metrics(
             split=split,
             images=len(self._labels),
+            clusters=self._clusters,
             **estimates,
             classes={
                 name: ClassMetrics(

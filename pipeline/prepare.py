@@ -36,7 +36,9 @@ def prepare(params: Params) -> None:
     _require(test, 1, "test")
 
     labels = np.array([item.label for item in pool])
-    clusters = cluster(np.stack([item.standard for item in pool]), settings.cluster_correlation)
+    clusters, test_clusters = (
+        cluster(np.stack([item.standard for item in part]), settings.cluster_correlation) for part in (pool, test)
+    )
     folds = split(labels, clusters, settings.folds, params.seed)
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,8 @@ def prepare(params: Params) -> None:
     np.savez(paths.FACTS, **facts_arrays([item.facts for item in pool]))
     with_twin = {pair.one.file.path for pair in findings.twins}
     twins = np.array([item.file.path in with_twin for item in test])
-    np.savez(paths.TEST, **_arrays(test), **facts_arrays([item.facts for item in test]), twins=twins)
+    facts = facts_arrays([item.facts for item in test])
+    np.savez(paths.TEST, **_arrays(test), **facts, twins=twins, clusters=test_clusters)
     described = audit.describe(slices, unreadable, findings, clusters, folds)
     lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")

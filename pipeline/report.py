@@ -3,7 +3,7 @@
 The only place that opens the test images. Each opening adds a line to TEST_OPENINGS, since a test set that is looked at
 often, and acted upon, is no test any more. Figures are given for all images and for those without twins in train or
 valid; only the latter say how the model does on what it has not seen. That they have none is compared here once more,
-pixels with pixels, before there is any figure.
+pixels with pixels, before there is any figure. Intervals resample whole clusters of look-alikes, as out-of-fold.
 
 It is also the stage that records: graph, card, figures, parameters and audit go into the MLflow run together, from here
 alone. DVC never takes this stage from its run cache, as it may those before it, so the run holds what lies here.
@@ -45,7 +45,7 @@ def report(params: Params) -> None:
     card = ModelCard.read(paths.RELEASE / CARD)
     with np.load(paths.TEST) as file:
         pixels, labels, alone, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
-        facts = read_facts(file)
+        clusters, facts = file["clusters"], read_facts(file)
     with np.load(paths.POOL) as file:
         correlation = params.prepare.duplicate_correlation
         require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
@@ -66,7 +66,9 @@ def report(params: Params) -> None:
             continue
         some = [each for each, wanted in zip(facts, chosen, strict=True) if wanted]
         answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], some, card)
-        evaluation = Evaluation(answers, labels[chosen], resamples=params.report.bootstrap, seed=params.seed)
+        evaluation = Evaluation(
+            answers, labels[chosen], groups=clusters[chosen], resamples=params.report.bootstrap, seed=params.seed
+        )
         metrics[name] = evaluation.metrics(words)
         write_key_figures(name, evaluation.key_figures())
         evaluation.draw(paths.TEST_PLOTS / name, words)

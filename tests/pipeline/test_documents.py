@@ -96,6 +96,20 @@ def test_an_audit_from_before_near_twins_were_looked_for_says_so() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
+def test_intervals_on_the_test_folder_that_leave_out_clusters_are_called_too_narrow() -> None:
+    plain = tiny_metrics()
+    clustered = plain.model_copy(update={"clusters": 30})
+    plant(metrics={"out_of_fold": clustered, "test": plain})
+    assert (
+        "of the test folder single images, so its intervals are too narrow." in documents.texts()[documents.MODEL_CARD]
+    )
+    plant(metrics={"out_of_fold": clustered, "test": clustered})
+    text = documents.texts()[documents.MODEL_CARD]
+    assert "too narrow" not in text
+    assert "| figure | out-of-fold (40 in 30 clusters) | Kaggle's test folder (40 in 30 clusters) |" in text
+
+
+@pytest.mark.usefixtures("workspace")
 def test_an_audit_of_other_data_is_named_as_such() -> None:
     plant(audit=AUDIT | {"digest": "cd" * 32})
     assert f"**this audit is of other data, `{'cd' * 32}`**" in documents.texts()[documents.DATA_SHEET]

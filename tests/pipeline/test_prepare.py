@@ -318,6 +318,19 @@ def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Pre
     assert len(np.unique(pool["folds"][group])) == 1
 
 
+def test_look_alikes_in_test_are_one_cluster_too(run: Callable[..., Prepared], data_set: Path) -> None:
+    original = first(data_set, "test", NORMAL)
+    planted = original.with_name("brighter.png")
+    ImageEnhance.Brightness(Image.open(original).convert("L")).enhance(1.05).save(planted)
+
+    test = run().test
+
+    pair = np.isin(test["paths"], [path_of(data_set, path) for path in (original, planted)])
+    assert pair.sum() == 2
+    assert len(np.unique(test["clusters"][pair])) == 1
+    assert len(np.unique(test["clusters"])) == 4, "one a class"
+
+
 def test_clusters_and_folds_are_the_same_at_every_size_of_the_input(
     run: Callable[..., Prepared], data_set: Path
 ) -> None:

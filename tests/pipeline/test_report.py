@@ -46,7 +46,7 @@ def write_test_images(drawn: list[int], labels: list[int], twins: list[int]) -> 
 
 
 def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) -> None:
-    """And a pool without their like."""
+    """Each a cluster of its own, and a pool without their like."""
     paths.TEST.parent.mkdir(parents=True, exist_ok=True)
     names = [f"test/{index}.png" for index in range(len(labels))]
     np.savez(
@@ -54,6 +54,7 @@ def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) ->
         pixels=pixels,
         labels=np.array(labels),
         twins=np.array(twins, bool),
+        clusters=np.arange(len(labels)),
         paths=np.array(names),
         **facts_arrays([plain_facts()] * len(labels)),
     )
@@ -106,6 +107,23 @@ def test_a_rule_on_the_input_counts_as_a_rejection(exported: Params) -> None:
     np.savez(paths.TEST, **{**arrays, "facts_colour": np.array([99.0] * 2 + [0.0] * 6)})
     report(exported)
     assert reported()["test"].rejected == 0.25
+
+
+def test_intervals_resample_clusters_of_look_alikes(exported: Params) -> None:
+    report(exported)
+    alone = reported()
+    with np.load(paths.TEST) as file:
+        arrays = dict(file)
+    np.savez(paths.TEST, **{**arrays, "clusters": np.array([0, 1, 2, 3, 0, 1, 4, 4])})  # both errors in one
+    report(exported)
+    together = reported()
+    assert {name: (each.images, each.clusters) for name, each in alone.items()} == {
+        "test": (8, 8),
+        "test_without_twins": (4, 4),
+    }
+    assert (together["test"].clusters, together["test_without_twins"].clusters) == (5, 4)
+    assert together["test"].accuracy.value == alone["test"].accuracy.value
+    assert together["test"].accuracy.low < alone["test"].accuracy.low
 
 
 def copy_of(path: Path, target: Path, mode: str) -> None:
