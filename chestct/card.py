@@ -159,6 +159,14 @@ class Metrics(Frozen):
     """Share of these images that are answered `refer`."""
 
 
+class Fold(Frozen):
+    """How well the network did that never saw these images."""
+
+    images: int
+    accuracy: Probability
+    macro_f1: Probability
+
+
 class Others(Frozen):
     """What became of pictures of one kind that are no chest-CT slice, or one shown wrongly."""
 
@@ -229,6 +237,8 @@ class ModelCard(Frozen):
     input_limits: InputLimits
     metrics: dict[str, Metrics]
     """By split: `out_of_fold`, `test`, `test_without_twins`."""
+    folds: tuple[Fold, ...] = ()
+    """The parts of `out_of_fold`; empty in cards from before they were recorded."""
     baselines: dict[str, dict[str, Estimate]]
     """Accuracy and macro F1, out-of-fold, of ways to answer without this network."""
     checks: dict[str, Estimate]

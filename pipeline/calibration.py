@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from chestct.card import Estimate, Frozen, InputLimits, Metrics, ModelCard, Others, Scaling, ScoreCounts, Thresholds
+from chestct.card import (
+    Estimate,
+    Fold,
+    Frozen,
+    InputLimits,
+    Metrics,
+    ModelCard,
+    Others,
+    Scaling,
+    ScoreCounts,
+    Thresholds,
+)
 from chestct.image import Facts
 from chestct.prediction import Evidence, cancer_probability, judge, possible_cancer, prediction_set
 from pipeline.classes import CLASSES, NORMAL
@@ -52,6 +63,7 @@ class OutOfFold(Frozen):
     """OUT_OF_FOLD_CARD: what the model card says of the folds."""
 
     metrics: Metrics
+    folds: tuple[Fold, ...]
     baselines: dict[str, dict[str, Estimate]]
     checks: dict[str, Estimate]
     others: dict[str, Others]

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import stdev
 from typing import Any, Final
 
 from chestct.card import Estimate, Metrics, ModelCard
@@ -143,6 +144,7 @@ def _model_card(card: ModelCard) -> str:
         + " Out-of-fold: each image by a network that has seen no look-alike of it."
         " Without twins: test images whose picture does not also stand in train or valid.",
         _metrics_table(known),
+        f"Of each fold alone: {_folds(card)}.",
         "## Beside other ways to answer",
         "Out-of-fold, on the same folds:",
         _baselines_table(card),
@@ -277,6 +279,18 @@ def _metrics_table(known: Mapping[str, Metrics]) -> str:
         ("figure", *(f"{_SPLITS[name]} ({_size(m)})" for name, m in known.items())),
         ((words, *(in_words(getattr(m, name)) for m in known.values())) for name, words in _FIGURES.items()),
     )
+
+
+def _folds(card: ModelCard) -> str:
+    if not card.folds:
+        return NOT_MEASURED
+    parts = []
+    for words, figures in (
+        ("accuracy", [fold.accuracy for fold in card.folds]),
+        ("macro F1", [fold.macro_f1 for fold in card.folds]),
+    ):
+        parts.append(f"{words} {min(figures):.3f} to {max(figures):.3f}, standard deviation {stdev(figures):.3f}")
+    return "; ".join(parts)
 
 
 def _in_clusters(card: ModelCard) -> bool:

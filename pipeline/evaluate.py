@@ -6,13 +6,14 @@ cross-fitted (see pipeline.calibration), with intervals from resampling whole vi
 
 import json
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from chestct.card import Estimate, Others, ScoreCounts
+from chestct.card import Estimate, Fold, Others, ScoreCounts
 from chestct.image import Facts
 from chestct.prediction import RULES, Evidence, Rule
 from pipeline import baselines, ood, paths, stage
@@ -67,10 +68,12 @@ def evaluate(params: Params) -> None:
     others = _others(trust, wanted.ood_score, calibration, wanted.ood_false_rejection)
     split = f"out-of-fold on train + valid, {len(np.unique(folds))} folds by visual cluster"
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)
+    by_fold = evaluation.within(folds)
     summary = {
         **evaluation.summary(),
         **{f"loss_with_{each}_scaling": round(loss, 4) for each, loss in losses.items()},
         **_costs(answers, labels, params),
+        **_spread(by_fold),
     }
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     write_key_figures("out_of_fold", evaluation.key_figures())
@@ -78,6 +81,7 @@ def evaluate(params: Params) -> None:
     found = baselines.predict(pixels, facts, features, labels, folds)
     card = OutOfFold(
         metrics=evaluation.metrics(split),
+        folds=by_fold,
         baselines={name: _baseline(each, labels, clusters, params) for name, each in found.items()},
         checks={name: evaluation.figures[name] for name in checks},
         others=others,
@@ -156,6 +160,15 @@ def _costs(answers: Answers, labels: NDArray[np.int64], params: Params) -> dict[
         "cost_if_all_stood": round(float(errors.mean()), 4),
         "cost_if_all_referred": round(costs.refer, 4),
     }
+
+
+def _spread(folds: Sequence[Fold]) -> dict[str, float]:
+    """Accuracy and macro F1 of each fold, counted from 1, and their standard deviation over the folds."""
+    table = {name: [getattr(fold, name) for fold in folds] for name in ("accuracy", "macro_f1")}
+    each = {
+        f"{name}_fold_{fold}": round(value, 4) for name, values in table.items() for fold, value in enumerate(values, 1)
+    }
+    return each | {f"{name}_sd_of_folds": round(stdev(values), 4) for name, values in table.items()}
 
 
 def _baseline(

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import ClassMetrics, Estimate, Metrics, ReliabilityBin, RiskPoint
+from chestct.card import ClassMetrics, Estimate, Fold, Metrics, ReliabilityBin, RiskPoint
 from pipeline.calibration import Answers, margin
 from pipeline.classes import CLASSES, NORMAL, TITLES
 from pipeline.pictures import draw_metrics
@@ -98,6 +98,17 @@ class Evaluation:
             risk_coverage=self._risk_coverage(),
             rejected=figures["rejected"].value,
             referred=figures["referred"].value,
+        )
+
+    def within(self, parts: NDArray[np.int64]) -> tuple[Fold, ...]:
+        """The figures of each part's images alone; `parts` [N] says in which an image is."""
+        inside = np.unique(parts)[:, np.newaxis] == parts
+        values = self._measure(inside.astype(float))
+        return tuple(
+            Fold(images=int(images), accuracy=float(accuracy), macro_f1=float(macro_f1))
+            for images, accuracy, macro_f1 in zip(
+                inside.sum(axis=1), values["accuracy"], values["macro_f1"], strict=True
+            )
         )
 
     def summary(self) -> dict[str, float]:

@@ -293,6 +293,7 @@ def _card(
         thresholds=calibration.thresholds,
         input_limits=calibration.input_limits,
         metrics={"out_of_fold": found.metrics},
+        folds=found.folds,
         baselines=found.baselines,
         checks=found.checks,
         others=found.others,

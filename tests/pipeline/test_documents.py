@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from chestct.card import ScoreCounts
+from chestct.card import Fold, ScoreCounts
 from chestct.store import CARD
 from pipeline import documents, paths
 from pipeline.classes import CLASSES
@@ -83,6 +83,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "share rejected, mean over the folds' networks:\n\nNot measured." in card
     assert "Scores for being unlike the training images: not measured." in card
     assert "## How often the test folder was opened\n\nNot measured." in card
+    assert "Of each fold alone: not measured." in card
     assert "## Faults\n\nNot measured." in sheet
     assert documents.README not in texts
 
@@ -120,7 +121,8 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     counts = dict.fromkeys(("chest_ct", "noise"), (3, 5, 2))
     metrics = dict.fromkeys(("out_of_fold", "test", "test_without_twins"), tiny_metrics())
     scores = ScoreCounts(kind="mahalanobis", edges=(0.3, 0.6, OOD_LIMIT, 1.2), counts=counts)
-    plant(audit=AUDIT | NEAR, metrics=metrics, ood_scores=scores)
+    folds = (Fold(images=20, accuracy=0.9, macro_f1=0.7), Fold(images=20, accuracy=0.8, macro_f1=0.9))
+    plant(audit=AUDIT | NEAR, metrics=metrics, ood_scores=scores, folds=folds)
     marks = {"begin": documents._BEGIN, "end": documents._END}
     documents.README.write_text(AROUND.format(block="stale\n", **marks), encoding="utf-8")
     paths.TEST_OPENINGS.parent.mkdir()
@@ -145,6 +147,10 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     assert readme.endswith("After.\n")
     assert "stale" not in readme
     assert "| always the most frequent class | 0.250 (0.200 to 0.300) | not measured |" in card
+    assert (
+        "Of each fold alone: accuracy 0.800 to 0.900, standard deviation 0.071; macro F1 0.700 to 0.900, standard"
+        " deviation 0.141." in card
+    )
     assert "| noise | 10 | 100.0% | 100.0% |" in card
     assert "On these data: 1 opening, for 1 training run; for this very graph: no openings." in card
     assert "| all | 32 | 8 | 16 | 36 | 30 | 4 |" in sheet

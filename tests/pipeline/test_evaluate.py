@@ -89,6 +89,19 @@ def test_the_same_figures_stand_in_the_dvc_metrics_and_in_the_cards_form(
     assert f"macro F1 {metrics.macro_f1.value:.3f}" in capsys.readouterr().out
 
 
+def test_each_fold_and_their_spread_stand_in_the_dvc_metrics_and_in_the_cards_form(out_of_fold: Params) -> None:
+    evaluate(out_of_fold)
+    summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
+    folds = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).folds
+    assert sum(fold.images for fold in folds) == IMAGES
+    for name in ("accuracy", "macro_f1"):
+        values = [getattr(fold, name) for fold in folds]
+        assert [summary[f"{name}_fold_{number}"] for number in (1, 2, 3)] == pytest.approx(values, abs=5e-5)
+        assert summary[f"{name}_sd_of_folds"] == pytest.approx(np.std(values, ddof=1), abs=5e-5)
+    weighted = sum(fold.images * fold.accuracy for fold in folds) / IMAGES
+    assert weighted == pytest.approx(summary["accuracy"], abs=5e-5)
+
+
 def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))

@@ -105,6 +105,16 @@ def test_the_figures_are_those_of_scikit_learn() -> None:
         assert figures[f"recall_{name}"].value == pytest.approx(recall)
 
 
+def test_the_figures_of_a_part_are_those_of_its_images_alone() -> None:
+    probabilities, labels = draw()
+    parts = np.arange(len(labels)) % 3
+    for part, found in enumerate(evaluate(probabilities, labels).within(parts)):
+        alone = evaluate(probabilities[parts == part], labels[parts == part]).figures
+        assert found.images == (parts == part).sum()
+        assert found.accuracy == pytest.approx(alone["accuracy"].value)
+        assert found.macro_f1 == pytest.approx(alone["macro_f1"].value)
+
+
 def test_every_interval_holds_its_value() -> None:
     for figure in evaluate(*draw()).figures.values():
         assert figure.low <= figure.value <= figure.high
