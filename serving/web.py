@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -25,7 +24,10 @@ _OWN: Final = 50
 
 
 class Web:
-    """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may be somebody's, so they ask for a key as /v1 does."""
+    """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may be somebody's, so they ask for a key as /v1 does.
+
+    Their names may be patients' names, and what is offered is told without a key: so they go by numbers.
+    """
 
     def __init__(self, settings: Settings, keys: Keys | None) -> None:
         self._settings = settings
@@ -42,9 +44,9 @@ class Web:
         samples: list[dict[str, Any]] = [
             {"name": file.name, "url": f"page/samples/{file.name}", "synthetic": True} for file in _pictures(_SAMPLES)
         ]
-        if settings.samples:
-            own = _pictures(settings.samples)[:_OWN]
-            samples += [{"name": file.name, "url": f"page/own/{quote(file.name)}", "synthetic": False} for file in own]
+        samples += [
+            {"name": f"Picture {number}", "url": f"page/own/{number}", "synthetic": False} for number in self._numbered()
+        ]
         return JSONResponse(
             {
                 "max_body_bytes": settings.max_body_bytes,
@@ -54,11 +56,15 @@ class Web:
             }
         )
 
+    def _numbered(self) -> dict[str, Path]:
+        own = _pictures(self._settings.samples) if self._settings.samples else []
+        return {f"{number}{file.suffix.lower()}": file for number, file in enumerate(own[:_OWN], start=1)}
+
     async def _own_sample(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if self._own is None or Path(name).suffix.lower() not in _SUFFIXES:
+        file = self._numbered().get(request.path_params["name"])
+        if self._own is None or file is None:
             return Response(status_code=404)
-        return await self._own.get_response(name, request.scope)
+        return await self._own.get_response(file.name, request.scope)
 
 
 def _pictures(folder: Path) -> list[Path]:

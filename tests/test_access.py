@@ -59,6 +59,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         capture_output=True,
         timeout=30,
     )
+    samples = folder / "samples"
+    samples.mkdir()
+    (samples / "Doe^Jane.PNG").write_bytes(PNG)
+    (samples / "notes.txt").write_text("no picture")
     (port,) = free_ports(1)
     settings = {
         "CHESTCT_WORKERS": "2",
@@ -67,6 +71,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         "CHESTCT_BENTOML_ROUTES": "private",
         "CHESTCT_PRIVATE_HOST": "127.0.0.1",
         "CHESTCT_PRIVATE_PORT": str(port),
+        "CHESTCT_SAMPLES": str(samples),
         "CHESTCT_GRPC_CERTIFICATE": str(certificate),
         "CHESTCT_GRPC_CERTIFICATE_KEY": str(private_key),
     }
@@ -116,6 +121,17 @@ def test_a_route_answers_who_holds_a_key_for_it(guarded: Guarded, route: str) ->
 )
 def test_health_and_pages_need_no_key(guarded: Guarded, route: str) -> None:
     assert ask(guarded, route, None).status_code == 200
+
+
+def test_a_persons_own_samples_need_a_key_and_their_names_stay_here(guarded: Guarded) -> None:
+    offered = ask(guarded, "/page/service.json", None)
+    assert "Doe" not in offered.text
+    (own,) = [sample for sample in offered.json()["samples"] if not sample["synthetic"]]
+    assert own["name"].startswith("Picture 1")
+    assert ask(guarded, f"/{own['url']}", None).status_code == 401
+    assert ask(guarded, f"/{own['url']}", guarded.v1).content == PNG
+    for name in ("2.png", "Doe%5EJane.PNG", "notes.txt", "..%2Fkeys"):
+        assert ask(guarded, f"/page/own/{name}", guarded.v1).status_code == 404
 
 
 def infer(guarded: Guarded, key: str | None) -> Any:
