@@ -44,9 +44,8 @@ class Web:
         samples: list[dict[str, Any]] = [
             {"name": file.name, "url": f"page/samples/{file.name}", "synthetic": True} for file in _pictures(_SAMPLES)
         ]
-        samples += [
-            {"name": f"Picture {number}", "url": f"page/own/{number}", "synthetic": False} for number in self._numbered()
-        ]
+        own = self._numbered()
+        samples += [{"name": f"Picture {name}", "url": f"page/own/{name}", "synthetic": False} for name in own]
         return JSONResponse(
             {
                 "max_body_bytes": settings.max_body_bytes,
