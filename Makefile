@@ -83,6 +83,7 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(IMAGE) \
 	  --label org.opencontainers.image.title=chestct \
+	  --label org.opencontainers.image.description='Classifies chest-CT slices. Research and education only. Not a medical device.' \
 	  --label org.opencontainers.image.revision=$(commit) \
 	  --label chestct.model.tag=$$model \
 	  --label chestct.model.sha256=$$(sha256sum < $$graph | cut -c1-64) $(CONTAINER_OPTIONS) .
