@@ -205,6 +205,9 @@ class Lineage(Frozen):
     run_id: str
     """MLflow run."""
     git_commit: str
+    """That the graph was exported from."""
+    trained_commit: str = "unknown"
+    """That train was started from; `unknown` in cards from before it was recorded."""
     data_source: Literal["kaggle", "local", "synthetic"]
     data_digest: str
     """SHA-256 over the sorted (path, SHA-256) of every data file."""

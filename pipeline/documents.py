@@ -129,7 +129,8 @@ def _model_card(card: ModelCard) -> str:
         f"{lineage.backbone} with a global average and one dense layer on {card.input.height} x {card.input.width} grey"
         f" pixels, started from {lineage.weights} weights, trained on {lineage.image_count} distinct images"
         f" ({lineage.data_source}; [data sheet](DATA_SHEET.md)). One ONNX graph of {size:.1f} MB, made"
-        f" {lineage.created} from commit `{lineage.git_commit[:12]}`, run `{lineage.run_id}`, data `"
+        f" {lineage.created} from commit `{lineage.git_commit[:12]}`, trained from commit"
+        f" `{lineage.trained_commit[:12]}`, run `{lineage.run_id}`, data `"
         f"{lineage.data_digest[:12]}`, SHA-256 `{lineage.model_sha256}`.",
         "## Intended use",
         "To learn, teach and try: how a classifier of chest-CT slices is trained, measured and served so that it says"

@@ -304,6 +304,7 @@ def _card(
         lineage=Lineage(
             run_id=run_id,
             git_commit=tracking.git_commit(),
+            trained_commit=tracking.trained_commit(run_id),
             data_source=manifest["source"],
             data_digest=manifest["digest"],
             backbone=params.base_model.backbone,

@@ -189,6 +189,12 @@ def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
         return _record(found[0]) if found else None
 
 
+def trained_commit(run_id: str) -> str:
+    """The commit that the run was started from."""
+    with _tracking() as client:
+        return str(client.get_run(run_id).data.tags["git_commit"])
+
+
 def fetch(run_id: str, artifact: str, folder: Path) -> Path:
     """Copy an artifact of the run into `folder`, which exists; returns where it now lies."""
     with _tracking() as client:

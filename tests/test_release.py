@@ -42,6 +42,7 @@ def test_the_graph_is_the_one_the_card_describes(card: ModelCard) -> None:
 def test_it_was_trained_on_real_images_by_committed_code(card: ModelCard) -> None:
     assert not card.synthetic
     assert not card.lineage.git_commit.endswith("-dirty")
+    assert not card.lineage.trained_commit.endswith("-dirty")
     assert card.disclaimer == DISCLAIMER
     assert {"out_of_fold", "test", "test_without_twins"} <= card.metrics.keys()
 

@@ -1,0 +1,44 @@
+"""The card that stage export writes; tests/pipeline/test_network.py has the graph."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chestct.card import Fold
+from pipeline import export, paths, tracking
+from pipeline.calibration import Calibration, OutOfFold
+from pipeline.manifest import Manifest
+from pipeline.params import Params
+from tests.graphs import tiny_card, tiny_graph
+from tests.pipeline.conftest import start_run
+from tests.server import ROOT
+
+
+@pytest.fixture
+def evaluated(tracked: Path) -> Params:
+    """The workspace after stage evaluate, as far as the card needs it; the run was started from the commit c0ffee."""
+    params = Params.read(ROOT / "params.yaml")
+    card = tiny_card()
+    for path in (paths.MANIFEST, paths.RUN, paths.OUT_OF_FOLD_CARD):
+        path.parent.mkdir(parents=True)
+    Manifest(source="local", digest="ab" * 32, files=()).write()
+    paths.RUN.write_text(json.dumps({"run_id": start_run(params)}), encoding="utf-8")
+    counts = {"kind": "mahalanobis", "edges": (0.0, 1.0), "counts": {"chest_ct": (1,)}}
+    found = {"metrics": card.metrics["out_of_fold"], "baselines": {}, "checks": {}, "others": {}, "ood_scores": counts}
+    folds = (Fold(images=8, accuracy=0.9, macro_f1=0.8),)
+    paths.OUT_OF_FOLD_CARD.write_text(OutOfFold(**found, folds=folds).model_dump_json(), encoding="utf-8")
+    return params
+
+
+def test_the_card_tells_the_commit_that_trained_from_the_one_that_exported(
+    evaluated: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "git_commit", lambda: "ca5cade")
+    known = tiny_card()
+    calibration = Calibration(scaling=known.scaling, thresholds=known.thresholds, input_limits=known.input_limits)
+    bias = np.zeros(4, np.float32)
+    card = export._card(evaluated, calibration, bias, tiny_graph(Path("model.onnx")), 8, None)
+    assert (card.lineage.trained_commit, card.lineage.git_commit) == ("c0ffee", "ca5cade")
+    assert [fold.accuracy for fold in card.folds] == [0.9]
