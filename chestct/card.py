@@ -213,7 +213,7 @@ class Lineage(Frozen):
     """SHA-256 over the sorted (path, SHA-256) of every data file."""
     backbone: str
     weights: str
-    """What the backbone started from, such as `imagenet`."""
+    """What the backbone started from: `imagenet`, `none`, or a file as `PATH@sha256:DIGEST`."""
     image_count: int
     """Distinct training images."""
     model_sha256: str

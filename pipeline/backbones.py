@@ -1,5 +1,6 @@
 """The networks a model can be built on: grey pixels to a feature map, each with its own scaling of pixels."""
 
+import hashlib
 import pickle
 import struct
 from collections import OrderedDict
@@ -40,14 +41,24 @@ def _application(name: str) -> Callable[[Tensor, str | None], Tensor]:
         except Exception as error:
             raise StageError(
                 f"base_model.weights: the ImageNet weights of {name} can't be downloaded ({error}); "
-                "give a path to a .weights.h5 file or choose the backbone efficientnet_lite0"
+                "give a .weights.h5 file as PATH@sha256:DIGEST or choose the backbone efficientnet_lite0"
             ) from error
 
     return build
 
 
-def _load(network: keras.Model, path: str, name: str) -> None:
-    """Weights from a file that Keras has saved. Raises StageError where it is missing, broken or another network's."""
+def _load(network: keras.Model, weights: str, name: str) -> None:
+    """Weights from a file that Keras has saved, named as `PATH@sha256:DIGEST`.
+
+    Raises StageError where it is missing, has another digest, is broken or another network's.
+    """
+    path, _, wanted = weights.rpartition("@sha256:")
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise StageError(f"base_model.weights: {path}: {error.strerror}") from error
+    if digest != wanted:
+        raise StageError(f"base_model.weights: {path} has the SHA-256 {digest}, not {wanted}; name the one you mean")
     try:
         network.load_weights(path)
     except Exception as error:  # Keras and h5py raise whatever the broken place led to

@@ -52,8 +52,8 @@ class Prepare(Frozen):
 
 class BaseModel(Frozen):
     backbone: Literal["vgg16", "resnet50v2", "mobilenet_v2", "efficientnetv2_b0", "efficientnet_lite0", "small"]
-    weights: str
-    """`imagenet`, `none`, or the path of a weights file."""
+    weights: Annotated[str, Field(pattern=r"^(imagenet|none|.+@sha256:[0-9a-f]{64})$")]
+    """`imagenet`, `none`, or a weights file as `PATH@sha256:DIGEST`: another file is another parameter."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -60,6 +60,7 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         ("prepare.image_size", 8),
         ("prepare.duplicate_correlation", 0.8),
         ("base_model.dropout", 1.0),
+        ("base_model.weights", "own.weights.h5"),
     ],
 )
 def test_values_that_cannot_work_are_refused(
