@@ -1,4 +1,4 @@
-"""Stage base_model: build and compile the network that training starts from, and cache its frozen features."""
+"""Stage base_model: build the network that training starts from, and cache its frozen features."""
 
 import keras
 import numpy as np
@@ -20,7 +20,6 @@ def base_model(params: Params) -> None:
     """Write BASE_MODEL (pixels uint8 [N, S, S, 1] to logits float32 [N, classes]) and FEATURES (float32 [N, F])."""
     keras.utils.set_random_seed(params.seed)
     network = build(params)
-    compile_for(network, params, steps_per_epoch=1)
     paths.BASE_MODEL.parent.mkdir(parents=True, exist_ok=True)
     network.save(paths.BASE_MODEL)
     with np.load(paths.POOL) as pool:
