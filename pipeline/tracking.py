@@ -7,12 +7,13 @@ MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them, na
 from the environment, or else from the file `.env`. A server that can't be used raises StageError.
 """
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from platform import python_version
+from platform import node, python_version
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from time import time
@@ -56,6 +57,8 @@ _TRAINED_BY: Final = {"seed", "data", "prepare", "base_model", "train"}
 _CODE: Final = ("chestct", "pipeline", "requirements")
 
 _PARENT: Final = "mlflow.parentRunId"
+_CHECKOUT: Final = "checkout"
+"""The tag that tells which folder of which machine a run was started in."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -104,7 +107,7 @@ def start_run(
     with _tracking() as client:
         known = client.get_experiment_by_name(experiment)
         experiment_id = known.experiment_id if known else client.create_experiment(experiment, _artifacts())
-        tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit}
+        tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit, _CHECKOUT: _here()}
         if parent is not None:
             tags[_PARENT] = parent
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
@@ -159,12 +162,18 @@ def reopen_run(run_id: str) -> None:
         client.update_run(run_id, "RUNNING")
 
 
-def fail_unfinished(parent: str) -> None:
-    """Close the runs below the run `parent` that a dead process left open."""
+def fail_unfinished(parent: str | None = None) -> None:
+    """Close the runs that a dead process left open: those below the run `parent`, or those of train in this checkout.
+
+    Other checkouts that share the store may be training.
+    """
+    name, tag, value = (EXPERIMENT, _CHECKOUT, _here()) if parent is None else (SWEEPS, _PARENT, parent)
     with _tracking() as client:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            return
         found = client.search_runs(
-            [client.get_run(parent).info.experiment_id],
-            f"attributes.status = 'RUNNING' and tags.`{_PARENT}` = '{parent}'",
+            [experiment.experiment_id], f"attributes.status = 'RUNNING' and tags.`{tag}` = '{value}'"
         )
         for run in found:
             client.set_terminated(run.info.run_id, "FAILED")
@@ -216,6 +225,11 @@ def git_commit() -> str:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return done.stdout.strip()
+
+
+def _here() -> str:
+    """A digest, so that a server is not told the names of machines and folders."""
+    return hashlib.sha256(f"{node()}:{Path.cwd()}".encode()).hexdigest()[:12]
 
 
 def _artifacts() -> str | None:

@@ -47,6 +47,8 @@ class Pool(NamedTuple):
 def train(params: Params) -> None:
     """Write FOLD_MODELS, OUT_OF_FOLD, FINAL_MODEL, HISTORY and RUN, and log it all as one MLflow run.
 
+    A run that an earlier training in this folder left open, killed or never reported, is closed.
+
     Raises StageError where a network diverged.
     """
     keras.utils.set_random_seed(params.seed)
@@ -55,6 +57,7 @@ def train(params: Params) -> None:
         pool = Pool(file["pixels"], file["labels"], file["folds"], cached["features"])
         clusters = file["clusters"]
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
+    tracking.fail_unfinished()
     run_id = tracking.start_run(
         params,
         data_source=manifest["source"],

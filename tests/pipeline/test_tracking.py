@@ -134,6 +134,22 @@ def test_runs_on_other_data_unfinished_and_failed_ones_are_no_candidates(tracked
     assert tracking.best_run(DIGEST, 10) is None
 
 
+def test_what_a_killed_training_left_open_is_closed_and_nothing_of_another_checkout(
+    tracked: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///{tracking.STORE.resolve()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    killed, reported = start(params), finished(params, 0.9)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    theirs = start(params)
+    monkeypatch.chdir(tracked)
+    tracking.fail_unfinished()
+    status = {run_id: read_back(run_id).info.status for run_id in (killed, reported, theirs)}
+    assert status == {killed: "FAILED", reported: "FINISHED", theirs: "RUNNING"}
+
+
 def test_an_artifact_that_is_not_there_is_an_error_of_one_line(tracked: Path, params: Params, tmp_path: Path) -> None:
     run_id = start(params)
     with pytest.raises(StageError, match=r"none\.json") as caught:

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 
-from pipeline import paths, stage, train
+from pipeline import paths, stage, tracking, train
 from pipeline.errors import StageError
 from pipeline.params import Params
 from pipeline.store import store
+from tests.pipeline.conftest import start_run
 
 
 @pytest.fixture
@@ -40,6 +42,21 @@ def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
         stage.run(store)
     assert caught.value.code == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+def test_a_run_that_a_killed_training_left_open_is_closed_by_the_next(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = start_run(params)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(params)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    assert client.get_run(killed).info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
