@@ -305,6 +305,11 @@ def test_the_page_is_small_and_names_no_other_host() -> None:
         assert hosts <= {"http://www.w3.org"}, path.name
 
 
+@pytest.mark.parametrize("file", sorted(PAGE.glob("*.html")), ids=lambda file: file.name)
+def test_the_disclaimer_needs_no_javascript(file: Path) -> None:
+    assert DISCLAIMER in re.sub("<head>.*</head>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
 def test_the_api_is_described_in_the_browser_without_asking_anybody_else(browser: Browser, server: Server) -> None:
     page = browser.new_page()
     problems: list[str] = []
