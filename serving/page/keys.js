@@ -11,7 +11,18 @@ const wrong = byId("key-wrong");
 let asking = null;
 let declined = false;
 
-export const storedKey = () => sessionStorage.getItem(NAME);
+let key = session((storage) => storage.getItem(NAME));
+
+export const storedKey = () => key;
+
+/** The browser may refuse to store anything: then the key lasts until the page is left. */
+function session(use) {
+  try {
+    return use(sessionStorage);
+  } catch {
+    return null;
+  }
+}
 
 /** After a person acts anew the key may be asked for again. */
 export function allowAsking() {
@@ -27,16 +38,17 @@ export async function askForKey(used) {
 }
 
 function open(refused) {
-  sessionStorage.removeItem(NAME);
+  key = null;
+  session((storage) => storage.removeItem(NAME));
   wrong.hidden = !refused;
   input.value = "";
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.onclose = () => {
-      const key = dialog.returnValue === "use" && input.value.trim();
+      key = (dialog.returnValue === "use" && input.value.trim()) || null;
       input.value = dialog.returnValue = "";
       declined = !key;
-      if (key) sessionStorage.setItem(NAME, key);
+      if (key) session((storage) => storage.setItem(NAME, key));
       resolve(Boolean(key));
     };
   });

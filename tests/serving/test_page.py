@@ -477,6 +477,32 @@ def test_a_key_is_asked_for_once_and_kept_in_the_session(visit: Visit) -> None:
         expect(page.locator(f"#{request}")).to_contain_text("CHESTCT_KEY")
 
 
+def test_where_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left(
+    browser: Browser, server: Server
+) -> None:
+    def guard(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"code": "unauthenticated", "message": "", "request_id": "r1"}})
+
+    page = browser.new_page()
+    page.add_init_script(
+        """Object.defineProperty(window, "sessionStorage", {
+            get() { throw new DOMException("Access is denied", "SecurityError"); },
+        })"""
+    )
+    page.route("**/v1/**", guard)
+    page.goto(server.url)
+    for key in ("wrong", "right"):
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+    expect(page.locator("#foot-model")).to_contain_text("chestct:")
+    page.set_input_files("#file", upload(png(1)))
+    expect(page.locator("#label")).to_have_text(TITLES[CLASSES[1]])
+    page.close()
+
+
 def test_a_file_over_the_limit_is_refused_before_it_is_sent(visit: Visit) -> None:
     asked: list[str] = []
     visit.page.on("request", lambda request: asked.append(request.url) if "predict" in request.url else None)
