@@ -1,7 +1,7 @@
 /** This visit's pictures and answers as a table, a CSV file and a report to print. They are in this tab's memory only. */
 
 import { items, open } from "./queue.js";
-import { byId, bytes, DECISIONS, element, errorWords, outcome, percent, percentages, pngUrl, reasonsOf, titleOf, warningsOf } from "./words.js";
+import { byId, bytes, DECISIONS, element, errorWords, outcome, percentages, pngUrl, reasonsOf, titleOf, warningsOf } from "./words.js";
 
 const rows = new Map();
 
@@ -35,7 +35,7 @@ function cells(item) {
   const { prediction, error } = item;
   const decision = prediction ? DECISIONS[prediction.decision].title : outcome(item, current).words;
   const label = prediction?.label ? titleOf(current, prediction.label) : "";
-  const sure = prediction?.label ? percent(prediction.confidence) : "";
+  const sure = prediction?.label ? percentages(prediction)[prediction.label] : "";
   const id = prediction?.request_id ?? error?.requestId ?? "";
   const row = [time(item), item.name, decision, label, sure].map((text) => element("td", {}, text));
   return [...row, element("td", { className: "code" }, id)];
@@ -75,10 +75,10 @@ function entry(item) {
   const picture = prediction?.preview && element("img", { src: pngUrl(prediction.preview), alt: `What the model saw of ${item.name}` });
   const said = prediction ? DECISIONS[prediction.decision].title : errorWords(error)[0];
   const lines = [`${time(item)}, ${bytes(item.file.size)}${item.synthetic ? ". Synthetic: drawn, not of any patient" : ""}.`];
-  if (prediction?.label) lines.push(`${titleOf(current, prediction.label)}, ${percent(prediction.confidence)} confidence.`);
   if (prediction) {
-    const shares = percentages(Object.values(prediction.probabilities));
-    const each = Object.keys(prediction.probabilities).map((name, i) => `${titleOf(current, name)} ${shares[i]}`);
+    const shares = percentages(prediction);
+    if (prediction.label) lines.push(`${titleOf(current, prediction.label)}, ${shares[prediction.label]} confidence.`);
+    const each = Object.entries(shares).map(([name, share]) => `${titleOf(current, name)} ${share}`);
     const words = [...reasonsOf(prediction, current), ...warningsOf(prediction, current)];
     lines.push(`Probabilities: ${each.join(", ")}.`, ...words, `Model ${prediction.model}, request ${prediction.request_id}.`);
   }

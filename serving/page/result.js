@@ -1,13 +1,12 @@
 /** Draws one prediction: the answer, the probabilities against their limits, and what speaks for and against it. */
 
-import { byId, DECISIONS, element, icon, list, onTrack, percent, percentages, reasonsOf, row, titleOf, warningsOf } from "./words.js";
+import { byId, chance, DECISIONS, element, icon, list, onTrack, percent, percentages, reasonsOf, row, titleOf, warningsOf } from "./words.js";
 
 /** Fill the result panel; returns the sentence a screen reader is told. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
   const { decision, label } = prediction;
-  const names = Object.keys(prediction.probabilities);
-  const shown = percentages(Object.values(prediction.probabilities));
-  const sure = label && shown[names.indexOf(label)];
+  const shown = percentages(prediction);
+  const sure = shown[label];
 
   byId("answer").hidden = !label;
   if (label) {
@@ -19,7 +18,7 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
   byId("synthetic").hidden = !synthetic;
   byId("bars-title").textContent = label ? "Probabilities" : "Probabilities, meaningless for this picture";
   byId("bars").classList.toggle("muted", !label);
-  byId("bars").replaceChildren(...names.map((name, i) => bar(prediction, model, name, shown[i])), ...cancers(prediction, model));
+  byId("bars").replaceChildren(...Object.keys(shown).map((name) => bar(prediction, model, name, shown[name])), ...cancers(prediction, model));
   byId("bars-key").hidden = !label || !model;
   byId("against-title").textContent = label ? "Against trusting this" : "Why";
   const { pro, contra } = evidence(prediction, model);
@@ -60,7 +59,7 @@ function cancers({ label, probabilities }, model) {
   const together = Object.entries(probabilities).reduce((sum, [name, p]) => (name === model.normal ? sum : sum + p), 0);
   const limit = model.thresholds.any_cancer;
   const marks = [onTrack("fill", { width: together }), tick(limit)];
-  return [barItem("The cancers together", percent(together), marks, [`from ${percent(limit, 0)} on, “normal” does not stand`], { sum: true })];
+  return [barItem("The cancers together", chance(together), marks, [`from ${percent(limit, 0)} on, “normal” does not stand`], { sum: true })];
 }
 
 function barItem(title, shown, marks, said, { class: name, first = false, sum = false }) {

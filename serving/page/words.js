@@ -37,14 +37,21 @@ export function errorWords({ code, status }) {
 
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u00a0%`;
 
-/** Shares that sum to 1 as percentages with one decimal that sum to 100.0 exactly (largest remainder). */
-export function percentages(shares) {
-  const exact = shares.map((share) => share * 1000);
+/** Class by class the percentage with one decimal; together they are 100.0 exactly (largest remainder). */
+export function percentages({ probabilities }) {
+  const names = Object.keys(probabilities);
+  const exact = names.map((name) => probabilities[name] * 1000);
   const whole = exact.map(Math.floor);
   const missing = Math.round(exact.reduce((a, b) => a + b, 0)) - whole.reduce((a, b) => a + b, 0);
   const order = exact.map((value, i) => i).sort((a, b) => exact[b] - whole[b] - (exact[a] - whole[a]));
   for (const i of order.slice(0, missing)) whole[i] += 1;
-  return whole.map((tenths) => `${(tenths / 10).toFixed(1)}\u00a0%`);
+  return Object.fromEntries(names.map((name, i) => [name, chance(probabilities[name], whole[i] / 1000)]));
+}
+
+/** No model is sure: where `rounded` says all or nothing and `share` does not, it becomes a bound. */
+export function chance(share, rounded = share) {
+  if (share > 0 && rounded < 0.0005) return `under ${percent(0.001)}`;
+  return rounded < 0.9995 ? percent(rounded) : `over ${percent(0.999)}`;
 }
 
 export function bytes(size) {

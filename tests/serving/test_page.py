@@ -503,6 +503,38 @@ def test_where_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left
     page.close()
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "shown"),
+    [
+        ((0.40045, 0.2002, 0.2002, 0.19915), ("40.1", "20.0", "20.0", "19.9")),
+        ((0.0002, 0.9997, 0.0001, 0), ("under 0.1", "over 99.9", "under 0.1", "0.0")),
+    ],
+)
+def test_an_answer_has_one_confidence_wherever_it_stands(
+    visit: Visit, probabilities: tuple[float, ...], shown: tuple[str, ...]
+) -> None:
+    first = max(range(4), key=probabilities.__getitem__)
+
+    def answer(route: Route) -> None:
+        told = {"label": CLASSES[first], "confidence": probabilities[first]}
+        given = {"decision": "accept", "probabilities": dict(zip(CLASSES, probabilities, strict=True))}
+        route.fulfill(json={**route.fetch().json(), **told, **given})
+
+    visit.page.route("**/v1/predict*", answer)
+    visit.choose(upload(png(first)))
+
+    visit.sees("result", "The label stands")
+    words = [f"{share}\u00a0%" for share in shown]
+    assert visit.page.locator("#bars li .bar-value").all_inner_texts() == words
+    assert visit.page.locator("#confidence").inner_text() == words[first]
+    expect(visit.page.get_by_role("status")).to_contain_text(f"confidence {words[first]}.")
+    assert visit.page.locator("#history-rows td").nth(4).inner_text() == words[first]
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    report = visit.page.locator("#report-entries").text_content() or ""
+    assert f"{TITLES[CLASSES[first]]}, {words[first]} confidence." in report
+    assert all(f"{TITLES[name]} {word}" in report for name, word in zip(CLASSES, words, strict=True))
+
+
 def test_a_file_over_the_limit_is_refused_before_it_is_sent(visit: Visit) -> None:
     asked: list[str] = []
     visit.page.on("request", lambda request: asked.append(request.url) if "predict" in request.url else None)
