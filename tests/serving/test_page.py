@@ -535,6 +535,25 @@ def test_an_answer_has_one_confidence_wherever_it_stands(
     assert all(f"{TITLES[name]} {word}" in report for name, word in zip(CLASSES, words, strict=True))
 
 
+def test_in_forced_colours_what_is_chosen_and_the_bars_can_be_seen(visit: Visit) -> None:
+    features = [{"name": "forced-colors", "value": "active"}]
+    session = visit.page.context.new_cdp_session(visit.page)
+    session.send("Emulation.setEmulatedMedia", {"features": features})
+    visit.choose(upload(grey(100)))
+    visit.sees("result", "A person should look")
+
+    def colours(selector: str) -> tuple[str, str]:
+        look = "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node).backgroundImage]"
+        colour, image = visit.page.locator(selector).first.evaluate(look)
+        return colour, image
+
+    assert colours("#heat-classes input:checked + span") != colours("#heat-classes input:not(:checked) + span")
+    for mark in (".fill", ".tick"):
+        assert colours(f"#for {mark}") != colours("#for .bar-track")
+    assert colours("#bars .first .fill") != colours("#bars .first .bar-track")
+    assert "gradient" in colours("#bars .refer-band")[1]
+
+
 def test_a_file_over_the_limit_is_refused_before_it_is_sent(visit: Visit) -> None:
     asked: list[str] = []
     visit.page.on("request", lambda request: asked.append(request.url) if "predict" in request.url else None)
