@@ -153,10 +153,11 @@ def test_the_first_process_is_the_server(running: Running) -> None:
     assert command.split("\0")[1:3] == ["/app/.venv/bin/bentoml", "serve"]
 
 
-def test_its_labels_name_commit_and_model(running: Running) -> None:
+def test_its_labels_name_commit_model_and_purpose(running: Running) -> None:
     (about,) = json.loads(run("image", "inspect", IMAGE))
     labels = about["Config"]["Labels"]
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
+    assert "Not a medical device" in labels["org.opencontainers.image.description"]
     card = httpx.get(f"{running.url}/v1/model", timeout=30).json()
     assert card["lineage"]["model_sha256"] == labels["chestct.model.sha256"]
     answer = httpx.post(f"{running.url}/v1/predict", files={"image": phantom()}, timeout=60).json()
