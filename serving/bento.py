@@ -34,7 +34,6 @@ MEDIA_TYPE: Final = "application/json"
 _CALL: Final[ContextVar[Call]] = ContextVar("call")
 """Whose body is being parsed."""
 
-
 _log = logging.getLogger(__name__)
 
 

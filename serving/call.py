@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Final
 from serving import metrics, tracing
 from serving.batcher import Overloaded
 
+LONGEST_MESSAGE: Final = 1000
+"""Characters of an error, which may quote what came. Over gRPC it is a header: too long a one becomes another error."""
 _LONGEST_ID: Final = 128
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 """Asked every few seconds for as long as the service lives: counted, and logged and traced only when they fail."""

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestct.image import InvalidImage
 from serving.batcher import Closed, Overloaded
-from serving.call import Call, choose_id
+from serving.call import LONGEST_MESSAGE, Call, choose_id
 from serving.classifier import Classifier
 from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.settings import Settings
@@ -57,8 +57,6 @@ _ANSWERING: Final = tuple(
     )
 )
 """Routes that put images into the queue, as patterns of their paths, and the scope of their keys."""
-_LONGEST_MESSAGE: Final = 1000
-"""Characters; some quote what came."""
 _CLIENT_GONE: Final = 499
 """For the metrics: the client hung up before the answer (nginx' number for it)."""
 
@@ -70,7 +68,7 @@ class RequestError(Exception):
     """The request can't be answered; `code` names the reason for programs, the message says it for people."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        message = message[:_LONGEST_MESSAGE]
+        message = message[:LONGEST_MESSAGE]
         super().__init__(message)
         self.status = status
         self.code = code

@@ -23,7 +23,7 @@ import chestct
 from chestct.image import InvalidImage
 from serving import oip
 from serving.batcher import Closed, Overloaded
-from serving.call import Call, choose_id
+from serving.call import LONGEST_MESSAGE, Call, choose_id
 from serving.classifier import Classifier
 from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.settings import Settings
@@ -41,8 +41,6 @@ _SAY_SO: Final = 0.1
 """Seconds in which the watches of the health wake up and tell."""
 _MOST_FIELDS: Final = 256
 """Of a message, those inside its fields left out; a request of every output has some twenty."""
-_LONGEST_MESSAGE: Final = 1000
-"""Characters of an error: it travels as a header, and a client that gets too long a one sees another error."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,16 +55,8 @@ _Handler = Any
 class RpcServer:
     """A started gRPC server."""
 
-    def __init__(
-        self,
-        server: grpc.aio.Server,
-        watches: "_Watches",
-        classifier: Classifier,
-        health_servicer: Any,
-        port: int,
-    ) -> None:
+    def __init__(self, server: grpc.aio.Server, classifier: Classifier, health_servicer: "_Health", port: int) -> None:
         self._server = server
-        self._watches = watches
         self._classifier = classifier
         self._health = health_servicer
         self.port = port
@@ -79,11 +69,10 @@ class RpcServer:
     async def stop(self, grace: float) -> None:
         """Say NOT_SERVING, take no new calls, and give the running ones `grace` seconds before they are cancelled.
 
-        Who watches the health is told and let go: a watch ends by itself never, so each stop would take all the grace.
+        Who watches the health is told and let go at once.
         """
         await _set_health(self._health, False)
-        await asyncio.sleep(_SAY_SO)
-        self._watches.end()
+        await self._health.end()
         await self._server.stop(grace)
 
 
@@ -99,16 +88,15 @@ async def start(
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
-    watches = _Watches()
     server = grpc.aio.server(
-        interceptors=[_Edge(classifier, keys, load or nullcontext()), watches],
+        interceptors=[_Edge(classifier, keys, load or nullcontext())],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
         ],
     )
     service.add_GRPCInferenceServiceServicer_to_server(_Inference(classifier), server)  # type: ignore[no-untyped-call]
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = _Health()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"{settings.grpc_host}:{settings.grpc_port}"
@@ -117,54 +105,46 @@ async def start(
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     else:
         port = server.add_insecure_port(address)
-    started = RpcServer(server, watches, classifier, health_servicer, port)
+    started = RpcServer(server, classifier, health_servicer, port)
     await started.announce()
     await server.start()
     return started
 
 
-async def _set_health(servicer: Any, ready: bool) -> None:
+async def _set_health(servicer: "_Health", ready: bool) -> None:
     status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
     for name in (_OVERALL, SERVICE):
         await servicer.set(name, status)
 
 
-class _Watches(grpc.aio.ServerInterceptor):
-    """Ends the calls of who watches the health."""
+class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
+    """The health service; `end` lets go of those who watch it."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        super().__init__()
+        self._watches: set[asyncio.Task[Any]] = set()
         self._ended = False
 
-    def end(self) -> None:
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: _Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches.add(task)
+        try:
+            await super().Watch(request, context)
+        except asyncio.CancelledError:
+            if not self._ended:
+                raise
+            await context.abort(StatusCode.UNAVAILABLE, "not_ready: the service is stopping")
+        finally:
+            self._watches.discard(task)
+
+    async def end(self) -> None:
+        """By itself no watch ends, so that each stop of the server would take all its grace."""
+        if self._watches:
+            await asyncio.sleep(_SAY_SO)
         self._ended = True
-        for task in self._tasks:
-            task.cancel()
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        handler = await continuation(handler_call_details)
-        if handler_call_details.method != f"/{health.SERVICE_NAME}/Watch":
-            return handler
-        answer: Any = handler.unary_stream
-
-        async def kept(request: Any, context: _Context) -> None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.add(task)
-            try:
-                await answer(request, context)
-            except asyncio.CancelledError:
-                if not self._ended:
-                    raise
-                await context.abort(StatusCode.UNAVAILABLE, "not_ready: the service is stopping")
-            finally:
-                self._tasks.discard(task)
-
-        return grpc.unary_stream_rpc_method_handler(kept, handler.request_deserializer, handler.response_serializer)
+        for watch in self._watches:
+            watch.cancel()
 
 
 class _Edge(grpc.aio.ServerInterceptor):
@@ -400,7 +380,7 @@ def _contents(tensor: protocol.ModelInferRequest.InferInputTensor) -> Any:
 
 async def _abort(context: _Context, status: StatusCode, code: str, message: str) -> NoReturn:
     _CALL.get().outcome = code
-    await context.abort(status, f"{code}: {message}"[:_LONGEST_MESSAGE])
+    await context.abort(status, f"{code}: {message}"[:LONGEST_MESSAGE])
 
 
 async def _overloaded(error: Overloaded, call: Call, context: _Context) -> NoReturn:

@@ -196,8 +196,7 @@ def test_the_service_predicts_what_the_trained_network_does(
     logits = scaling.apply(np.asarray(network.predict(pixels, verbose=0)))
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     served = [list(ask(server, image)["probabilities"].values()) for image in phantoms]
-    # The weights are float16, which may move a probability by export.probability_tolerance; phantoms are close calls.
-    np.testing.assert_allclose(served, expected, atol=1e-2)
+    np.testing.assert_allclose(served, expected, atol=2e-3)  # the graph's weights are float16
 
 
 def test_the_notebooks_show_what_the_stages_made(project: Project, tmp_path: Path) -> None:
