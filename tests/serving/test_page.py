@@ -297,6 +297,12 @@ def test_the_disclaimer_stays_in_view_and_nothing_overflows(visit: Visit) -> Non
     assert visit.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_figure_of_one_hundred_per_cent_fits_its_table(visit: Visit) -> None:
+    table = visit.page.locator("table:has(.interval)").first
+    table.locator(".point").last.evaluate("(point) => point.style.left = '100%'")
+    assert table.evaluate("(table) => table.parentElement.scrollWidth <= table.parentElement.clientWidth")
+
+
 def test_the_page_is_small_and_names_no_other_host() -> None:
     files = [path for path in PAGE.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 100_000
