@@ -15,6 +15,8 @@ NAME: Final = "chestct"
 GRAPH: Final = "model.onnx"
 CARD: Final = "card.json"
 
+_RELEASED: Final = "released"
+
 
 class NoModel(LookupError):
     """The store holds no model that may be served; the message says what to do."""
@@ -24,6 +26,8 @@ class StoredModel(NamedTuple):
     tag: str
     folder: Path
     """Holds GRAPH and CARD."""
+    released: bool = False
+    """It came with the code, not from a training here."""
 
     @property
     def graph(self) -> Path:
@@ -33,8 +37,10 @@ class StoredModel(NamedTuple):
         return ModelCard.read(self.folder / CARD)
 
 
-def import_model(folder: Path) -> str:
+def import_model(folder: Path, *, released: bool = False) -> str:
     """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the tag.
+
+    `released`: it came with the code, and gives way to the model of a later release.
 
     Its version is the card's digest, so one model has one tag on every machine. Where it is the newest of its kind,
     real or synthetic, already, nothing is stored. The card is checked first, so nothing is stored that can't be served.
@@ -46,6 +52,7 @@ def import_model(folder: Path) -> str:
         "trained_on": "synthetic" if card.synthetic else "real",
         "backbone": lineage.backbone,
         "run_id": lineage.run_id,
+        **({_RELEASED: "true"} if released else {}),
     }
     tag = f"{NAME}:{hashlib.sha256((folder / CARD).read_bytes()).hexdigest()[:16]}"
     newest = _newest(labels["trained_on"])
@@ -85,4 +92,4 @@ def _newest(trained_on: str) -> StoredModel | None:
     if not models:
         return None
     newest = max(models, key=lambda model: model.creation_time)
-    return StoredModel(str(newest.tag), Path(newest.path))
+    return StoredModel(str(newest.tag), Path(newest.path), _RELEASED in newest.info.labels)

@@ -1,4 +1,7 @@
-"""Make sure that there is a model to serve: `python -m serving.release` imports release/ where the store has none."""
+"""Make sure that there is a model to serve.
+
+`python -m serving.release` imports release/ where the store has no real model, or none but an earlier release.
+"""
 
 import sys
 from pathlib import Path
@@ -14,16 +17,20 @@ BAD_INPUT: Final = 2
 
 
 def ensure_model(tag: str | None, release: Path) -> str:
-    """The tag of the model that the service will answer with; `release` is imported where no real one is stored.
+    """The tag of the model that the service will answer with.
 
-    Raises chestct.store.NoModel where `tag` names a model that is not in the store.
+    `release` is imported where no real one is stored, and where the newest is another release: of the code before it
+    was updated. Raises chestct.store.NoModel where `tag` names a model that is not in the store.
     """
     try:
-        return store.find(tag).tag
+        stored = store.find(tag)
     except store.NoModel:
         if tag is not None:
             raise
-        return store.import_model(release)
+    else:
+        if tag is not None or not stored.released:
+            return stored.tag
+    return store.import_model(release, released=True)
 
 
 def main() -> None:

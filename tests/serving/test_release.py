@@ -36,6 +36,20 @@ def test_a_stored_real_model_comes_before_the_released_one(tmp_path: Path) -> No
     assert release.ensure_model(None, tmp_path / "absent") == tag
 
 
+def test_a_later_release_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
+    for name in ("first", "second", "own"):
+        card = tiny_model(tmp_path / name)
+        card.model_copy(update={"lineage": card.lineage.model_copy(update={"run_id": name})}).write(
+            tmp_path / name / CARD
+        )
+    first = release.ensure_model(None, tmp_path / "first")
+    second = release.ensure_model(None, tmp_path / "second")
+    assert first != second == store.find().tag
+    assert release.ensure_model(first, tmp_path / "second") == first
+    own = store.import_model(tmp_path / "own")
+    assert release.ensure_model(None, tmp_path / "first") == own
+
+
 def test_a_model_of_phantoms_is_served_by_its_tag_alone(tmp_path: Path) -> None:
     tiny_model(tmp_path / "phantoms", data_source="synthetic")
     tiny_model(tmp_path / "release")
