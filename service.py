@@ -113,7 +113,9 @@ class ChestCT:
         ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that glibc would keep
         worker = bentoml.server_context.worker_index
         if worker and SETTINGS.workers > 1:
-            LOAD.join(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"load-{os.getppid()}"), worker)
+            shared = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+            LOAD.join(shared / f"load-{os.getppid()}", worker)
+            await self.classifier.share(LOAD, shared)
         if worker == 1:
             print(f"page: {ChestCT.url}/", flush=True)
 

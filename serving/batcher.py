@@ -1,4 +1,4 @@
-"""Adaptive batching in one process: while the engine is busy the next batch grows."""
+"""Adaptive batching: while the engine is busy the next batch grows, or goes to another worker whose engine idles."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,29 @@ class Closed(RuntimeError):
 
 class EngineFailed(RuntimeError):
     """The engine could not score a batch; its cause is chained. Every image of that batch gets this, no other does."""
+
+
+class Lost(RuntimeError):
+    """Another worker did not give back a batch that it was lent."""
+
+
+Row = tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]
+"""One image of chestct.engine.Scores."""
+Pixels = NDArray[np.uint8]
+"""One image, [height, width, 1]."""
+
+
+class Others(Protocol):
+    """The engines of the other workers; serving.lending has them."""
+
+    def announce(self, idle: bool) -> None:
+        """Tell them whether this one's engine idles."""
+
+    def find_idle(self) -> int | None:
+        """A worker whose engine idles, or None."""
+
+    def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
+        """A batch by that worker's engine, which is not found until it is done. Raises Lost where the worker is."""
 
 
 class Score(NamedTuple):
@@ -69,12 +92,15 @@ class _Item:
     score: asyncio.Future[Score]
     deadline: float
     queued_at: float
+    at_home: bool = False
+    """Another worker had it and was lost: this one computes it."""
 
 
 class Batcher:
     """A bounded queue before an engine that runs one batch at a time in a thread of its own.
 
-    An idle engine takes whatever is queued at once, so nobody waits for a batch to fill. Used from one event loop.
+    An idle engine takes whatever is queued at once, so nobody waits for a batch to fill; what it leaves goes to
+    others that idle. Used from one event loop.
     """
 
     def __init__(
@@ -92,8 +118,14 @@ class Batcher:
         self._report = report
         self._queue: deque[_Item] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._busy = False
+        self._engaged = 0
+        """Batches in the thread or before it: at most one of this queue's, and those of other workers."""
+        self._lent = 0
+        """Batches of this queue that other workers have."""
+        self._due = False
+        """`_start_batches` will run in this turn of the loop."""
         self._closed = False
+        self._others: Others | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._recent: deque[tuple[float, int]] = deque(maxlen=_PACE_MEMORY)
@@ -132,11 +164,11 @@ class Batcher:
         loop = asyncio.get_running_loop()
         item = _Item(pixels, loop.create_future(), deadline, time.monotonic())
         self._queue.append(item)
-        if not self._busy:
+        if not self._due and (self._others or not self._engaged):
             # Not at once: what else arrives in this turn of the loop joins the batch.
-            self._busy = True
+            self._due = True
             self._idle.clear()
-            loop.call_soon(self._start_batch)
+            loop.call_soon(self._start_batches)
         try:
             return await item.score
         except asyncio.CancelledError:
@@ -147,40 +179,91 @@ class Batcher:
     async def close(self) -> None:
         """Refuse new images, finish those that wait, end the engine's thread."""
         self._closed = True
+        self._announce()
         await self._idle.wait()
         self._thread.shutdown()
 
-    def _start_batch(self) -> None:
-        started = time.monotonic()
+    def share(self, others: Others) -> None:
+        """Give what waits to others that idle, too, and tell them when this engine does."""
+        self._others = others
+        self._announce()
+
+    async def lend(self, pixels: Sequence[Pixels]) -> list[Row]:
+        """Run another worker's batch, past this queue. Raises what the engine does, and RuntimeError once closed."""
+        self._engaged += 1
+        self._idle.clear()
+        self._announce()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
+        finally:
+            self._engaged -= 1
+            self._start_batches()
+
+    def _start_batches(self) -> None:
+        self._due = False
+        if not self._engaged and (batch := self._next_batch()):
+            self._engaged += 1
+            running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [one.pixels for one in batch])
+            self._follow(batch, running, at_home=True)
+        while self._others and self._queue and not self._queue[0].at_home:
+            worker = self._others.find_idle()
+            if worker is None:
+                break
+            if batch := self._next_batch():
+                self._lent += 1
+                computing = self._others.compute(worker, [one.pixels for one in batch])
+                self._follow(batch, asyncio.ensure_future(computing), at_home=False)
+        self._announce()
+        if not (self._engaged or self._lent or self._queue):
+            self._idle.set()
+
+    def _announce(self) -> None:
+        if self._others:
+            self._others.announce(not (self._engaged or self._queue or self._closed))
+
+    def _next_batch(self) -> list[_Item]:
+        now = time.monotonic()
         batch: list[_Item] = []
         while self._queue and len(batch) < self._largest_batch:
             item = self._queue.popleft()
             if item.score.done():
                 continue  # cancelled in this turn of the loop, mostly by its deadline, and not yet out of the queue
-            if item.deadline > started:
+            if item.deadline > now:
                 batch.append(item)
             else:
                 item.score.set_exception(TimeoutError("the deadline passed in the queue"))
-        if not batch:
-            self._busy = False
-            self._idle.set()
-            return
-        running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [item.pixels for item in batch])
-        running.add_done_callback(lambda done: self._finish_batch(batch, started, done))
+        return batch
 
-    def _run(self, pixels: list[NDArray[np.uint8]]) -> list[tuple[Any, ...]]:
+    def _run(self, pixels: Sequence[Pixels]) -> list[Row]:
         scores = self._infer(np.stack(pixels))
         return [row[1:] for row in zip(pixels, *scores, strict=True)]
 
-    def _finish_batch(self, batch: list[_Item], started: float, done: asyncio.Future[list[tuple[Any, ...]]]) -> None:
+    def _follow(self, batch: list[_Item], running: asyncio.Future[list[Row]], *, at_home: bool) -> None:
+        started = time.monotonic()
+        running.add_done_callback(lambda done: self._finish_batch(batch, started, done, at_home=at_home))
+
+    def _finish_batch(
+        self, batch: list[_Item], started: float, done: asyncio.Future[list[Row]], *, at_home: bool
+    ) -> None:
         ended = time.monotonic()
         seconds = ended - started
-        # While there is a backlog, what holds up the engine (decoding, the event loop) is part of the pace.
-        self._recent.append((ended - min(started, self._backlog_since), len(batch)))
-        self._pace = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
-        self._backlog_since = ended if self._queue or self.coming else math.inf
-        self._report(BatchReport(len(batch), tuple(started - item.queued_at for item in batch), seconds))
         error = done.exception()
+        if at_home:
+            self._engaged -= 1
+            # While there is a backlog, what holds up the engine (decoding, the event loop) is part of the pace.
+            self._recent.append((ended - min(started, self._backlog_since), len(batch)))
+            self._backlog_since = ended if self._queue or self.coming else math.inf
+        else:
+            self._lent -= 1
+            if isinstance(error, Lost):
+                for item in reversed(batch):
+                    item.at_home = True
+                    self._queue.appendleft(item)
+                self._start_batches()
+                return
+            self._recent.append((0, len(batch)))  # meanwhile: this engine was busy
+        self._pace = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
+        self._report(BatchReport(len(batch), tuple(started - item.queued_at for item in batch), seconds))
         for index, item in enumerate(batch):
             if item.score.done():
                 continue
@@ -193,4 +276,4 @@ class Batcher:
                 item.score.set_result(
                     Score(probabilities, float(ood_score), heatmap, started - item.queued_at, seconds)
                 )
-        self._start_batch()
+        self._start_batches()

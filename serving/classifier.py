@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
@@ -23,7 +26,9 @@ from serving import metrics
 from serving.batcher import Batcher, BatchReport, EngineFailed, Overloaded, Score
 from serving.call import Call
 from serving.dicom_reader import LUNG, DicomReader, Window, is_dicom
+from serving.lending import Lending
 from serving.settings import Settings
+from serving.spread import Load
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
@@ -51,6 +56,7 @@ class Classifier:
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._dicom = DicomReader()
+        self._lending: Lending | None = None
         self._warm = False
         self._stopping = False
 
@@ -133,16 +139,38 @@ class Classifier:
         spec = self.card.input
         for size in (size for size in self.settings.batch_sizes if size <= self._largest_batch):
             blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
-            await asyncio.to_thread(self._engine.infer, blank)
+            scores = await asyncio.to_thread(self._engine.infer, blank)
+        self._heatmap = scores.heatmaps.shape[1:]
         lineage = self.card.lineage
         metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
         self._warm = True
+
+    async def share(self, load: Load, folder: Path) -> None:
+        """After the warm-up: lend the engine to the other workers in `load`, and borrow theirs while they idle.
+
+        `folder` is for their sockets. Raises OSError where one can't be made there.
+        """
+        spec = self.card.input
+        model = self.tag.rpartition(":")[2]
+        if sys.platform == "linux":  # a socket's path is short: 107 bytes
+            folder = Path(f"/proc/self/fd/{os.open(folder, os.O_PATH)}")
+        self._lending = Lending(
+            load,
+            lambda worker: folder / f"engine-{os.getppid()}-{model}-{worker}",
+            self._batcher.lend,
+            (spec.height, spec.width, spec.channels),
+            self._heatmap,
+        )
+        await self._lending.start()
+        self._batcher.share(self._lending)
 
     async def close(self) -> None:
         """Refuse new images and finish those that were taken."""
         self._warm = False
         self._stopping = True
         await self._batcher.close()
+        if self._lending:
+            await self._lending.stop()
         await asyncio.to_thread(self._decoders.shutdown)
         await asyncio.to_thread(self._dicom.close)
 

@@ -40,6 +40,7 @@ QUEUE_DEPTH: Final = Gauge(
     "Images that are decoded, wait for the engine or are in it, over all workers.",
     multiprocess_mode="livesum",
 )
+BORROWED: Final = Counter("chestct_borrowed_images", "Images that another worker's engine computed, since it idled.")
 PREDICTIONS: Final = Counter(
     "chestct_predictions", "Answers, by decision and label (none where rejected).", ("decision", "label")
 )

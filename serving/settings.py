@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=_usable_cores, json_schema_extra={"default": "usable cores"}
     )
-    """Processes that answer; each holds its own engine and queue."""
+    """Processes that answer; each holds an engine and a queue, and lends the engine to others while it idles."""
     engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=_cores_per_worker, json_schema_extra={"default": "usable cores / workers"}
     )

@@ -6,6 +6,7 @@ alive, they would stay there while another worker idles. A new one goes to whoev
 
 import mmap
 import os
+from collections.abc import Container
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -20,15 +21,18 @@ SHARE: Final = 1 / 8
 
 
 class Load:
-    """How many requests each worker has taken and not answered, over HTTP and gRPC, in memory that the workers share.
+    """How many requests each worker has taken and not answered, over HTTP and gRPC, and whether its engine idles.
 
-    As a context manager it counts one more meanwhile. Until `join` it knows of this worker alone.
+    In memory that the workers share. As a context manager it counts one more meanwhile. Until `join` it knows of this
+    worker alone.
     """
 
     def __init__(self, workers: int) -> None:
         self._slots = 2 * workers  # BentoML's supervisor numbers its workers up to this
-        self._own = 0
-        self._share(mmap.mmap(-1, 8 * self._slots))
+        self.own = 0
+        """This worker's place."""
+        self._size = 9 * self._slots
+        self._share(mmap.mmap(-1, self._size))
 
     def join(self, file: Path, worker: int) -> None:
         """Share the counts by this file, which is made where it is not.
@@ -36,25 +40,42 @@ class Load:
         `worker`: 1 and up, different for each that is alive. Raises OSError where the file can't be made.
         """
         with file.open("a+b") as opened:
-            opened.truncate(8 * self._slots)
-            self._share(mmap.mmap(opened.fileno(), 8 * self._slots))
-        self._own = worker - 1
-        self._counts[self._own] = 0
-        self._pids[self._own] = os.getpid()
+            opened.truncate(self._size)
+            self._share(mmap.mmap(opened.fileno(), self._size))
+        self.own = worker - 1
+        self._counts[self.own] = 0
+        self._pids[self.own] = os.getpid()
+        self.set_idle(False)
 
     def _share(self, memory: mmap.mmap) -> None:
-        numbers = memoryview(memory).cast("i")
+        self._memory = memory
+        self._first_idle = 8 * self._slots
+        numbers = memoryview(memory)[: self._first_idle].cast("i")
         self._pids, self._counts = numbers[: self._slots], numbers[self._slots :]
 
+    def set_idle(self, idle: bool) -> None:
+        """Say whether this worker's engine has nothing to do."""
+        self._memory[self._first_idle + self.own] = idle
+
+    def find_idle(self, without: Container[int] = ()) -> int | None:
+        """The place of another worker whose engine idles and that is not in `without`; None where there is none."""
+        after_own = self._first_idle + self.own + 1
+        for start, end in ((after_own, self._size), (self._first_idle, after_own - 1)):
+            while (start := self._memory.find(b"\1", start, end) + 1) > 0:
+                worker = start - 1 - self._first_idle
+                if worker not in without and _is_alive(self._pids[worker]):
+                    return worker
+        return None
+
     def __enter__(self) -> None:
-        self._counts[self._own] += 1
+        self._counts[self.own] += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._counts[self._own] -= 1
+        self._counts[self.own] -= 1
 
     def is_crowded(self) -> bool:
         """Whether this worker has clearly more than the mean of those that are alive."""
-        own = self._counts[self._own]
+        own = self._counts[self.own]
         if own < LEAST:
             return False
         counts = [count for pid, count in zip(self._pids, self._counts, strict=True) if pid and _is_alive(pid)]

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
 from chestct.image import encode_png
+from pipeline.classes import CLASSES
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
 
@@ -150,6 +152,32 @@ def test_metrics_add_up_over_the_workers(server: Server) -> None:
         assert metric(text, name) == before + 40
         assert metric(text, "chestct_queue_depth") == 0
         assert "bentoml_service" not in text
+
+
+def test_the_calls_of_one_grpc_channel_meet_the_engines_of_all_workers(server: Server) -> None:
+    name = "chestct_borrowed_images_total"
+    before = metric(httpx.get(f"{server.url}/metrics").text, name)
+    pictures = np.stack([tiny_picture(index % 4) for index in range(64)])
+    tensor = protocol.ModelInferRequest.InferInputTensor(name="pixels", datatype="UINT8", shape=[1, 32, 32, 1])
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = service.GRPCInferenceServiceStub(channel)
+        for _ in range(100):
+            answers = [
+                stub.ModelInfer.future(
+                    protocol.ModelInferRequest(
+                        model_name="chestct", inputs=[tensor], raw_input_contents=[picture.tobytes()]
+                    ),
+                    timeout=20,
+                )
+                for picture in pictures
+            ]
+            for index, answer in enumerate(answers):
+                output = [one.name for one in answer.result().outputs].index("label")
+                label = answer.result().raw_output_contents[output][4:].decode()
+                assert label == sorted(CLASSES)[index % 4]
+            if metric(httpx.get(f"{server.url}/metrics").text, name) > before:
+                return
+    pytest.fail("no worker borrowed an engine")
 
 
 def health(server: Server) -> object:

@@ -30,6 +30,14 @@ print("joined", flush=True)
 sys.stdin.read()
 """
 
+IDLER = """
+import sys, pathlib
+from serving.spread import Load
+load = Load(3)
+load.join(pathlib.Path(sys.argv[1]), 4)
+load.set_idle(True)
+"""
+
 
 def other_worker(file: Path, requests: int) -> "subprocess.Popen[bytes]":
     """Worker 2 in a process of its own, with so many requests."""
@@ -94,6 +102,25 @@ def test_alone_no_worker_is_crowded(file: Path) -> None:
     load.join(file, 1)
     take(load, 100)
     assert not load.is_crowded()
+
+
+def test_an_idle_worker_is_found_by_the_others_as_long_as_it_lives(file: Path) -> None:
+    loads = [Load(3) for _ in range(3)]
+    for worker, load in enumerate(loads, 1):
+        load.join(file, worker)
+    assert [load.find_idle() for load in loads] == [None, None, None]
+    loads[1].set_idle(True)
+    assert [load.find_idle() for load in loads] == [1, None, 1]
+    loads[0].set_idle(True)
+    assert [load.find_idle() for load in loads] == [1, 0, 0]
+    assert loads[2].find_idle({0}) == 1
+    assert loads[2].find_idle({0, 1}) is None
+    loads[1].set_idle(False)
+    with subprocess.Popen([sys.executable, "-c", IDLER, str(file)], cwd=ROOT, stdout=subprocess.PIPE) as dead:
+        dead.wait()
+    assert loads[0].find_idle() is None
+    loads[0].join(file, 1)
+    assert loads[2].find_idle() is None
 
 
 def test_a_crowded_worker_ends_connections_and_counts_what_it_has_taken(file: Path) -> None:
