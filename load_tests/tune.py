@@ -321,11 +321,13 @@ def _tune(bound: float, seconds: float) -> None:
 
     found = search(_cores(), bound, lambda configuration: measure(configuration, bound, seconds), show)
     best = choose(found, bound)
+    picture = FOLDER / "tune.png"
+    _replace(picture, lambda path: draw(found, best, bound, path))  # before the queue, which may not be found
+    print(picture.relative_to(ROOT), flush=True)
     chosen, burst = fit_queue(best, bound, lambda one: check(one, bound, seconds))
-    _replace(FOLDER / "tune.png", lambda path: draw(found, best, bound, path))
     text = settings_file(chosen, burst, bound, model)
     _replace(FOLDER / "settings.env", lambda path: path.write_text(text, encoding="utf-8"))
-    print(text, f"{(FOLDER / 'settings.env').relative_to(ROOT)}, tune.png", sep="")
+    print(text, (FOLDER / "settings.env").relative_to(ROOT), sep="")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -343,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tune: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("tune: interrupted; nothing was written", file=sys.stderr)
+        print("tune: interrupted; no settings were written", file=sys.stderr)
         return INTERRUPTED
     return 0
 

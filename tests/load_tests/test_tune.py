@@ -151,6 +151,15 @@ def test_a_bound_that_nothing_keeps_ends_in_one_line(machine: Path, capsys: pyte
     assert not machine.exists()
 
 
+def test_where_no_queue_keeps_the_bound_the_picture_of_what_was_measured_stays(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "check", lambda chosen, bound, _: (chosen, chosen.held._replace(p99=2 * bound)))
+    assert tune.main(["--p99", "200"]) == MISSED
+    assert "no queue keeps a p99 of 200 ms" in capsys.readouterr().err
+    assert [file.name for file in machine.iterdir()] == ["tune.png"]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "fast"])
 def test_a_bound_that_makes_no_sense_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
