@@ -52,6 +52,18 @@ async def two(folder: Path, models: tuple[str, str] = ("model", "model")) -> Asy
             await worker.stop()
 
 
+@asynccontextmanager
+async def crowded(
+    folder: Path, models: tuple[str, str] = ("model", "model")
+) -> AsyncIterator[tuple[Worker, Worker, asyncio.Task[object]]]:
+    """Two workers, the first of which has an image in its engine until its gate is opened, and that image's score."""
+    async with two(folder, models) as (one, other):
+        first = await occupy(one.batcher, one.gate)
+        yield one, other, first
+        one.gate.open.set()
+        await first
+
+
 async def until(event: threading.Event) -> None:
     assert await asyncio.to_thread(event.wait, 10)
 
@@ -60,8 +72,7 @@ def test_what_waits_is_computed_where_another_engine_idles(tmp_path: Path) -> No
     before = REGISTRY.get_sample_value("chestct_borrowed_images_total") or 0
 
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, first):
             scores = await asyncio.gather(*await enqueue(one.batcher, 7, 9))
             assert [(score.ood_score, score.probabilities.tolist(), score.heatmap.shape) for score in scores] == [
                 (level, [level] * 4, MAP) for level in (7, 9)
@@ -114,8 +125,7 @@ def test_nothing_is_lent_where_no_other_engine_idles(tmp_path: Path) -> None:
 
 def test_a_worker_that_lends_takes_its_own_images_next(tmp_path: Path) -> None:
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, first):
             other.gate.open.clear()
             lent = await enqueue(one.batcher, 7)
             await until(other.gate.entered)
@@ -134,8 +144,7 @@ def test_a_worker_that_lends_takes_its_own_images_next(tmp_path: Path) -> None:
 
 def test_a_batch_that_another_worker_loses_is_computed_at_home(tmp_path: Path) -> None:
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, _):
             other.gate.open.clear()
             tasks = await enqueue(one.batcher, 7, 9)
             await until(other.gate.entered)
@@ -144,7 +153,6 @@ def test_a_batch_that_another_worker_loses_is_computed_at_home(tmp_path: Path) -
             one.gate.open.set()
             assert [score.ood_score for score in await asyncio.gather(*tasks)] == [7, 9]  # type: ignore[attr-defined]
             assert one.gate.batches == [[0], [7, 9]]
-            await first
 
     asyncio.run(run())
 
@@ -153,8 +161,7 @@ def test_a_worker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(lending, "ANSWER_SECONDS", 0.05)
 
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, _):
             other.gate.open.clear()
             tasks = await enqueue(one.batcher, 7)
             await until(other.gate.entered)
@@ -162,15 +169,13 @@ def test_a_worker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyte
             one.gate.open.set()
             (score,) = await asyncio.gather(*tasks)
             assert score.ood_score == 7  # type: ignore[attr-defined]
-            await first
 
     asyncio.run(run())
 
 
 def test_what_fails_in_another_engine_fails_at_home_alone_and_once(tmp_path: Path) -> None:
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, _):
             one.gate.poison = other.gate.poison = 13
             tasks = await enqueue(one.batcher, 13)
             await until(other.gate.entered)
@@ -180,15 +185,13 @@ def test_what_fails_in_another_engine_fails_at_home_alone_and_once(tmp_path: Pat
             assert isinstance(outcomes[0], EngineFailed)
             assert one.gate.batches == [[0], [13]]
             assert other.gate.batches == [[13]]
-            await first
 
     asyncio.run(run())
 
 
 def test_another_models_engine_is_never_borrowed(tmp_path: Path) -> None:
     async def run() -> None:
-        async with two(tmp_path, ("old", "new")) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path, ("old", "new")) as (one, other, first):
             tasks = await enqueue(one.batcher, 7)
             await asyncio.sleep(0.05)
             one.gate.open.set()
@@ -201,24 +204,20 @@ def test_another_models_engine_is_never_borrowed(tmp_path: Path) -> None:
 
 def test_a_cancelled_image_leaves_the_lender_free(tmp_path: Path) -> None:
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, _):
             (gone,) = await enqueue(one.batcher, 7)
             gone.cancel()
             await asyncio.sleep(0.05)
             (score,) = await asyncio.gather(*await enqueue(one.batcher, 9))
             assert score.ood_score == 9  # type: ignore[attr-defined]
             assert other.gate.batches == [[9]]
-            one.gate.open.set()
-            await first
 
     asyncio.run(run())
 
 
 def test_closing_waits_for_what_is_lent_and_for_what_was_borrowed(tmp_path: Path) -> None:
     async def run() -> None:
-        async with two(tmp_path) as (one, other):
-            first = await occupy(one.batcher, one.gate)
+        async with crowded(tmp_path) as (one, other, first):
             other.gate.open.clear()
             tasks = await enqueue(one.batcher, 7)
             await until(other.gate.entered)
