@@ -6,16 +6,17 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Scores
+    from serving.lending import Lending
 
 _PACE_MEMORY: Final = 32
 """Batches whose mean tells how long an image takes: so many that one pause of the process says little."""
@@ -47,19 +48,6 @@ Row = tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]
 """One image of chestct.engine.Scores."""
 Pixels = NDArray[np.uint8]
 """One image, [height, width, 1]."""
-
-
-class Others(Protocol):
-    """The engines of the other workers; serving.lending has them."""
-
-    def announce(self, idle: bool) -> None:
-        """Tell them whether this one's engine idles."""
-
-    def find_idle(self) -> int | None:
-        """A worker whose engine idles, or None."""
-
-    def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
-        """A batch by that worker's engine, which is not found until it is done. Raises Lost where the worker is."""
 
 
 class Score(NamedTuple):
@@ -125,7 +113,7 @@ class Batcher:
         self._due = False
         """`_start_batches` will run in this turn of the loop."""
         self._closed = False
-        self._others: Others | None = None
+        self._others: Lending | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._recent: deque[tuple[float, int]] = deque(maxlen=_PACE_MEMORY)
@@ -183,7 +171,7 @@ class Batcher:
         await self._idle.wait()
         self._thread.shutdown()
 
-    def share(self, others: Others) -> None:
+    def share(self, others: Lending) -> None:
         """Give what waits to others that idle, too, and tell them when this engine does."""
         self._others = others
         self._announce()

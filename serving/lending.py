@@ -46,7 +46,9 @@ class Lending:
         self._run = run
         self._image = image
         self._heatmap = heatmap
-        self._open: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {}
+        self._row = 1 + heatmap[0] + math.prod(heatmap)
+        """Numbers of an answer: the score, the probabilities, the heat map."""
+        self._open: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._not_before: dict[int, float] = {}
         """When, on time.monotonic's clock, a worker may be asked: one that has a batch of this one, or was lost."""
         self._server: asyncio.Server | None = None
@@ -64,7 +66,7 @@ class Lending:
             return
         self._server.close()
         self._name(self._load.own).unlink(missing_ok=True)
-        for writer in (*self._serving, *(writer for pool in self._open.values() for _, writer in pool)):
+        for writer in (*self._serving, *(writer for _, writer in self._open.values())):
             writer.close()
 
     def announce(self, idle: bool) -> None:
@@ -84,29 +86,27 @@ class Lending:
         return self._ask(worker, pixels)
 
     async def _ask(self, worker: int, pixels: Sequence[Pixels]) -> list[Row]:
-        pool = self._open.setdefault(worker, [])
         writer = None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                if pool:
-                    reader, writer = pool.pop()
+                if worker in self._open:
+                    reader, writer = self._open.pop(worker)
                 else:
                     reader, writer = await asyncio.open_unix_connection(self._name(worker), limit=_BUFFER)
-                writer.writelines([_COUNT.pack(len(pixels)), *(np.ascontiguousarray(one).data for one in pixels)])
-                classes = self._heatmap[0]
-                width = 1 + classes + int(np.prod(self._heatmap))
-                answer = np.frombuffer(await reader.readexactly(4 * width * len(pixels)), np.float32)
+                writer.writelines([_COUNT.pack(len(pixels)), *(one.tobytes() for one in pixels)])
+                answer = np.frombuffer(await reader.readexactly(4 * self._row * len(pixels)), np.float32)
         except (OSError, asyncio.IncompleteReadError) as error:  # TimeoutError is an OSError
             if writer:
                 writer.close()
             self._not_before[worker] = time.monotonic() + AGAIN_SECONDS
             raise Lost(f"worker {worker} did not answer: {error}") from error
-        pool.append((reader, writer))
+        self._open[worker] = reader, writer
         del self._not_before[worker]
         metrics.BORROWED.inc(len(pixels))
+        classes = self._heatmap[0]
         return [
             (row[1 : 1 + classes], row[0], row[1 + classes :].reshape(self._heatmap))
-            for row in answer.reshape(len(pixels), width)
+            for row in answer.reshape(-1, self._row)
         ]
 
     async def _lend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,11 +114,11 @@ class Lending:
         try:
             while True:
                 (count,) = _COUNT.unpack(await reader.readexactly(_COUNT.size))
-                size = int(np.prod(self._image))
-                pixels = np.frombuffer(await reader.readexactly(count * size), np.uint8)
+                pixels = np.frombuffer(await reader.readexactly(count * math.prod(self._image)), np.uint8)
                 rows = await self._run(list(pixels.reshape(count, *self._image)))
                 for probabilities, ood_score, heatmap in rows:
-                    writer.write(np.concatenate([[ood_score], probabilities, heatmap.ravel()], dtype=np.float32).data)
+                    row = np.concatenate([[ood_score], probabilities, heatmap.ravel()], dtype=np.float32)
+                    writer.write(row.tobytes())
         except (OSError, asyncio.IncompleteReadError):
             pass  # who asked is gone
         finally:
