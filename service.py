@@ -17,8 +17,9 @@ from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
 from chestct import store
-from serving import bento, edge, http
+from serving import bento, http
 from serving.keys import Keys, KeysError
+from serving.middleware import AdmissionControl, RequestRecording
 from serving.private import Gate, PrivatePort
 from serving.settings import Settings, SettingsError
 from serving.spread import Load, Spread
@@ -149,8 +150,12 @@ class ChestCT:
         return app.state.classifier is not None and self.classifier.ready
 
 
+def _is_stopping() -> bool:
+    return app.state.classifier is not None and not app.state.classifier.ready
+
+
 ChestCT.add_asgi_middleware(Spread, load=LOAD)
-ChestCT.add_asgi_middleware(edge.Recorded, stopping=lambda: app.state.classifier and not app.state.classifier.ready)
+ChestCT.add_asgi_middleware(RequestRecording, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
-ChestCT.add_asgi_middleware(edge.Door, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)
+ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)
 ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS, keys=KEYS)

@@ -46,8 +46,9 @@ def silent() -> Iterator[None]:
 async def measure() -> tuple[list[float], list[float]]:
     """CPU seconds of each round with metrics and log, and without."""
     from chestct import store
-    from serving import call, edge, http
+    from serving import call, http
     from serving.classifier import Classifier, load_engine
+    from serving.middleware import RequestRecording
     from serving.settings import Settings
 
     settings = Settings.read()
@@ -56,7 +57,7 @@ async def measure() -> tuple[list[float], list[float]]:
     await classifier.warm_up()
     app = http.create_app(settings)
     app.state.classifier = classifier
-    recorded = edge.Recorded(app)
+    recorded = RequestRecording(app)
     image = phantom()
     call.log_to_stdout()
     headers = [(b"content-type", b"image/png")]

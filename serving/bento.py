@@ -20,11 +20,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestct.prediction import Prediction
-from serving import edge
 from serving.batcher import Closed, Overloaded
+from serving.body import check_json, media_type, read_body, while_connected
 from serving.call import Call
 from serving.classifier import Classifier
+from serving.errors import RequestError, bad_request, describe, error_body, unsupported
 from serving.keys import Keys
+from serving.middleware import ErrorBoundary, RequireApiKey
 from serving.settings import Settings
 
 ROUTE: Final = "/classify"
@@ -95,7 +97,7 @@ async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[s
 def _body(outcome: Prediction | Exception, request_id: str) -> dict[str, Any]:
     if isinstance(outcome, Prediction):
         return outcome.model_dump(mode="json", exclude={"heatmaps", "preview"})
-    return edge.error_body(edge.describe(outcome), request_id)
+    return error_body(describe(outcome), request_id)
 
 
 class Guard:
@@ -108,8 +110,8 @@ class Guard:
         """With `keys`, ROUTE answers only who holds one."""
         self._app = app
         self._settings = settings
-        self._guard = edge.Edge(edge.Keyed(self._guarded, keys, SCOPE) if keys else self._guarded, settings)
-        self._lost = edge.Edge(_not_found, settings)
+        self._guard = ErrorBoundary(RequireApiKey(self._guarded, keys, SCOPE) if keys else self._guarded, settings)
+        self._lost = ErrorBoundary(_not_found, settings)
         self._callers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,19 +124,17 @@ class Guard:
         call: Call = request.state.call
         call.route = ROUTE
         if request.method != "POST":
-            raise edge.RequestError(
-                HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"}
-            )
-        if (media_type := edge.media_type(request)) != MEDIA_TYPE:
-            raise edge.unsupported((MEDIA_TYPE,), media_type)
+            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"})
+        if (kind := media_type(request)) != MEDIA_TYPE:
+            raise unsupported((MEDIA_TYPE,), kind)
         if self._callers >= self._settings.queue_size:  # BentoML's own queue has no bound
             raise Overloaded(1)
         self._callers += 1
         try:
-            body = await edge.read_body(request, self._settings)
-            edge.check_json(body, len(body))
+            body = await read_body(request, self._settings)
+            check_json(body, len(body))
             _CALL.set(call)
-            await edge.while_connected(request, self._answer(scope, body, receive, send))
+            await while_connected(request, self._answer(scope, body, receive, send))
         finally:
             call.abandon()
             self._callers -= 1
@@ -158,7 +158,7 @@ class Guard:
 
         await self._app(scope, receive_again, send_good)
         if 400 <= status < 500:
-            raise edge.bad_request("invalid_request", _in_words(refusal))
+            raise bad_request("invalid_request", _in_words(refusal))
         if status == HTTPStatus.SERVICE_UNAVAILABLE:  # it waited too long in BentoML's batcher
             raise TimeoutError
         if status != HTTPStatus.OK:
@@ -167,7 +167,7 @@ class Guard:
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """For a line break in the path: Starlette's mounts do not match it, so BentoML would answer in its own way."""
-    raise edge.RequestError(HTTPStatus.NOT_FOUND, "not_found", "expected a path without a line break")
+    raise RequestError(HTTPStatus.NOT_FOUND, "not_found", "expected a path without a line break")
 
 
 def _in_words(refusal: bytes) -> str:

@@ -18,22 +18,13 @@ from chestct.image import InvalidImage
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving import metrics, oip_http
 from serving.batcher import Overloaded
+from serving.body import media_type, read_body, while_connected
 from serving.call import Call
 from serving.dicom_reader import WINDOW_PARAMETERS, Window, choose_window, is_dicom
-from serving.edge import (
-    Edge,
-    bad_request,
-    describe,
-    error_body,
-    http_exception,
-    keyed,
-    media_type,
-    read_body,
-    ready_classifier,
-    unsupported,
-    while_connected,
-)
+from serving.errors import bad_request, describe, error_body, http_exception, unsupported
 from serving.keys import Keys
+from serving.middleware import ErrorBoundary, require_api_key
+from serving.readiness import ready_classifier
 from serving.settings import Settings
 from serving.web import PAGE, Web
 
@@ -51,10 +42,10 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
     """The routes, each with its name in the metrics; with `keys`, /v1 and /v2 answer only who holds one.
 
     They answer 503 until `app.state.classifier` holds a Classifier that is ready; `app.state.document` is then to hold
-    serving.openapi's document. The app needs serving.edge.Recorded around it.
+    serving.openapi's document. The app needs serving.middleware.RequestRecording around it.
     """
     v1 = Router(
-        keyed(
+        require_api_key(
             [
                 Route("/predict", _predict, methods=["POST"], name="/v1/predict"),
                 Route("/predict/batch", _predict_batch, methods=["POST"], name="/v1/predict/batch"),
@@ -76,7 +67,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Edge, settings=settings)],
+        middleware=[Middleware(ErrorBoundary, settings=settings)],
         exception_handlers={HTTPException: http_exception},
     )
     app.state.classifier = None

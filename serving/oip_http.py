@@ -14,20 +14,13 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 import chestct
 from chestct.image import InvalidImage
 from serving import oip
+from serving.body import check_json, read_body, while_connected
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
-from serving.edge import (
-    REQUEST_ID,
-    RequestError,
-    bad_request,
-    check_json,
-    check_ready,
-    keyed,
-    read_body,
-    ready_classifier,
-    while_connected,
-)
+from serving.errors import RequestError, bad_request
 from serving.keys import Keys
+from serving.middleware import REQUEST_ID, require_api_key
+from serving.readiness import check_ready, ready_classifier
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
@@ -50,11 +43,11 @@ def routes(keys: Keys | None) -> list[BaseRoute]:
         [
             Route("/health/live", _live, name="/v2/health/live"),
             Route("/health/ready", _ready, name="/v2/health/ready"),
-            *keyed([route for path in (model, version) for route in _of_model(path)], keys, "v2"),
+            *require_api_key([route for path in (model, version) for route in _of_model(path)], keys, "v2"),
         ],
         redirect_slashes=False,
     )
-    return [*keyed([Route("/v2", _server, name="/v2")], keys, "v2"), Mount("/v2", v2)]
+    return [*require_api_key([Route("/v2", _server, name="/v2")], keys, "v2"), Mount("/v2", v2)]
 
 
 def _of_model(path: str) -> tuple[Route, ...]:

@@ -13,7 +13,7 @@ from chestct.image import Facts, encode_png
 from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import bento, http, oip, oip_http
 from serving.dicom_reader import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
-from serving.edge import REQUEST_ID, TIMEOUT
+from serving.middleware import REQUEST_ID, TIMEOUT
 from serving.settings import Settings
 
 Json = dict[str, Any]

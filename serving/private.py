@@ -11,7 +11,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.bento import ROUTE
-from serving.edge import Edge, Recorded, RequestError
+from serving.errors import RequestError
+from serving.middleware import ErrorBoundary, RequestRecording
 from serving.settings import Settings
 
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
@@ -60,8 +61,8 @@ class Gate:
     def __init__(self, app: ASGIApp, port: PrivatePort) -> None:
         self._app = app
         self._exposure = port.exposure
-        self._lost = Edge(_not_found, port.settings)
-        port.app = Recorded(self._private)
+        self._lost = ErrorBoundary(_not_found, port.settings)
+        port.app = RequestRecording(self._private)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hidden = scope["type"] == "http" and self._exposure.get(scope["path"], "open") != "open"

@@ -10,8 +10,8 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from serving.edge import keyed
 from serving.keys import Keys
+from serving.middleware import require_api_key
 from serving.settings import Settings
 
 PAGE: Final = Path(__file__).with_name("page")
@@ -32,7 +32,7 @@ class Web:
     def __init__(self, settings: Settings, keys: Keys | None) -> None:
         self._settings = settings
         self._own = StaticFiles(directory=settings.samples) if settings.samples else None
-        own = keyed([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
+        own = require_api_key([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
         service = Route("/service.json", self._service, name="/page/service.json")
         self._router = Router([service, *own, Mount("/", GZipMiddleware(StaticFiles(directory=PAGE)))])
 

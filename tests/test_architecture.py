@@ -18,6 +18,7 @@ FORBIDDEN = {
     "serving": {"pipeline", "service"},
     "service": {"pipeline"},
 }
+HTTP = ("bento", "body", "errors", "http", "middleware", "oip_http", "private", "readiness", "spread", "web")
 OWNERS = {
     "bentoml": {"chestct/store.py", "service.py"},
     "openvino": {"chestct/engine.py"},
@@ -32,7 +33,7 @@ OWNERS = {
     "opentelemetry": {"serving/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py"},
-    "starlette": {f"serving/{name}.py" for name in ("bento", "edge", "http", "oip_http", "private", "spread", "web")},
+    "starlette": {f"serving/{name}.py" for name in HTTP},
     "uvicorn": {"serving/private.py"},
     "prometheus_client": {"serving/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},

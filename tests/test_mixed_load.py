@@ -30,7 +30,7 @@ from chestct.store import CARD, GRAPH
 from load_tests import images
 from serving import http, rpc
 from serving.classifier import Classifier
-from serving.edge import Recorded
+from serving.middleware import RequestRecording
 from serving.settings import Settings
 from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, serve
@@ -327,7 +327,9 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         app = http.create_app(settings)
         app.state.classifier = classifier
         server = await rpc.start(classifier, settings)
-        async with connect("http://chestct", f"127.0.0.1:{server.port}", httpx.ASGITransport(Recorded(app))) as clients:
+        async with connect(
+            "http://chestct", f"127.0.0.1:{server.port}", httpx.ASGITransport(RequestRecording(app))
+        ) as clients:
             # One is in the engine; then three of HTTP and three of gRPC wait for inferences of four.
             calls = [asyncio.ensure_future(raw(clients, samples[0]))]
             await queued(1)

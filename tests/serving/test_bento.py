@@ -11,10 +11,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import bento, edge
+from serving import bento, body
 from serving.call import Call
 from serving.classifier import Classifier
-from serving.edge import Recorded
+from serving.middleware import RequestRecording
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -25,7 +25,7 @@ def ask(app: ASGIApp, count: int = 1, body: bytes = b"{}", path: str = bento.ROU
     """The answers to so many requests at once, through the guard before `app`."""
 
     async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(Recorded(bento.Guard(app, SETTINGS)))
+        transport = httpx.ASGITransport(RequestRecording(bento.Guard(app, SETTINGS)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             headers = {"Content-Type": "application/json"}
             return await asyncio.gather(*(client.post(path, content=body, headers=headers) for _ in range(count)))
@@ -73,7 +73,7 @@ def test_a_body_over_the_limit_does_not_reach_bentoml() -> None:
 def test_json_of_more_values_than_are_parsed_in_a_moment_does_not_reach_bentoml(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(edge, "MAX_JSON_COMMAS", 10)
+    monkeypatch.setattr(body, "MAX_JSON_COMMAS", 10)
     assert ask(answering(200, []), body=b"[" + 10 * b"0," + b"0]")[0].status_code == 200
     (answer,) = ask(answering(200, []), body=b"[" + 11 * b"0," + b"0]")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "json_too_large")

@@ -23,7 +23,7 @@ from chestct.prediction import RULES, WARNINGS
 from chestct.store import GRAPH
 from serving import http
 from serving.classifier import Classifier
-from serving.edge import Recorded
+from serving.middleware import RequestRecording
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -74,7 +74,7 @@ class Client:
 
     def __init__(self, app: Starlette, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        transport = httpx.ASGITransport(Recorded(app), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(RequestRecording(app), raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
@@ -271,7 +271,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tu
                 yield bytes(LIMIT // 4)
 
         async with running(model) as app:
-            transport = httpx.ASGITransport(Recorded(app))
+            transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 response = await client.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
         return response, sent
@@ -293,7 +293,7 @@ def test_bodies_take_a_bounded_memory_together_and_give_it_back(model: tuple[Gat
             yield b"end"
 
         async with running(model, settings) as app:
-            transport = httpx.ASGITransport(Recorded(app))
+            transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 slow = asyncio.create_task(client.post("/v1/predict", content=half_sent()))
                 await asyncio.sleep(0.1)
@@ -325,7 +325,7 @@ def test_a_batch_may_be_longer_than_the_queue(model: tuple[Gate, ModelCard]) -> 
 
     async def run() -> httpx.Response:
         async with running(model, settings) as app:
-            transport = httpx.ASGITransport(Recorded(app))
+            transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await client.post("/v1/predict/batch", files=app_files)
 
@@ -377,7 +377,7 @@ def test_until_the_model_is_ready_it_is_not_asked() -> None:
 def test_a_full_queue_says_when_to_come_back(model: tuple[Gate, ModelCard]) -> None:
     async def run() -> list[httpx.Response]:
         async with running(model) as app:
-            transport = httpx.ASGITransport(Recorded(app))
+            transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 model[0].open.clear()
                 posts = [
@@ -399,7 +399,7 @@ def test_a_full_queue_says_when_to_come_back(model: tuple[Gate, ModelCard]) -> N
 def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[Gate, ModelCard]) -> None:
     async def run() -> httpx.Response:
         async with running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app:
-            transport = httpx.ASGITransport(Recorded(app))
+            transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 model[0].open.clear()
                 try:
@@ -427,7 +427,7 @@ def test_a_deadline_in_the_past_and_one_that_is_none_are_refused(client: Client,
 def test_a_request_s_own_deadline_frees_its_place(model: tuple[Gate, ModelCard]) -> None:
     async def run() -> tuple[list[httpx.Response], int]:
         async with running(model) as app:
-            transport = httpx.ASGITransport(Recorded(app))
+            transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
 
                 async def ask(timeout: str) -> httpx.Response:
@@ -487,7 +487,7 @@ def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[Gate, ModelCa
                     sent.append(message)
 
                 scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [], "query_string": b""}
-                return asyncio.create_task(Recorded(app)({**scope, "root_path": ""}, receive, send))
+                return asyncio.create_task(RequestRecording(app)({**scope, "root_path": ""}, receive, send))
 
             first = call(gone[0])
             await asyncio.sleep(0.1)

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import httpx
 import pytest
 
-from serving import edge, keys
+from serving import keys, middleware
 from serving.batcher import Overloaded
 from serving.keys import Forbidden, Keys, KeysError, Unauthenticated
 from serving.settings import Settings
@@ -133,7 +133,7 @@ def test_a_request_that_finds_no_room_is_logged_with_its_key(file: Path, caplog:
     key, line = keys.new("ann")
     write(file, line)
     full = Mock(check_room=Mock(side_effect=Overloaded(1)))
-    app = edge.Recorded(edge.Door(Mock(), Settings(), Keys(file), lambda: full))
+    app = middleware.RequestRecording(middleware.AdmissionControl(Mock(), Settings(), Keys(file), lambda: full))
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:

@@ -16,9 +16,9 @@ from chestct.card import DISCLAIMER
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import edge, http, oip
+from serving import body, http, oip
 from serving.classifier import Classifier
-from serving.edge import Recorded
+from serving.middleware import RequestRecording
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -36,7 +36,7 @@ class Client:
         self._runner = runner
         app = http.create_app(SETTINGS)
         app.state.classifier = classifier
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(Recorded(app)), base_url="http://test")
+        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(RequestRecording(app)), base_url="http://test")
 
     def get(self, path: str) -> httpx.Response:
         return self._runner.run(self._client.get(path))
@@ -327,7 +327,7 @@ def test_json_of_more_values_than_are_parsed_in_a_moment_is_refused(
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, *picture.shape]}
     in_json = {**pixels, "data": picture.ravel().tolist()}
     assert client.post(json={"inputs": [in_json]}).status_code == 200
-    monkeypatch.setattr(edge, "MAX_JSON_COMMAS", 100)
+    monkeypatch.setattr(body, "MAX_JSON_COMMAS", 100)
     response = client.post(json={"inputs": [in_json]})
     assert response.status_code == 413
     assert response.json()["error"].startswith("json_too_large: expected JSON with at most 100 commas, got 10")

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from serving import tracing
 from serving.call import Call
-from serving.edge import Edge, Recorded, RequestError
+from serving.errors import RequestError
+from serving.middleware import ErrorBoundary, RequestRecording
 from serving.settings import Settings
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -40,7 +41,7 @@ def ask(status: HTTPStatus, headers: dict[str, str]) -> None:
         raise RequestError(status, "internal_error" if status == 500 else "overloaded", "")
 
     async def run() -> None:
-        transport = httpx.ASGITransport(Recorded(Edge(app, Settings())))
+        transport = httpx.ASGITransport(RequestRecording(ErrorBoundary(app, Settings())))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.post("/v1/predict", headers=headers)
 

@@ -1,4 +1,4 @@
-"""The door: what it refuses unread, what it lets pass, and what becomes of the connection."""
+"""Admission control: what it refuses unread, what it lets pass, and what becomes of the connection."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ import uvicorn
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving import edge, keys, metrics
 from serving import http as serving_http
+from serving import keys, metrics, middleware
 from serving.batcher import Closed, Overloaded
 from serving.keys import Keys
 from serving.settings import Settings
@@ -47,7 +47,7 @@ async def passed(scope: Scope, receive: Receive, send: Send) -> None:
 
 def door(queue: Queue | None, keys: Keys | None = None, app: ASGIApp = passed) -> ASGIApp:
     classifier: Callable[[], Any] = lambda: queue  # noqa: E731
-    return edge.Recorded(edge.Door(app, SETTINGS, keys, classifier))
+    return middleware.RequestRecording(middleware.AdmissionControl(app, SETTINGS, keys, classifier))
 
 
 def ask(app: ASGIApp, path: str = "/v1/predict", method: str = "POST", **headers: str) -> httpx.Response:
