@@ -52,8 +52,8 @@ demo: $(training) ## train on phantoms in a clone of its own (a minute or two), 
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 # The tests of a file stay in one process, which makes what they share once.
-test: $(development) ## every test but those of the two commands below, in ten minutes or less
-	@python -m pytest -n 2 --dist loadfile
+test: $(development) ## every test but those of the two commands below, in six minutes or less on two idle cores
+	@python -m pytest -n 2 --dist loadfile --durations=10
 
 test-page: $(development) ## the page in Chromium: axe, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving
@@ -80,7 +80,7 @@ bento: $(serving) ## build the bento of the model that `make serve` would serve:
 	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest $(CURDIR)/build/chestct.bento
 
 image: $(development) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
-	$(if $(builder),,$(error a running docker, or podman, or buildah is needed))
+	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
 	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(IMAGE) \
 	  --label org.opencontainers.image.title=chestct \
@@ -149,11 +149,14 @@ free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsocko
   | grep -x free),,$(error port $1 is taken; choose others: make serve PORT=3100 GRPC_PORT=3101))
 
 .venv .venv-clients .venv-checkov:
-	$(if $(shell $(python) -c 'import sys, pip; print((3, 11) <= sys.version_info < (3, 14))' 2>&1 | grep -x True),,$(error \
-	  $(PYTHON) is not a Python 3.11, 3.12 or 3.13 with pip; name one that is: make PYTHON=python3.12))
-	@$(python) -m venv --without-pip $@
+	@$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
+	  { echo 'error: $(PYTHON) is not a Python 3.11, 3.12 or 3.13; name one that is: make PYTHON=python3.12' >&2; exit 2; }
+	@if $(python) -m pip --version >/dev/null 2>&1; then $(python) -m venv --without-pip $@; \
+	elif $(python) -c 'import ensurepip' 2>/dev/null; then $(python) -m venv $@; \
+	else echo 'error: $(PYTHON) has neither pip nor venv (Debian: apt-get install python3-venv)' >&2; exit 2; fi
 
-# venv and pip alone: Debian's python3 has no ensurepip, and pip can install into an environment that lacks it.
+# pip from outside installs into an environment that has none. Debian's python3 has it in python3-pip, and python3-venv
+# brings one for new environments.
 .venv/.serving .venv/.training .venv/.development: .venv/.%: requirements/%.txt | .venv
 	$(install)
 
@@ -165,7 +168,7 @@ free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsocko
 
 define install
 	@echo "Installing $< into $(@D); the first time takes a minute or two ..."
-	@$(python) -m pip --python $(@D)/bin/python install -q --disable-pip-version-check --no-input --no-compile \
-	  --require-hashes --only-binary :all: -r $<
+	@if [ -x $(@D)/bin/pip ]; then set -- $(@D)/bin/python -m pip; else set -- $(python) -m pip --python $(@D)/bin/python; fi; \
+	  "$$@" install -q --disable-pip-version-check --no-input --no-compile --require-hashes --only-binary :all: -r $<
 	@touch $@
 endef

@@ -1,5 +1,4 @@
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import pytest
@@ -203,13 +202,6 @@ def test_checks_are_figures_with_intervals_of_whole_groups() -> None:
     together = Evaluation(answers_of(probabilities), labels, groups=np.arange(40) // 10, **options).figures["flips"]
     assert alone.value == together.value == 0.5
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
-
-
-def test_a_thousand_resamples_of_seven_hundred_images_take_seconds() -> None:
-    probabilities, labels = draw(700)
-    begun = perf_counter()
-    Evaluation(answers_of(probabilities), labels, resamples=1000, seed=1)
-    assert perf_counter() - begun < 8
 
 
 def test_pictures_and_the_confusion_table_are_drawn(tmp_path: Path) -> None:

