@@ -19,6 +19,7 @@ from pydantic import Field
 from chestct import store
 from serving import bento, http
 from serving.keys import Keys, KeysError
+from serving.memory_budget import MemoryBudget
 from serving.middleware import AdmissionControl, RequestRecording
 from serving.private import Gate, PrivatePort
 from serving.settings import Settings, SettingsError
@@ -30,7 +31,8 @@ try:
 except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
-PRIVATE = PrivatePort(SETTINGS)
+MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
+PRIVATE = PrivatePort(SETTINGS, MEMORY)
 LOAD = Load(SETTINGS.workers)
 app = http.create_app(SETTINGS, KEYS)
 
@@ -99,7 +101,7 @@ class ChestCT:
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
-        self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD)
+        self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD, MEMORY)
         spec = ChestCT.openapi_spec.asdict()
         app.state.document = openapi.document(self.classifier.card, stored.tag, SETTINGS, spec)
         app.state.classifier = self.classifier
@@ -155,7 +157,7 @@ def _is_stopping() -> bool:
 
 
 ChestCT.add_asgi_middleware(Spread, load=LOAD)
-ChestCT.add_asgi_middleware(RequestRecording, stopping=_is_stopping)
+ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
 ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)
 ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS, keys=KEYS)

@@ -25,10 +25,10 @@ _PATIENCE: Final = 0.5
 
 
 class Overloaded(RuntimeError):
-    """The queue is full, or too long to answer in time; `retry_after` is the seconds it takes to empty."""
+    """There is no room, in the queue where no reason is given; `retry_after` is the seconds until there may be some."""
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"too many images are waiting, try again in {retry_after:.1f} seconds")
+    def __init__(self, retry_after: float, reason: str = "too many images are waiting") -> None:
+        super().__init__(f"{reason}, try again in {retry_after:.1f} seconds")
         self.retry_after = retry_after
 
 

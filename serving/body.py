@@ -1,6 +1,8 @@
-"""A request's body: read within the limits, refused where it is too large, its client watched once it is read."""
+"""A request's body: read within the limits or refused as too large or too slow, its client watched once it is read."""
 
 import asyncio
+import io
+import math
 from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -16,30 +18,73 @@ MAX_JSON_COMMAS: Final = 300_000
 """In a JSON body: each stands for a value that takes the event loop half a microsecond, in which it answers nobody.
 Pixels of four images at 256 have fewer; files in base64 have none."""
 
+LONGEST_PAUSE: Final = 5.0
+"""Seconds that a body may take to begin, and between two pieces of it."""
+LEAST_RATE: Final = 8_000
+"""Bytes a second that a body must come with in the mean, once it took longer than LONGEST_PAUSE."""
+RAW_MEMORY: Final = 1.25
+"""Bytes that a byte of a body takes: itself, and what a growing buffer takes ahead."""
+
 T = TypeVar("T")
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """The body, refused as soon as it is known to be too large, alone or with those of other requests.
+async def read_body(request: Request, settings: Settings, memory: float = RAW_MEMORY) -> bytes:
+    """The body, refused as soon as it is known to be too large, alone or with those of other requests, or to stall.
 
-    Raises RequestError and Overloaded.
+    `memory`: bytes that each of its bytes takes until the request is answered. A length that is announced is counted
+    before the first byte is read. Raises RequestError and Overloaded.
     """
     limit = settings.max_body_bytes
     call: Call = request.state.call
     announced = request.headers.get("Content-Length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise too_large(limit, f"{announced} bytes")
-    parts = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large(limit, "more")
-        call.hold(len(part), settings.max_bytes_in_flight)
-        parts.append(part)
-    if not size:
+    if announced.isdecimal():
+        if int(announced) > limit:
+            raise too_large(limit, f"{announced} bytes")
+        call.reserve_bytes(math.ceil(int(announced) * memory))
+        memory = 0
+    body = await _receive(request, call, limit, memory)
+    call.memory.keep(call)
+    if not body:
         raise bad_request("empty_body", "expected an image in the request's body, got an empty body")
-    return b"".join(parts)
+    return body
+
+
+async def _receive(request: Request, call: Call, limit: int, memory: float) -> bytes:
+    """Ends where the body is larger than `limit` bytes, stalls, trickles, or is evicted."""
+    now = asyncio.get_running_loop().time
+    begun = now()
+    whole = io.BytesIO()
+    size = 0
+    try:
+        async with asyncio.timeout_at(begun + LONGEST_PAUSE) as patience:
+
+            def stop() -> None:
+                if not patience.expired():
+                    patience.reschedule(begun)
+
+            call.stop_receiving = stop
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large(limit, "more")
+                call.reserve_bytes(math.ceil(len(part) * memory))
+                patience.reschedule(LONGEST_PAUSE + min(now(), begun + size / LEAST_RATE))
+                whole.write(part)
+    except TimeoutError:
+        call.reserve_bytes(0)  # where it was evicted this says so
+        raise _too_slow() from None
+    except asyncio.CancelledError:
+        if call.remaining > 0:
+            raise
+        raise _too_slow() from None  # ErrorBoundary's limit
+    finally:
+        call.stop_receiving = None
+    return whole.getvalue()
+
+
+def _too_slow() -> RequestError:
+    expected = f"at least {LEAST_RATE} bytes a second, no pause of {LONGEST_PAUSE:g} seconds, and its end in time"
+    return RequestError(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", f"the body came too slowly: expected {expected}")
 
 
 def check_json(body: bytes, length: int) -> None:

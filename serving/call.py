@@ -7,13 +7,14 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from serving import metrics, tracing
 from serving.batcher import Overloaded
+from serving.memory_budget import MemoryBudget
 
 LONGEST_MESSAGE: Final = 1000
 """Characters of an error, which may quote what came. Over gRPC it is a header: too long a one becomes another error."""
@@ -46,25 +47,37 @@ class Call:
     infer_seconds: float = 0.0
     work: asyncio.Future[Any] | None = None
     """What is done for it in a task that its own does not hold."""
-    held: int = 0
-    """Bytes of its body, until it is finished."""
-    held_by_all: ClassVar[int] = 0
-    """By all calls of this process."""
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    """That its bytes are counted in; by default one without a bound."""
+    progressed: float = field(default_factory=time.monotonic)
+    """When bytes of it came last, on time.monotonic's clock."""
+    stop_receiving: Callable[[], object] | None = None
+    """Ends the reading of it, while it is read."""
+    evicted: bool = False
+    """Whether its bytes were given to another request while it was still coming."""
 
     @property
     def remaining(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
-    def hold(self, size: int, most: int) -> None:
-        """Count bytes of its body that have come. Raises Overloaded where all calls then hold more than `most`.
+    def reserve_bytes(self, size: int) -> None:
+        """More of it came: count the memory that this takes, until it is finished; 0 where it was counted ahead.
 
-        Clients that are slow to send, or send much, would else fill the memory of a process with room in its queue.
+        Raises Overloaded without room for it, also where its room was given to another request. Clients that are slow
+        to send, or send much, would else fill the memory of a process with room in its queue.
         """
-        self.held += size
-        Call.held_by_all += size
-        if Call.held_by_all > most:
-            raise Overloaded(1)
+        if self.evicted:
+            raise Overloaded(1, "the request was slow to come, or large, and its memory was given to others")
+        self.progressed = time.monotonic()
+        if size:
+            self.memory.reserve(self, size)
+
+    def evict(self) -> None:
+        """Make whoever reads it stop; `evicted` then says why."""
+        self.evicted = True
+        if self.stop_receiving is not None:
+            self.stop_receiving()
 
     @property
     def abandoned(self) -> bool:
@@ -81,8 +94,7 @@ class Call:
 
         `carrier` are its headers or metadata, of which tracing alone reads its own.
         """
-        Call.held_by_all -= self.held
-        self.held = 0
+        self.memory.release(self)
         seconds = time.monotonic() - self.started
         metrics.REQUESTS.labels(protocol, self.route, code).inc()
         metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)

@@ -20,6 +20,7 @@ from serving.call import Call, choose_id
 from serving.classifier import Classifier
 from serving.errors import RequestError, bad_request, describe, error_response
 from serving.keys import Forbidden, Keys, Unauthenticated
+from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
 
 REQUEST_ID: Final = "X-Request-ID"
@@ -58,9 +59,15 @@ _log = logging.getLogger(__name__)
 class RequestRecording:
     """Around the whole service, BentoML's own routes too: the request's id, the common headers, metrics and log."""
 
-    def __init__(self, app: ASGIApp, stopping: Callable[[], bool] = lambda: False) -> None:
-        """While `stopping` an answer ends its connection, so that none is left with a request when the port closes."""
+    def __init__(
+        self, app: ASGIApp, memory: MemoryBudget | None = None, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Bodies are counted in `memory`, without a bound by default.
+
+        While `stopping` an answer ends its connection, so that none is left with a request when the port closes.
+        """
         self._app = app
+        self._memory = memory or MemoryBudget()
         self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +75,7 @@ class RequestRecording:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        call = Call(choose_id(headers.get(REQUEST_ID)))
+        call = Call(choose_id(headers.get(REQUEST_ID)), memory=self._memory)
         scope.setdefault("state", {})["call"] = call
         status = 0
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.bento import ROUTE
 from serving.errors import RequestError
+from serving.memory_budget import MemoryBudget
 from serving.middleware import ErrorBoundary, RequestRecording
 from serving.settings import Settings
 
@@ -22,8 +23,9 @@ _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
 class PrivatePort:
     """Where /metrics and BentoML's routes answer. `Gate` connects it to the service; `start` listens."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, memory: MemoryBudget) -> None:
         self.settings: Final = settings
+        self.memory: Final = memory
         self.exposure: Final = {
             "/metrics": settings.metrics,
             ROUTE: settings.bentoml_routes,
@@ -62,7 +64,7 @@ class Gate:
         self._app = app
         self._exposure = port.exposure
         self._lost = ErrorBoundary(_not_found, port.settings)
-        port.app = RequestRecording(self._private)
+        port.app = RequestRecording(self._private, port.memory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hidden = scope["type"] == "http" and self._exposure.get(scope["path"], "open") != "open"

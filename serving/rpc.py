@@ -26,6 +26,7 @@ from serving.batcher import Closed, Overloaded
 from serving.call import LONGEST_MESSAGE, Call, choose_id
 from serving.classifier import Classifier
 from serving.keys import Forbidden, Keys, Unauthenticated
+from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -81,15 +82,18 @@ async def start(
     settings: Settings,
     keys: Keys | None = None,
     load: AbstractContextManager[None] | None = None,
+    memory: MemoryBudget | None = None,
 ) -> RpcServer:
     """Listen on the settings' gRPC address in this event loop; with `keys`, SERVICE answers only who holds one.
 
-    Each call of SERVICE is answered within `load`, which serving.spread.Load counts.
+    Each call of SERVICE is answered within `load`, which serving.spread.Load counts, and its message is counted in
+    `memory`, by default one of the settings' size.
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
+    memory = memory or MemoryBudget(settings.max_bytes_in_flight)
     server = grpc.aio.server(
-        interceptors=[_Edge(classifier, keys, load or nullcontext())],
+        interceptors=[_Edge(classifier, keys, load or nullcontext(), memory)],
         options=[
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", settings.max_body_bytes),
@@ -150,11 +154,14 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no type
 class _Edge(grpc.aio.ServerInterceptor):
     """Makes each call of SERVICE a Call and finishes it; names of other services, which a scan may invent, pass by."""
 
-    def __init__(self, classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None]) -> None:
+    def __init__(
+        self, classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None], memory: MemoryBudget
+    ) -> None:
         """With `keys` SERVICE asks for one, but where it tells of its health."""
         self._classifier = classifier
         self._keys = keys
         self._load = load
+        self._memory = memory
 
     async def intercept_service(
         self,
@@ -174,7 +181,7 @@ class _Edge(grpc.aio.ServerInterceptor):
 
         async def recorded(message: bytes, context: _Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
-            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method)
+            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method, memory=self._memory)
             left = context.time_remaining()
             limit = self._classifier.settings.request_timeout
             call.deadline = call.started + min(limit, math.inf if left is None else left)
@@ -216,7 +223,8 @@ class _Edge(grpc.aio.ServerInterceptor):
     async def _check_room(self, call: Call, size: int, context: _Context) -> None:
         try:
             self._classifier.check_room(call.deadline)
-            call.hold(size, self._classifier.settings.max_bytes_in_flight)
+            call.reserve_bytes(size)
+            self._memory.keep(call)
         except Overloaded as error:
             await _overloaded(error, call, context)
         except Closed:

@@ -281,33 +281,6 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tu
     assert sent <= 2 * LIMIT
 
 
-def test_bodies_take_a_bounded_memory_together_and_give_it_back(model: tuple[Gate, ModelCard]) -> None:
-    settings = SETTINGS.model_copy(update={"max_bytes_in_flight": LIMIT})
-
-    async def run() -> list[httpx.Response]:
-        more = asyncio.Event()
-
-        async def half_sent() -> AsyncIterator[bytes]:
-            yield bytes(LIMIT * 3 // 4)
-            await more.wait()
-            yield b"end"
-
-        async with running(model, settings) as app:
-            transport = httpx.ASGITransport(RequestRecording(app))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                slow = asyncio.create_task(client.post("/v1/predict", content=half_sent()))
-                await asyncio.sleep(0.1)
-                refused = await client.post("/v1/predict", content=bytes(LIMIT // 2))
-                small = await client.post("/v1/predict", content=png())
-                more.set()
-                return [refused, small, await slow, await client.post("/v1/predict", content=bytes(LIMIT // 2))]
-
-    refused, *others = asyncio.run(run())
-    assert_error(refused, 429, "overloaded", "try again")
-    assert refused.headers["Retry-After"] == "1"
-    assert [answer.status_code for answer in others] == [200, 422, 422]
-
-
 def test_a_batch_has_one_outcome_an_image_in_order(client: Client) -> None:
     response = client.post("/v1/predict/batch", files=files("images", png(2), b"text", png(0)))
     assert response.status_code == 200

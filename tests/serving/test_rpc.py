@@ -29,6 +29,7 @@ from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving import metrics, oip, rpc, tracing
 from serving.classifier import Classifier
+from serving.memory_budget import OF_A_REQUEST
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -385,18 +386,17 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
 
 
 def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine) -> None:
-    message = ask(png(1))
-    message.id = "x" * 4096
-    size = len(message.SerializeToString())
-    with model.serve(gate, max_body_bytes=2 * size, max_bytes_in_flight=2 * size) as server:
+    with model.serve(gate, max_bytes_in_flight=OF_A_REQUEST * 3 // 2, max_body_bytes=OF_A_REQUEST) as server:
         gate.open.clear()
         gate.entered.clear()
-        calls = [server.stub.ModelInfer.future(message, timeout=10) for _ in range(2)]
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
         assert gate.entered.wait(5)
-        wait_until_full(server)
+        refused = refusal(server.stub.ModelInfer, ask(png(1)))
+        assert refused.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert "memory" in (refused.details() or "")
         gate.open.set()
-        assert [labels(call.result(5)) for call in calls] == [["large_cell_carcinoma"]] * 2
-        assert labels(server.stub.ModelInfer(message, timeout=10)) == ["large_cell_carcinoma"]
+        assert labels(running.result(5)) == ["large_cell_carcinoma"]
+        assert labels(server.stub.ModelInfer(ask(png(1)), timeout=10)) == ["large_cell_carcinoma"]
 
 
 def wait_until_full(server: Server) -> None:
