@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
 
 _PACE_MEMORY: Final = 32
 """Batches whose mean tells how long an image takes: so many that one pause of the process says little."""
-_PATIENCE: Final = 0.5
+PATIENCE: Final = 0.5
 """Of the time until its deadline an image may be expected to wait. What misses its deadline was work for nothing."""
 
 
@@ -135,7 +135,7 @@ class Batcher:
         waiting = len(self._queue) + self.coming
         seconds = waiting * self._pace
         known = len(self._recent) == _PACE_MEMORY
-        if waiting >= self._queue_size or (known and seconds > _PATIENCE * max(0, deadline - time.monotonic())):
+        if waiting >= self._queue_size or (known and seconds > PATIENCE * max(0, deadline - time.monotonic())):
             raise Overloaded(seconds)
 
     async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf, *, admitted: bool = False) -> Score:

@@ -14,19 +14,20 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 
+from chestct.dicom_format import is_dicom
 from chestct.image import InvalidImage
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving import metrics, oip_http
 from serving.batcher import Overloaded
 from serving.body import media_type, read_body, while_connected
 from serving.call import Call
-from serving.dicom_reader import WINDOW_PARAMETERS, Window, choose_window, is_dicom
 from serving.errors import bad_request, describe, error_body, http_exception, unsupported
 from serving.keys import Keys
 from serving.middleware import ErrorBoundary, require_api_key
 from serving.readiness import ready_classifier
 from serving.settings import Settings
 from serving.web import PAGE, Web
+from serving.window import WINDOW_PARAMETERS, Window, choose_window
 
 DICOM: Final = "application/dicom"
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/jpg", DICOM, "application/octet-stream")

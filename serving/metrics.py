@@ -41,6 +41,11 @@ QUEUE_DEPTH: Final = Gauge(
     multiprocess_mode="livesum",
 )
 BORROWED: Final = Counter("chestct_borrowed_images", "Images that another worker's engine computed, since it idled.")
+READER_RESTARTS: Final = Counter(
+    "chestct_reader_restarts",
+    "Processes for DICOM files that ended over one: crashed, out_of_memory, out_of_time, hung, killed, not_started.",
+    ("cause",),
+)
 PREDICTIONS: Final = Counter(
     "chestct_predictions", "Answers, by decision and label (none where rejected).", ("decision", "label")
 )

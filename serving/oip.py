@@ -18,7 +18,7 @@ from chestct.image import InvalidImage
 from chestct.prediction import Prediction
 from serving.call import Call
 from serving.classifier import Classifier, Outcome
-from serving.dicom_reader import LUNG, Window, choose_window
+from serving.window import LUNG, Window, choose_window
 
 SERVER: Final = "chestct"
 PLATFORM: Final = "onnx_onnxv1"

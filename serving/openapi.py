@@ -12,9 +12,9 @@ from chestct.card import LAYOUT, Frozen, ModelCard
 from chestct.image import Facts, encode_png
 from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import bento, http, oip, oip_http
-from serving.dicom_reader import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
 from serving.middleware import REQUEST_ID, TIMEOUT
 from serving.settings import Settings
+from serving.window import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
 
 Json = dict[str, Any]
 JSON: Final = "application/json"

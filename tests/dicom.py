@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom import Dataset, FileDataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import encapsulate, get_frame
 
-from serving.dicom_reader import LUNG
+from serving.window import LUNG
 
 PATIENT = "Secret^Patient"
 """Stands in the header of each file."""

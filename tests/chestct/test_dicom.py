@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 from chestct import dicom
 from chestct.image import InvalidImage, encode_png
 from pipeline.phantoms import draw_phantom
-from serving.dicom_reader import LUNG
+from serving.window import LUNG
 from tests.dicom import PATIENT, SYNTAXES, dicom_file, with_frame, written
 
 PHANTOM = np.asarray(draw_phantom(0, np.random.default_rng(7)).convert("L"))
