@@ -73,10 +73,11 @@ async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[s
 
     async def of_one_caller(call: Call, images: list[bytes]) -> list[dict[str, Any]]:
         outcomes: Sequence[Prediction | Exception]
+        if call.remaining <= 0:  # while it waited in BentoML's batcher
+            return [_body(TimeoutError(), call.request_id)] * len(images)
         call.work = asyncio.ensure_future(classifier.classify_many(images, call))
         try:
-            async with asyncio.timeout(call.remaining):
-                outcomes = await call.work
+            outcomes = await call.work
         except (Closed, TimeoutError) as error:
             outcomes = [error] * len(images)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
@@ -134,35 +135,38 @@ class Guard:
             body = await read_body(request, self._settings)
             check_json(body, len(body))
             _CALL.set(call)
-            await while_connected(request, self._answer(scope, body, receive, send))
+            answer = await while_connected(request, self._ask(scope, body, receive))
+            if call.remaining <= 0:  # its images ran out of time one by one
+                raise TimeoutError
         finally:
             call.abandon()
             self._callers -= 1
+        for message in answer:
+            await send(message)
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-        status = 200
-        refusal = b""
+    async def _ask(self, scope: Scope, body: bytes, receive: Receive) -> list[Message]:
+        """BentoML's answer, whole: the deadline or a client that hangs up may end this, but not an answer half sent.
+
+        Raises RequestError for what BentoML refuses, and TimeoutError.
+        """
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        answer: list[Message] = []
 
         async def receive_again() -> Message:
             return messages.pop() if messages else await receive()
 
-        async def send_good(message: Message) -> None:
-            nonlocal status, refusal
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            if status == HTTPStatus.OK:
-                await send(message)
-            else:
-                refusal += message.get("body", b"")
+        async def keep(message: Message) -> None:
+            answer.append(message)
 
-        await self._app(scope, receive_again, send_good)
+        await self._app(scope, receive_again, keep)
+        status = answer[0]["status"]
         if 400 <= status < 500:
-            raise bad_request("invalid_request", _in_words(refusal))
+            raise bad_request("invalid_request", _in_words(b"".join(part.get("body", b"") for part in answer)))
         if status == HTTPStatus.SERVICE_UNAVAILABLE:  # it waited too long in BentoML's batcher
             raise TimeoutError
         if status != HTTPStatus.OK:
             raise RuntimeError(f"BentoML answered {status}")
+        return answer
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

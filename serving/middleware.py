@@ -153,25 +153,30 @@ class ErrorBoundary:
             await self._app(scope, receive, send)
             return
         call: Call = scope["state"]["call"]
+        clock = asyncio.get_running_loop().time
         begun = False
 
-        async def send_and_note(message: Message) -> None:
+        async def send_within_limit(message: Message) -> None:
             nonlocal begun
+            if not begun and not limit.expired():
+                limit.reschedule(clock() + self._settings.request_timeout)  # it is in time: now the client is to read
             begun = True
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body") and not limit.expired():
+                limit.reschedule(None)
 
         try:
-            limit = min(_patience(Headers(scope=scope)), self._settings.request_timeout)
-            call.deadline = call.started + limit
-            async with asyncio.timeout(call.remaining):
-                await self._app(scope, receive, send_and_note)
+            call.deadline = call.started + min(_patience(Headers(scope=scope)), self._settings.request_timeout)
+            async with asyncio.timeout(call.remaining) as limit:
+                await self._app(scope, receive, send_within_limit)
         except ClientDisconnect:
             call.outcome = "client_gone"
-            await Response(status_code=_CLIENT_GONE)(scope, receive, send)
+            if not begun:
+                await Response(status_code=_CLIENT_GONE)(scope, receive, send)
         except Exception as error:
             answer = describe(error)
             call.outcome = answer.code
-            if begun:  # the answer is on its way and can't be taken back
+            if begun:  # the answer is on its way and can't be taken back: the server closes the connection
                 raise
             if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.exception("request %s failed", call.request_id)

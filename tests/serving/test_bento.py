@@ -6,7 +6,7 @@ import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestct.engine import Engine
 from chestct.image import encode_png
@@ -63,6 +63,32 @@ def test_what_bentoml_refuses_is_said_in_our_error_schema(status: int, body: Any
     assert answer.json()["error"]["request_id"] == answer.headers["X-Request-ID"]
     assert ("images.3: no base64" in answer.text) == (status == 400)
     assert "secret" not in answer.text
+
+
+def test_an_answer_that_comes_as_the_deadline_passes_is_whole_or_is_none() -> None:
+    """BentoML's app goes on for a moment behind its answer: the deadline must not end it there."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        await JSONResponse([])(scope, receive, send)
+        await asyncio.sleep(1)
+
+    async def run() -> list[Message]:
+        messages = [{"type": "http.request", "body": b"{}", "more_body": False}]
+        sent = []
+
+        async def receive() -> Message:
+            return messages.pop() if messages else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"x-request-timeout", b"0.1")]
+        scope = {"type": "http", "method": "POST", "path": bento.ROUTE, "query_string": b"", "headers": headers}
+        await RequestRecording(bento.Guard(app, SETTINGS))(scope, receive, send)
+        return sent
+
+    assert [message.get("status") for message in asyncio.run(run())] == [503, None]
 
 
 def test_a_body_over_the_limit_does_not_reach_bentoml() -> None:

@@ -1,4 +1,4 @@
-"""Admission control: what it refuses unread, what it lets pass, and what becomes of the connection."""
+"""What every HTTP route shares: admission control, the end of answers that have begun, and the connection after."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,13 @@ import httpx
 import pytest
 import uvicorn
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import http as serving_http
 from serving import keys, metrics, middleware
 from serving.batcher import Closed, Overloaded
 from serving.keys import Keys
+from serving.middleware import ErrorBoundary, RequestRecording
 from serving.settings import Settings
 
 SETTINGS = Settings(request_timeout=30)
@@ -142,3 +143,41 @@ def test_the_connection_of_an_unread_body_serves_the_next_request() -> None:
             answer.read()
             assert (answer.status, connection.sock is first) == (expected, True)
         connection.close()
+
+
+def test_an_answer_that_has_begun_ends_though_the_deadline_passes_and_serves_the_next_request() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"an", "more_body": True})
+        await asyncio.sleep(0.3)
+        await send({"type": "http.response.body", "body": b"d."})
+        await asyncio.sleep(0.1)
+
+    with listening(RequestRecording(ErrorBoundary(app, SETTINGS))) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.connect()
+        first = connection.sock
+        for _ in range(2):
+            connection.request("GET", "/", headers={"X-Request-Timeout": "0.1"})
+            answer = connection.getresponse()
+            assert (answer.status, answer.read(), connection.sock is first) == (200, b"and.", True)
+        connection.close()
+
+
+def test_an_answer_that_nobody_takes_ends_by_the_service_s_own_limit() -> None:
+    taken = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def run() -> None:
+        async def send(message: Message) -> None:
+            await taken.wait()
+
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+        recorded = RequestRecording(ErrorBoundary(app, SETTINGS.model_copy(update={"request_timeout": 0.1})))
+        with pytest.raises(TimeoutError):
+            await recorded(scope, asyncio.Event().wait, send)
+
+    asyncio.run(asyncio.wait_for(run(), 10))
