@@ -42,9 +42,10 @@ def _find() -> store.StoredModel:
     packed = ChestCT.bento.info.all_models[0].tag if ChestCT.bento else None
     try:
         model = store.find(SETTINGS.model or (packed and str(packed)))
+        synthetic = model.read_card().synthetic
     except store.NoModel as error:
         raise BentoMLException(str(error)) from error
-    if SETTINGS.model is None and model.read_card().synthetic:
+    if SETTINGS.model is None and synthetic:
         raise BentoMLException(f"{model.tag} was trained on phantoms; to serve it set CHESTCT_MODEL={model.tag}")
     return model
 

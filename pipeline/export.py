@@ -10,7 +10,6 @@ evaluated.
 """
 
 import contextlib
-import hashlib
 import json
 import tempfile
 import warnings
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from chestct.card import InputSpec, Lineage, ModelCard, Rounding, Scaling
+from chestct.digests import sha256_of, write_sums
 from chestct.engine import Engine, Scores
 from chestct.image import Facts
 from chestct.store import CARD, GRAPH
@@ -79,7 +79,7 @@ class TrustHead(keras.layers.Layer):  # type: ignore[misc]
 
 
 def export(params: Params) -> None:
-    """Write RELEASE (model.onnx and card.json) and QUANTISATION."""
+    """Write RELEASE (model.onnx, card.json and their digests) and QUANTISATION."""
     network = keras.models.load_model(paths.FINAL_MODEL, compile=False)
     with np.load(paths.POOL) as pool, np.load(paths.FACTS) as measured:
         pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], read_facts(measured)
@@ -119,6 +119,7 @@ def export(params: Params) -> None:
 
     card = _card(params, calibration, bias, graph, len(labels), bfloat16)
     card.write(paths.RELEASE / CARD)
+    write_sums(paths.RELEASE, GRAPH, CARD)
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
 
 
@@ -310,7 +311,7 @@ def _card(
             backbone=params.base_model.backbone,
             weights=params.base_model.weights,
             image_count=image_count,
-            model_sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
+            model_sha256=sha256_of(graph),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
     )

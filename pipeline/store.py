@@ -6,7 +6,6 @@ such run; 3: below the gate, nothing stored.
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from chestct.card import ModelCard
+from chestct.digests import SUMS, Altered, check, check_sums, write_sums
 from chestct.store import CARD, GRAPH, import_model
 from pipeline import documents, paths, stage, tracking
 from pipeline import params as parameters
@@ -47,8 +47,10 @@ def store(params: parameters.Params, release: Path | None = None) -> None:
         if release is not None:
             audit = tracking.fetch(best.run_id, paths.AUDIT.name, Path(folder))
             release.mkdir(parents=True, exist_ok=True)
-            for file in (model / GRAPH, model / CARD, audit):
+            files = (audit, model / CARD, model / GRAPH)
+            for file in files:
                 shutil.copyfile(file, release / file.name)
+            write_sums(release, *(file.name for file in files))
     if release is not None and release.resolve() == paths.RELEASED.resolve():
         documents.write()
     print(f"run {best.run_id}: out-of-fold macro F1 {best.metrics[tracking.SCORE]:.3f}")
@@ -73,9 +75,12 @@ def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str
 def _finish_card(model: Path, test_metrics: Path) -> None:
     """Put the test figures into the card in folder `model`, once both are known to be of the graph beside it."""
     card = ModelCard.read(model / CARD)
-    digest = hashlib.sha256((model / GRAPH).read_bytes()).hexdigest()
-    if digest != card.lineage.model_sha256:
-        raise StageError(f"run {card.lineage.run_id}: its {GRAPH} is not the graph that its {CARD} names; export again")
+    try:
+        if (model / SUMS).exists():  # not in runs from before export wrote it
+            check_sums(model, GRAPH, CARD)
+        digest = check(model / GRAPH, card.lineage.model_sha256)
+    except Altered as error:
+        raise StageError(f"run {card.lineage.run_id}: {error}; export again") from error
     reported = json.loads(test_metrics.read_bytes())
     if reported.get("model_sha256") != digest:
         raise StageError(
@@ -84,6 +89,7 @@ def _finish_card(model: Path, test_metrics: Path) -> None:
     content = card.model_dump(mode="json")
     content["metrics"] |= reported["metrics"]
     ModelCard.model_validate(content).write(model / CARD)
+    write_sums(model, GRAPH, CARD)
 
 
 def main() -> None:

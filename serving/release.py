@@ -10,6 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from chestct import store
+from chestct.digests import Altered
 from serving.settings import Settings, SettingsError
 
 RELEASE: Final = Path(__file__).parents[1] / "release"
@@ -20,10 +21,13 @@ def ensure_model(tag: str | None, release: Path) -> str:
     """The tag of the model that the service will answer with.
 
     `release` is imported where no real one is stored, and where the newest is another release: of the code before it
-    was updated. Raises chestct.store.NoModel where `tag` names a model that is not in the store.
+    was updated. Raises chestct.store.NoModel where `tag` names a model that is not in the store or a stored file was
+    changed, and what import_model raises.
     """
     try:
         stored = store.find(tag)
+    except store.AlteredModel:
+        raise
     except store.NoModel:
         if tag is not None:
             raise
@@ -37,8 +41,8 @@ def main() -> None:
     """Print the tag; exit with BAD_INPUT and one line where there is none."""
     try:
         print(ensure_model(Settings.read().model, RELEASE))
-    except (SettingsError, store.NoModel, FileNotFoundError, ValidationError) as error:
-        print(str(error).replace("\n", " "), file=sys.stderr)
+    except (SettingsError, store.NoModel, Altered, OSError, ValidationError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from chestct.card import DISCLAIMER, ModelCard
+from chestct.digests import SUMS, check_sums
 from chestct.engine import Engine
 from chestct.image import decode
 from chestct.store import CARD, GRAPH
@@ -37,6 +38,12 @@ def test_the_graph_is_the_one_the_card_describes(card: ModelCard) -> None:
     graph = (RELEASE / GRAPH).read_bytes()
     assert hashlib.sha256(graph).hexdigest() == card.lineage.model_sha256
     assert len(graph) < 10_000_000
+
+
+def test_its_files_are_those_of_its_list_of_digests() -> None:
+    names = [line.split("  ")[1] for line in (RELEASE / SUMS).read_text(encoding="utf-8").splitlines()]
+    assert names == sorted(path.name for path in RELEASE.iterdir() if path.name != SUMS)
+    check_sums(RELEASE, *names)
 
 
 def test_it_was_trained_on_real_images_by_committed_code(card: ModelCard) -> None:

@@ -1,6 +1,7 @@
 """The real thing: BentoML's supervisor and workers, as `make serve` starts them."""
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -22,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
 from chestct.image import encode_png
+from chestct.store import GRAPH
 from pipeline.classes import CLASSES
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
@@ -254,6 +256,19 @@ def test_a_store_without_a_real_model_ends_in_one_line(tmp_path: Path) -> None:
     done = bentoml("serve", ".", home=tmp_path / "bentoml")
     assert done.returncode != 0
     assert "no model trained on real images" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_changed_graph_ends_in_one_line_with_both_digests(tmp_path: Path) -> None:
+    home = tmp_path / "bentoml"
+    tag = import_tiny_model(home)
+    graph = home / "models" / tag.replace(":", "/") / GRAPH
+    made = graph.read_bytes()
+    graph.write_bytes(made[:-1] + bytes([made[-1] ^ 1]))
+    done = bentoml("serve", ".", home=home)
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.splitlines() if tag in line)
+    assert {hashlib.sha256(data).hexdigest() for data in (made, graph.read_bytes())} <= set(re.findall(r"\w{64}", line))
     assert "Traceback" not in done.stdout + done.stderr
 
 

@@ -79,3 +79,70 @@ def test_nothing_is_stored_when_the_card_is_broken(run, tmp_path):
     broken, empty = run(f"import={tmp_path / 'real'}", "find=")
     assert broken.startswith("ValidationError")
     assert empty.startswith("NoModel")
+
+
+def test_a_graph_that_its_card_does_not_name_is_not_stored(run, tmp_path):
+    graph = tmp_path / "real" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    refused, empty = run(f"import={tmp_path / 'real'}", "find=")
+    assert refused.startswith("Altered")
+    assert empty.startswith("NoModel")
+
+
+def test_an_import_that_is_killed_leaves_nothing_to_serve_and_is_made_up_for_by_the_next(run, tmp_path):
+    killed = f"""
+import os, sys, shutil
+from pathlib import Path
+from chestct import store
+
+copied = []
+def copy_and_die(source, target, **options):
+    if len(copied) == {{count}}:
+        os._exit(9)
+    copied.append(copy(source, target))
+
+module, name = {{place}}
+copy = getattr(module, name)
+setattr(module, name, copy_and_die)
+store.import_model(Path({str(tmp_path / "other")!r}))
+"""
+    (kept,) = run(f"import={tmp_path / 'real'}")
+    for place, count in (("(shutil, 'copyfile')", 1), ("(shutil, 'copytree')", 0), ("(Path, 'rename')", 0)):
+        code = killed.format(place=place, count=count)
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 9, done.stderr
+        assert [path.name for path in (tmp_path / "home/models/chestct").glob("*/")] == [kept.partition(":")[2]]
+    found, imported, then = run("find=", f"import={tmp_path / 'other'}", "find=")
+    assert found == f"{kept} True local"
+    assert then == f"{imported} True local" != found
+
+
+def test_part_of_a_model_that_older_code_left_is_passed_over(run, tmp_path):
+    (tag,) = run(f"import={tmp_path / 'real'}")
+    stored = tmp_path / "home/models" / tag.replace(":", "/")
+    for name, content in (("empty", None), ("torn", "name: chest"), ("nonsense", "labels: ["), ("half", "labels: {}")):
+        part = stored.with_name(name)
+        part.mkdir()
+        if content is not None:
+            (part / "model.yaml").write_text(content, encoding="utf-8")
+    found, again, torn = run("find=", f"import={tmp_path / 'real'}", "find=chestct:torn")
+    assert found == f"{tag} True local"
+    assert again == tag
+    assert torn.startswith("NoModel no model 'chestct:torn'")
+
+
+def test_a_store_from_before_digests_were_recorded_is_checked_by_its_tags(run, tmp_path):
+    (tag,) = run(f"import={tmp_path / 'real'}")
+    stored = tmp_path / "home/models" / tag.replace(":", "/")
+    info = (stored / "model.yaml").read_text(encoding="utf-8")
+    lines = [line for line in info.splitlines() if "card_sha256" not in line]
+    assert len(lines) == len(info.splitlines()) - 1
+    (stored / "model.yaml").write_text("\n".join(lines), encoding="utf-8")
+    assert run("find=") == [f"{tag} True local"]
+    card = stored / "card.json"
+    card.write_text(card.read_text(encoding="utf-8").replace("5eed", "5ee0"), encoding="utf-8")
+    (refused,) = run("find=")
+    assert refused.startswith(f"AlteredModel {tag} is not served")
+    assert f"expected {tag.partition(':')[2]}, found" in refused

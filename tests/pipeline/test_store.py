@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from chestct.card import ModelCard
+from chestct.digests import SUMS, check_sums, write_sums
 from chestct.store import CARD, GRAPH
 from pipeline import paths, store, tracking
 from pipeline.manifest import Manifest
@@ -44,6 +46,7 @@ def plant(
     calibration_error: float = 0.05,
     megabytes: float = 8,
     swap_graph: bool = False,
+    swap_card: bool = False,
     swap_figures: bool = False,
 ) -> str:
     """A finished run with all that the stages leave in it."""
@@ -61,7 +64,11 @@ def plant(
         },
     )
     folder = Path("planted", run_id)
-    digest = tiny_model(folder, run_id=run_id).lineage.model_sha256
+    card = tiny_model(folder, run_id=run_id)
+    digest = card.lineage.model_sha256
+    write_sums(folder, GRAPH, CARD)
+    if swap_card:
+        card.model_copy(update={"classes": card.classes[::-1]}).write(folder / CARD)
     if swap_graph:
         (folder / GRAPH).write_bytes((folder / GRAPH).read_bytes() + b"\0")
     report = Path("planted", run_id, "test.json")
@@ -122,6 +129,7 @@ def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(params: Pa
     assert Path("release", GRAPH).read_bytes() == (folder / GRAPH).read_bytes()
     assert json.loads(Path("release", CARD).read_text("utf-8"))["disclaimer"].startswith("Research and education only")
     assert Path("release", paths.AUDIT.name).read_text("utf-8") == "{}"
+    check_sums(Path("release"), *(path.name for path in Path("release").iterdir() if path.name != SUMS))
     assert best_on_folds in Path("docs/MODEL_CARD.md").read_text("utf-8")
 
 
@@ -185,7 +193,20 @@ def test_a_graph_that_the_card_does_not_name_is_refused(
 ) -> None:
     plant(params, out_of_fold=0.9, test=0.9, swap_graph=True)
     assert exit_code(monkeypatch) == 2
-    assert "not the graph that its card.json names" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.onnx was changed after it was made" in line
+    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", line))) == 2
+
+
+@pytest.mark.usefixtures("refuse_import")
+def test_a_card_that_was_edited_since_export_is_refused(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(params, out_of_fold=0.9, test=0.9, swap_card=True)
+    assert exit_code(monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "card.json was changed after it was made" in line
+    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", line))) == 2
 
 
 @pytest.mark.usefixtures("refuse_import")

@@ -1,30 +1,32 @@
-from collections.abc import Iterator
+import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.models import ModelStore
 
 from chestct import store
-from chestct.store import CARD
+from chestct.card import ModelCard
+from chestct.digests import SUMS, sha256_of, write_sums
+from chestct.store import CARD, GRAPH
 from serving import release
 from tests.graphs import tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # BentoML's, in pathspec
+pytestmark = [
+    pytest.mark.usefixtures("model_store"),
+    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # BentoML's, in pathspec
+]
 
 
-@pytest.fixture(autouse=True)
-def _empty_store(tmp_path: Path) -> Iterator[None]:
-    """BentoML reads BENTOML_HOME once a process, so the store itself is replaced."""
-    folder = tmp_path / "models"
-    folder.mkdir()
-    BentoMLContainer.model_store.set(ModelStore(folder))
-    yield
-    BentoMLContainer.model_store.reset()
+def tiny_release(folder: Path, run_id: str = "5eed") -> Path:
+    tiny_model(folder, run_id=run_id)
+    write_sums(folder, GRAPH, CARD)
+    return folder
 
 
 def test_an_empty_store_gets_the_released_model_once(tmp_path: Path) -> None:
-    tiny_model(tmp_path / "release")
+    tiny_release(tmp_path / "release")
     tag = release.ensure_model(None, tmp_path / "release")
     assert tag == store.find().tag
     assert release.ensure_model(None, tmp_path / "release") == tag
@@ -38,10 +40,7 @@ def test_a_stored_real_model_comes_before_the_released_one(tmp_path: Path) -> No
 
 def test_a_later_release_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
     for name in ("first", "second", "own"):
-        card = tiny_model(tmp_path / name)
-        card.model_copy(update={"lineage": card.lineage.model_copy(update={"run_id": name})}).write(
-            tmp_path / name / CARD
-        )
+        tiny_release(tmp_path / name, run_id=name)
     first = release.ensure_model(None, tmp_path / "first")
     second = release.ensure_model(None, tmp_path / "second")
     assert first != second == store.find().tag
@@ -52,7 +51,7 @@ def test_a_later_release_takes_the_place_of_an_earlier_one_and_of_nothing_else(t
 
 def test_a_model_of_phantoms_is_served_by_its_tag_alone(tmp_path: Path) -> None:
     tiny_model(tmp_path / "phantoms", data_source="synthetic")
-    tiny_model(tmp_path / "release")
+    tiny_release(tmp_path / "release")
     tag = store.import_model(tmp_path / "phantoms")
     assert release.ensure_model(None, tmp_path / "release") != tag
     assert release.ensure_model(tag, tmp_path / "release") == tag
@@ -84,17 +83,85 @@ def test_what_is_wrong_is_said_in_one_line(
     assert words in line
 
 
-def test_a_broken_release_is_named_and_not_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Runs the command on the folder `release`, which it must refuse; its one line."""
+    monkeypatch.setattr(release, "RELEASE", tmp_path / "release")
+
+    def run() -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            release.main()
+        assert ended.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        return line
+
+    return run
+
+
+def test_a_release_whose_card_makes_no_sense_is_named_and_not_stored(
+    tmp_path: Path, refused: Callable[[], str]
 ) -> None:
-    folder = tmp_path / "release"
-    tiny_model(folder)
+    folder = tiny_release(tmp_path / "release")
     card = folder / CARD
     card.write_text(card.read_text().replace('"normal": "normal"', '"normal": "healthy"', 1))
-    monkeypatch.setattr(release, "RELEASE", folder)
-    with pytest.raises(SystemExit):
-        release.main()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "normal: expected one of" in line
+    write_sums(folder, GRAPH, CARD)
+    assert "normal: expected one of" in refused()
     with pytest.raises(store.NoModel):
         store.find()
+
+
+@pytest.mark.parametrize("name", [CARD, GRAPH])
+@pytest.mark.parametrize("where", ["release", "store"])
+def test_what_was_changed_is_refused_in_one_line_with_both_digests(
+    tmp_path: Path, model_store: Path, refused: Callable[[], str], name: str, where: str
+) -> None:
+    folder = tiny_release(tmp_path / "release")
+    if where == "store":
+        folder = model_store / release.ensure_model(None, folder).replace(":", "/")
+    made = sha256_of(folder / name)
+    change(folder / name)
+    line = refused()
+    assert {made, sha256_of(folder / name)} <= set(re.findall(r"\b[0-9a-f]{64}\b", line))
+    assert name in line
+
+
+def change(path: Path) -> None:
+    """Flip a bit of a graph; reverse the classes of a card, which stays a card."""
+    if path.name == CARD:
+        content = json.loads(path.read_bytes())
+        content["classes"].reverse()
+        path.write_text(json.dumps(content), encoding="utf-8")
+        ModelCard.read(path)
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+def test_a_changed_model_of_a_training_does_not_give_way_to_the_release(
+    tmp_path: Path, model_store: Path, refused: Callable[[], str]
+) -> None:
+    tiny_release(tmp_path / "release")
+    tiny_model(tmp_path / "own", run_id="own")
+    tag = store.import_model(tmp_path / "own")
+    change(model_store / tag.replace(":", "/") / GRAPH)
+    assert f"bentoml models delete -y {tag}" in refused()
+    shutil.rmtree(model_store / tag.replace(":", "/"))
+    assert release.ensure_model(None, tmp_path / "release") != tag
+
+
+def test_a_release_without_its_digests_is_refused(tmp_path: Path, refused: Callable[[], str]) -> None:
+    (tiny_release(tmp_path / "release") / SUMS).unlink()
+    assert SUMS in refused()
+
+
+def test_a_damaged_copy_is_mended_by_storing_the_model_again(tmp_path: Path, model_store: Path) -> None:
+    tiny_model(tmp_path / "own")
+    tag = store.import_model(tmp_path / "own")
+    change(model_store / tag.replace(":", "/") / GRAPH)
+    with pytest.raises(store.AlteredModel):
+        store.find()
+    assert store.import_model(tmp_path / "own") == tag == store.find().tag
