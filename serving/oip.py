@@ -7,7 +7,8 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,13 @@ Datatype = Literal["BYTES", "FP32", "UINT8"]
 
 _UNSUPPORTED: Final = ("classification", "shared_memory_region")
 """Parameters of Triton's extensions that would change what is read or answered."""
+
+
+_LONGEST_QUOTE: Final = 64
+"""Characters of a name that came, in an error's message; the name itself may be as long as the body."""
+_MOST_DIMENSIONS: Final = 8
+"""Of a shape, in an error's message."""
+_KINDS: Final = {str: "text", float: "a fraction", bool: "true or false", list: "a list", dict: "an object"}
 
 
 class InvalidRequest(ValueError):
@@ -65,7 +73,8 @@ class Input(NamedTuple):
 
     `data` is either bytes, the protocol's raw form (UINT8: one byte an element, row by row; BYTES: each element after
     its length as 4 bytes, little-endian), or a sequence of the elements. Of BYTES these are bytes, or base64 as str,
-    since JSON can't carry bytes (and no PNG or JPEG file is text); of UINT8 integers, flat or nested in the shape.
+    since JSON can't carry bytes (and no PNG or JPEG file is text); of UINT8 integers, flat or nested in the shape. What
+    came as JSON may hold anything at all in their place.
     """
 
     name: str
@@ -80,6 +89,15 @@ class Request(NamedTuple):
     """Names of the wanted outputs; none means all but those that cost extra (`heatmaps`, `preview`)."""
     window: Window = LUNG
     """For `image`s that are DICOM files."""
+
+
+class Question(NamedTuple):
+    """A request that was checked: nothing of the message that it came in is left."""
+
+    images: list[bytes] | NDArray[np.uint8]
+    """Encoded files, or pixels uint8 [N, height, width, channels]."""
+    outputs: "tuple[_Output, ...]"
+    window: Window
 
 
 class Tensor(NamedTuple):
@@ -172,18 +190,18 @@ def metadata(card: ModelCard, tag: str) -> ModelMetadata:
 def find(card: ModelCard, tag: str, name: str, wanted: str) -> None:
     """Check that the model `name` in the version `wanted` (empty: any) is the one served. Raises UnknownModel."""
     if name != card.name:
-        raise UnknownModel(f"expected the model {card.name!r}, got {name!r}")
+        raise UnknownModel(f"expected the model {card.name!r}, got {_quote(name)}")
     if wanted not in ("", version(tag)):
-        raise UnknownModel(f"expected the version {version(tag)!r} of {card.name!r} or none, got {wanted!r}")
+        raise UnknownModel(f"expected the version {version(tag)!r} of {card.name!r} or none, got {_quote(wanted)}")
 
 
-def check_parameters(names: Iterable[str]) -> None:
+def check_parameters(names: Container[str]) -> None:
     """Parameters that this server doesn't know are ignored, as they may be, but for those that change the answer.
 
     Raises InvalidRequest.
     """
-    for name in names:
-        if name in _UNSUPPORTED:
+    for name in _UNSUPPORTED:
+        if name in names:
             raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
 
 
@@ -195,22 +213,26 @@ def read_window(parameters: Mapping[str, Any]) -> Window:
         raise InvalidRequest(f"parameters: {error}") from None
 
 
-async def infer(classifier: Classifier, request: Request, call: Call) -> tuple[Tensor, ...]:
+def read(classifier: Classifier, request: Request) -> Question:
+    """What the request asks for, so that its message need not be kept while the model works. Raises InvalidRequest."""
+    outputs = tuple(_wanted(request.outputs))
+    return Question(_read(request.inputs, classifier.card, classifier.settings.max_images), outputs, request.window)
+
+
+async def infer(classifier: Classifier, question: Question, call: Call) -> tuple[Tensor, ...]:
     """Answer a request.
 
     The protocol has one status for a call, so one bad image fails the call: InvalidImage then names its index.
-    Raises InvalidRequest, InvalidImage, and what Classifier.classify raises.
+    Raises InvalidImage, and what Classifier.classify raises.
     """
-    card = classifier.card
-    outputs = _wanted(request.outputs)
+    images, outputs, window = question
     explain = any(output.files for output in outputs)
-    images = _read(request.inputs, card, classifier.settings.max_images)
     if isinstance(images, list):
-        outcomes = await classifier.classify_many(images, call, explain=explain, window=request.window)
+        outcomes = await classifier.classify_many(images, call, explain=explain, window=window)
         predictions = [_good(index, outcome) for index, outcome in enumerate(outcomes)]
     else:
         predictions = await classifier.classify_pixels(images, call, explain=explain)
-    return tuple(_tensor(output, predictions, card) for output in outputs)
+    return tuple(_tensor(output, predictions, classifier.card) for output in outputs)
 
 
 def pack_bytes(elements: Sequence[bytes]) -> bytes:
@@ -251,7 +273,7 @@ def _wanted(names: Sequence[str]) -> list[_Output]:
     known = {output.name: output for output in _OUTPUTS}
     for name in names:
         if name not in known:
-            raise InvalidRequest(f"outputs: expected some of {', '.join(known)}, got {name!r}")
+            raise InvalidRequest(f"outputs: expected some of {', '.join(known)}, got {_quote(name)}")
     return [known[name] for name in dict.fromkeys(names)]
 
 
@@ -259,12 +281,12 @@ def _read(inputs: Sequence[Input], card: ModelCard, max_images: int) -> list[byt
     """The encoded images, or the pixels uint8 [N, height, width, channels]."""
     specs = {spec.name: spec for spec in _inputs(card)}
     if len(inputs) != 1 or inputs[0].name not in specs:
-        names = ", ".join(repr(tensor.name) for tensor in inputs) or "none"
+        names = ", ".join(_quote(tensor.name) for tensor in inputs[:4]) or "none"
         raise InvalidRequest(f"inputs: expected exactly one of {IMAGE!r} and {PIXELS!r}, got {names}")
     tensor = inputs[0]
     spec = specs[tensor.name]
     if tensor.datatype != spec.datatype:
-        raise InvalidRequest(f"{spec.name}: expected the datatype {spec.datatype}, got {tensor.datatype!r}")
+        raise InvalidRequest(f"{spec.name}: expected the datatype {spec.datatype}, got {_quote(tensor.datatype)}")
     count = tensor.shape[0] if tensor.shape else 0
     if tensor.shape != (count, *spec.shape[1:]) or not 1 <= count <= max_images:
         wanted: list[int | str] = ["N", *spec.shape[1:]]
@@ -293,22 +315,46 @@ def _image(index: int, element: Any) -> bytes:
 def _pixels(tensor: Input) -> NDArray[np.uint8]:
     if isinstance(tensor.data, bytes):
         _same_count(tensor, len(tensor.data))
-        return np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
-    count = math.prod(tensor.shape)
-    try:
-        values = np.asarray(tensor.data)
-    except ValueError:
-        raise InvalidRequest(f"{tensor.name}: expected rows of one length, got several") from None
-    if values.shape not in (tensor.shape, (count,)):
+        levels = tensor.data
+    else:
+        levels = _levels(tensor, _flat(tensor, tensor.data))
+    return np.frombuffer(levels, np.uint8).reshape(tensor.shape)
+
+
+def _flat(tensor: Input, data: Sequence[Any]) -> Sequence[Any]:
+    """The elements of data that is flat or nested in the tensor's shape, row by row, as many as the shape says."""
+    if not data or not isinstance(data[0], list):
+        _same_count(tensor, len(data))
+        return data
+    level: Sequence[Any] = [data]
+    for depth, size in enumerate(tensor.shape):
+        if set(map(type, level)) - {list, type(data)}:
+            got = f"something else than a list at depth {depth}"
+        elif lengths := set(map(len, level)) - {size}:
+            got = f"a list of {min(lengths)} elements at depth {depth}"
+        else:
+            level = list(chain.from_iterable(level))
+            continue
         raise InvalidRequest(
-            f"{tensor.name}: expected {count} elements, flat or nested as {_shape(tensor.shape)}, "
-            f"got {_shape(values.shape)}"
+            f"{tensor.name}: expected {math.prod(tensor.shape)} elements, flat or nested as {_shape(tensor.shape)}, "
+            f"got {got}"
         )
-    if not np.issubdtype(values.dtype, np.integer):
-        raise InvalidRequest(f"{tensor.name}: expected whole numbers of 0 to 255")
-    if values.min() < 0 or values.max() > 255:
-        raise InvalidRequest(f"{tensor.name}: expected values of 0 to 255, got {values.min()} to {values.max()}")
-    return values.astype(np.uint8).reshape(tensor.shape)
+    return level
+
+
+def _levels(tensor: Input, values: Sequence[Any]) -> bytes:
+    """Grey levels, one byte each. NumPy would make room for the longest of whatever the values are, for each of them.
+
+    Raises InvalidRequest.
+    """
+    if others := set(map(type, values)) - {int}:
+        got = " and ".join(sorted(_KINDS.get(kind, "null") for kind in others))
+        raise InvalidRequest(f"{tensor.name}: expected whole numbers of 0 to 255, got {got}")
+    try:
+        return bytes(values)
+    except (ValueError, OverflowError):
+        got = f"{_number(min(values))} to {_number(max(values))}"
+        raise InvalidRequest(f"{tensor.name}: expected values of 0 to 255, got {got}") from None
 
 
 def _same_count(tensor: Input, count: int) -> None:
@@ -320,7 +366,17 @@ def _same_count(tensor: Input, count: int) -> None:
 
 
 def _shape(shape: Sequence[int | str]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
+    more = ["..."] if len(shape) > _MOST_DIMENSIONS else []
+    return f"[{', '.join([*map(_number, shape[:_MOST_DIMENSIONS]), *more])}]"
+
+
+def _number(value: int | str) -> str:
+    """A number in an error's message; Python refuses to write one of 4,300 digits."""
+    return str(value) if isinstance(value, str) or abs(value) < 10**18 else "a number of more than 18 digits"
+
+
+def _quote(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_QUOTE else f"{name[:_LONGEST_QUOTE]}...")
 
 
 def _good(index: int, outcome: Outcome) -> Prediction:

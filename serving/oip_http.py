@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -26,7 +27,11 @@ JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
 EXTENSIONS: Final = ("binary_tensor_data",)
 
-_SHORT: Final = Field(fail_fast=True)
+MAX_ID: Final = 1000
+"""Characters of a request's `id`, which is held while the model works and comes back."""
+_MOST: Final = 64
+"""Inputs, outputs and dimensions of a shape. There are two inputs and some ten outputs, each worth naming once."""
+_SHORT: Final = Field(fail_fast=True, max_length=_MOST)
 """Of a list: to say what is wrong with each of its elements would take longer than reading all of them."""
 
 T = TypeVar("T")
@@ -63,20 +68,21 @@ class _Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    parameters: dict[str, Any] | None = None
+    parameters: InstanceOf[dict[str, Any]] | None = None
 
     def parameter(self, name: str, kind: type[T]) -> T | None:
         value = (self.parameters or {}).get(name)
         if value is not None and type(value) is not kind:
-            raise oip.InvalidRequest(f"parameters: expected {name} to be {kind.__name__}, got {value!r}")
+            raise oip.InvalidRequest(f"parameters: expected {name} to be {kind.__name__}, got {type(value).__name__}")
         return value
 
 
 class _Input(_Message):
     name: str
     datatype: str
-    shape: Annotated[tuple[int, ...], _SHORT]
-    data: list[Any] | None = None
+    shape: Annotated[list[int], _SHORT]
+    data: InstanceOf[list[Any]] | None = None
+    """Unread: serving.oip knows what its elements are to be."""
 
 
 class _Output(_Message):
@@ -84,15 +90,18 @@ class _Output(_Message):
 
 
 class _Request(_Message):
-    id: str | None = None
-    inputs: Annotated[tuple[_Input, ...], _SHORT]
-    outputs: Annotated[tuple[_Output, ...], _SHORT] | None = None
+    id: Annotated[str, Field(max_length=MAX_ID)] | None = None
+    inputs: Annotated[list[_Input], _SHORT]
+    outputs: Annotated[list[_Output], _SHORT] | None = None
 
-    def in_binary(self, name: str) -> bool:
-        """Whether the output of this name is to come after the JSON."""
-        wanted = [output.parameter("binary_data", bool) for output in self.outputs or () if output.name == name]
-        wanted.append(self.parameter("binary_data_output", bool))
-        return next((flag for flag in wanted if flag is not None), False)
+
+class _AnswerForm(NamedTuple):
+    """How the answer is to look."""
+
+    id: str | None = None
+    binary: Mapping[str, bool] = {}
+    """Whether the output of a name is to come after the JSON."""
+    others_binary: bool = False
 
 
 async def _server(_: Request) -> Response:
@@ -127,14 +136,14 @@ async def _infer(request: Request) -> Response:
         raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", words)
     body = await read_body(request, classifier.settings)
     try:
-        # Not in a thread: pydantic holds the interpreter's lock all along, so the event loop would wait as long.
-        message, inputs = _parse(request.headers, body)
-        window = oip.read_window(message.parameters or {})
-        wanted = oip.Request(inputs, tuple(output.name for output in message.outputs or ()), window)
+        # Not in a thread: the parser holds the interpreter's lock all along, so the event loop would wait as long.
+        wanted, form = _parse(request.headers, body)
         call: Call = request.state.call
-        call.request_id = choose_id(request.headers.get(REQUEST_ID), message.id, call.request_id)
-        tensors = await while_connected(request, oip.infer(classifier, wanted, call))
-        return _response(classifier, message, tensors)
+        call.request_id = choose_id(request.headers.get(REQUEST_ID), form.id, call.request_id)
+        question = oip.read(classifier, wanted)
+        del body, wanted  # several times the size of the images
+        tensors = await while_connected(request, oip.infer(classifier, question, call))
+        return _response(classifier, form, tensors)
     except oip.InvalidRequest as error:
         raise bad_request(error.code, str(error)) from error
     except InvalidImage as error:
@@ -152,23 +161,19 @@ def _find(request: Request) -> Classifier:
     return classifier
 
 
-def _parse(headers: Mapping[str, str], body: bytes) -> tuple[_Request, tuple[oip.Input, ...]]:
-    """The request and its inputs with their data. Raises oip.InvalidRequest, and RequestError for too much JSON."""
+def _parse(headers: Mapping[str, str], body: bytes) -> tuple[oip.Request, _AnswerForm]:
+    """The request with its inputs' data. Raises oip.InvalidRequest, and RequestError for too much JSON."""
     announced = headers.get(JSON_LENGTH, str(len(body)))
     if not re.fullmatch("[0-9]{1,18}", announced) or int(announced) > len(body):
-        raise oip.InvalidRequest(f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced!r}")
+        raise oip.InvalidRequest(
+            f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced[:32]!r}"
+        )
     length = int(announced)
     if length == 0:
-        return _Request(inputs=(), parameters={"binary_data_output": True}), (
-            oip.Input(oip.IMAGE, "BYTES", (1,), [body]),
-        )
-    check_json(body, length)
-    try:
-        message = _Request.model_validate_json(body[:length])
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()[:3]]
-        raise oip.InvalidRequest("; ".join(problems)) from None
-    for described in (message, *message.inputs, *(message.outputs or ())):
+        return oip.Request((oip.Input(oip.IMAGE, "BYTES", (1,), [body]),)), _AnswerForm(others_binary=True)
+    message = _read_json(body, length)
+    outputs = message.outputs or ()
+    for described in (message, *message.inputs, *outputs):
         oip.check_parameters(described.parameters or ())
     inputs = []
     for tensor in message.inputs:
@@ -178,26 +183,46 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[_Request, tuple[oip
             if not 0 <= size <= len(body) - length:
                 left = len(body) - length
                 raise oip.InvalidRequest(
-                    f"{tensor.name}: expected binary_data_size of at most the {left} bytes left, got {size}"
+                    f"{tensor.name[:64]}: expected binary_data_size of at most the {left} bytes left, got {size}"
                 )
             data = body[length : length + size]
             length += size
         elif size is not None or data is None:
-            raise oip.InvalidRequest(f"{tensor.name}: expected either data or the parameter binary_data_size")
-        inputs.append(oip.Input(tensor.name, tensor.datatype, tensor.shape, data))
+            raise oip.InvalidRequest(f"{tensor.name[:64]}: expected either data or the parameter binary_data_size")
+        inputs.append(oip.Input(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     if length != len(body):
         raise oip.InvalidRequest(
             f"expected no bytes after the JSON and the inputs' binary data, got {len(body) - length}"
         )
-    return message, tuple(inputs)
+    binary = {output.name: output.parameter("binary_data", bool) for output in outputs}
+    form = _AnswerForm(
+        id=message.id,
+        binary={name: flag for name, flag in binary.items() if flag is not None},
+        others_binary=message.parameter("binary_data_output", bool) or False,
+    )
+    window = oip.read_window(message.parameters or {})
+    return oip.Request(tuple(inputs), tuple(output.name for output in outputs), window), form
 
 
-def _response(classifier: Classifier, message: _Request, tensors: tuple[oip.Tensor, ...]) -> Response:
+def _read_json(body: bytes, length: int) -> _Request:
+    """The message in the first `length` bytes. Raises oip.InvalidRequest, and RequestError for too much JSON."""
+    check_json(body, length)
+    try:
+        return _Request.model_validate(from_json(body[:length], allow_inf_nan=False))
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)[:3]
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors]
+        raise oip.InvalidRequest("; ".join(problems)) from None
+    except ValueError as error:
+        raise oip.InvalidRequest(f"body: expected JSON: {error}") from None
+
+
+def _response(classifier: Classifier, form: _AnswerForm, tensors: tuple[oip.Tensor, ...]) -> Response:
     outputs = []
     binary = []
     for tensor in tensors:
         output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-        if message.in_binary(tensor.name):
+        if form.binary.get(tensor.name, form.others_binary):
             binary.append(tensor.raw())
             output["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
@@ -211,8 +236,8 @@ def _response(classifier: Classifier, message: _Request, tensors: tuple[oip.Tens
         "parameters": {"disclaimer": classifier.card.disclaimer},
         "outputs": outputs,
     }
-    if message.id is not None:
-        answer["id"] = message.id
+    if form.id is not None:
+        answer["id"] = form.id
     head = json.dumps(answer).encode()
     if not binary:
         return Response(head, media_type="application/json")

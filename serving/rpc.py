@@ -279,7 +279,8 @@ class _Inference(service.GRPCInferenceServiceServicer):
             )
         try:
             async with asyncio.timeout(call.remaining):
-                tensors = await oip.infer(self._classifier, _to_request(request), call)
+                question = oip.read(self._classifier, _to_request(request))
+                tensors = await oip.infer(self._classifier, question, call)
         except (oip.InvalidRequest, InvalidImage) as error:
             await _abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
         except Overloaded as error:

@@ -99,7 +99,7 @@ def test_a_body_over_the_limit_does_not_reach_bentoml() -> None:
 def test_json_of_more_values_than_are_parsed_in_a_moment_does_not_reach_bentoml(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(body, "MAX_JSON_COMMAS", 10)
+    monkeypatch.setitem(body.MAX_JSON, b",", 10)
     assert ask(answering(200, []), body=b"[" + 10 * b"0," + b"0]")[0].status_code == 200
     (answer,) = ask(answering(200, []), body=b"[" + 11 * b"0," + b"0]")
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "json_too_large")

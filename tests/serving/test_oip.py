@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +38,8 @@ class Model:
         async def call() -> tuple[oip.Tensor, ...]:
             classifier = Classifier(self._engine, self.card, TAG, Settings(max_images=8))
             try:
-                return await oip.infer(classifier, oip.Request(inputs, tuple(outputs)), Call("r"))
+                question = oip.read(classifier, oip.Request(inputs, tuple(outputs)))
+                return await oip.infer(classifier, question, Call("r"))
             finally:
                 await classifier.close()
 
@@ -54,6 +57,10 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 def image(*elements: bytes, shape: tuple[int, ...] | None = None) -> oip.Input:
     return oip.Input("image", "BYTES", (len(elements),) if shape is None else shape, elements)
+
+
+def pixels(data: Any) -> oip.Input:
+    return oip.Input("pixels", "UINT8", SHAPE, data)
 
 
 def test_each_image_keeps_its_row(model: Model) -> None:
@@ -99,11 +106,13 @@ def test_costly_outputs_come_only_on_request(model: Model) -> None:
 
 
 def test_pixels_give_the_image_s_scores_and_a_warning(model: Model) -> None:
-    pixels = np.stack([tiny_picture(3), tiny_picture(1)])
-    raw = model.infer(oip.Input("pixels", "UINT8", pixels.shape, pixels.tobytes()))
-    typed = model.infer(oip.Input("pixels", "UINT8", pixels.shape, pixels.ravel().tolist()))
-    images = model.infer(image(*map(png, pixels)))
-    assert raw == typed
+    pictures = np.stack([tiny_picture(3), tiny_picture(1)])
+    raw, flat, nested = (
+        model.infer(oip.Input("pixels", "UINT8", pictures.shape, data))
+        for data in (pictures.tobytes(), pictures.ravel().tolist(), pictures.tolist())
+    )
+    images = model.infer(image(*map(png, pictures)))
+    assert raw == flat == nested
     assert raw["probabilities"] == images["probabilities"]
     assert [json.loads(element) for element in raw["warnings"].values] == [["pixels_input"]] * 2
     assert [json.loads(element) for element in images["warnings"].values] == [[], []]
@@ -135,12 +144,45 @@ def test_one_bad_image_fails_the_call_and_is_named(model: Model) -> None:
         pytest.param([oip.Input("image", "BYTES", (2,), bytes(4000))], "at most 2 BYTES elements", id="raw count"),
         pytest.param([oip.Input("pixels", "UINT8", (1, 8, 8, 1), bytes(64))], r"\[N, 32, 32, 1\]", id="pixels' size"),
         pytest.param([oip.Input("pixels", "UINT8", SHAPE, b"1")], "expected 1024 elements", id="pixels' count"),
-        pytest.param([oip.Input("pixels", "UINT8", SHAPE, [256] * 1024)], "got 256 to 256", id="pixels' range"),
+        pytest.param([pixels([256] * 1024)], "got 256 to 256", id="pixels' range"),
+        pytest.param([pixels([-1, *[0] * 1023])], "got -1 to 0", id="pixels below 0"),
+        pytest.param([pixels([10**400] * 1024)], "got a number of more than 18 digits to", id="400 digits"),
+        pytest.param([pixels([10**5000] * 1024)], "got a number of more than 18 digits to", id="5000 digits"),
+        pytest.param([pixels([0.0] * 1024)], "whole numbers of 0 to 255, got a fraction", id="fractions"),
+        pytest.param([pixels([True] * 1024)], "got true or false", id="booleans"),
+        pytest.param([pixels([None, *[0] * 1023])], "got null", id="null"),
+        pytest.param([pixels([{}, "", *[0] * 1022])], "got an object and text", id="objects and text"),
+        pytest.param([pixels([0, [0], *[0] * 1022])], "got a list", id="a list among numbers"),
+        pytest.param([pixels([])], "expected 1024 elements .*got 0", id="nothing"),
+        pytest.param([pixels([[]])], "got a list of 0 elements at depth 1", id="an empty list"),
+        pytest.param([pixels([[[[0]] * 32] * 31])], "got a list of 31 elements at depth 1", id="a row too few"),
+        pytest.param([pixels([[[[0]] * 32] * 31 + [[[0]] * 33]])], "list of 33 elements at depth 2", id="ragged"),
+        pytest.param([pixels([[[[0]] * 32] * 31 + [0]])], "else than a list at depth 2", id="a number for a row"),
+        pytest.param([pixels([["0" * 32] * 32])], "else than a list at depth 2", id="text for a pixel"),
+        pytest.param([pixels([[[[[0]]] * 32] * 32])], "got a list", id="one bracket too many"),
+        pytest.param([oip.Input("image", "BYTES", (1,), [["aGk="]])], r"image\[0\]: .* in base64", id="nested image"),
+        pytest.param([oip.Input("image", "BYTES", (1,), ["\U0001f600" * 99])], "only ASCII", id="emoji for base64"),
+        pytest.param([image(b"1", shape=(10**400,))], r"got \[a number of more than 18 digits\]", id="huge shape"),
+        pytest.param([image(b"1", shape=(2**32, 2**32))], r"got \[4294967296, 4294967296\]", id="overflow"),
+        pytest.param([image(b"1", shape=(1,) * 64)], r"got \[1, 1, 1, 1, 1, 1, 1, 1, \.\.\.\]", id="dimensions"),
+        pytest.param([oip.Input("x" * 10**6, "BYTES", (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long name"),
+        pytest.param([oip.Input("image", "x" * 10**6, (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long datatype"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_told_what_was_expected(model: Model, inputs: list[oip.Input], message: str) -> None:
     with pytest.raises(oip.InvalidRequest, match=message):
         model.infer(*inputs)
+
+
+def test_text_of_different_lengths_takes_no_memory(model: Model) -> None:
+    tensor = pixels(["a" * 10_000, *[""] * 1023])  # as an array: 40 MB
+    tracemalloc.start()
+    try:
+        with pytest.raises(oip.InvalidRequest, match="got text"):
+            model.infer(tensor)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_unknown_output_is_told_which_there_are(model: Model) -> None:

@@ -17,7 +17,9 @@ from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving import body, http, oip
+from serving.body import check_json
 from serving.classifier import Classifier
+from serving.errors import RequestError
 from serving.middleware import RequestRecording
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
@@ -76,7 +78,7 @@ def image(*files: bytes | str, **fields: Any) -> dict[str, Any]:
     return {"name": "image", "datatype": "BYTES", "shape": [len(files)], "data": data, **fields}
 
 
-def binary_image(size: int, count: int = 1) -> dict[str, Any]:
+def binary_image(size: float, count: int = 1) -> dict[str, Any]:
     return {"name": "image", "datatype": "BYTES", "shape": [count], "parameters": {"binary_data_size": size}}
 
 
@@ -249,9 +251,34 @@ PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, 32, 32, 1]}
         ),
         pytest.param({"inputs": [PIXELS | {"data": [1.5] * 1024}]}, "whole numbers", id="fractions"),
         pytest.param({"inputs": [PIXELS | {"data": [256] * 1024}]}, "got 256 to 256", id="levels"),
-        pytest.param({"inputs": [PIXELS | {"data": [[1], [1, 2]]}]}, "rows of one length", id="ragged"),
-        pytest.param({"inputs": [PIXELS | {"data": [[1] * 1024]}]}, "got [1, 1024]", id="nested otherwise"),
+        pytest.param({"inputs": [PIXELS | {"data": [[1], [1, 2]]}]}, "a list of 2 elements at depth 0", id="ragged"),
+        pytest.param({"inputs": [PIXELS | {"data": [[1] * 1024]}]}, "a list of 1024 elements", id="nested otherwise"),
         pytest.param({"inputs": [PIXELS | {"data": []}]}, "expected 1024 elements", id="no pixels"),
+        pytest.param({"inputs": [PIXELS | {"data": {}}]}, "inputs.0.data: ", id="an object of pixels"),
+        pytest.param({"inputs": [PIXELS | {"data": "x"}]}, "inputs.0.data: ", id="text of pixels"),
+        pytest.param({"inputs": [PIXELS | {"data": [""] * 1024}]}, "got text", id="text for a pixel"),
+        pytest.param({"inputs": [PIXELS | {"data": [10**400, *[0] * 1023]}]}, "more than 18 digits", id="400 digits"),
+        pytest.param({"inputs": [binary_image(10**400)]}, "at most the 0 bytes left, got 1000", id="400 digits' size"),
+        pytest.param({"inputs": [binary_image(1.0)]}, "to be int, got float", id="a fraction of a size"),
+        pytest.param({"inputs": [binary_image(True)]}, "to be int, got bool", id="a flag for a size"),
+        pytest.param({"inputs": [image(png(), shape=[-1])]}, "N of 1 to 4", id="negative shape"),
+        pytest.param({"inputs": [image(png(), shape=[1] * 65)]}, "inputs.0.shape: ", id="dimensions"),
+        pytest.param({"inputs": [image(png(), shape=[10**400])]}, "N of 1 to 4", id="400 digits' shape"),
+        pytest.param({"inputs": [image(png())] * 65}, "inputs: ", id="inputs"),
+        pytest.param({"inputs": [image(png())], "outputs": [{"name": "label"}] * 65}, "outputs: ", id="outputs"),
+        pytest.param({"inputs": [image(png())], "id": "x" * 1001}, "id: ", id="long id"),
+        pytest.param({"inputs": [image(png())], "parameters": [1]}, "parameters: ", id="parameters as a list"),
+        pytest.param({"inputs": [image(png())], "parameters": {"binary_data_output": 1}}, "to be bool", id="flag"),
+        pytest.param(
+            {"inputs": [image(png())], "parameters": {"window_center": 10**400, "window_width": 1}},
+            "window_center: expected Hounsfield units",
+            id="400 digits' window",
+        ),
+        pytest.param(
+            {"inputs": [image(png())], "parameters": {"window_center": {}, "window_width": []}},
+            "window_center: expected Hounsfield units",
+            id="a window of objects",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_told_what_was_expected(client: Client, message: Any, words: str) -> None:
@@ -277,7 +304,7 @@ def test_an_error_that_quotes_what_came_is_short(client: Client) -> None:
     assert len(client.post(json={"inputs": [image(png(), name="x" * 20_000)]}).text) < 1100
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "99999", "9" * 5000, "²"])
+@pytest.mark.parametrize("length", ["x", "-1", "+1", "1.0", "0x1", "", "99999", "9" * 400, "9" * 5000, "²"])
 def test_a_wrong_length_of_the_json_is_refused(client: Client, length: str) -> None:
     headers = {JSON_LENGTH: length.encode("latin-1")}
     assert_error(client.post(content=b"{}", headers=headers), 400, f"invalid_request: {JSON_LENGTH}")
@@ -289,7 +316,22 @@ def test_bytes_that_belong_to_no_input_are_refused(client: Client) -> None:
     assert_error(response, 400, "invalid_request: ", "got 4")
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 5000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"{", id="half an object"),
+        pytest.param(b"\xff\xfe", id="no UTF-8"),
+        pytest.param(b"[" * 5000, id="deep"),
+        pytest.param(b"[" * 5000 + b"]" * 5000, id="deep and whole"),
+        pytest.param(b'{"a":' * 5000, id="deep objects"),
+        pytest.param(b'{"id": NaN, "inputs": []}', id="NaN"),
+        pytest.param(b'{"id": -Infinity, "inputs": []}', id="infinity"),
+        pytest.param(b'{"id": ' + b"9" * 5000 + b', "inputs": []}', id="5000 digits"),
+        pytest.param(b'{"id": "\\ud800", "inputs": []}', id="half a surrogate pair"),
+        pytest.param(b'{"id": "\0", "inputs": []}', id="NUL"),
+        pytest.param(b'\xef\xbb\xbf{"inputs": []}', id="byte order mark"),
+    ],
+)
 def test_a_body_that_is_no_json_is_refused(client: Client, content: bytes) -> None:
     assert_error(client.post(content=content), 400, "invalid_request: body: ")
 
@@ -320,18 +362,30 @@ def test_metrics_tell_templates_and_not_paths_apart(client: Client) -> None:
     assert "made-up" not in text
 
 
-def test_json_of_more_values_than_are_parsed_in_a_moment_is_refused(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture = tiny_picture(1)
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"[" + b"0," * 300_001, id="commas"),
+        pytest.param((b"[" * 150 + b"]" * 150) * 2001, id="brackets without commas"),
+        pytest.param(b"{" + b'"":0,' * 10_001, id="keys"),
+    ],
+)
+def test_json_of_more_values_than_are_parsed_in_a_moment_is_refused(content: bytes) -> None:
+    with pytest.raises(RequestError, match="send pixels as binary tensor data") as refused:
+        check_json(content, len(content))
+    assert (refused.value.status, refused.value.code) == (413, "json_too_large")
+
+
+def test_what_follows_the_json_is_not_counted_as_json(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(body.MAX_JSON, b",", 100)
+    picture = np.full_like(tiny_picture(1), ord(","))
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, *picture.shape]}
-    in_json = {**pixels, "data": picture.ravel().tolist()}
-    assert client.post(json={"inputs": [in_json]}).status_code == 200
-    monkeypatch.setattr(body, "MAX_JSON_COMMAS", 100)
-    response = client.post(json={"inputs": [in_json]})
-    assert response.status_code == 413
-    assert response.json()["error"].startswith("json_too_large: expected JSON with at most 100 commas, got 10")
+    response = client.post(json={"inputs": [{**pixels, "data": picture.ravel().tolist()}]})
+    assert_error(response, 413, "json_too_large: expected JSON with at most 100 of ',', got 10")
     in_binary = {**pixels, "parameters": {"binary_data_size": picture.size}}
-    commas = picture.copy()
-    commas[:] = ord(",")
-    assert client.binary({"inputs": [in_binary]}, commas.tobytes()).status_code == 200
+    assert client.binary({"inputs": [in_binary]}, picture.tobytes()).status_code == 200
+
+
+def test_four_pictures_of_256_pixels_a_side_are_let_pass_as_json() -> None:
+    data = json.dumps(np.zeros((4, 256, 256, 1), np.uint8).tolist()).encode()
+    check_json(data, len(data))

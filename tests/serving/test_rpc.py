@@ -317,7 +317,7 @@ def test_an_error_that_quotes_what_came_is_not_too_long_for_a_header(server: Ser
     request.model_name = "x" * 20_000
     error = refusal(server.stub.ModelInfer, request)
     assert error.code() is StatusCode.NOT_FOUND
-    assert len(error.details()) == 1000
+    assert len(error.details()) <= 1000
 
 
 def test_not_serving_until_the_model_is_warm(model: Model) -> None:
