@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import textwrap
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
@@ -13,8 +14,8 @@ from kagglehub.config import get_cache_folder
 from tqdm import tqdm
 
 from pipeline import paths, stage
-from pipeline.classes import CLASSES, label_of
 from pipeline.errors import DataError
+from pipeline.listing import in_utf8, list_source, require_data_set
 from pipeline.manifest import SPLITS, Manifest
 from pipeline.params import Data, Params
 from pipeline.phantoms import draw_phantoms
@@ -31,7 +32,8 @@ _WAYS_OUT: Final = (
 def ingest(params: Params) -> None:
     """Bring data.source to data/raw and data/manifest.json; where nothing changed, leave both as they are.
 
-    Raises DataError, and then data/raw and the manifest are as before.
+    What the source holds beside them is named, by reason, in LEFT_OUT and on the last line. Raises DataError, and then
+    data/raw and the manifest are as before.
     """
     try:
         folder = _find_source(params.data)
@@ -40,16 +42,18 @@ def ingest(params: Params) -> None:
             if folder is None:
                 folder = Path(scratch) / "phantoms"
                 draw_phantoms(folder, params.data.phantoms, params.seed)
-            names = _list_images(folder)
-            manifest = Manifest.of(params.data.source, folder, names)
-            if _is_current(manifest):
-                print(f"ingest: {len(names)} files, unchanged")
-                return
-            _replace_raw(folder, names, Path(scratch))
-            manifest.write()
+            listing = list_source(folder)
+            listing.write()
+            require_data_set(listing, folder, params.data.max_left_out)
+            manifest = Manifest.of(params.data.source, listing.images)
+            unchanged = _is_current(manifest)
+            if not unchanged:
+                _replace_raw(listing.images, Path(scratch))
+                manifest.write()
     except OSError as error:
         raise DataError(f"cannot copy the images to {paths.RAW}: {error}") from error
-    print(f"ingest: {len(names)} files from {params.data.source}, digest {manifest.digest[:12]}")
+    what = ", unchanged" if unchanged else f" from {params.data.source}, digest {manifest.digest[:12]}"
+    print("; ".join(filter(None, (f"ingest: {len(listing.images)} files{what}", listing.summary))))
 
 
 def _find_source(data: Data) -> Path | None:
@@ -108,42 +112,21 @@ def _find_splits(root: Path) -> Path:
     raise DataError(f"{root}: expected a folder that holds {', '.join(SPLITS)}")
 
 
-def _list_images(folder: Path) -> list[str]:
-    """Paths relative to `folder` of every file of every split and class; hidden files and folders are left out.
-
-    Raises DataError for a split or a class without files, and for a folder that is none of the classes.
-    """
-    names = []
-    for split in SPLITS:
-        if not any(path.is_file() for path in folder.glob(f"{split}/*/*")):
-            raise DataError(f"{folder / split}: the split is empty; expected a folder of images for each class")
-        seen = set()
-        for class_folder in sorted((folder / split).glob("[!.]*/")):
-            label = label_of(class_folder.name)
-            if label is None:
-                raise DataError(f"{class_folder}: the folder's name begins with none of {', '.join(CLASSES)}")
-            files = [path for path in sorted(class_folder.glob("[!.]*")) if path.is_file()]
-            names += [path.relative_to(folder).as_posix() for path in files]
-            seen |= {label} if files else set()
-        if missing := [name for label, name in enumerate(CLASSES) if label not in seen]:
-            raise DataError(f"{folder / split}: no images of {', '.join(missing)}")
-    return names
-
-
 def _is_current(manifest: Manifest) -> bool:
     """data/raw holds exactly these files already."""
     if not paths.MANIFEST.is_file() or Manifest.read() != manifest:
         return False
-    present = [path.relative_to(paths.RAW).as_posix() for path in paths.RAW.rglob("*") if path.is_file()]
-    return Manifest.of(manifest.source, paths.RAW, present) == manifest
+    files = (path for path in paths.RAW.rglob("*") if path.is_file())
+    present = {in_utf8(path.relative_to(paths.RAW).as_posix()): path for path in files}
+    return Manifest.of(manifest.source, present) == manifest
 
 
-def _replace_raw(folder: Path, names: list[str], scratch: Path) -> None:
+def _replace_raw(images: Mapping[str, Path], scratch: Path) -> None:
     """Copy to `scratch` first, so that data/raw changes only when everything is there."""
     new, old = scratch / "new", scratch / "old"
-    for name in tqdm(names, desc="copying", unit="file"):
+    for name, path in tqdm(images.items(), desc="copying", unit="file"):
         (new / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, new / name)
+        shutil.copyfile(path, new / name)
     if paths.RAW.exists():
         paths.RAW.rename(old)
     new.rename(paths.RAW)

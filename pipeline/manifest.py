@@ -1,7 +1,7 @@
 """data/manifest.json: every image file of a data set and its digest, so that a model names exactly what it learned."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, Self
 
@@ -37,9 +37,9 @@ class Manifest(Frozen):
     """Sorted by path."""
 
     @classmethod
-    def of(cls, source: Source, folder: Path, names: Iterable[str]) -> Self:
-        """Read and hash the files `names`, paths relative to `folder`."""
-        files = tuple(_describe(folder, name) for name in sorted(names))
+    def of(cls, source: Source, images: Mapping[str, Path]) -> Self:
+        """Read and hash the files, each of which has its path below data/raw for a key."""
+        files = tuple(_describe(name, images[name]) for name in sorted(images))
         lines = "".join(f"{file.path} {file.sha256}\n" for file in files)
         return cls(source=source, digest=hashlib.sha256(lines.encode()).hexdigest(), files=files)
 
@@ -59,6 +59,6 @@ class Manifest(Frozen):
         partial.replace(path)
 
 
-def _describe(folder: Path, name: str) -> ImageFile:
-    content = (folder / name).read_bytes()
+def _describe(name: str, path: Path) -> ImageFile:
+    content = path.read_bytes()
     return ImageFile(path=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

@@ -30,6 +30,8 @@ class Data(Frozen):
     source: Literal["kaggle", "local", "synthetic"]
     path: Path | None
     """The folder that holds train, valid and test; for the local source only."""
+    max_left_out: Share
+    """Share of the entries in split and class folders that ingest may leave behind, each named with its reason."""
     phantoms: PhantomCounts
 
 

@@ -7,6 +7,8 @@ PARAMS: Final = Path("params.yaml")
 
 RAW: Final = Path("data/raw")
 MANIFEST: Final = Path("data/manifest.json")
+LEFT_OUT: Final = Path("reports/left_out.json")
+"""What ingest found in the source and did not take, by reason."""
 
 POOL: Final = Path("data/prepared/pool.npz")
 FACTS: Final = Path("data/prepared/facts.npz")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from pipeline.errors import StageError
 from pipeline.params import Params
@@ -9,6 +10,8 @@ from pipeline.params import Params
 
 def run(stage: Callable[[Params], None]) -> None:
     """Run `stage` with params.yaml of the current directory; a StageError becomes one line and its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not fit the terminal
     try:
         stage(Params.read())
     except StageError as error:

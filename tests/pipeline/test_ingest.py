@@ -15,6 +15,7 @@ from pipeline import ingest as stage_module
 from pipeline import paths
 from pipeline.errors import DataError
 from pipeline.ingest import ingest
+from pipeline.listing import DANGLING, DEEPER
 from pipeline.manifest import Manifest
 from pipeline.params import Params
 from tests.server import ROOT
@@ -93,11 +94,73 @@ def test_a_spoiled_copy_is_replaced(write_params: WriteParams, data_set: Path) -
     assert snapshot(paths.RAW) == snapshot(data_set)
 
 
-def test_hidden_files_are_no_images(write_params: WriteParams, data_set: Path) -> None:
-    (data_set / "train" / "normal" / ".DS_Store").write_bytes(b"x")
-    (data_set / "train" / ".ipynb_checkpoints").mkdir()
-    ingest(write_params({"data.source": "local", "data.path": str(data_set)}))
-    assert not [file.path for file in Manifest.read().files if "/." in file.path]
+def test_a_file_name_that_is_not_utf8_is_written_in_utf8_and_said(
+    write_params: WriteParams, data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next((data_set / "train" / "normal").glob("*.png"))
+    content = image.read_bytes()
+    os.rename(image, os.fsencode(image.parent) + b"/gr\xf6\xdfe.png")  # noqa: PTH104 - bytes
+    for _ in range(2):
+        ingest(write_params({"data.source": "local", "data.path": str(data_set)}))
+        assert r"1 renamed, since their names are not UTF-8 ('train/normal/gr\\xf6\\xdfe.png')" in said(capsys)
+    assert (paths.RAW / "train" / "normal" / r"gr\xf6\xdfe.png").read_bytes() == content
+    assert r"train/normal/gr\xf6\xdfe.png" in [file.path for file in Manifest.read().files]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard output."""
+    (line,) = capsys.readouterr().out.splitlines()
+    return line
+
+
+def test_what_is_not_taken_is_said_and_recorded_and_changes_neither_manifest_nor_images(
+    write_params: WriteParams, data_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = write_params({"data.source": "local", "data.path": str(data_set)})
+    ingest(params)
+    assert said(capsys).endswith(Manifest.read().digest[:12])
+    assert json.loads(paths.LEFT_OUT.read_bytes()) == {}
+    before = snapshot(Path("data"))
+    folder = data_set / "train" / "normal" / "patient 7"
+    folder.mkdir()
+    shutil.copyfile(next(data_set.glob("test/normal/*.png")), folder / "0.png")
+    ingest(params)
+    line = said(capsys)
+    assert "unchanged; 1 not taken, in a folder below a class folder ('train/normal/patient 7/0.png')" in line
+    assert str(paths.LEFT_OUT) in line
+    assert json.loads(paths.LEFT_OUT.read_bytes()) == {DEEPER: ["train/normal/patient 7/0.png"]}
+    assert snapshot(Path("data")) == before
+
+
+def test_more_than_the_share_of_params_ends_it_in_one_line_and_the_old_images_stay(
+    write_params: WriteParams, data_set: Path
+) -> None:
+    params = {"data.source": "local", "data.path": str(data_set)}
+    ingest(write_params(params))
+    before = snapshot(Path("data"))
+    present = len(Manifest.read().files)
+    for index in range(3):
+        (data_set / "train" / "normal" / f"lost{index}.png").symlink_to("/nonexistent/annex/object")
+    with pytest.raises(
+        DataError, match=rf"3 of {present + 3} entries .* data\.max_left_out allows \(0\.05\)"
+    ) as caught:
+        ingest(write_params(params))
+    assert "\n" not in str(caught.value)
+    assert "'train/normal/lost0.png', 'train/normal/lost1.png', 'train/normal/lost2.png'" in str(caught.value)
+    assert json.loads(paths.LEFT_OUT.read_bytes()) == {DANGLING: [f"train/normal/lost{i}.png" for i in range(3)]}
+    assert snapshot(Path("data")) == before
+    ingest(write_params({**params, "data.max_left_out": 0.5}))
+    assert snapshot(Path("data")) == before
+
+
+def test_a_class_of_which_nothing_can_be_taken_is_missing_and_the_reason_is_said(
+    write_params: WriteParams, data_set: Path
+) -> None:
+    for path in (data_set / "train" / "normal").iterdir():
+        path.unlink()
+        path.symlink_to("/nonexistent/annex/object")
+    with pytest.raises(DataError, match=r"train: no images of normal; 4 not taken, links to nothing"):
+        ingest(write_params({"data.source": "local", "data.path": str(data_set)}))
 
 
 def remove_class(folder: Path) -> str:
@@ -124,7 +187,7 @@ def remove_split(folder: Path) -> str:
 
 def add_unknown_class(folder: Path) -> str:
     (folder / "train" / "sarcoma").mkdir()
-    return "sarcoma: the folder's name begins with none of"
+    return "'train/sarcoma': the folder's name begins with none of"
 
 
 def remove_all(folder: Path) -> str:
