@@ -1,5 +1,6 @@
 """CT slices as DICOM files, made by pydicom, that show given grey levels through the lung window."""
 
+import struct
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -74,7 +75,7 @@ def dicom_file(
     elif syntax == uid.JPEG2000:
         file.compress(syntax, j2k_cr=[1], generate_instance_uid=False)
     elif syntax in _BY_GDCM:
-        file = _by_gdcm(file, _BY_GDCM[syntax])
+        file = by_gdcm(file, syntax)
     else:
         file.file_meta.TransferSyntaxUID = uid.UID(syntax)
     for name, value in elements.items():
@@ -94,6 +95,20 @@ def with_frame(
     return written(file)
 
 
+def changed(data: bytes, **elements: Any) -> bytes:
+    """The file with other values in its header, None for none; its pixels stay."""
+    file = dcmread(BytesIO(data))
+    for name, value in elements.items():
+        setattr(file, name, value)
+    return written(file)
+
+
+def jp2(codestream: bytes) -> bytes:
+    """A codestream of JPEG 2000 in the boxes of a JP2 file."""
+    boxes = ((b"jP  ", b"\r\n\x87\n"), (b"ftyp", b"jp2 \0\0\0\0jp2 "), (b"jp2h", bytes(20)), (b"jp2c", codestream))
+    return b"".join(struct.pack(">I4s", 8 + len(content), kind) + content for kind, content in boxes)
+
+
 def written(file: FileDataset) -> bytes:
     buffer = BytesIO()
     file.save_as(buffer, enforce_file_format=True)
@@ -106,7 +121,7 @@ def _jpeg(levels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _by_gdcm(file: FileDataset, syntax: int) -> FileDataset:
+def by_gdcm(file: FileDataset, syntax: str) -> FileDataset:
     with TemporaryDirectory() as folder:
         path = Path(folder, "native.dcm")
         path.write_bytes(written(file))
@@ -114,7 +129,7 @@ def _by_gdcm(file: FileDataset, syntax: int) -> FileDataset:
         reader.SetFileName(str(path))
         assert reader.Read()
         change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+        change.SetTransferSyntax(gdcm.TransferSyntax(_BY_GDCM[uid.UID(syntax)]))
         change.SetInput(reader.GetImage())
         assert change.Change()
         writer = gdcm.ImageWriter()

@@ -13,7 +13,7 @@ from chestct import dicom
 from chestct.image import InvalidImage, encode_png
 from pipeline.phantoms import draw_phantom
 from serving.window import LUNG
-from tests.dicom import PATIENT, SYNTAXES, dicom_file, with_frame, written
+from tests.dicom import PATIENT, SYNTAXES, changed, dicom_file, jp2, with_frame, written
 
 PHANTOM = np.asarray(draw_phantom(0, np.random.default_rng(7)).convert("L"))
 
@@ -27,14 +27,6 @@ def _quiet():
 
 def read(data):
     return dicom.read(data, *LUNG)
-
-
-def changed(data, **elements):
-    """The file with other values in its header; its pixels stay."""
-    file = pydicom.dcmread(io.BytesIO(data))
-    for name, value in elements.items():
-        setattr(file, name, value)
-    return written(file)
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)
@@ -94,14 +86,19 @@ def test_of_pydicoms_test_files_the_ct_is_read_and_the_mr_refused():
     ("elements", "word"),
     [
         ({"Modality": "SECRET"}, "modality"),
-        ({"Modality": None}, "modality"),
+        ({"Modality": None}, r"element Modality \(0008,0060\), got a file without it"),
+        ({"Modality": ""}, r"element Modality \(0008,0060\), got a file in which it is empty"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"NumberOfFrames": 2}, "one frame"),
-        ({"PixelData": None}, "pixels"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}, "colours"),
         ({"BitsAllocated": 32}, "bits"),
         ({"HighBit": 14}, "bits"),
-        ({"RescaleSlope": None}, "Rescale"),
+        ({"RescaleSlope": None}, r"RescaleSlope \(0028,1053\), got a file without"),
+        ({"RescaleIntercept": None}, r"RescaleIntercept \(0028,1052\), got a file without"),
+        ({"Rows": None}, r"Rows \(0028,0010\), got a file without"),
+        ({"BitsAllocated": None}, r"BitsAllocated \(0028,0100\), got a file without"),
+        ({"PixelRepresentation": None}, r"PixelRepresentation \(0028,0103\), got a file without"),
+        ({"PhotometricInterpretation": None}, r"PhotometricInterpretation \(0028,0004\), got a file without"),
     ],
 )
 def test_what_is_no_single_ct_slice_is_refused_with_the_reason(elements, word):
@@ -118,12 +115,31 @@ def test_another_transfer_syntax_is_refused_with_those_that_are_read():
     assert caught.value.code == "unsupported_dicom"
 
 
+def test_a_lossy_jpeg_of_12_bits_is_refused_as_such():
+    data = with_frame(
+        PHANTOM, lambda frame: frame.replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c"), uid.JPEGBaseline8Bit
+    )
+    with pytest.raises(InvalidImage, match="8 bits, got one of more") as caught:
+        read(data)
+    assert caught.value.code == "unsupported_dicom"
+
+
 ROWS = PHANTOM.shape[0]
 BROKEN = {
     "cut in the pixels": lambda: dicom_file(PHANTOM)[:-1000],
     "cut in the deflated part": lambda: dicom_file(PHANTOM, uid.DeflatedExplicitVRLittleEndian)[:-1000],
     "more rows than pixels": lambda: dicom_file(PHANTOM, Rows=ROWS + 1),
-    "fewer rows than pixels": lambda: dicom_file(PHANTOM, Rows=ROWS - 1),
+    "half the rows": lambda: dicom_file(PHANTOM, Rows=ROWS // 2),
+    "no pixels": lambda: dicom_file(PHANTOM, PixelData=None),
+    "empty pixels": lambda: dicom_file(PHANTOM, PixelData=b""),
+    "nothing but its beginning": lambda: bytes(128) + b"DICM",
+    "nothing but zeros": lambda: bytes(128) + b"DICM" + bytes(1000),
+    "a sequence of something else": lambda: _with_element(b"\x09\0\x01\0SQ\0\0\xff\xff\xff\xff" + b"\x09\0\x02\0" * 9),
+    "a slope in words": lambda: _with_element(b"(\0\x53\x10DS\x04\0ten ", in_front_of=b"(\0\x53\x10DS"),
+    "a JPEG of more bits than are there": lambda: changed(
+        dicom_file(PHANTOM, uid.JPEGLosslessSV1), BitsAllocated=8, BitsStored=8, HighBit=7
+    ),
+    "a JP2 without a codestream": lambda: with_frame(PHANTOM, lambda _: jp2(b"")[:40]),
     "no rows": lambda: dicom_file(PHANTOM, Rows=0),
     "RLE of fewer rows": lambda: changed(dicom_file(PHANTOM, uid.RLELossless), Rows=ROWS + 40),
     "RLE of more rows": lambda: changed(dicom_file(PHANTOM, uid.RLELossless), Rows=ROWS - 40),
@@ -143,6 +159,13 @@ BROKEN = {
     "endless units": lambda: dicom_file(PHANTOM, RescaleSlope="1e308", RescaleIntercept="1e308"),
     "units that are no number": lambda: dicom_file(PHANTOM, RescaleSlope="NaN"),
 }
+
+
+def _with_element(element, *, in_front_of=b"(\0\x02\0US", data=None):
+    """The file with one more before another."""
+    data = data or dicom_file(PHANTOM)
+    assert data.count(in_front_of) == 1
+    return data.replace(in_front_of, element + in_front_of)
 
 
 @pytest.mark.parametrize("make", BROKEN.values(), ids=BROKEN)
