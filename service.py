@@ -6,9 +6,9 @@ BentoML gives the worker processes, the probes and the bento; what answers is in
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
@@ -17,7 +17,7 @@ from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
 from chestct import store
-from serving import bento, connections, http
+from serving import bento, heartbeat, http, metrics, run_folder, watch
 from serving.keys import Keys, KeysError
 from serving.memory_budget import MemoryBudget
 from serving.middleware import AdmissionControl, RequestRecording
@@ -31,11 +31,12 @@ try:
 except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
+heartbeat.end_with_supervisor()
+RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
 LOAD = Load(SETTINGS.workers)
 app = http.create_app(SETTINGS, KEYS)
-connections.install()
 
 
 def _find() -> store.StoredModel:
@@ -89,8 +90,31 @@ class ChestCT:
 
     model = ServedModel()
 
+    @bentoml.on_deployment
+    def supervise() -> None:
+        """In BentoML's supervisor, before it starts the workers: check what can be checked, then watch them."""
+        from serving import supervisor
+
+        try:
+            _find()
+            supervisor.take_over(SETTINGS)
+        except (BentoMLException, supervisor.CannotStart) as error:
+            sys.exit(f"error: {error}")
+
     @bentoml.on_startup
     async def start(self) -> None:
+        """Become ready to answer. A worker that fails leaves the supervisor one line and ends."""
+        try:
+            await self._start()
+        except Exception as error:
+            if RUN is None:
+                raise
+            logging.getLogger(__name__).debug("the start failed", exc_info=True)
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            run_folder.tell_failure(RUN, words[:500])
+            os._exit(watch.CANNOT_START)
+
+    async def _start(self) -> None:
         from serving import call, openapi, rpc, tracing
         from serving.classifier import Classifier, load_engine
         from serving.drain import Drain
@@ -102,6 +126,7 @@ class ChestCT:
         stored = _find()
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
+        self.heartbeat = heartbeat.Heartbeat(LOAD, lambda: self.classifier.busy_since)
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
         self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD, MEMORY)
         spec = ChestCT.openapi_spec.asdict()
@@ -117,10 +142,12 @@ class ChestCT:
         sys.setswitchinterval(0.0005)
         ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that glibc would keep
         worker = bentoml.server_context.worker_index
-        if worker and SETTINGS.workers > 1:
-            shared = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-            LOAD.join(shared / f"load-{os.getppid()}", worker)
-            await self.classifier.share(LOAD, shared)
+        if worker and RUN:
+            if LOAD.join(RUN / run_folder.LOAD, worker):
+                metrics.WORKER_RESTARTS.inc()
+            self.heartbeat.start()
+            if SETTINGS.workers > 1:
+                await self.classifier.share(LOAD, RUN)
         if worker == 1:
             print(f"page: {ChestCT.url}/", flush=True)
 
@@ -137,6 +164,7 @@ class ChestCT:
         return await bento.classify(self.classifier, images)
 
     async def _announce_stop(self) -> None:
+        logging.getLogger("bentoml").setLevel(logging.WARNING)  # it would tell of each hook that it runs
         self.classifier.announce_stop()
         await self.rpc.announce()
 
@@ -149,6 +177,9 @@ class ChestCT:
         await self._stop_rpc()
         await PRIVATE.stop()
         await self.classifier.close()
+
+    async def __is_alive__(self) -> bool:
+        return self.heartbeat.watched
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready

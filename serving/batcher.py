@@ -122,6 +122,8 @@ class Batcher:
         """Seconds an image takes of late."""
         self._backlog_since = math.inf
         """When the last batch ended, if more was to be done then."""
+        self.busy_since = math.inf
+        """When the batch that is in the engine began, on time.monotonic's clock; infinity while there is none."""
         self.coming = 0
         """Images that are made ready for the queue. They have their place in it, and their time is part of the pace."""
 
@@ -223,7 +225,11 @@ class Batcher:
         return batch
 
     def _run(self, pixels: Sequence[Pixels]) -> list[Row]:
-        scores = self._infer(np.stack(pixels))
+        self.busy_since = time.monotonic()
+        try:
+            scores = self._infer(np.stack(pixels))
+        finally:
+            self.busy_since = math.inf
         return [row[1:] for row in zip(pixels, *scores, strict=True)]
 
     def _follow(self, batch: list[_Item], running: asyncio.Future[list[Row]], *, at_home: bool) -> None:

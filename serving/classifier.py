@@ -72,6 +72,11 @@ class Classifier:
         """Requests are answered: also while the service is told to stop and others have not noticed yet."""
         return self._warm
 
+    @property
+    def busy_since(self) -> float:
+        """When the engine's batch began, on time.monotonic's clock; infinity while it has none."""
+        return self._batcher.busy_since
+
     def announce_stop(self) -> None:
         """Be not ready from now on, and go on answering until `close`."""
         self._stopping = True

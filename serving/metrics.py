@@ -15,7 +15,14 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from serving import run_folder
+
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+_FOLDER: Final = run_folder.current()
+"""Where prometheus_client keeps each worker's numbers."""
+if _FOLDER:
+    run_folder.reserve_metrics(_FOLDER, os.getpid())  # before the first metric opens its file
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -46,6 +53,7 @@ READER_RESTARTS: Final = Counter(
     "Processes for DICOM files that ended over one: crashed, out_of_memory, out_of_time, hung, killed, not_started.",
     ("cause",),
 )
+WORKER_RESTARTS: Final = Counter("chestct_worker_restarts", "Workers that took the place of one that had died or hung.")
 PREDICTIONS: Final = Counter(
     "chestct_predictions", "Answers, by decision and label (none where rejected).", ("decision", "label")
 )
@@ -68,14 +76,10 @@ MODEL: Final = Gauge(
 
 
 def exposition() -> bytes:
-    """All workers' metrics in Prometheus' text format.
-
-    BentoML gives its workers one folder in PROMETHEUS_MULTIPROC_DIR, where prometheus_client keeps each one's numbers.
-    """
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    if folder is None:
+    """All workers' metrics in Prometheus' text format."""
+    if not _FOLDER:
         return generate_latest(REGISTRY)
-    for file in Path(folder).glob("gauge_live*_*.db"):
+    for file in _FOLDER.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         if not Path(f"/proc/{pid}").exists():  # a worker that crashed has no more queue
             mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     """Seconds from a request's first byte to its answer at most; a request may ask for less."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 5
     """Seconds in which requests are still taken after SIGTERM, not ready, until everybody sends them elsewhere."""
+    hang_seconds: Annotated[int, Field(ge=2, le=600)] = 20
+    """Seconds after which a worker is replaced whose event loop stands still, or whose engine is at one batch."""
     grpc_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     """Address that the gRPC server listens on."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001

@@ -14,6 +14,8 @@ from typing import Final
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.run_folder import reserve
+
 LEAST: Final = 3
 """So many requests above the mean of all workers make one crowded. Fewer are chance."""
 SHARE: Final = 1 / 8
@@ -21,37 +23,65 @@ SHARE: Final = 1 / 8
 
 
 class Load:
-    """How many requests each worker has taken and not answered, over HTTP and gRPC, and whether its engine idles.
+    """What the workers of a run tell each other and their supervisor, in memory that they share.
 
-    In memory that the workers share. As a context manager it counts one more meanwhile. Until `join` it knows of this
-    worker alone.
+    How many requests each has taken and not answered, over HTTP and gRPC, whether its engine idles, and its last beat.
+    As a context manager it counts one request more meanwhile. Until `open` or `join` it knows of this process alone.
     """
 
     def __init__(self, workers: int) -> None:
         self._slots = 2 * workers  # BentoML's supervisor numbers its workers up to this
         self.own = 0
         """This worker's place."""
-        self._size = 9 * self._slots
+        self._size = (8 + 4 + 4 + 1) * self._slots + 8
         self._share(mmap.mmap(-1, self._size))
 
-    def join(self, file: Path, worker: int) -> None:
-        """Share the counts by this file, which is made where it is not.
-
-        `worker`: 1 and up, different for each that is alive. Raises OSError where the file can't be made.
-        """
-        with file.open("a+b") as opened:
-            opened.truncate(self._size)
+    def open(self, file: Path) -> None:
+        """Share by this file, which is made where it is not. Raises OSError where that can't be."""
+        reserve(file, self._size)
+        with file.open("r+b") as opened:
             self._share(mmap.mmap(opened.fileno(), self._size))
+
+    def join(self, file: Path, worker: int) -> bool:
+        """Share by this file, in the place of this worker; whether another one had it before.
+
+        `worker`: 1 and up, different for each that is alive. Raises OSError as `open` does.
+        """
+        self.open(file)
         self.own = worker - 1
+        replaces = self._pids[self.own] != 0
         self._counts[self.own] = 0
+        self._beats[self.own] = 0
         self._pids[self.own] = os.getpid()
         self.set_idle(False)
+        return replaces
 
     def _share(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        self._first_idle = 8 * self._slots
-        numbers = memoryview(memory)[: self._first_idle].cast("i")
-        self._pids, self._counts = numbers[: self._slots], numbers[self._slots :]
+        view, slots = memoryview(memory), self._slots
+        self._beats = view[: 8 * (slots + 1)].cast("d")  # the last one is the supervisor's
+        start = 8 * (slots + 1)
+        self._first_idle = start + 8 * slots
+        numbers = view[start : self._first_idle].cast("i")
+        self._pids, self._counts = numbers[:slots], numbers[slots:]
+
+    def beat(self, at: float) -> None:
+        """Show that this worker is alive: a number that was not there before."""
+        self._beats[self.own] = at
+
+    @property
+    def beats(self) -> dict[int, float]:
+        """The last beat of each worker that had one, by process id."""
+        return {pid: beat for pid, beat in zip(self._pids, self._beats, strict=False) if pid and beat}
+
+    @property
+    def watcher(self) -> float:
+        """The supervisor's last beat; 0 where it has had none."""
+        return self._beats[self._slots]
+
+    @watcher.setter
+    def watcher(self, at: float) -> None:
+        self._beats[self._slots] = at
 
     def set_idle(self, idle: bool) -> None:
         """Say whether this worker's engine has nothing to do."""
