@@ -9,6 +9,20 @@ from bentoml._internal.models import ModelStore
 
 from tests.server import Server, import_tiny_model, serve
 
+SLOWEST = (
+    "test_end_to_end.py", "test_dvc.py", "test_backbones.py", "test_page.py", "test_store.py", "test_report.py",
+    "load_tests/test_run.py", "test_phantoms.py", "test_architecture.py", "test_openapi.py", "test_service.py",
+)  # fmt: skip
+"""Files that take longest. They start first, so that at the end no process waits for another's long file."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0]
+        return next((rank for rank, name in enumerate(SLOWEST) if file.endswith(f"/{name}")), len(SLOWEST))
+
+    items.sort(key=rank)
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -2,17 +2,22 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pytest
+
 from chestct.store import CARD
 from load_tests import server
 from tests.graphs import tiny_model
 
 ROOT = server.ROOT
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here (Debian: apt-get install curl)")
 
 
 class Server(NamedTuple):

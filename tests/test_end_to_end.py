@@ -24,8 +24,6 @@ from tests.server import ROOT, Server, environment, serve
 from tests.test_dvc import STAGES, modules_in_deps, modules_loaded
 from tests.test_notebooks import execute
 
-pytestmark = pytest.mark.timeout(600)  # the first test to ask for it waits for the whole pipeline
-
 IDENTITY = {
     f"GIT_{role}_{field}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -50,7 +48,7 @@ class Project(NamedTuple):
         inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
         inherited |= {"PYTHONPATH": str(ROOT / "tests" / "recorder"), "RECORD_MODULES": str(self.records)}
         done = subprocess.run(
-            command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=500, check=False
+            command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=1500, check=False
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout

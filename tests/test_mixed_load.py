@@ -304,9 +304,11 @@ class RecordingEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.go = threading.Event()
+        self.entered = threading.Event()
         self.batches: list[NDArray[np.uint8]] = []
 
     def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+        self.entered.set()
         assert self.go.wait(SECONDS)
         self.batches.append(pixels)
         return self._engine.infer(pixels)
@@ -323,6 +325,7 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         engine.go.set()
         await classifier.warm_up()
         engine.go.clear()
+        engine.entered.clear()
         engine.batches.clear()
         app = http.create_app(settings)
         app.state.classifier = classifier
@@ -332,10 +335,12 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         ) as clients:
             # One is in the engine; then three of HTTP and three of gRPC wait for inferences of four.
             calls = [asyncio.ensure_future(raw(clients, samples[0]))]
-            await queued(1)
+            assert await asyncio.to_thread(engine.entered.wait, SECONDS)
             calls += [asyncio.ensure_future(raw(clients, sample)) for sample in samples[1:4]]
             calls += [asyncio.ensure_future(grpc_image(clients, sample)) for sample in samples[4:]]
             await queued(7)
+            while classifier._batcher.coming:
+                await asyncio.sleep(0.001)
             engine.go.set()
             outcomes = await asyncio.gather(*calls)
         await server.stop(1)

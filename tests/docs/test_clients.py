@@ -17,7 +17,7 @@ from open_inference.grpc import protocol
 from chestct.image import encode_png
 from serving import oip
 from tests.graphs import tiny_card, tiny_picture
-from tests.server import ROOT, Server
+from tests.server import ROOT, Server, needs_curl
 
 FOLDER = ROOT / "docs" / "clients"
 NORMAL = 2
@@ -39,6 +39,7 @@ def here(example: str, server: Server) -> str:
     return example.replace("localhost:3000", urlsplit(server.url).netloc).replace("localhost:3001", server.grpc)
 
 
+@needs_curl
 @pytest.mark.parametrize("example", examples("curl", "sh")[:2], ids=["raw", "form"])
 def test_a_curl_example_prints_the_prediction(example: str, server: Server, tmp_path: Path) -> None:
     prediction = json.loads(output(["bash", "-ec", here(example, server)], tmp_path))
@@ -46,6 +47,7 @@ def test_a_curl_example_prints_the_prediction(example: str, server: Server, tmp_
     assert ("heatmaps" in prediction) == ("explain=true" in example)
 
 
+@needs_curl
 def test_the_curl_examples_of_the_inference_protocol_answer_in_binary_and_in_json(
     server: Server, tmp_path: Path
 ) -> None:

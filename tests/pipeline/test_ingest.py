@@ -68,9 +68,9 @@ def test_the_digest_is_of_the_files_alone(write_params: WriteParams, data_set: P
     ingest(write_params({"data.source": "local", "data.path": str(moved)}))
     assert Manifest.read() == first
 
-    image = next(moved.glob("test/normal/*.png"))
+    image = min(moved.glob("test/normal/*.png"))
     image.unlink()
-    shutil.copyfile(next(moved.glob("train/normal/*.png")), image)
+    shutil.copyfile(min(moved.glob("train/normal/*.png")), image)
     ingest(write_params({"data.source": "local", "data.path": str(moved)}))
     assert Manifest.read().digest != first.digest
 
@@ -89,7 +89,7 @@ def test_unchanged_images_are_left_where_they_are(
 def test_a_spoiled_copy_is_replaced(write_params: WriteParams, data_set: Path) -> None:
     params = write_params({"data.source": "local", "data.path": str(data_set)})
     ingest(params)
-    next(paths.RAW.rglob("*.png")).write_bytes(b"spoiled")
+    min(paths.RAW.rglob("*.png")).write_bytes(b"spoiled")
     ingest(params)
     assert snapshot(paths.RAW) == snapshot(data_set)
 
@@ -97,7 +97,7 @@ def test_a_spoiled_copy_is_replaced(write_params: WriteParams, data_set: Path) -
 def test_a_file_name_that_is_not_utf8_is_written_in_utf8_and_said(
     write_params: WriteParams, data_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = next((data_set / "train" / "normal").glob("*.png"))
+    image = min((data_set / "train" / "normal").glob("*.png"))
     content = image.read_bytes()
     os.rename(image, os.fsencode(image.parent) + b"/gr\xf6\xdfe.png")  # noqa: PTH104 - bytes
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_what_is_not_taken_is_said_and_recorded_and_changes_neither_manifest_nor
     before = snapshot(Path("data"))
     folder = data_set / "train" / "normal" / "patient 7"
     folder.mkdir()
-    shutil.copyfile(next(data_set.glob("test/normal/*.png")), folder / "0.png")
+    shutil.copyfile(min(data_set.glob("test/normal/*.png")), folder / "0.png")
     ingest(params)
     line = said(capsys)
     assert "unchanged; 1 not taken, in a folder below a class folder ('train/normal/patient 7/0.png')" in line
@@ -164,7 +164,7 @@ def test_a_class_of_which_nothing_can_be_taken_is_missing_and_the_reason_is_said
 
 
 def remove_class(folder: Path) -> str:
-    shutil.rmtree(next(folder.glob("valid/squamous*")))
+    shutil.rmtree(min(folder.glob("valid/squamous*")))
     return "valid: no images of squamous_cell_carcinoma"
 
 
@@ -228,8 +228,8 @@ def test_a_copy_that_breaks_off_leaves_the_old_images(
     params = write_params({"data.source": "local", "data.path": str(data_set)})
     ingest(params)
     before = snapshot(Path("data"))
-    next(data_set.glob("test/normal/*.png")).unlink()
-    shutil.copyfile(next(data_set.glob("train/normal/*.png")), data_set / "test" / "normal" / "new.png")
+    min(data_set.glob("test/normal/*.png")).unlink()
+    shutil.copyfile(min(data_set.glob("train/normal/*.png")), data_set / "test" / "normal" / "new.png")
     copied = []
 
     def copy_two(source: Path, target: Path) -> None:

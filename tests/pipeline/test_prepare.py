@@ -407,7 +407,7 @@ def test_a_test_class_without_a_readable_image_is_named(run: Callable[..., Prepa
 
 def test_raw_files_that_differ_from_the_manifest_are_refused(run: Callable[..., Prepared]) -> None:
     run()
-    path = next(paths.RAW.rglob("*.png"))
+    path = min(paths.RAW.rglob("*.png"))
     path.write_bytes(b"changed")
     with pytest.raises(DataError, match="ingest"):
         prepare(Params.read())

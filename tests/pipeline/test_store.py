@@ -89,7 +89,7 @@ def run_store(*arguments: str) -> subprocess.CompletedProcess[str]:
     """As a process, with a BentoML store of its own in the working directory."""
     environment = {**os.environ, "BENTOML_HOME": str(Path("bentoml").resolve()), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pipeline.store", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
 
 
 def stored() -> list[Path]:

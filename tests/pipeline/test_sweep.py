@@ -97,7 +97,6 @@ def reported() -> int:
         return int(database.execute("select count(*) from trial_intermediate_values").fetchone()[0])
 
 
-@pytest.mark.timeout(600)  # trains in two processes: seconds, unless the machine is busy
 @pytest.mark.long
 def test_a_killed_sweep_tries_the_interrupted_trial_again_and_counts_it_once(
     params: Params, capsys: pytest.CaptureFixture[str]

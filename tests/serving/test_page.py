@@ -18,7 +18,7 @@ from serving.web import PAGE
 from tests.browser import PHONE, WIDE, Visit, grey, needs_chromium, png, upload
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
-from tests.server import Server
+from tests.server import Server, needs_curl
 
 pytestmark = needs_chromium
 
@@ -262,6 +262,7 @@ def test_the_heat_map_follows_the_chosen_class_and_the_slider(visit: Visit) -> N
     expect(canvas).to_be_hidden()
 
 
+@needs_curl
 def test_the_request_on_the_page_gives_the_answer_on_the_page(visit: Visit, tmp_path: Path) -> None:
     name = "it's a slice.png"
     (tmp_path / name).write_bytes(png(1))
