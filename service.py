@@ -17,7 +17,7 @@ from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
 from chestct import store
-from serving import bento, heartbeat, http, metrics, run_folder, watch
+from serving import bento, connections, heartbeat, http, metrics, run_folder, watch
 from serving.keys import Keys, KeysError
 from serving.memory_budget import MemoryBudget
 from serving.middleware import AdmissionControl, RequestRecording
@@ -37,6 +37,7 @@ MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
 LOAD = Load(SETTINGS.workers)
 app = http.create_app(SETTINGS, KEYS)
+connections.install()
 
 
 def _find() -> store.StoredModel:

@@ -24,12 +24,13 @@ DEEPER: Final = "in a folder below a class folder"
 DANGLING: Final = "links to nothing"
 SPECIAL: Final = "neither file nor folder"
 UNREADABLE: Final = "unreadable"
-NO_IMAGE: Final = "neither PNG nor JPEG"
+NO_IMAGE: Final = "neither PNG nor JPEG, by name and content"
 SAME_NAME: Final = "named like another file, once its name is written in UTF-8"
 
 _NO_LOSS: Final = frozenset({BESIDE, HIDDEN})
 """Reasons that take no image of the data set away."""
 _BEGINNINGS: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg"})
 _SYSTEMS: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _NAMED: Final = 5
 """Entries that the summary names for each reason."""
@@ -54,7 +55,7 @@ class Listing(NamedTuple):
         parts = {f"not taken, {reason}": names for reason, names in sorted(self.left_out.items())}
         if self.renamed:
             parts["renamed, since their names are not UTF-8"] = self.renamed
-        named = "; ".join(f"{len(names)} {what} ({_few(names)})" for what, names in parts.items())
+        named = "; ".join(f"{len(names)} {what} ({name_some(names)})" for what, names in parts.items())
         return f"{named}; all of them in {paths.LEFT_OUT}" if self.left_out else named
 
     def write(self) -> None:
@@ -67,6 +68,12 @@ class Listing(NamedTuple):
 def in_utf8(name: str) -> str:
     r"""A file name with each byte that is not UTF-8 written as `\xHH`; any other name as it is."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def name_some(names: list[str]) -> str:
+    """The first names, quoted so that no name breaks the line, and the number of the others."""
+    named = ", ".join(repr(name) for name in names[:_NAMED])
+    return f"{named} and {len(names) - _NAMED} more" if len(names) > _NAMED else named
 
 
 def list_source(folder: Path) -> Listing:
@@ -87,7 +94,7 @@ def require_data_set(listing: Listing, folder: Path, max_left_out: float) -> Non
     """Raises DataError where `listing` of `folder` is no data set of all classes, or leaves too much behind."""
     where, beside = in_utf8(str(folder)), f"; {listing.summary}" if listing.lost else ""
     if unknown := listing.left_out.get(UNKNOWN):
-        raise DataError(f"{where}: {_few(unknown)}: the folder's name begins with none of {', '.join(CLASSES)}")
+        raise DataError(f"{where}: {name_some(unknown)}: the folder's name begins with none of {', '.join(CLASSES)}")
     for split in SPLITS:
         seen = {label_of(name.split("/")[1]) for name in listing.images if name.startswith(f"{split}/")}
         if not seen:
@@ -153,7 +160,9 @@ def _why_not_taken(path: Path) -> str | None:
         if not stat.S_ISREG(kind):
             return SPECIAL
         with path.open("rb") as file:
-            return None if file.read(8).startswith(_BEGINNINGS) else NO_IMAGE
+            beginning = file.read(8)
+        # What only its name calls an image is taken: the audit has it among the unreadable ones.
+        return None if beginning.startswith(_BEGINNINGS) or path.suffix.lower() in _SUFFIXES else NO_IMAGE
     except OSError:
         return DANGLING if path.is_symlink() and not path.exists() else UNREADABLE
 
@@ -164,9 +173,3 @@ def _is_hidden(name: str) -> bool:
 
 def _leave(listing: Listing, folder: Path, entry: Path, reason: str) -> None:
     listing.left_out.setdefault(reason, []).append(in_utf8(entry.relative_to(folder).as_posix()))
-
-
-def _few(names: list[str]) -> str:
-    """The first names, quoted so that no name breaks the line, and the number of the others."""
-    named = ", ".join(repr(name) for name in names[:_NAMED])
-    return f"{named} and {len(names) - _NAMED} more" if len(names) > _NAMED else named

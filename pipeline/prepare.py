@@ -17,6 +17,7 @@ from pipeline.contact_sheet import Section
 from pipeline.duplicates import cluster
 from pipeline.errors import DataError
 from pipeline.facts import facts_arrays
+from pipeline.listing import name_some
 from pipeline.manifest import Manifest
 from pipeline.params import Params
 from pipeline.slices import Slice, read_slices
@@ -25,7 +26,8 @@ from pipeline.slices import Slice, read_slices
 def prepare(params: Params) -> None:
     """data/raw to pool.npz (train and valid, with folds), test.npz, audit.json and the contact sheet.
 
-    Raises DataError where data/raw is not what the manifest says, or a class has too few images for the folds.
+    Raises DataError where data/raw is not what the manifest says, a class has too few images for the folds, or more
+    than data.max_left_out of the images can't be read.
     """
     manifest = Manifest.read()
     settings = params.prepare
@@ -34,6 +36,11 @@ def prepare(params: Params) -> None:
     pool, test = findings.pool, findings.test
     _require(pool, settings.folds, f"train and valid; prepare.folds {settings.folds} needs one for each fold")
     _require(test, 1, "test")
+    if len(unreadable) > params.data.max_left_out * len(manifest.files):
+        raise DataError(
+            f"{len(unreadable)} of {len(manifest.files)} images can't be read, more than data.max_left_out allows "
+            f"({params.data.max_left_out:g}): {name_some(list(unreadable))}; mend them, or raise it in {paths.PARAMS}"
+        )
 
     labels = np.array([item.label for item in pool])
     clusters, test_clusters = (

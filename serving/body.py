@@ -3,11 +3,10 @@
 import asyncio
 import io
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
-from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from serving.call import Call
@@ -34,11 +33,13 @@ T = TypeVar("T")
 
 
 async def read_body(request: Request, settings: Settings, memory: float = RAW_MEMORY) -> bytes:
-    """The body, refused as soon as it is known to be too large, alone or with those of other requests, or to stall.
+    """The body, refused as soon as it is known to be compressed, too large, alone or with those of others, or to stall.
 
     `memory`: bytes that each of its bytes takes until the request is answered. A length that is announced is counted
     before the first byte is read. Raises RequestError and Overloaded.
     """
+    check_encoding(request.headers.getlist("Content-Encoding"))
+    check_encoding(request.headers.getlist("Transfer-Encoding"))
     limit = settings.max_body_bytes
     call: Call = request.state.call
     announced = request.headers.get("Content-Length", "")
@@ -92,6 +93,17 @@ def _too_slow() -> RequestError:
     return RequestError(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", f"the body came too slowly: expected {expected}")
 
 
+def check_encoding(headers: Iterable[str]) -> None:
+    """Refuse what the values of an encoding's header say is compressed. Raises RequestError."""
+    for coding in ",".join(headers).split(","):
+        if coding.strip().lower() not in ("", "identity", "chunked"):
+            raise RequestError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_encoding",
+                f"expected what is not compressed or encoded, got {coding.strip()[:64]}",
+            )
+
+
 def check_json(body: bytes, length: int) -> None:
     """Refuse so many values in the first `length` bytes, JSON, that parsing them would hold up everybody else.
 
@@ -109,8 +121,7 @@ def check_json(body: bytes, length: int) -> None:
 
 def media_type(request: Request) -> str:
     """The Content-Type without its parameters, in lower case; empty where there is none."""
-    named, _ = parse_options_header(request.headers.get("Content-Type", ""))
-    return named.decode("latin-1").lower()
+    return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -14,6 +14,7 @@ from serving.batcher import Closed, Overloaded
 from serving.call import LONGEST_MESSAGE
 from serving.keys import Forbidden, Unauthenticated
 
+_OF_CURL: Final = "application/x-www-form-urlencoded"
 OIP: Final = "/v2"
 """Below it an error has the Open Inference Protocol's form."""
 
@@ -41,10 +42,11 @@ def too_large(limit: int, got: str) -> RequestError:
 
 
 def unsupported(expected: tuple[str, ...], got: str) -> RequestError:
+    hint = "; curl --data-binary sends that unless -H names another" if got == _OF_CURL else ""
     return RequestError(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "unsupported_media_type",
-        f"expected Content-Type to be {' or '.join(expected)}, got {got or 'none'}",
+        f"expected Content-Type to be {' or '.join(expected)}, got {got[:64] or 'none'}{hint}",
     )
 
 

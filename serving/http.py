@@ -2,26 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import re
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 
-from chestct.dicom_format import is_dicom
-from chestct.image import InvalidImage
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving import metrics, oip_http
 from serving.batcher import Overloaded
 from serving.body import media_type, read_body, while_connected
 from serving.call import Call
 from serving.errors import bad_request, describe, error_body, http_exception, unsupported
+from serving.form import read_files
 from serving.keys import Keys
 from serving.middleware import ErrorBoundary, require_api_key
 from serving.readiness import ready_classifier
@@ -29,14 +26,13 @@ from serving.settings import Settings
 from serving.web import PAGE, Web
 from serving.window import WINDOW_PARAMETERS, Window, choose_window
 
-DICOM: Final = "application/dicom"
-IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/jpg", DICOM, "application/octet-stream")
+IMAGE_TYPES: Final = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
+"""What an image is best sent as. Of others too the bytes decide, since browsers and clients guess the type."""
+_NO_IMAGE: Final = re.compile("multipart/.*|text/(html|xml)|application/(.*json|.*xml|x-www-form-urlencoded)")
+"""Types of which no body is an image."""
 MULTIPART: Final = "multipart/form-data"
 OPTIONS: Final = ("explain", *WINDOW_PARAMETERS)
 """Query parameters of the two routes that predict."""
-
-_FORM_SLACK: Final = 64 * 1024
-"""What a multipart body holds beside its images: boundaries and headers of its parts."""
 
 
 def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
@@ -89,11 +85,11 @@ async def _predict_batch(request: Request) -> Response:
     explain, window = _options(request)
     classifier = ready_classifier(request)
     settings = classifier.settings
-    kind = media_type(request)
-    body = await read_body(request, settings)
-    if kind != MULTIPART:
+    if (kind := media_type(request)) != MULTIPART:
         raise unsupported((MULTIPART,), kind)
-    images = await _form_files(request.headers, body, "images", settings.max_images)
+    body = await read_body(request, settings)
+    images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
+    del body
     call: Call = request.state.call
     outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain, window=window))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
@@ -166,47 +162,10 @@ def _options(request: Request) -> tuple[bool, Window]:
 async def _image(request: Request, settings: Settings) -> bytes:
     """The one encoded image of a raw or multipart body."""
     kind = media_type(request)
-    if kind not in (*IMAGE_TYPES, MULTIPART, ""):
+    if kind != MULTIPART and _NO_IMAGE.fullmatch(kind):
         raise unsupported((*IMAGE_TYPES, MULTIPART), kind)
     body = await read_body(request, settings)
-    if kind == DICOM and not is_dicom(body):
-        raise InvalidImage("undecodable_image", f"expected a DICOM file, got {len(body)} bytes that are none")
     if kind != MULTIPART:
         return body
-    (image,) = await _form_files(request.headers, body, "image", 1)
+    (image,) = read_files(request.headers["Content-Type"], body, "image", 1)
     return image
-
-
-class _InMemoryParser(MultiPartParser):
-    """The body is bounded and in memory already, so no part of it goes to a file."""
-
-    spool_max_size = 0  # SpooledTemporaryFile's word for no limit
-
-
-async def _form_files(headers: Headers, body: bytes, name: str, at_most: int) -> list[bytes]:
-    """The bytes of the form's files, which must all be named `name`."""
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _InMemoryParser(headers, stream(), max_files=at_most + 1, max_fields=8, max_part_size=_FORM_SLACK)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise bad_request("invalid_form", f"expected {_wanted(name, at_most)}: {error.message}") from None
-    try:
-        items = form.multi_items()
-        for field, value in items:
-            if field != name:
-                raise bad_request("invalid_form", f"expected {_wanted(name, at_most)}, got a field {field!r}")
-            if not isinstance(value, UploadFile):
-                raise bad_request("invalid_form", f"expected the field {name!r} to be a file, got text")
-        if not 1 <= len(items) <= at_most:
-            raise bad_request("invalid_form", f"expected {_wanted(name, at_most)}, got {len(items)} files")
-        return [await file.read() for _, file in items if isinstance(file, UploadFile)]
-    finally:
-        await form.close()
-
-
-def _wanted(name: str, at_most: int) -> str:
-    return f"one file in the field {name!r}" if at_most == 1 else f"1 to {at_most} files in the field {name!r}"

@@ -27,7 +27,7 @@ REQUEST_ID: Final = "X-Request-ID"
 TIMEOUT: Final = "X-Request-Timeout"
 """Seconds after which the client no longer waits."""
 
-_HEADERS: Final = Headers(
+COMMON_HEADERS: Final = Headers(
     {
         "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
         "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -85,7 +85,7 @@ class RequestRecording:
                 status = message["status"]
                 answered = MutableHeaders(scope=message)
                 answered[REQUEST_ID] = call.request_id
-                answered.raw.extend(_HEADERS)
+                answered.raw.extend(COMMON_HEADERS)
                 if self._stopping():
                     answered["Connection"] = "close"
             await send(message)

@@ -130,10 +130,6 @@ async def _model_ready(request: Request) -> Response:
 
 async def _infer(request: Request) -> Response:
     classifier = _find(request)
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
-        words = f"expected a body without Content-Encoding, got {encoding}"
-        raise RequestError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", words)
     body = await read_body(request, classifier.settings)
     try:
         # Not in a thread: the parser holds the interpreter's lock all along, so the event loop would wait as long.

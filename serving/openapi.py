@@ -70,7 +70,7 @@ _WHY: Final = {
     403: "The API key is for other routes.",
     404: "Another model or version is served.",
     413: "The body, its JSON or an image is too large.",
-    415: "Another content type is expected.",
+    415: "Another content type is expected, or the body is compressed.",
     422: "The image can't be decoded, or is a DICOM file of something else than one CT slice.",
     429: "Too many images wait.",
     500: "The service failed; its log says why.",
@@ -129,7 +129,7 @@ class InferOutput(Frozen):
 
 
 class InferRequest(Frozen):
-    id: str = ""
+    id: Annotated[str, Field(max_length=oip_http.MAX_ID)] = ""
     parameters: dict[str, Any] | None = None
     """`window_center` and `window_width`: the window for DICOM files; `binary_data_output`."""
     inputs: Annotated[tuple[InferInput, ...], Field(min_length=1)]
@@ -227,12 +227,14 @@ def _example(card: ModelCard, tag: str) -> Json:
 
 def _predict(prediction: Json) -> Json:
     raw = {media_type: {"schema": _FILE} for media_type in http.IMAGE_TYPES}
+    content = {**raw, http.MULTIPART: {"schema": _form("image", _FILE)}}
+    words = "The file alone, or a form. Of a file the bytes decide what it is, not the type that it is sent as."
     return {
         "operationId": "predict",
         "tags": ["predict"],
         "summary": "Classify one image",
         "parameters": [_REQUEST_ID, _TIMEOUT, _EXPLAIN, *_WINDOW],
-        "requestBody": {"required": True, "content": {**raw, http.MULTIPART: {"schema": _form("image", _FILE)}}},
+        "requestBody": {"description": words, "required": True, "content": content},
         "responses": {**_good("Prediction", prediction), **_errors(400, 401, 403, 413, 415, 422, 429, 500, 503)},
     }
 

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.bento import ROUTE
+from serving.connections import BoundedConnection
 from serving.errors import RequestError
 from serving.memory_budget import MemoryBudget
 from serving.middleware import ErrorBoundary, RequestRecording
@@ -45,7 +46,13 @@ class PrivatePort:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((self.settings.private_host, self.settings.private_port))
         config = uvicorn.Config(
-            self.app, lifespan="off", log_config=None, access_log=False, server_header=False, ws="none"
+            self.app,
+            http=BoundedConnection,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
         )
         self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve([listening]))

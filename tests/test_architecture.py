@@ -35,7 +35,7 @@ OWNERS = {
     "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py"},
     "starlette": {f"serving/{name}.py" for name in HTTP},
-    "uvicorn": {"serving/private.py"},
+    "uvicorn": {"serving/connections.py", "serving/private.py"},
     "prometheus_client": {"serving/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},
 }

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -303,3 +305,20 @@ def test_the_bento_holds_the_served_model_and_answers_like_the_clone(server: Ser
         assert httpx.get(f"{packed.url}/v1/model").json()["model"] == tag
         assert ask_http(packed, png()) == ask_http(server, png())
         assert ask_grpc(packed, png()) == ask_grpc(server, png())
+
+
+def test_a_refusal_arrives_though_the_client_is_still_sending(server: Server) -> None:
+    for _ in range(3):
+        request = urllib.request.Request(f"{server.url}/v1/predict", bytes(30_000_000), PNG)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        assert (refused.value.code, json.load(refused.value)["error"]["code"]) == (413, "body_too_large")
+
+
+def test_what_is_not_http_is_told_so_in_the_error_schema(server: Server) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), 10) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_request"

@@ -202,6 +202,18 @@ def test_a_truncated_picture_is_listed_and_skipped(run: Callable[..., Prepared],
     assert len(prepared.test["paths"]) == 4
 
 
+def test_too_many_unreadable_pictures_end_it_in_one_line_that_names_them(
+    run: Callable[..., Prepared], data_set: Path
+) -> None:
+    paths_below = [folder_of(data_set, "train", label) / "pointer.png" for label in range(4)]
+    for path in paths_below:
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"4 of 32 images can't be read, .* data\.max_left_out") as caught:
+        run()
+    assert "\n" not in str(caught.value)
+    assert all(repr(path_of(data_set, path)) in str(caught.value) for path in paths_below)
+
+
 def test_twins_in_test_are_marked_and_never_dropped(run: Callable[..., Prepared], data_set: Path) -> None:
     original = first(data_set, "valid", NORMAL)
     twins = [folder_of(data_set, "test", NORMAL) / name for name in ("twin.png", "twin - Copy.png")]

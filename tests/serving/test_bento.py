@@ -21,14 +21,16 @@ from tests.graphs import tiny_model, tiny_picture
 SETTINGS = Settings(queue_size=2, max_body_bytes=1024, largest_batch=2, request_timeout=5)
 
 
-def ask(app: ASGIApp, count: int = 1, body: bytes = b"{}", path: str = bento.ROUTE) -> list[httpx.Response]:
+def ask(
+    app: ASGIApp, count: int = 1, body: bytes = b"{}", path: str = bento.ROUTE, **headers: str
+) -> list[httpx.Response]:
     """The answers to so many requests at once, through the guard before `app`."""
 
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(RequestRecording(bento.Guard(app, SETTINGS)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            headers = {"Content-Type": "application/json"}
-            return await asyncio.gather(*(client.post(path, content=body, headers=headers) for _ in range(count)))
+            sent = {"Content-Type": "application/json", **headers}
+            return await asyncio.gather(*(client.post(path, content=body, headers=sent) for _ in range(count)))
 
     return asyncio.run(run())
 
@@ -94,6 +96,12 @@ def test_an_answer_that_comes_as_the_deadline_passes_is_whole_or_is_none() -> No
 def test_a_body_over_the_limit_does_not_reach_bentoml() -> None:
     (answer,) = ask(answering(200, []), body=bytes(2048))
     assert answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_compressed_body_does_not_reach_bentoml() -> None:
+    (answer,) = ask(answering(200, []), **{"Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
+    assert ask(answering(200, []), **{"Content-Encoding": "Identity"})[0].status_code == 200
 
 
 def test_json_of_more_values_than_are_parsed_in_a_moment_does_not_reach_bentoml(

@@ -24,6 +24,7 @@ from chestct.store import GRAPH
 from serving import http
 from serving.classifier import Classifier
 from serving.middleware import RequestRecording
+from serving.oip_http import JSON_LENGTH
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -135,10 +136,15 @@ def assert_error(response: httpx.Response, status: int, code: str, *words: str) 
 
 
 @pytest.mark.parametrize(
-    "media_type", ["image/png", "image/jpeg", "image/jpg", "application/octet-stream", "Image/PNG"]
+    "media_type",
+    [
+        *("image/png", "image/jpeg", "image/jpg", "image/pjpeg", "image/heic", "image/svg+xml", "Image/PNG", "image/*"),
+        *("application/octet-stream", "application/dicom", "application/x-raw-disk-image", "application/zip"),
+        *("text/plain; charset=undefined", "", ";;", "nonsense", " image/png ", b"\xff\xfe"),
+    ],
 )
 @pytest.mark.parametrize("encode", [png, jpeg])
-def test_a_raw_image_is_answered_whatever_it_is_called(client: Client, encode: Any, media_type: str) -> None:
+def test_a_raw_image_is_answered_whatever_it_is_called(client: Client, encode: Any, media_type: str | bytes) -> None:
     response = client.post("/v1/predict", content=encode(), headers={"Content-Type": media_type})
     assert response.status_code == 200, response.text
     answer = response.json()
@@ -234,12 +240,12 @@ def test_a_bad_image_is_refused_and_the_next_good_one_answered(
     ("request_", "words"),
     [
         ({"files": files("picture", png())}, ("'image'", "'picture'")),
-        ({"files": files("image", png(), png())}, ("2 files",)),
+        ({"files": files("image", png(), png())}, ("got more",)),
         ({"files": [("image", (None, b"text"))]}, ("'image'", "file", "text")),
         ({"files": [*files("image", png()), ("note", (None, b"text"))]}, ("'note'",)),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, ("boundary",)),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, ("'image'",)),
-        ({"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, ("0 files",)),
+        ({"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, ("got none",)),
     ],
     ids=["name", "two", "text", "stray", "no boundary", "no form", "no field"],
 )
@@ -247,11 +253,62 @@ def test_a_bad_form_is_refused(client: Client, request_: dict[str, Any], words: 
     assert_error(client.post("/v1/predict", **request_), 400, "invalid_form", "expected", *words)
 
 
-@pytest.mark.parametrize("path", ["/v1/predict", "/v1/predict/batch"])
-@pytest.mark.parametrize("media_type", ["text/plain", "application/json", "application/x-www-form-urlencoded"])
+NO_IMAGE = (
+    *("application/json", "application/x-www-form-urlencoded", "text/html; charset=idna", "Application/XML"),
+    *("application/dicom+json", "multipart/mixed; boundary=b"),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [
+        *(("/v1/predict", media_type) for media_type in NO_IMAGE),
+        *(("/v1/predict/batch", media_type) for media_type in (*NO_IMAGE, "image/png", "text/plain", "x" * 9000)),
+    ],
+)
 def test_another_content_type_is_refused(client: Client, path: str, media_type: str) -> None:
-    response = client.post(path, content=b"data", headers={"Content-Type": media_type})
-    assert_error(response, 415, "unsupported_media_type", "multipart/form-data", media_type)
+    response = client.post(path, content=png(), headers={"Content-Type": media_type})
+    named = media_type.partition(";")[0].lower()[:64]
+    assert_error(response, 415, "unsupported_media_type", "multipart/form-data", f"got {named}")
+    assert ("curl" in response.text) == ("urlencoded" in media_type)
+
+
+@pytest.mark.parametrize("kind", ["raw", "form", "batch", "protocol"])
+@pytest.mark.parametrize(
+    ("headers", "encoding"),
+    [
+        ([("Content-Encoding", "gzip")], "gzip"),
+        ([("Content-Encoding", "GZIP, identity")], "GZIP"),
+        ([("Content-Encoding", "identity"), ("Content-Encoding", " br ")], "br"),
+        ([("Content-Encoding", "x" * 9000)], "x" * 64),
+        ([("Transfer-Encoding", "gzip, chunked")], "gzip"),
+    ],
+)
+def test_a_compressed_body_is_refused_by_name(
+    client: Client, kind: str, headers: list[tuple[str, str]], encoding: str
+) -> None:
+    response = ask_in_kind(client, kind, headers)
+    assert response.status_code == 415
+    assert "unsupported_encoding" in response.text
+    assert f'got {encoding}"' in response.text
+
+
+@pytest.mark.parametrize("kind", ["raw", "form", "batch", "protocol"])
+@pytest.mark.parametrize("encoding", ["identity", "Identity", " IDENTITY ", "", "identity, identity"])
+def test_a_body_that_is_said_not_to_be_compressed_is_read(client: Client, kind: str, encoding: str) -> None:
+    assert ask_in_kind(client, kind, [("Content-Encoding", encoding)]).status_code == 200
+
+
+def ask_in_kind(client: Client, kind: str, headers: list[tuple[str, str]]) -> httpx.Response:
+    """The same picture as each kind of body."""
+    if kind == "raw":
+        return client.post("/v1/predict", content=png(), headers=headers)
+    if kind == "form":
+        return client.post("/v1/predict", files=files("image", png()), headers=headers)
+    if kind == "batch":
+        return client.post("/v1/predict/batch", files=files("images", png()), headers=headers)
+    headers = [*headers, (JSON_LENGTH, "0")]
+    return client.post("/v2/models/chestct/infer", content=png(), headers=headers)
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/predict/batch"])

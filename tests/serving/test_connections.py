@@ -1,0 +1,480 @@
+"""Connections of a real server: a refusal arrives though its client is still sending, and every connection ends."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import queue
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import httpx
+import pytest
+import requests
+import uvicorn
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving import connections
+from serving.connections import BoundedConnection
+
+UNREAD = 8_000_000
+"""Bytes of a body, more than the sockets hold."""
+SECONDS = 20
+"""After which a test has failed."""
+
+
+class Listening(NamedTuple):
+    port: int
+    server: uvicorn.Server
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), SECONDS)
+
+    def wait_until_closed(self) -> None:
+        until(lambda: not self.server.server_state.connections)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """/refuse and /close answer 413 unread, the latter ends the connection; /large sends much; else a body's size."""
+    path = scope["path"]
+    if path in ("/refuse", "/close"):
+        answer = Response("refused", 413, {"Connection": "close"} if path == "/close" else None)
+    elif path == "/large":
+        answer = Response(bytes(50_000_000))
+    else:
+        try:
+            answer = Response(str(len(await Request(scope, receive).body())))
+        except ClientDisconnect:
+            return
+    await answer(scope, receive, send)
+
+
+@contextlib.contextmanager
+def listening(served: ASGIApp = app) -> Iterator[Listening]:
+    config = uvicorn.Config(served, port=0, http=BoundedConnection, lifespan="off", log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield Listening(server.servers[0].sockets[0].getsockname()[1], server)
+    finally:
+        server.should_exit = True
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Listening]:
+    with listening() as running:
+        yield running
+
+
+def by_http_client(url: str, **headers: str) -> int:
+    host, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=SECONDS)
+    connection.request("POST", f"/{path}", bytes(UNREAD), headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def by_http_client_that_closes(url: str) -> int:
+    return by_http_client(url, Connection="close")
+
+
+def by_urllib(url: str) -> int:
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(urllib.request.Request(url, bytes(UNREAD)), timeout=SECONDS)
+    raised.value.close()
+    return raised.value.code
+
+
+def by_requests(url: str) -> int:
+    return requests.post(url, bytes(UNREAD), timeout=SECONDS).status_code
+
+
+def by_httpx(url: str) -> int:
+    return httpx.post(url, content=bytes(UNREAD), timeout=SECONDS).status_code
+
+
+def by_curl(url: str, *options: str) -> int:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@-", *options, url]
+    done = subprocess.run(command, input=bytes(UNREAD), capture_output=True, check=False, timeout=SECONDS)
+    return int(done.stdout)
+
+
+def by_curl_that_does_not_ask(url: str) -> int:
+    return by_curl(url, "-H", "Expect:")
+
+
+def by_curl_1_0(url: str) -> int:
+    return by_curl(url, "--http1.0")
+
+
+@pytest.mark.parametrize("path", ["/refuse", "/close"])
+@pytest.mark.parametrize(
+    "client",
+    [
+        by_http_client,
+        by_http_client_that_closes,
+        by_urllib,
+        by_requests,
+        by_httpx,
+        by_curl,
+        by_curl_that_does_not_ask,
+        by_curl_1_0,
+    ],
+)
+def test_a_refusal_arrives_though_the_client_is_still_sending(
+    server: Listening, client: Callable[[str], int], path: str
+) -> None:
+    assert [client(f"http://127.0.0.1:{server.port}{path}") for _ in range(5)] == [413] * 5
+
+
+@contextlib.contextmanager
+def far_away(port: int, seconds: float) -> Iterator[int]:
+    """The port of a link to this one on which each byte takes so long."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        now = asyncio.get_running_loop().time
+        on_its_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+
+        async def deliver() -> None:
+            while True:
+                at, data = await on_its_way.get()
+                await asyncio.sleep(at - now())
+                if not data:
+                    return
+                writer.write(data)
+                await writer.drain()
+
+        delivery = asyncio.create_task(deliver())
+        while data := await reader.read(65536):
+            on_its_way.put_nowait((now() + seconds, data))
+        on_its_way.put_nowait((now() + seconds, b""))
+        await delivery
+        writer.write_eof()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+        except OSError:  # whoever resets one end resets the other
+            pass
+        finally:
+            for end in (writer, there[1]):
+                end.transport.abort()
+
+    ports: queue.SimpleQueue[int] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+    ended = asyncio.Event()
+
+    async def relay() -> None:
+        async with await asyncio.start_server(connected, "127.0.0.1", 0) as listening:
+            ports.put(listening.sockets[0].getsockname()[1])
+            await ended.wait()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        thread = threading.Thread(target=lambda: runner.run(relay()))
+        thread.start()
+        try:
+            yield ports.get(timeout=SECONDS)
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+            thread.join(SECONDS)
+
+
+def test_a_refusal_arrives_from_far_away(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.UNREAD", 90_000)
+    with far_away(server.port, 0.01) as port:
+        assert [by_http_client(f"http://127.0.0.1:{port}/close") for _ in range(20)] == [413] * 20
+
+
+def test_a_refusal_arrives_though_the_server_stops() -> None:
+    with listening() as running, running.connect() as client:
+        client.sendall(b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n")
+        client.sendall(bytes(1000))
+        until(lambda: running.server.server_state.total_requests == 1)
+        running.server.should_exit = True
+        until(lambda: not running.server.servers[0].sockets)
+        client.sendall(bytes(UNREAD - 1000))
+        assert read_all(client).startswith(b"HTTP/1.1 413 ")
+
+
+def read_all(client: socket.socket) -> bytes:
+    """All that comes until the server has closed."""
+    came = b""
+    while part := client.recv(65536):
+        came += part
+    return came
+
+
+def ask(server: Listening, *parts: bytes, pause: float = 0) -> bytes:
+    with server.connect() as client:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(pause)
+        return read_all(client)
+
+
+def send_for_ever(client: socket.socket, data: bytes, pause: float = 0) -> None:
+    while True:
+        client.sendall(data)
+        time.sleep(pause)
+
+
+def error_of(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert b"x-request-id: " in head
+    assert b"content-security-policy: " in head
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def head(path: str = "/", method: str = "POST", **headers: str) -> bytes:
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: a",
+        *(f"{name.replace('_', '-')}: {headers[name]}" for name in headers),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def test_a_lingering_connection_ends_when_nothing_comes(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
+    with server.connect() as client:
+        client.sendall(head("/close", Content_Length="1000") + b"some")
+        assert read_all(client).endswith(b"refused")
+        server.wait_until_closed()
+
+
+@pytest.mark.parametrize("path", ["/refuse", "/close"])
+def test_what_is_dropped_is_bounded(server: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(connections, "LINGER_BYTES", 100_000)
+    with server.connect() as client:
+        client.sendall(head(path, Content_Length="10000000000"))
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_for_ever(client, bytes(100_000))
+
+
+@pytest.mark.parametrize("path", ["/refuse", "/close"])
+def test_a_trickle_of_what_is_dropped_is_bounded_in_time(
+    server: Listening, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
+    with server.connect() as client:
+        client.sendall(head(path, Content_Length="10000000000"))
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_for_ever(client, b"x", 0.01)
+
+
+def test_so_many_linger_at_once(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINGERING", 2)
+    with contextlib.ExitStack() as open_connections:
+        for _ in range(6):
+            client = open_connections.enter_context(server.connect())
+            client.sendall(head("/close", Content_Length="1000"))
+            assert read_all(client).endswith(b"refused")
+        until(lambda: len(server.server.server_state.connections) == 2)
+    server.wait_until_closed()
+
+
+def test_the_connection_of_an_unread_body_serves_the_next_request(server: Listening) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+    connection.connect()
+    first = connection.sock
+    for path, status in (("/refuse", 413), ("/refuse", 413), ("/", 200), ("/refuse", 413), ("/", 200)):
+        connection.request("POST", path, bytes(UNREAD))
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.status, connection.sock is first) == (status, True)
+    connection.close()
+
+
+def test_an_unread_body_that_stalls_ends_its_connection(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
+    assert ask(server, head("/refuse", Content_Length="1000") + b"some").endswith(b"refused")
+
+
+def test_who_waits_to_be_told_to_go_on_and_is_refused_is_not_told_to(server: Listening) -> None:
+    with server.connect() as client:
+        client.sendall(head("/refuse", Content_Length="1000", Expect="100-continue"))
+        answer = client.recv(65536)
+        client.shutdown(socket.SHUT_WR)
+        answer += read_all(client)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer
+    assert b"100 Continue" not in answer
+
+
+def test_who_waits_to_be_told_to_go_on_keeps_the_connection_once_it_went_on(server: Listening) -> None:
+    with server.connect() as client:
+        for _ in range(2):
+            client.sendall(head(Content_Length="4", Expect="100-continue"))
+            assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(b"body")
+            answer = client.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" not in answer
+
+
+def test_http_1_0_is_not_told_to_go_on(server: Listening) -> None:
+    request = head(Content_Length="4", Expect="100-continue").replace(b"HTTP/1.1", b"HTTP/1.0") + b"body"
+    answer = ask(server, request)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"4")
+
+
+@pytest.mark.parametrize("before", [b"", head(method="GET")])
+def test_a_connection_that_says_nothing_ends(server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    with listening() as running:
+        running.server.config.timeout_keep_alive = 0.1  # type: ignore[assignment] # seconds
+        answer = ask(running, before)
+    assert answer.count(b"HTTP/1.1") == (1 if before else 0)
+
+
+@pytest.mark.parametrize("before", [b"", head(method="GET")])
+@pytest.mark.parametrize("sent", [b"POST / HT", b"POST / HTTP/1.1\r\nHost: a\r\n", b"\r\n"])
+def test_a_head_that_stays_half_sent_is_refused(
+    server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes, sent: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    with server.connect() as client:
+        if before:
+            client.sendall(before)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        client.sendall(sent)
+        assert error_of(read_all(client)) == (408, "head_timeout")
+
+
+def test_a_head_that_trickles_is_refused(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    parts = [b"POST / HTTP/1.1\r\n", *[b"a: b\r\n"] * 200]
+    assert error_of(ask(server, *parts, pause=0.01)) == (408, "head_timeout")
+
+
+@pytest.mark.parametrize("size", [1_000, 40_000])
+def test_a_head_that_is_too_large_is_refused_however_it_is_cut(server: Listening, size: int) -> None:
+    whole = head(method="GET", Big="x" * 40_000)
+    parts = [whole[start : start + size] for start in range(0, len(whole), size)]
+    assert error_of(ask(server, *parts)) == (431, "head_too_large")
+    many = head(method="GET", **{f"x{number}": "1" for number in range(10_000)})
+    assert error_of(ask(server, many)) == (431, "head_too_large")
+
+
+def test_what_is_neither_head_nor_body_is_bounded_too(server: Listening) -> None:
+    assert error_of(ask(server, *[b"\r\n" * 10_000] * 4)) == (431, "head_too_large")
+    trailers = [head(Transfer_Encoding="chunked") + b"1\r\nx\r\n0\r\n", *[b"trailer: " + b"x" * 9_000 + b"\r\n"] * 5]
+    assert error_of(ask(server, *trailers, pause=0.01)) == (431, "head_too_large")
+
+
+def test_trailers_are_no_headers() -> None:
+    seen: list[list[bytes]] = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        seen.append([name for name, _ in scope["headers"]])
+        await Response()(scope, receive, send)
+
+    with listening(note) as running:
+        body = b"1\r\nx\r\n0\r\nAuthorization: Bearer key\r\n\r\n"
+        ask(running, head(Transfer_Encoding="chunked", Connection="close") + body)
+    assert seen == [[b"host", b"transfer-encoding", b"connection"]]
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nno header\r\n\r\n", b"\x16\x03\x01\x02"])
+def test_what_is_not_http_is_told_so(server: Listening, sent: bytes) -> None:
+    assert error_of(ask(server, sent)) == (400, "invalid_request")
+
+
+def test_a_body_that_is_not_chunked_as_it_says_is_told_so(server: Listening) -> None:
+    assert error_of(ask(server, head(Transfer_Encoding="chunked"), b"no length\r\n", pause=0.05)) == (
+        400,
+        "invalid_request",
+    )
+
+
+@pytest.mark.parametrize("bad", [b"nonsense\r\n\r\n", head(method="GET", Big="x" * 40_000)])
+def test_what_comes_before_something_bad_is_answered(server: Listening, bad: bytes) -> None:
+    answer = ask(server, head(Content_Length="4") + b"body" + bad)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_pipelined_requests_are_answered_in_order_and_bounded(server: Listening) -> None:
+    def requests_of(*sizes: int) -> bytes:
+        return b"".join(head(Content_Length=str(size)) + bytes(size) for size in sizes)
+
+    with server.connect() as client:
+        client.sendall(requests_of(1, 22, 333))
+        came = b""
+        while came.count(b"HTTP/1.1 200") < 3 or not came.endswith(b"333"):
+            came += client.recv(65536)
+        assert came.index(b"\r\n\r\n1") < came.index(b"\r\n\r\n22") < came.index(b"\r\n\r\n333")
+    answer = ask(server, requests_of(*range(2 * connections.PIPELINED)))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") <= connections.PIPELINED + 1
+
+
+def test_an_answer_that_nobody_reads_is_given_up(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_PAUSE", 0.1)
+    with server.connect() as client:
+        client.sendall(head("/large", "GET"))
+        server.wait_until_closed()
+
+
+def test_an_answer_that_is_read_slowly_arrives(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_PAUSE", 1)
+    with server.connect() as client:
+        client.sendall(head("/large", "GET", Connection="close"))
+        came = 0
+        while part := client.recv(100_000):
+            came += len(part)
+            time.sleep(0.004)
+    assert came > 50_000_000
+
+
+def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
+    server: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.wait_until_closed()
+    monkeypatch.setattr(connections, "CONNECTIONS", 2)
+    with server.connect() as first, server.connect() as second:
+        until(lambda: len(server.server.server_state.connections) == 2)
+        second.sendall(head(Content_Length="4"))
+        with server.connect() as third:
+            assert first.recv(1) == b""
+            third.sendall(head(Content_Length="4"))
+            with server.connect() as fourth:
+                assert error_of(read_all(fourth)) == (503, "overloaded")
+            for client in (second, third):
+                client.sendall(b"body")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_upgrade_is_not_taken(server: Listening) -> None:
+    with server.connect() as client:
+        for protocol in ("websocket", "h2c"):
+            client.sendall(head(method="GET", Connection="Upgrade", Upgrade=protocol))
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
