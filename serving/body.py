@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from serving.call import Call
+from serving.call import LEAST_RATE, LONGEST_PAUSE, Call
 from serving.errors import RequestError, bad_request, too_large
 from serving.settings import Settings
 
@@ -22,10 +22,6 @@ digits; 0.09 s for four pictures, nested), and 117 MB for as long (20 MB of text
 takes four bytes; 28 MB for four pictures, nested). A body of 15 MB of brackets alone took 10 s and 1.3 GB.
 """
 
-LONGEST_PAUSE: Final = 5.0
-"""Seconds that a body may take to begin, and between two pieces of it."""
-LEAST_RATE: Final = 8_000
-"""Bytes a second that a body must come with in the mean, once it took longer than LONGEST_PAUSE."""
 RAW_MEMORY: Final = 1.25
 """Bytes that a byte of a body takes: itself, and what a growing buffer takes ahead."""
 

@@ -18,6 +18,10 @@ from serving.memory_budget import MemoryBudget
 
 LONGEST_MESSAGE: Final = 1000
 """Characters of an error, which may quote what came. Over gRPC it is a header: too long a one becomes another error."""
+LONGEST_PAUSE: Final = 5.0
+"""Seconds that a body may take to begin, and between two pieces of it."""
+LEAST_RATE: Final = 8_000
+"""Bytes a second that a body must come with in the mean, once it took longer than LONGEST_PAUSE."""
 _LONGEST_ID: Final = 128
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 """Asked every few seconds for as long as the service lives: counted, and logged and traced only when they fail."""

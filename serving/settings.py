@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     """PEM file with the gRPC server's certificate chain, for TLS; read at start."""
     grpc_certificate_key: FilePath | None = None
     """PEM file with its private key; both or none."""
+    grpc_connection_age: Annotated[float, Field(ge=1, le=86_400)] = 300
+    """Seconds after which a gRPC connection ends, its calls answered, so that its client's next one may meet another
+    worker or pod."""
     api_keys_file: FilePath | None = None
     """File of API keys; then /v1, /v2, /classify and gRPC answer only who holds one. Read again when it changes."""
     metrics: Exposure = "open"

@@ -1,12 +1,7 @@
 """The gRPC edge: a real channel to a real server before a classifier of the tiny model."""
 
-import asyncio
-import threading
 import time
-from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,161 +9,22 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from numpy.typing import NDArray
-from open_inference.grpc import protocol, service
+from open_inference.grpc import protocol
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
-from chestct.card import ModelCard
-from chestct.engine import Engine, Scores
 from chestct.image import encode_png
-from chestct.store import GRAPH
 from serving import metrics, oip, rpc, tracing
-from serving.classifier import Classifier
 from serving.memory_budget import OF_A_REQUEST
-from serving.settings import Settings
-from tests.graphs import tiny_model, tiny_picture
+from tests.graphs import tiny_picture
+from tests.serving.rpc.server import SIZE, GatedEngine, Model, Server, ask, labels, png, refusal
 
-TAG = "chestct:abc"
-SIZE = 32
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class GatedEngine:
-    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
-
-    largest_batch = 1
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.open = threading.Event()
-        self.open.set()
-        self.entered = threading.Event()
-        self.fails = False
-
-    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
-        self.entered.set()
-        assert self.open.wait(10)
-        if self.fails:
-            raise RuntimeError("secret of the engine")
-        return self._engine.infer(pixels)
-
-
-class Gauge(AbstractContextManager[None]):
-    """How many are within it."""
-
-    count = 0
-
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
-
-
-class Server:
-    """A server in an event loop of its own thread, and a channel to it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Any, card: ModelCard, settings: Settings) -> None:
-        self._loop = loop
-        self.classifier = Classifier(engine, card, TAG, settings)
-        self.load = Gauge()
-        self.rpc = self.run(rpc.start(self.classifier, settings, load=self.load))
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.rpc.port}")
-        self.stub = service.GRPCInferenceServiceStub(self.channel)
-        self.health = health_pb2_grpc.HealthStub(self.channel)
-
-    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
-
-    def warm_up(self) -> None:
-        self.run(self.classifier.warm_up())
-        self.run(self.rpc.announce())
-
-    def health_of(self, name: str) -> Any:
-        return self.health.Check(health_pb2.HealthCheckRequest(service=name)).status
-
-    def close(self) -> None:
-        self.channel.close()
-        self.run(self.rpc.stop(0))
-        self.run(self.classifier.close())
-
-
-class Model:
-    def __init__(self, folder: Path) -> None:
-        self.card: ModelCard = tiny_model(folder, size=SIZE)
-        self.engine = Engine(folder / GRAPH, threads=1)
-
-    @contextmanager
-    def serve(self, engine: Any = None, *, warm: bool = True, **settings: Any) -> Iterator[Server]:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever)
-        thread.start()
-        try:
-            server = Server(
-                loop,
-                engine or self.engine,
-                self.card,
-                Settings(**{"grpc_host": "127.0.0.1", "grpc_port": 0, **settings}),
-            )
-            try:
-                if warm:
-                    server.warm_up()
-                yield server
-            finally:
-                server.close()
-        finally:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def server(model: Model) -> Iterator[Server]:
-    with model.serve() as running:
-        yield running
-
-
-@pytest.fixture
-def gate(model: Model) -> Iterator[GatedEngine]:
-    engine = GatedEngine(model.engine)
-    yield engine
-    engine.open.set()
-
-
-def png(label: int) -> bytes:
-    return encode_png(tiny_picture(label)[:, :, 0])
-
-
-def ask(*images: bytes, **fields: Any) -> protocol.ModelInferRequest:
-    tensor = {
-        "name": "image",
-        "datatype": "BYTES",
-        "shape": [len(images)],
-        "contents": {"bytes_contents": images},
-    }
-    return protocol.ModelInferRequest(**{"model_name": "chestct", "inputs": [tensor], **fields})
-
-
-def labels(answer: protocol.ModelInferResponse) -> list[str]:
-    position = [output.name for output in answer.outputs].index("label")
-    return [element.decode() for element in oip.unpack_bytes(answer.raw_output_contents[position])]
-
-
-def refusal(call: Any, request: Any, **options: Any) -> grpc.RpcError:
-    with pytest.raises(grpc.RpcError) as caught:
-        call(request, **{"timeout": 10, **options})
-    return caught.value
 
 
 def test_an_image_is_answered_with_every_output_in_raw_form(server: Server) -> None:
@@ -304,7 +160,7 @@ def test_a_message_of_endless_fields_is_refused_unparsed(server: Server, monkeyp
     unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
     error = refusal(unparsed, b"\x2a\x00" * 1_000_000)  # empty inputs
     assert error.code() is StatusCode.INVALID_ARGUMENT
-    assert "at most 256 fields, got more" in error.details()
+    assert "at most 1064 fields, on all levels together, got more" in error.details()
     many = ask(png(1))
     many.outputs.extend([protocol.ModelInferRequest.InferRequestedOutputTensor(name="label")] * 200)
     assert len(server.stub.ModelInfer(many).outputs) == 1

@@ -1,0 +1,276 @@
+"""What each call passes: its key, room, deadline and message are checked in this order, and its end is recorded."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+from open_inference.grpc import protocol
+
+from serving import oip
+from serving.batcher import Closed, Overloaded
+from serving.call import LONGEST_MESSAGE, Call, choose_id
+from serving.classifier import Classifier
+from serving.keys import Forbidden, Keys, Unauthenticated
+from serving.memory_budget import MemoryBudget
+from serving.rpc import wire
+from serving.rpc.reading import Context, MessageReader, NoMessage, TooSlow
+
+SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+REQUEST_ID: Final = "x-request-id"
+"""Metadata of the call; it comes back as trailing metadata, which costs no message of its own."""
+MOST_STREAMS: Final = 100
+"""Watches of the health and reflections at the same time."""
+
+_OPEN: Final = frozenset({"ServerLive", "ServerReady"})
+_ANSWERING: Final = "ModelInfer"
+"""What puts images into the queue."""
+_MOST_FIELDS: Final = 1000
+"""Of a message, on all levels together, and one more for each image; a request of every output has some forty."""
+_UNKNOWN: Final = "other"
+"""The route of all methods that are not served, since a scan may invent any number."""
+
+_CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
+"""Of the task that answers it; none for health and reflection."""
+
+_Handler = Any
+"""grpc.RpcMethodHandler, which is generic only in the type stubs."""
+
+
+def current_call() -> Call:
+    """The call of SERVICE that this task answers."""
+    call = _CALL.get()
+    assert call is not None
+    return call
+
+
+class BoundedCalls(grpc.aio.ServerInterceptor):
+    """Checks a call before its message is read, and makes each call of SERVICE a Call.
+
+    Every handler becomes one of a stream of messages: on the wire it is the same as of one, and gRPC leaves the
+    reading to it.
+    """
+
+    def __init__(
+        self, classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None], memory: MemoryBudget
+    ) -> None:
+        """With `keys` SERVICE asks for one, but where it tells of its health."""
+        self._classifier = classifier
+        self._settings = classifier.settings
+        self._keys = keys
+        self._load = load
+        self._memory = memory
+        self._reader = MessageReader(self._settings.max_body_bytes)
+        self._most_fields = _MOST_FIELDS + self._settings.max_images
+        self._streams = 0
+        self._handlers: dict[str, _Handler] = {}
+        self._unknown: _Handler = grpc.stream_unary_rpc_method_handler(self._refuse_unknown)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        method = handler_call_details.method
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return self._unknown
+            inference = method.startswith(f"/{SERVICE}/")
+            self._handlers[method] = (
+                self._answer_inference(method, handler) if inference else self._bound(method, handler)
+            )
+        return self._handlers[method]
+
+    def _answer_inference(self, method: str, handler: _Handler) -> _Handler:
+        name = method.removeprefix(f"/{SERVICE}/")
+        layout = wire.read_layout(protocol.DESCRIPTOR.message_types_by_name[f"{name}Request"])
+        parse = self._parser(name, handler, layout)
+        answer: Any = handler.unary_unary
+
+        async def counted(_: Any, context: Context) -> Any:
+            with self._load:
+                return await recorded(context)
+
+        async def recorded(context: Context) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method, memory=self._memory)
+            left = context.time_remaining()
+            call.deadline = call.started + min(self._settings.request_timeout, math.inf if left is None else left)
+            _CALL.set(call)
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            code = StatusCode.CANCELLED
+            try:
+                if name not in _OPEN:
+                    await self._check_key(metadata.get("authorization"), call, context)
+                if name == _ANSWERING:
+                    await self._check_room(call, context)
+                if left is not None and left <= 0:
+                    await abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", "it had passed on arrival")
+                # In no variable, which would keep the message in memory while the call is answered.
+                response = await answer(await self._read(context, call, parse), context)
+                code = StatusCode.OK
+            except grpc.aio.AbortError:
+                code = context.code()
+                raise
+            except asyncio.CancelledError:  # by the client, or by grpc at the client's deadline
+                if call.remaining <= 0:
+                    code = StatusCode.DEADLINE_EXCEEDED
+                call.outcome = code.name.lower()
+                raise
+            finally:
+                call.finish("grpc", code.name, metadata)
+            return response
+
+        return grpc.stream_unary_rpc_method_handler(counted, None, handler.response_serializer)
+
+    def _bound(self, method: str, handler: _Handler) -> _Handler:
+        """The handler of a method of the health or of reflection."""
+        parse = self._parser(method.rpartition("/")[2], handler, {})
+
+        async def answer(_: Any, context: Context) -> Any:
+            with self._uncounted() as call:
+                request = await self._read(context, call, parse)
+            return await handler.unary_unary(request, context)
+
+        async def watch(_: Any, context: Context) -> None:
+            await self._take_stream(context)
+            try:
+                with self._uncounted() as call:
+                    request = await self._read(context, call, parse)
+                await handler.unary_stream(request, context)
+            finally:
+                self._streams -= 1
+
+        async def reflect(_: Any, context: Context) -> AsyncIterator[Any]:
+            async def requests() -> AsyncIterator[Any]:
+                with contextlib.suppress(NoMessage, TooSlow):  # it asks for nothing more
+                    while True:
+                        with self._uncounted() as call:
+                            yield parse(await self._reader.read(context, call))
+
+            await self._take_stream(context)
+            try:
+                async for response in handler.stream_stream(requests(), context):
+                    yield response
+            except oip.InvalidRequest as error:
+                await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
+            except Overloaded as error:
+                await abort_overloaded(error, context)
+            finally:
+                self._streams -= 1
+
+        serializer = handler.response_serializer
+        if handler.unary_unary:
+            return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
+        return grpc.stream_stream_rpc_method_handler(watch if handler.unary_stream else reflect, None, serializer)
+
+    async def _take_stream(self, context: Context) -> None:
+        if self._streams >= MOST_STREAMS:
+            words = f"expected at most {MOST_STREAMS} watches of the health and reflections at the same time"
+            await abort(context, StatusCode.RESOURCE_EXHAUSTED, "overloaded", words)
+        self._streams += 1
+
+    async def _refuse_unknown(self, _: Any, context: Context) -> NoReturn:
+        call = Call(choose_id(), route=_UNKNOWN)
+        _CALL.set(call)
+        try:
+            words = f"expected a method of {SERVICE}, of the health or of reflection"
+            await abort(context, StatusCode.UNIMPLEMENTED, "unknown_method", words)
+        finally:
+            call.finish("grpc", StatusCode.UNIMPLEMENTED.name, {})
+
+    async def _check_key(self, authorization: str | bytes | None, call: Call, context: Context) -> None:
+        if self._keys is None:
+            return
+        try:
+            call.key = self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
+        except Unauthenticated as refused:
+            await abort(context, StatusCode.UNAUTHENTICATED, refused.code, str(refused))
+        except Forbidden as refused:
+            await abort(context, StatusCode.PERMISSION_DENIED, refused.code, str(refused))
+
+    async def _check_room(self, call: Call, context: Context) -> None:
+        try:
+            if not self._classifier.accepting:
+                raise Closed("the model is loading or the service is stopping")
+            self._classifier.check_room(call.deadline)
+        except Overloaded as error:
+            await abort_overloaded(error, context)
+        except Closed as error:
+            await abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
+
+    def _parser(self, name: str, handler: _Handler, layout: wire.Layout) -> Callable[[bytes], Any]:
+        """What makes a message of its bytes. Raises oip.InvalidRequest."""
+
+        def parse(message: bytes) -> Any:
+            try:
+                wire.check_size(message, layout, self._most_fields)
+                return handler.request_deserializer(message)
+            except wire.TooManyFields as error:
+                raise oip.InvalidRequest(f"expected a message of {name} with {error}") from None
+            except (wire.NotProtobuf, DecodeError):
+                words = f"expected a message of {name}, got {len(message)} bytes that are none"
+                raise oip.InvalidRequest(words) from None
+
+        return parse
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[Call]:
+        """A call of the health or of reflection while its message is read; it is in no metrics and no log."""
+        call = Call("", time.monotonic() + self._settings.request_timeout, memory=self._memory)
+        try:
+            yield call
+        finally:
+            self._memory.release(call)
+
+    async def _read(self, context: Context, call: Call, parse: Callable[[bytes], Any]) -> Any:
+        """The request of a call, whose bytes are counted until its end."""
+        try:
+            return parse(await self._reader.read(context, call))
+        except TooSlow as error:
+            await abort(context, StatusCode.RESOURCE_EXHAUSTED, error.code, str(error))
+        except NoMessage:
+            await abort(context, StatusCode.INVALID_ARGUMENT, oip.InvalidRequest.code, "expected a message, got none")
+        except oip.InvalidRequest as error:
+            await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
+        except Overloaded as error:
+            await abort_overloaded(error, context)
+
+
+async def abort(context: Context, status: StatusCode, code: str, message: str) -> NoReturn:
+    """End the call with this status; `code` names the reason for programs, the message says it for people."""
+    if call := _CALL.get():
+        call.outcome = code
+    # Each byte may become three in a header, and what is too long for one becomes another error.
+    await context.abort(status, f"{code}: {message}".encode()[:LONGEST_MESSAGE].decode(errors="ignore"))
+
+
+async def abort_overloaded(error: Overloaded, context: Context) -> NoReturn:
+    """End the call with RESOURCE_EXHAUSTED and the time after which to come back."""
+    call = _CALL.get()
+    request_id = ((REQUEST_ID, call.request_id),) if call else ()
+    context.set_trailing_metadata((*request_id, *_retry_info(error)))
+    await abort(context, StatusCode.RESOURCE_EXHAUSTED, "overloaded", str(error))
+
+
+def _retry_info(error: Overloaded) -> tuple[tuple[str, str | bytes], ...]:
+    """Trailing metadata that says when to come back: to people and proxies, to gRPC's retry policy, to programs."""
+    message = f"overloaded: {error}"
+    details = status_pb2.Status(code=StatusCode.RESOURCE_EXHAUSTED.value[0], message=message)
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromNanoseconds(math.ceil(error.retry_after * 1e9))
+    details.details.add().Pack(info)
+    return (
+        ("retry-after", str(max(1, math.ceil(error.retry_after)))),
+        ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000))),
+        ("grpc-status-details-bin", details.SerializeToString()),
+    )

@@ -1,0 +1,180 @@
+"""Messages are read within bounds of time and memory, whoever sends them.
+
+gRPC hands a message over once it is whole, and tells nobody of one that grows. So what unfinished ones have sent is
+looked up in the kernel, and only of those that are not whole at once.
+"""
+
+import asyncio
+import math
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote
+
+import grpc
+
+from serving.batcher import Overloaded
+from serving.call import LEAST_RATE, LONGEST_PAUSE, Call
+
+MEMORY: Final = 1.25
+"""Bytes that a byte of a message takes until the call is answered."""
+_LOOK_SECONDS: Final = 0.25
+"""So often unfinished messages are looked at; most are whole before."""
+_MOST_PEERS: Final = 4096
+_OPEN_FILES: Final = Path("/proc/self/fd")
+_RECEIVED: Final = slice(128, 136)
+"""Where Linux' `struct tcp_info` has tcpi_bytes_received."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TooSlow(TimeoutError):
+    """A message came too slowly."""
+
+    code: Final = "body_timeout"
+
+    def __init__(self) -> None:
+        expected = f"at least {LEAST_RATE} bytes a second, no pause of {LONGEST_PAUSE:g} seconds, and its end in time"
+        super().__init__(f"the message came too slowly: expected {expected}")
+
+
+class NoMessage(ValueError):
+    """A call ended without a message, or without another one."""
+
+
+@dataclass(eq=False, slots=True)
+class _Read:
+    """A message that is not whole yet."""
+
+    call: Call
+    peer: str
+    task: asyncio.Task[Any]
+    begun: float = field(default_factory=time.monotonic)
+    received: int = 0
+    """Bytes on its connection, when it was last looked at."""
+    counted: int = 0
+    """Bytes of it in the memory budget."""
+    refusal: Exception | None = None
+
+    def end(self, refusal: Exception | None = None) -> None:
+        if not self.task.cancelling():
+            self.refusal = refusal
+            self.task.cancel()
+
+    def is_slow(self, now: float) -> bool:
+        patience = LONGEST_PAUSE + min(self.call.progressed, self.begun + self.counted / LEAST_RATE)
+        return now > min(patience, self.call.deadline)
+
+
+class MessageReader:
+    """Reads messages, and ends those that stall or trickle, or whose memory goes to others."""
+
+    def __init__(self, largest: int) -> None:
+        """`largest`: bytes of a message at most."""
+        self._largest = largest
+        self._reads: dict[_Read, None] = {}  # the oldest first
+        self._delivered: dict[str, int] = {}
+        """Bytes of the messages that came whole, by connection."""
+        self._looking = False
+
+    async def read(self, context: Context, call: Call) -> bytes:
+        """The next message of a call, whose bytes are counted until the call is finished.
+
+        Raises TooSlow, NoMessage, and Overloaded where there is no memory for it.
+        """
+        call.reserve_bytes(1)  # and what any request takes
+        task = asyncio.current_task()
+        assert task is not None
+        read = _Read(call, context.peer(), task)
+        call.stop_receiving = read.end
+        self._reads[read] = None
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+        try:
+            message = await context.read()
+        except asyncio.CancelledError:
+            if not call.evicted and read.refusal is None:
+                raise
+            task.uncancel()
+            call.reserve_bytes(0)  # where it was evicted this says so
+            raise read.refusal or NoMessage from None
+        finally:
+            call.stop_receiving = None
+            del self._reads[read]
+        if message is grpc.aio.EOF:
+            raise NoMessage
+        self._delivered[read.peer] = self._delivered.get(read.peer, 0) + len(message)
+        call.reserve_bytes(max(0, math.ceil(len(message) * MEMORY) - read.counted))
+        call.memory.keep(call)
+        return message  # type: ignore[no-any-return]
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        slow: dict[str, list[_Read]] = {}
+        for read in self._reads:
+            if now - read.begun < _LOOK_SECONDS:
+                break
+            slow.setdefault(read.peer, []).append(read)
+        if slow or len(self._delivered) > _MOST_PEERS:
+            self._look_at(slow, now)
+        self._looking = bool(self._reads)
+        if self._looking:
+            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+
+    def _look_at(self, slow: dict[str, list[_Read]], now: float) -> None:
+        received = _received_by_peer()
+        busy = {read.peer for read in self._reads}
+        # What came on an idle connection and was not read is no message, or of a call that has ended.
+        self._delivered = {
+            peer: self._delivered.get(peer, 0) if peer in busy else received[address]
+            for peer in {*busy, *self._delivered}
+            if (address := _address(peer)) in received
+        }
+        for peer, reads in slow.items():
+            came = received.get(_address(peer), 0)
+            share = min((came - self._delivered.get(peer, 0)) // len(reads), self._largest)
+            for read in reads:
+                self._count(read, came, share)
+                if read.is_slow(now):
+                    read.end(TooSlow())
+
+    def _count(self, read: _Read, came: int, share: int) -> None:
+        """`came`: bytes on the connection, in all; `share`: those of them that this message may have."""
+        if came <= read.received or read.call.evicted:
+            return
+        read.received = came
+        try:
+            read.call.reserve_bytes(max(0, share - read.counted))
+            read.counted = max(share, read.counted)
+        except Overloaded as error:
+            read.end(error)
+
+
+def _received_by_peer() -> dict[tuple[str, str], int]:
+    """Bytes that came on each TCP connection of this process, by the other end's address and port. Only on Linux."""
+    received = {}
+    for file in _OPEN_FILES.iterdir() if _OPEN_FILES.is_dir() else ():
+        try:
+            if not file.is_socket():
+                continue
+            looked_at = socket.socket(fileno=int(file.name))
+        except OSError:  # closed meanwhile
+            continue
+        try:
+            host, port = looked_at.getpeername()[:2]
+            info = looked_at.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
+        except (OSError, ValueError):  # not of TCP, or not connected
+            continue
+        finally:
+            looked_at.detach()  # it stays gRPC's
+        received[str(host).removeprefix("::ffff:"), str(port)] = int.from_bytes(info[_RECEIVED], "little")
+    return received
+
+
+def _address(peer: str) -> tuple[str, str]:
+    """Address and port in gRPC's name of the other end: ipv4:127.0.0.1:50000 or ipv6:%5B::1%5D:50000."""
+    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
+    return host.strip("[]"), port

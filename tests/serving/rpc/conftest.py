@@ -1,0 +1,25 @@
+"""What the tests of gRPC share: a model, a server of it, and a server whose engine is held up."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving.rpc.server import GatedEngine, Model, Server
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Model) -> Iterator[Server]:
+    with model.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def gate(model: Model) -> Iterator[GatedEngine]:
+    engine = GatedEngine(model.engine)
+    yield engine
+    engine.open.set()

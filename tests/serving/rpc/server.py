@@ -1,0 +1,145 @@
+"""A gRPC server before a classifier of the tiny model, in a thread of its own, and what its tests ask it."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from numpy.typing import NDArray
+from open_inference.grpc import protocol, service
+
+from chestct.card import ModelCard
+from chestct.engine import Engine, Scores
+from chestct.image import encode_png
+from chestct.store import GRAPH
+from serving import oip, rpc
+from serving.classifier import Classifier
+from serving.keys import Keys
+from serving.memory_budget import MemoryBudget
+from serving.settings import Settings
+from tests.graphs import tiny_model, tiny_picture
+
+TAG = "chestct:abc"
+SIZE = 32
+
+
+class GatedEngine:
+    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
+
+    largest_batch = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+        self.fails = False
+
+    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+        self.entered.set()
+        assert self.open.wait(10)
+        if self.fails:
+            raise RuntimeError("secret of the engine")
+        return self._engine.infer(pixels)
+
+
+class Gauge(AbstractContextManager[None]):
+    """How many are within it."""
+
+    count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+
+
+class Server:
+    """A server in an event loop of its own thread, and a channel to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Any, card: ModelCard, settings: Settings) -> None:
+        self._loop = loop
+        self.classifier = Classifier(engine, card, TAG, settings)
+        self.load = Gauge()
+        self.memory = MemoryBudget(settings.max_bytes_in_flight)
+        keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
+        self.rpc = self.run(rpc.start(self.classifier, settings, keys, self.load, self.memory))
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.rpc.port}")
+        self.stub = service.GRPCInferenceServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
+
+    def warm_up(self) -> None:
+        self.run(self.classifier.warm_up())
+        self.run(self.rpc.announce())
+
+    def health_of(self, name: str) -> Any:
+        return self.health.Check(health_pb2.HealthCheckRequest(service=name)).status
+
+    def close(self) -> None:
+        self.channel.close()
+        self.run(self.rpc.stop(0))
+        self.run(self.classifier.close())
+
+
+class Model:
+    def __init__(self, folder: Path) -> None:
+        self.card: ModelCard = tiny_model(folder, size=SIZE)
+        self.engine = Engine(folder / GRAPH, threads=1)
+
+    @contextmanager
+    def serve(self, engine: Any = None, *, warm: bool = True, **settings: Any) -> Iterator[Server]:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            server = Server(
+                loop,
+                engine or self.engine,
+                self.card,
+                Settings(**{"grpc_host": "127.0.0.1", "grpc_port": 0, **settings}),
+            )
+            try:
+                if warm:
+                    server.warm_up()
+                yield server
+            finally:
+                server.close()
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+def png(label: int) -> bytes:
+    return encode_png(tiny_picture(label)[:, :, 0])
+
+
+def ask(*images: bytes, **fields: Any) -> protocol.ModelInferRequest:
+    tensor = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": [len(images)],
+        "contents": {"bytes_contents": images},
+    }
+    return protocol.ModelInferRequest(**{"model_name": "chestct", "inputs": [tensor], **fields})
+
+
+def labels(answer: protocol.ModelInferResponse) -> list[str]:
+    position = [output.name for output in answer.outputs].index("label")
+    return [element.decode() for element in oip.unpack_bytes(answer.raw_output_contents[position])]
+
+
+def refusal(call: Any, request: Any, **options: Any) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(request, **{"timeout": 10, **options})
+    return caught.value

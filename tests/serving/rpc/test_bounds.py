@@ -1,0 +1,291 @@
+"""What a gRPC call may cost before it is answered, and what becomes of clients that take more."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from open_inference.grpc import protocol
+
+from serving import keys, metrics, rpc
+from serving.rpc import calls, reading
+from serving.rpc import server as rpc_server
+from tests.serving.rpc.http2 import Connection, message
+from tests.serving.rpc.server import GatedEngine, Model, Server, ask, labels, png, refusal
+
+INFER = f"/{rpc.SERVICE}/ModelInfer"
+CHECK = "/grpc.health.v1.Health/Check"
+UNREAD = 64 * 1024
+
+
+def until(condition: Callable[[], bool], words: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, words
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
+
+
+def unfinished(port: int, method: str, size: int, **metadata: str) -> tuple[Connection, int]:
+    """A connection with one call that announces a message of 8 MB and sends `size` bytes of it, as far as it may."""
+    connection = Connection(port)
+    call = connection.open(method, **metadata)
+    connection.send(call, message(8_000_000) + bytes(size), patience=0.2)
+    return connection, call
+
+
+def test_without_a_key_no_message_is_read(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    key, line = keys.new("a")
+    file.write_text(line + "\n")
+    with model.serve(api_keys_file=file) as server, Connection(server.rpc.port) as connection:
+        for _ in range(50):
+            call = connection.open(INFER)
+            assert connection.send(call, message(8_000_000) + bytes(1_000_000), patience=0.5) <= UNREAD
+            until_ended(connection, call)
+            assert b"unauthenticated" in connection.headers[call]
+        assert server.memory.used == 0
+        bearer = [("authorization", f"Bearer {key}")]
+        assert labels(server.stub.ModelInfer(ask(png(1)), metadata=bearer)) == ["large_cell_carcinoma"]
+
+
+def until_ended(connection: Connection, call: int) -> None:
+    deadline = time.monotonic() + 20
+    while call not in connection.ended:
+        assert time.monotonic() < deadline, "the call was not ended"
+        connection.receive(0.02)
+
+
+def test_without_room_no_message_is_read(model: Model, gate: GatedEngine) -> None:
+    with model.serve(gate, queue_size=1) as server, Connection(server.rpc.port) as connection:
+        gate.open.clear()
+        gate.entered.clear()
+        running = [server.stub.ModelInfer.future(ask(png(1)), timeout=20)]
+        assert gate.entered.wait(5)
+        running.append(server.stub.ModelInfer.future(ask(png(1)), timeout=20))
+        until(lambda: is_full(server), "the queue never became full")
+        call = connection.open(INFER)
+        assert connection.send(call, message(8_000_000) + bytes(1_000_000), patience=0.5) <= UNREAD
+        until_ended(connection, call)
+        assert b"overloaded" in connection.headers[call]
+        gate.open.set()
+        assert [labels(call.result(10)) for call in running] == [["large_cell_carcinoma"]] * 2
+
+
+def is_full(server: Server) -> bool:
+    return refusal(server.stub.ModelInfer, ask(b"bad")).code() is StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("method", [INFER, CHECK])
+def test_a_message_that_stalls_is_given_up_and_its_memory_given_back(server: Server, method: str) -> None:
+    connection, call = unfinished(server.rpc.port, method, 1_000_000)
+    with connection:
+        until_ended(connection, call)
+        assert b"body_timeout" in connection.headers[call]
+    until(lambda: server.memory.used == 0, "its memory stayed counted")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_message_that_trickles_is_given_up(server: Server) -> None:
+    with Connection(server.rpc.port) as connection:
+        call = connection.open(INFER)
+        connection.send(call, message(100_000))
+        deadline = time.monotonic() + 20
+        while call not in connection.ended:
+            assert time.monotonic() < deadline
+            connection.send(call, b"\0" * 50)
+            connection.receive(0.05)
+        assert b"body_timeout" in connection.headers[call]
+        assert connection.sent[call] < 100_000
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_message_that_grows_slowly_is_waited_for(server: Server) -> None:
+    request = ask(png(1), id="x" * 50_000).SerializeToString()
+    with Connection(server.rpc.port) as connection:
+        call = connection.open(INFER)
+        begun = time.monotonic()
+        connection.send(call, message(len(request)))
+        for at in range(0, len(request), 4000):
+            connection.send(call, request[at : at + 4000])
+            connection.receive(0.1)
+        assert time.monotonic() - begun > 0.6
+        connection.finish(call)
+        until_ended(connection, call)
+        assert b"grpc-status\x010" in connection.headers[call]
+
+
+def test_unfinished_messages_take_a_bounded_memory_and_leave_room_for_others(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
+    budget = 8_000_000
+    with model.serve(max_body_bytes=8_000_000, max_bytes_in_flight=budget) as server:
+        with ThreadPoolExecutor(12) as pool:
+            opened = [pool.submit(unfinished, server.rpc.port, INFER, 2_000_000) for _ in range(12)]
+            most = 0
+            while not all(future.done() for future in opened):
+                assert labels(server.stub.ModelInfer(ask(png(1)), timeout=20)) == ["large_cell_carcinoma"]
+                most = max(most, server.memory.used)
+        connections = [future.result() for future in opened]
+        until(lambda: sum(ended(*connection) for connection in connections) >= 8, "the greedy were not refused")
+        assert most <= budget
+        for connection, _ in connections:
+            connection.close()
+        until(lambda: server.memory.used == 0, "its memory stayed counted")
+
+
+def ended(connection: Connection, call: int) -> bool:
+    connection.receive(0)
+    return call in connection.ended
+
+
+def test_a_client_that_leaves_in_the_middle_gives_its_memory_back(server: Server) -> None:
+    connection, _ = unfinished(server.rpc.port, INFER, 1_000_000)
+    until(lambda: server.memory.used > 1_000_000, "what came was not counted")
+    connection.close()
+    until(lambda: server.memory.used == 0, "its memory stayed counted")
+
+
+def test_a_call_without_a_message_is_refused(server: Server) -> None:
+    for method in (INFER, CHECK):
+        with pytest.raises(grpc.RpcError) as caught:
+            server.channel.stream_unary(method)(iter([]), timeout=10)
+        assert caught.value.code() is StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "invalid_request: expected a message, got none"
+
+
+def test_a_compressed_message_is_refused(server: Server) -> None:
+    error = refusal(server.stub.ModelInfer, ask(png(1)), compression=grpc.Compression.Gzip)
+    assert error.code() is StatusCode.UNIMPLEMENTED
+    assert "gzip" in error.details()
+
+
+def test_watches_and_reflections_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MOST_STREAMS", 2)
+    ended = [next_watch(server) for _ in range(2)]
+    error = refusal(lambda request, timeout: list(server.health.Watch(request, timeout=timeout)), WATCHED)
+    assert error.code() is StatusCode.RESOURCE_EXHAUSTED
+    reflection = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    with pytest.raises(grpc.RpcError, match="overloaded: expected at most 2 watches"):
+        list(reflection.ServerReflectionInfo(iter([asked]), timeout=10))
+    assert server.health.Check(WATCHED, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    for watch in ended:
+        watch.cancel()
+    until(lambda: can_reflect(reflection, asked), "ended watches were still counted")
+
+
+WATCHED = health_pb2.HealthCheckRequest(service=rpc.SERVICE)
+
+
+def next_watch(server: Server) -> grpc.Future:
+    watch = server.health.Watch(WATCHED, timeout=20)
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    return watch
+
+
+def can_reflect(stub: reflection_pb2_grpc.ServerReflectionStub, asked: reflection_pb2.ServerReflectionRequest) -> bool:
+    try:
+        return len(list(stub.ServerReflectionInfo(iter([asked]), timeout=10))) == 1
+    except grpc.RpcError:
+        return False
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_reflection_that_asks_nothing_more_ends_well(server: Server) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+
+    def asks() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        time.sleep(5)
+
+    begun = time.monotonic()
+    (answer,) = stub.ServerReflectionInfo(asks(), timeout=20)
+    assert rpc.SERVICE in [described.name for described in answer.list_services_response.service]
+    assert time.monotonic() - begun < 5
+
+
+def test_too_many_calls_at_once_are_refused(model: Model, gate: GatedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "_MOST_CALLS", 2)
+    with model.serve(gate) as server:
+        gate.open.clear()
+        gate.entered.clear()
+        running = [server.stub.ModelInfer.future(ask(png(1)), timeout=20) for _ in range(2)]
+        assert gate.entered.wait(5)
+        until(lambda: is_full(server), "more calls than the bound were taken")
+        gate.open.set()
+        assert [labels(call.result(10)) for call in running] == [["large_cell_carcinoma"]] * 2
+
+
+def test_too_many_connections_are_closed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "_MOST_CONNECTIONS", 3)
+    with model.serve() as server:
+        connections = [Connection(server.rpc.port) for _ in range(8)]
+        for connection in connections:
+            connection.receive(0.2)
+        assert sum(connection.closed for connection in connections) >= 5
+        for connection in connections:
+            connection.close()
+
+
+def test_large_metadata_is_refused(server: Server) -> None:
+    error = refusal(server.stub.ModelInfer, ask(png(1)), metadata=[("a", "x" * 100_000)])
+    assert error.code() is StatusCode.RESOURCE_EXHAUSTED
+    assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
+
+
+def test_an_old_connection_ends_and_no_call_is_lost_by_it(model: Model) -> None:
+    with model.serve(grpc_connection_age=1) as server, Connection(server.rpc.port) as connection:
+        deadline = time.monotonic() + 20
+        while not connection.closed:
+            assert time.monotonic() < deadline, "it was not ended"
+            assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
+            connection.receive(0.01)
+
+
+def test_unknown_methods_are_counted_as_one(server: Server) -> None:
+    counter = metrics.REQUESTS.labels("grpc", "other", "UNIMPLEMENTED")
+    before = counter._value.get()
+    for name in (f"/{rpc.SERVICE}/Made/Up", "/made.Up/Too"):
+        error = refusal(server.channel.unary_unary(name), b"")
+        assert error.code() is StatusCode.UNIMPLEMENTED
+        assert error.details().startswith("unknown_method: ")
+    until(lambda: counter._value.get() == before + 2, "they were not counted")
+    assert b"made.Up" not in metrics.exposition()
+
+
+def test_the_memory_of_a_message_is_counted_while_it_is_answered(model: Model, gate: GatedEngine) -> None:
+    request = ask(png(1), id="x" * 10_000)
+    with model.serve(gate) as server:
+        gate.open.clear()
+        gate.entered.clear()
+        running = server.stub.ModelInfer.future(request, timeout=20)
+        assert gate.entered.wait(5)
+        assert server.memory.used >= math.ceil(reading.MEMORY * request.ByteSize())
+        gate.open.set()
+        running.result(10)
+        until(lambda: server.memory.used == 0, "its memory stayed counted")
+
+
+def test_a_method_s_request_that_is_another_message_is_refused(server: Server) -> None:
+    for method in ("ModelMetadata", "ServerLive"):
+        error = refusal(server.channel.unary_unary(f"/{rpc.SERVICE}/{method}"), protocol_text(100_000))
+        assert error.code() is StatusCode.INVALID_ARGUMENT
+        assert "at most 65536 bytes beside pictures" in error.details()
+
+
+def protocol_text(size: int) -> bytes:
+    return protocol.ModelInferRequest(model_name="x" * size).SerializeToString()
