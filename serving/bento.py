@@ -112,12 +112,11 @@ class Guard:
         self._app = app
         self._settings = settings
         self._guard = ErrorBoundary(RequireApiKey(self._guarded, keys, SCOPE) if keys else self._guarded, settings)
-        self._lost = ErrorBoundary(_not_found, settings)
         self._callers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
-        app: ASGIApp = self._guard if path == ROUTE else self._lost if "\n" in path else self._app
+        app: ASGIApp = self._guard if path == ROUTE else self._app
         await app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,11 +166,6 @@ class Guard:
         if status != HTTPStatus.OK:
             raise RuntimeError(f"BentoML answered {status}")
         return answer
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """For a line break in the path: Starlette's mounts do not match it, so BentoML would answer in its own way."""
-    raise RequestError(HTTPStatus.NOT_FOUND, "not_found", "expected a path without a line break")
 
 
 def _in_words(refusal: bytes) -> str:

@@ -4,10 +4,9 @@ import math
 from http import HTTPStatus
 from typing import Any, Final
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
 from chestct.image import InvalidImage
 from serving.batcher import Closed, Overloaded
@@ -15,6 +14,8 @@ from serving.call import LONGEST_MESSAGE
 from serving.keys import Forbidden, Unauthenticated
 
 _OF_CURL: Final = "application/x-www-form-urlencoded"
+CLIENT_GONE: Final = 499
+"""For the metrics: the client hung up before the answer (nginx' number for it)."""
 OIP: Final = "/v2"
 """Below it an error has the Open Inference Protocol's form."""
 
@@ -92,12 +93,25 @@ def error_response(error: RequestError, scope: Scope) -> Response:
     return JSONResponse(error_body(error, scope["state"]["call"].request_id), error.status, error.headers)
 
 
-async def http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, or not with this method."""
-    assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
-    headers = dict(error.headers or {})
-    expected = f", expected {headers['Allow']}" if "Allow" in headers else ""
-    message = f"{request.method} {request.url.path}: {status.phrase}{expected}"
-    return error_response(RequestError(status, code, message, headers), request.scope)
+def is_bare(answer: Message) -> bool:
+    """Whether the start of an answer says, otherwise than in our form, that there is no such route, or why not.
+
+    Starlette and BentoML answer so: in plain text, or with a redirect where a slash is too many.
+    """
+    status = answer["status"]
+    refused = 400 <= status < CLIENT_GONE or status in (HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return refused and not Headers(raw=answer["headers"]).get("Content-Type", "").startswith("application/json")
+
+
+def from_bare(answer: Message, scope: Scope) -> RequestError:
+    """The error that `is_bare` found."""
+    status = HTTPStatus(answer["status"])
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return describe(Exception())
+    if status == HTTPStatus.TEMPORARY_REDIRECT:
+        status = HTTPStatus.NOT_FOUND
+    code = {404: "not_found", 405: "method_not_allowed", 416: "invalid_range"}.get(status, "invalid_request")
+    headers = Headers(raw=answer["headers"])
+    kept = {name: headers[name] for name in ("Allow", "Content-Range") if name in headers}
+    expected = f", expected {kept['Allow']}" if "Allow" in kept else ""
+    return RequestError(status, code, f"{scope['method']} {scope['path']}: {status.phrase}{expected}", kept)

@@ -6,7 +6,6 @@ import re
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -17,7 +16,7 @@ from serving import metrics, oip_http
 from serving.batcher import Overloaded
 from serving.body import media_type, read_body, while_connected
 from serving.call import Call
-from serving.errors import bad_request, describe, error_body, http_exception, unsupported
+from serving.errors import bad_request, describe, error_body, unsupported
 from serving.form import read_files
 from serving.keys import Keys
 from serving.middleware import ErrorBoundary, require_api_key
@@ -62,11 +61,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
         Route("/docs.json", _docs_json, name="/docs.json"),
         Mount("/page", Web(settings, keys)),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(ErrorBoundary, settings=settings)],
-        exception_handlers={HTTPException: http_exception},
-    )
+    app = Starlette(routes=routes, middleware=[Middleware(ErrorBoundary, settings=settings)])
     app.state.classifier = None
     return app
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.batcher import Closed, Overloaded
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
-from serving.errors import RequestError, bad_request, describe, error_response
+from serving.errors import CLIENT_GONE, RequestError, bad_request, describe, error_response, from_bare, is_bare
 from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
@@ -50,14 +50,16 @@ _ANSWERING: Final = tuple(
     )
 )
 """Routes that put images into the queue, as patterns of their paths, and the scope of their keys."""
-_CLIENT_GONE: Final = 499
-"""For the metrics: the client hung up before the answer (nginx' number for it)."""
+_NOTHING: Final = Response(status_code=HTTPStatus.NOT_FOUND)
 
 _log = logging.getLogger(__name__)
 
 
 class RequestRecording:
-    """Around the whole service, BentoML's own routes too: the request's id, the common headers, metrics and log."""
+    """Around the whole service, BentoML's own routes too: the request's id, the common headers, metrics and log.
+
+    Headers are read without the blanks around them, and what was refused otherwise than in our form is refused in it.
+    """
 
     def __init__(
         self, app: ASGIApp, memory: MemoryBudget | None = None, stopping: Callable[[], bool] = lambda: False
@@ -74,14 +76,24 @@ class RequestRecording:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         headers = Headers(scope=scope)
         call = Call(choose_id(headers.get(REQUEST_ID)), memory=self._memory)
         scope.setdefault("state", {})["call"] = call
         status = 0
+        replaced = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, replaced
+            if replaced:
+                return
             if message["type"] == "http.response.start":
+                if is_bare(message):
+                    answer = from_bare(message, scope)
+                    call.outcome = answer.code
+                    await error_response(answer, scope)(scope, receive, send_with_headers)
+                    replaced = True
+                    return
                 status = message["status"]
                 answered = MutableHeaders(scope=message)
                 answered[REQUEST_ID] = call.request_id
@@ -90,8 +102,10 @@ class RequestRecording:
                     answered["Connection"] = "close"
             await send(message)
 
+        # Starlette's expressions for paths take one with a line break at its end for the one without.
+        app = _NOTHING if "\n" in scope["path"] else self._app
         try:
-            await self._app(scope, receive, send_with_headers)
+            await app(scope, receive, send_with_headers)
         finally:
             call.route = call.route or _route_name(scope)
             call.finish("http", str(status), headers)
@@ -172,7 +186,7 @@ class ErrorBoundary:
         except ClientDisconnect:
             call.outcome = "client_gone"
             if not begun:
-                await Response(status_code=_CLIENT_GONE)(scope, receive, send)
+                await Response(status_code=CLIENT_GONE)(scope, receive, send)
         except Exception as error:
             answer = describe(error)
             call.outcome = answer.code

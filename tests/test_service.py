@@ -100,6 +100,11 @@ def test_errors_keep_the_schema_behind_bentoml(server: Server) -> None:
         httpx.post(f"{server.url}/v1/predict", content=b"", headers=PNG): 400,
         httpx.get(f"{server.url}/v1/predict"): 405,
         httpx.get(f"{server.url}/v1/nothing"): 404,
+        httpx.get(f"{server.url}/nothing"): 404,
+        httpx.get(f"{server.url}//v1/model"): 404,
+        httpx.get(f"{server.url}/metrics%0A"): 404,
+        httpx.post(f"{server.url}/classify/"): 404,
+        httpx.post(f"{server.url}/livez"): 405,
     }
     for response, status in cases.items():
         assert response.status_code == status

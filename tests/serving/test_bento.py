@@ -113,11 +113,8 @@ def test_json_of_more_values_than_are_parsed_in_a_moment_does_not_reach_bentoml(
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "json_too_large")
 
 
-def test_other_paths_pass_and_those_that_no_route_can_match_are_not_found() -> None:
+def test_other_paths_pass() -> None:
     assert ask(answering(200, "passed"), path="/v1/predict")[0].json() == "passed"
-    (answer,) = ask(answering(200, "passed"), path="/v2/models/a%0Ab")
-    assert answer.status_code == 404
-    assert answer.json()["error"].startswith("not_found: ")
 
 
 def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.types import Message
 
 from chestct.card import DISCLAIMER, ModelCard
 from chestct.engine import Engine, Scores
@@ -75,11 +76,45 @@ class Client:
 
     def __init__(self, app: Starlette, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        transport = httpx.ASGITransport(RequestRecording(app), raise_app_exceptions=False)
+        self._app = RequestRecording(app)
+        transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return self._loop.run_until_complete(self._client.request(method, path, **arguments))
+
+    def raw(
+        self, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"", query: str = ""
+    ) -> httpx.Response:
+        """As a server hands it on, whatever httpx thinks of it."""
+        return self._loop.run_until_complete(self._raw(method, path, headers, body, query))
+
+    async def _raw(
+        self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, query: str
+    ) -> httpx.Response:
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "scheme": "http",
+            "server": ("test", 80),
+            "root_path": "",
+            "method": method,
+            "path": path,
+            "query_string": query.encode("latin-1"),
+            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers],
+        }
+        parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return parts.pop() if parts else await asyncio.Event().wait()  # type: ignore[return-value] # never
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, send)
+        content = b"".join(message.get("body", b"") for message in sent)
+        return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)
 
     def get(self, path: str, **arguments: Any) -> httpx.Response:
         return self.request("GET", path, **arguments)
@@ -122,6 +157,11 @@ def huge_png(side: int = 10_000) -> bytes:
 
 def files(name: str, *contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [(name, (f"{index}.png", content)) for index, content in enumerate(contents)]
+
+
+def form_of(name: str, content: bytes) -> bytes:
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="a"\r\n\r\n'
+    return head.encode() + content + b"\r\n--b--\r\n"
 
 
 def assert_error(response: httpx.Response, status: int, code: str, *words: str) -> None:
@@ -379,20 +419,94 @@ def test_the_model_is_described(client: Client, model: tuple[Gate, ModelCard]) -
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
+    "path",
     [
-        ("GET", "/v1/predict", 405, "method_not_allowed"),
-        ("DELETE", "/v1/model", 405, "method_not_allowed"),
-        ("GET", "/v1/nothing", 404, "not_found"),
-        ("POST", "/v1/predict/", 404, "not_found"),
+        *("/nothing", "/v1", "/v1/", "/v1/nothing", "/v1/predict/", "//v1/predict", "/V1/model", "/v1/../v1/model"),
+        *("/docs.json/", "/page", "/page/", "/page/nothing.js", "/page/own/1.png", "/page/samples", "/page/../http.py"),
+        *("*", "/metrics\n", "/v1/predict\n", "/v1/model\n/", "/v2/models/chestct\n"),
+        *("/\0", "/page/\0", "/\n", "/v1/mo\ndel", "/page/page.js\n", f"/page/{300 * 'x'}", "/\ufffd", "http://x/v1/y"),
     ],
 )
-def test_what_is_not_there_is_said_in_the_error_schema(
-    client: Client, method: str, path: str, status: int, code: str
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "PROPFIND"])
+def test_what_is_not_there_is_said_in_the_error_schema(client: Client, method: str, path: str) -> None:
+    response = client.raw(method, path)
+    if path.startswith("/v2"):
+        assert (response.status_code, response.json()["error"][:9]) == (404, "not_found")
+    elif path.startswith("/page") and response.status_code == 405:  # of files only those that read are looked up
+        assert_error(response, 405, "method_not_allowed", "expected GET, HEAD")
+    else:
+        assert_error(response, 404, "not_found", f"{method} {path}: Not Found")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/v1/predict", {"POST"}), ("/v1/model", {"GET", "HEAD"}), ("/", {"GET", "HEAD"}), ("/docs", {"GET", "HEAD"})],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+def test_a_method_that_a_route_does_not_have_is_said_in_the_error_schema(
+    client: Client, path: str, allowed: set[str], method: str
 ) -> None:
-    response = client.request(method, path)
-    assert_error(response, status, code, path)
-    assert ("Allow" in response.headers) == (status == 405)
+    response = client.raw(method, path)
+    if method in allowed:
+        assert response.status_code == 200
+    else:
+        assert_error(response, 405, "method_not_allowed", f"{method} {path}: Method Not Allowed, expected ")
+        assert set(response.headers["Allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status", "code"),
+    [
+        ("Range", "bytes=x", 400, "invalid_request"),
+        ("Range", "lines=1-2", 400, "invalid_request"),
+        ("Range", "bytes=99999999-", 416, "invalid_range"),
+        ("Range", f"bytes={400 * '9'}-{5000 * '9'}", 400, "invalid_request"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js"])
+def test_a_range_that_a_file_does_not_have_is_said_in_the_error_schema(
+    client: Client, path: str, header: str, value: str, status: int, code: str
+) -> None:
+    assert_error(client.raw("GET", path, [(header, value)]), status, code, f"GET {path}")
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        *(("Host", value) for value in ("[", "\xff", "", "a:b:c", "x" * 5000)),
+        *(("If-Modified-Since", value) for value in ("soon", "Mon, 99 Foo 99999999999 99:99:99 GMT", "\xff")),
+        *(("If-None-Match", value) for value in ("*x", "\xff")),
+        *(("Accept-Encoding", value) for value in ("\xff", "gzip;q=x")),
+        *(("Authorization", value) for value in ("\xff", "Bearer \xff", "Basic", "Bearer " + 5000 * "x")),
+        *(("Cookie", value) for value in ("\xff", ";;=;")),
+        *(("traceparent", value) for value in ("\xff", "00-0-0-0")),
+    ],
+)
+def test_no_header_fails_the_service(client: Client, header: str, value: str) -> None:
+    for path in ("/", "/page/page.js", "/v1/model", "/nothing"):
+        assert client.raw("GET", path, [(header, value)]).status_code in (200, 404)
+
+
+@pytest.mark.parametrize("query", ["%ff=1", "\xff", "explain=%00", "explain=%0a", "&&&=", "%", "a" * 60_000])
+def test_no_query_fails_the_service(client: Client, query: str) -> None:
+    assert_error(client.raw("POST", "/v1/predict", query=query), 400, "invalid_query", "expected")
+
+
+@pytest.mark.parametrize("number", [400 * "9", 5000 * "9", "-1e999", "nan", "%00", "1_0_0_0_0_0", "0x10", "\xb2"])
+def test_a_window_out_of_bounds_is_refused(client: Client, number: str) -> None:
+    response = client.raw("POST", "/v1/predict", query=f"window_center={number}&window_width=400")
+    assert_error(response, 400, "invalid_query", "window_center: expected Hounsfield units from")
+
+
+def test_blanks_around_a_header_s_value_are_no_part_of_it(client: Client) -> None:
+    headers = [("X-Request-Timeout", " 5 \t"), ("X-Request-ID", "\tscan-17 "), ("Content-Encoding", " identity ")]
+    response = client.raw("GET", "/v1/model", headers)
+    assert (response.status_code, response.headers["X-Request-ID"]) == (200, "scan-17")
+    form = form_of("image", png())
+    response = client.raw(
+        "POST", "/v1/predict", [*headers, ("Content-Type", "\tmultipart/form-data; boundary=b ")], form
+    )
+    assert response.json()["label"] == "large_cell_carcinoma"
 
 
 def test_until_the_model_is_ready_it_is_not_asked() -> None:

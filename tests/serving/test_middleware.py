@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -181,3 +182,31 @@ def test_an_answer_that_nobody_takes_ends_by_the_service_s_own_limit() -> None:
             await recorded(scope, asyncio.Event().wait, send)
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        (PlainTextResponse("Not Found", 404), 404, "not_found"),
+        (PlainTextResponse("Method Not Allowed", 405, {"Allow": "GET"}), 405, "method_not_allowed"),
+        (RedirectResponse("/elsewhere", 307), 404, "not_found"),
+        (Response(status_code=404), 404, "not_found"),
+        (PlainTextResponse("Internal Server Error", 500), 500, "internal_error"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/nothing", "/v2/nothing"])
+def test_what_bentoml_refuses_by_itself_is_said_in_the_error_schema(
+    answer: Response, status: int, code: str, path: str
+) -> None:
+    response = ask(RequestRecording(answer), path)
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert (error if isinstance(error, str) else error["code"]).partition(":")[0] == code
+    assert response.headers.get("Allow") == answer.headers.get("Allow")
+    assert len(response.headers.get_list("X-Request-ID")) == 1
+
+
+@pytest.mark.parametrize("answer", [PlainTextResponse("ready"), PlainTextResponse("no", 503), JSONResponse({}, 404)])
+def test_other_answers_pass(answer: Response) -> None:
+    response = ask(RequestRecording(answer))
+    assert (response.status_code, response.content) == (answer.status_code, answer.body)
