@@ -22,6 +22,7 @@ from serving.keys import Keys, KeysError
 from serving.memory_budget import MemoryBudget
 from serving.middleware import AdmissionControl, RequestRecording
 from serving.private import Gate, PrivatePort
+from serving.rendered import Rendered
 from serving.settings import Settings, SettingsError
 from serving.spread import Load, Spread
 
@@ -131,7 +132,7 @@ class ChestCT:
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
         self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD, MEMORY)
         spec = ChestCT.openapi_spec.asdict()
-        app.state.document = openapi.document(self.classifier.card, stored.tag, SETTINGS, spec)
+        app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS, spec))
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chestct.prediction import Prediction
 from serving.batcher import Closed, Overloaded
-from serving.body import check_json, media_type, read_body, while_connected
+from serving.body import BENTOML_MEMORY, check_json, media_type, read_body, while_connected
 from serving.call import Call
 from serving.classifier import Classifier
 from serving.errors import RequestError, bad_request, describe, error_body, unsupported
@@ -131,7 +131,7 @@ class Guard:
             raise Overloaded(1)
         self._callers += 1
         try:
-            body = await read_body(request, self._settings)
+            body = await read_body(request, self._settings, BENTOML_MEMORY)
             check_json(body, len(body))
             _CALL.set(call)
             answer = await while_connected(request, self._ask(scope, body, receive))

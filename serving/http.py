@@ -3,24 +3,27 @@
 import asyncio
 import json
 import re
+from functools import lru_cache
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving import metrics, oip_http
 from serving.batcher import Overloaded
-from serving.body import media_type, read_body, while_connected
+from serving.body import FORM_MEMORY, RAW_MEMORY, media_type, read_body, while_connected
 from serving.call import Call
+from serving.classifier import Classifier
 from serving.errors import bad_request, describe, error_body, unsupported
 from serving.form import read_files
 from serving.keys import Keys
 from serving.middleware import ErrorBoundary, require_api_key
 from serving.readiness import ready_classifier
+from serving.rendered import Rendered
 from serving.settings import Settings
 from serving.web import PAGE, Web
 from serving.window import WINDOW_PARAMETERS, Window, choose_window
@@ -38,7 +41,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
     """The routes, each with its name in the metrics; with `keys`, /v1 and /v2 answer only who holds one.
 
     They answer 503 until `app.state.classifier` holds a Classifier that is ready; `app.state.document` is then to hold
-    serving.openapi's document. The app needs serving.middleware.RequestRecording around it.
+    serving.openapi's document, rendered. The app needs serving.middleware.RequestRecording around it.
     """
     v1 = Router(
         require_api_key(
@@ -82,7 +85,7 @@ async def _predict_batch(request: Request) -> Response:
     settings = classifier.settings
     if (kind := media_type(request)) != MULTIPART:
         raise unsupported((MULTIPART,), kind)
-    body = await read_body(request, settings)
+    body = await read_body(request, settings, FORM_MEMORY)
     images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
     del body
     call: Call = request.state.call
@@ -100,8 +103,12 @@ async def _predict_batch(request: Request) -> Response:
 
 
 async def _model(request: Request) -> Response:
-    classifier = ready_classifier(request)
-    return JSONResponse(
+    return _describe(ready_classifier(request)).answer(request)
+
+
+@lru_cache(maxsize=1)
+def _describe(classifier: Classifier) -> Rendered:
+    return Rendered(
         {
             "model": classifier.tag,
             **classifier.card.model_dump(mode="json"),
@@ -127,7 +134,8 @@ async def _docs(_: Request) -> Response:
 
 async def _docs_json(request: Request) -> Response:
     ready_classifier(request)
-    return JSONResponse(request.app.state.document)
+    document: Rendered = request.app.state.document
+    return document.answer(request)
 
 
 def _json(prediction: Prediction) -> str:
@@ -159,7 +167,7 @@ async def _image(request: Request, settings: Settings) -> bytes:
     kind = media_type(request)
     if kind != MULTIPART and _NO_IMAGE.fullmatch(kind):
         raise unsupported((*IMAGE_TYPES, MULTIPART), kind)
-    body = await read_body(request, settings)
+    body = await read_body(request, settings, FORM_MEMORY if kind == MULTIPART else RAW_MEMORY)
     if kind != MULTIPART:
         return body
     (image,) = read_files(request.headers["Content-Type"], body, "image", 1)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
@@ -15,13 +16,14 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 import chestct
 from chestct.image import InvalidImage
 from serving import oip
-from serving.body import check_json, read_body, while_connected
+from serving.body import TENSORS_MEMORY, check_json, read_body, while_connected
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
 from serving.errors import RequestError, bad_request
 from serving.keys import Keys
 from serving.middleware import REQUEST_ID, require_api_key
 from serving.readiness import check_ready, ready_classifier
+from serving.rendered import Rendered
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
@@ -118,8 +120,12 @@ async def _ready(request: Request) -> Response:
 
 
 async def _metadata(request: Request) -> Response:
-    classifier = _find(request)
-    return JSONResponse(oip.metadata(classifier.card, classifier.tag).model_dump())
+    return _describe(_find(request)).answer(request)
+
+
+@lru_cache(maxsize=1)
+def _describe(classifier: Classifier) -> Rendered:
+    return Rendered(oip.metadata(classifier.card, classifier.tag).model_dump())
 
 
 async def _model_ready(request: Request) -> Response:
@@ -130,7 +136,7 @@ async def _model_ready(request: Request) -> Response:
 
 async def _infer(request: Request) -> Response:
     classifier = _find(request)
-    body = await read_body(request, classifier.settings)
+    body = await read_body(request, classifier.settings, TENSORS_MEMORY)
     try:
         # Not in a thread: the parser holds the interpreter's lock all along, so the event loop would wait as long.
         wanted, form = _parse(request.headers, body)

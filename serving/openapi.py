@@ -69,10 +69,11 @@ _WHY: Final = {
     401: "This service asks for an API key, and none came that it knows.",
     403: "The API key is for other routes.",
     404: "Another model or version is served.",
+    408: "The body came too slowly.",
     413: "The body, its JSON or an image is too large.",
     415: "Another content type is expected, or the body is compressed.",
     422: "The image can't be decoded, or is a DICOM file of something else than one CT slice.",
-    429: "Too many images wait.",
+    429: "Too many images wait, or bodies take too much memory.",
     500: "The service failed; its log says why.",
     503: "The model is loading, the service is stopping, or the answer took too long.",
 }
@@ -235,7 +236,7 @@ def _predict(prediction: Json) -> Json:
         "summary": "Classify one image",
         "parameters": [_REQUEST_ID, _TIMEOUT, _EXPLAIN, *_WINDOW],
         "requestBody": {"description": words, "required": True, "content": content},
-        "responses": {**_good("Prediction", prediction), **_errors(400, 401, 403, 413, 415, 422, 429, 500, 503)},
+        "responses": {**_good("Prediction", prediction), **_errors(400, 401, 403, 408, 413, 415, 422, 429, 500, 503)},
     }
 
 
@@ -248,7 +249,7 @@ def _predict_batch(prediction: Json, refused: Json, settings: Settings) -> Json:
         "summary": "Classify many images; each has an outcome of its own, in order",
         "parameters": [_REQUEST_ID, _TIMEOUT, _EXPLAIN, *_WINDOW],
         "requestBody": {"required": True, "content": {http.MULTIPART: {"schema": _form("images", images)}}},
-        "responses": {**_good("BatchAnswer", answer), **_errors(400, 401, 403, 413, 415, 429, 500, 503)},
+        "responses": {**_good("BatchAnswer", answer), **_errors(400, 401, 403, 408, 413, 415, 429, 500, 503)},
     }
 
 
@@ -283,7 +284,7 @@ def _classify(bentoml: Json, prediction: Json, refused: Json, image: str) -> Jso
         "requestBody": {"required": True, "content": {JSON: body}},
         "responses": {
             "200": _answer("One outcome an image, in order.", {"schema": outcomes, "example": [prediction, refused]}),
-            **_errors(400, 401, 403, 413, 415, 429, 500, 503),
+            **_errors(400, 401, 403, 408, 413, 415, 429, 500, 503),
         },
     }
 
@@ -338,7 +339,7 @@ def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
                     "required": True,
                     "content": {JSON: {"schema": _reference("InferRequest"), "example": request}, BINARY: binary},
                 },
-                "responses": {**good, **_errors(400, 401, 403, 404, 413, 415, 429, 500, 503, model="InferError")},
+                "responses": {**good, **_errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, model="InferError")},
             }
         }
     return paths

@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
     """Size of a request's body at most, over every protocol."""
     max_bytes_in_flight: Annotated[int, Field(ge=1024)] = 128 * 1024 * 1024
-    """Bodies that are being read or answered, together, per worker; above it a request is told to come back later."""
+    """Memory that bodies which are read or answered take together, per worker, 1 to 4.75 times their size.
+
+Above it who is slow to send, or sends the most, is told to come back later."""
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Images in one request at most."""
     request_timeout: Annotated[float, Field(gt=0, le=600)] = 30

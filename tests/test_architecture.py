@@ -18,7 +18,19 @@ FORBIDDEN = {
     "serving": {"pipeline", "service"},
     "service": {"pipeline"},
 }
-HTTP = ("bento", "body", "errors", "http", "middleware", "oip_http", "private", "readiness", "spread", "web")
+HTTP = (
+    "bento",
+    "body",
+    "errors",
+    "http",
+    "middleware",
+    "oip_http",
+    "private",
+    "readiness",
+    "rendered",
+    "spread",
+    "web",
+)
 OWNERS = {
     "bentoml": {"chestct/store.py", "service.py", "serving/supervisor.py"},
     "circus": {"serving/supervisor.py"},

@@ -21,6 +21,7 @@ const ERRORS = {
 };
 
 const STATUSES = {
+  408: ["The picture came too slowly", `The connection may be poor. ${AGAIN}`],
   413: ["The file is too large", "Save it smaller, or as a JPEG, and try again."],
   415: ["This kind of file is not accepted", "PNG and JPEG pictures and DICOM files are. Save it as one of these, or try another."],
   429: ["The service is busy", `More pictures are coming in than it can read just now. ${AGAIN}`],

@@ -14,6 +14,7 @@ from chestct.store import GRAPH
 from serving import bento, body
 from serving.call import Call
 from serving.classifier import Classifier
+from serving.memory_budget import OF_A_REQUEST
 from serving.middleware import RequestRecording
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
@@ -49,6 +50,17 @@ def test_more_callers_than_the_queue_holds_are_told_to_come_back() -> None:
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
     assert {answer.json()["error"]["code"] for answer in answers if answer.is_error} == {"overloaded"}
     assert all("Retry-After" in answer.headers for answer in answers if answer.is_error)
+
+
+def test_what_a_body_takes_in_memory_is_what_is_counted() -> None:
+    counted = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        counted.append(Request(scope).state.call.memory.used)
+        await JSONResponse([])(scope, receive, send)
+
+    ask(app, body=bytes(1000))
+    assert counted == [OF_A_REQUEST + 4750]
 
 
 @pytest.mark.parametrize(

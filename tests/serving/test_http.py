@@ -1,7 +1,9 @@
 import asyncio
+import base64
 import contextlib
 import json
 import logging
+import math
 import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -24,8 +26,10 @@ from chestct.prediction import RULES, WARNINGS
 from chestct.store import GRAPH
 from serving import http
 from serving.classifier import Classifier
+from serving.memory_budget import OF_A_REQUEST, Holder, MemoryBudget
 from serving.middleware import RequestRecording
 from serving.oip_http import JSON_LENGTH
+from serving.rendered import Rendered
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
 
@@ -130,6 +134,7 @@ def client(model: tuple[Gate, ModelCard]) -> Iterator[Client]:
         classifier = Classifier(*model, TAG, SETTINGS)  # type: ignore[arg-type]
         runner.run(classifier.warm_up())
         app.state.classifier = classifier
+        app.state.document = Rendered({"openapi": "3.1.0"})
         yield Client(app, runner.get_loop())
         runner.run(classifier.close())
 
@@ -416,6 +421,50 @@ def test_the_model_is_described(client: Client, model: tuple[Gate, ModelCard]) -
     rules, warnings, tag = (about.pop(name) for name in ("rules", "warnings", "model"))
     assert ModelCard.model_validate_json(json.dumps(about)) == model[1]
     assert (rules, warnings, tag) == ({rule.name: rule.words for rule in RULES}, WARNINGS, TAG)
+
+
+def test_documents_are_rendered_once_and_not_sent_to_who_has_them(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {path: client.get(path) for path in ("/v1/model", "/docs.json", "/v2/models/chestct")}
+    monkeypatch.setattr("json.dumps", None)
+    for path, answer in first.items():
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+        again = client.get(path)
+        assert (again.content, again.headers["ETag"]) == (answer.content, answer.headers["ETag"])
+        unchanged = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+
+
+def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[Gate, ModelCard]) -> None:
+    class Watched(MemoryBudget):
+        most = 0
+
+        def reserve(self, holder: Holder, size: int) -> None:
+            super().reserve(holder, size)
+            self.most = max(self.most, self.used)
+
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(png()).decode()]}
+    bodies: list[tuple[float, str, dict[str, Any]]] = [
+        (1, "/v1/predict", {"content": png()}),
+        (2, "/v1/predict", {"files": files("image", png())}),
+        (2, "/v1/predict/batch", {"files": files("images", png())}),
+        (3.75, "/v2/models/chestct/infer", {"json": {"inputs": [tensor]}}),
+    ]
+
+    async def run(path: str, arguments: dict[str, Any]) -> tuple[int, int]:
+        memory = Watched()
+        async with running(model) as app:
+            transport = httpx.ASGITransport(RequestRecording(app, memory))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                answer = await client.post(path, **arguments)
+        assert answer.status_code == 200, answer.text
+        assert memory.used == 0
+        return memory.most, int(answer.request.headers["Content-Length"])
+
+    for factor, path, arguments in bodies:
+        counted, length = asyncio.run(run(path, arguments))
+        assert counted == OF_A_REQUEST + math.ceil(factor * length)
 
 
 @pytest.mark.parametrize(
