@@ -6,30 +6,39 @@ from typing import Final, NamedTuple
 import numpy as np
 from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
+from chestct import jpeg, png, signatures
 from chestct.card import LAYOUT, InputSpec
+from chestct.encoded import BrokenFile, Encoded
+from chestct.exif import UPRIGHT
 
-FORMATS: Final = ("PNG", "JPEG")
+SIGNATURES: Final = (png.SIGNATURE, jpeg.SIGNATURE)
+"""How the files begin that `decode` reads."""
+MAX_SIDE: Final = 8192
 MAX_PIXELS: Final = 4096 * 4096
 """The largest picture accepted, in pixels before resizing: a CT slice has 512 x 512, seldom 2048 x 2048.
 
 A picture is decoded whole, in up to four bytes a pixel, so this also bounds the memory a request can take."""
-
-MAX_SCANS: Final = 64
-"""Of a JPEG. A progressive one has some ten; each costs a pass over all pixels, and may be but thirty bytes long."""
-_SCAN: Final = b"\xff\xda"
-"""Its marker. What is compressed has none, a thumbnail has its own few."""
 
 _SIXTEEN_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _GREY: Final = _SIXTEEN_BIT | {"1", "L", "LA"}
 
 _EIGHT_BIT: Final = {"L": "mono", "RGB": "rgb", "RGBA": "rgba"}
 """Modes of a PNG that kornia_rs decodes as Pillow does, in half the time, by its names of them."""
-_PLAIN_CHUNKS: Final = frozenset(
-    {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"sRGB", b"cHRM", b"iCCP", b"pHYs", b"sBIT", b"bKGD", b"tIME"}
-)
-"""Parts of a PNG that neither turn it nor say what else its pixels mean."""
+_READERS: Final = {"PNG": PngImageFile, "JPEG": JpegImageFile}
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What each orientation of EXIF asks for."""
 
 _SIDE: Final = 64
 """Facts are measured on so many rows and columns, picked from the whole picture: enough for means, and no pass over
@@ -82,39 +91,40 @@ def decode(data: bytes, spec: InputSpec) -> Picture:
 
     Transparency is ignored, 16-bit grey levels keep their high byte, EXIF orientation is applied. Grey comes before
     resizing (a third cheaper than after), and a JPEG is decoded at the smallest scale that still covers the target.
-    The picture's real size is read from its header, so a bomb is refused before it is decompressed.
 
-    Raises InvalidImage for empty data, for anything but a whole PNG or JPEG, and above MAX_PIXELS or MAX_SCANS.
+    Raises InvalidImage as `inspect` does, and for pixels that are corrupt.
+    """
+    return decode_encoded(inspect(data), spec)
+
+
+def inspect(data: bytes) -> Encoded:
+    """Read what a PNG or JPEG says of itself; nothing is decompressed, so a bomb is refused before it costs anything.
+
+    Raises InvalidImage for empty data, for anything but a whole PNG or JPEG, above MAX_SIDE or MAX_PIXELS, and for a
+    file of too many parts or scans.
     """
     if not data:
         raise InvalidImage("empty_image", "expected a PNG or JPEG image, got no bytes")
     try:
-        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise InvalidImage(
-            "undecodable_image", f"expected a PNG or JPEG image, got {len(data)} bytes that are neither"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidImage(
-            "image_too_large", f"expected at most {MAX_PIXELS} pixels, got an image of far more"
-        ) from None
-    except Exception as error:  # Pillow's readers raise many kinds on broken headers
-        raise InvalidImage("undecodable_image", f"the image can't be read: {error}") from error
+        if data.startswith(png.SIGNATURE):
+            return png.read_png(data, _check_size)
+        if data.startswith(jpeg.SIGNATURE):
+            return jpeg.read_jpeg(data, _check_size)
+    except BrokenFile as error:
+        raise InvalidImage("undecodable_image", f"the image {error}") from None
+    raise InvalidImage("undecodable_image", f"expected a PNG or JPEG image, got {signatures.describe(data)}")
 
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise InvalidImage(
-            "image_too_large", f"expected at most {MAX_PIXELS} pixels, got {width} x {height} = {width * height}"
-        )
-    if image.format == "JPEG" and (scans := data.count(_SCAN)) > MAX_SCANS:
-        raise InvalidImage("undecodable_image", f"expected a JPEG of at most {MAX_SCANS} scans, got {scans}")
-    size = (spec.width, spec.height)
+
+def decode_encoded(encoded: Encoded, spec: InputSpec) -> Picture:
+    """Decode what `inspect` read. Raises InvalidImage where its pixels are corrupt."""
     try:
-        image = _load(image, data, size)
-        grey = _high_byte(image) if image.mode in _SIXTEEN_BIT else image.convert("L")
-        facts = _measure(image, grey, width, height)
-    except Exception as error:  # truncated or corrupt data: OSError, SyntaxError, ValueError, zlib and struct errors
-        raise InvalidImage("undecodable_image", f"the image is truncated or corrupt: {error}") from error
+        image = _load(encoded, (spec.width, spec.height))
+        grey = _to_grey(image)
+        facts = _measure(image, grey, encoded.width, encoded.height)
+    except MemoryError:
+        raise InvalidImage("image_too_large", "the image takes more memory than is allowed") from None
+    except Exception as error:  # OSError, SyntaxError, ValueError, zlib and struct errors
+        raise InvalidImage("undecodable_image", "the image is corrupt: its pixels can't be decoded") from error
     return Picture(_fit(grey, spec), facts)
 
 
@@ -131,32 +141,34 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(image: Image.Image, data: bytes, size: tuple[int, int]) -> Image.Image:
-    """The pixels of an opened picture, upright. Pillow has the word on whatever is not a plain and whole PNG.
-
-    Whole is judged by the checksum of each chunk, which Pillow skips, not by the one inside the deflate stream.
-    """
-    if image.format == "PNG" and image.mode in _EIGHT_BIT and _is_plain(data):
-        try:
-            levels = decode_image_png_u8(data, (image.height, image.width), _EIGHT_BIT[image.mode])
-            return Image.fromarray(levels[:, :, 0] if image.mode == "L" else levels)
-        except Exception:  # noqa: BLE001 - kornia_rs raises nothing more special, and Pillow says what is wrong
-            pass
-    image.draft("L" if image.mode == "L" else "YCbCr", size)  # Y is the grey picture; the rest tells its colour
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)  # else it copies a picture that needs no turning
-    return image
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise InvalidImage(
+            "image_too_large",
+            f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} a side, got {width} x {height} = {width * height}",
+        )
 
 
-def _is_plain(png: bytes) -> bool:
-    """Whether a PNG has eight bits a channel and nothing but plain chunks."""
-    bits, at = png[24], 8
-    while at < len(png):
-        length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
-        if kind not in _PLAIN_CHUNKS:
-            return False
-        at += length + 12
-    return bits == 8
+def _load(encoded: Encoded, size: tuple[int, int]) -> Image.Image:
+    """The pixels, upright."""
+    data = b"".join(encoded.parts)
+    image = _load_plain(encoded, data)
+    if image is None:
+        image = _READERS[encoded.kind](BytesIO(data))
+        image.draft(encoded.mode, size)  # Y of YCbCr is the grey picture; the rest tells its colour
+        image.load()
+    return image if encoded.orientation == UPRIGHT else image.transpose(_TURNS[encoded.orientation])
+
+
+def _load_plain(encoded: Encoded, data: bytes) -> Image.Image | None:
+    """The pixels of a plain PNG. Pillow has the word on whatever kornia_rs does not take."""
+    if encoded.kind != "PNG" or encoded.bits != 8 or encoded.mode not in _EIGHT_BIT:
+        return None
+    try:
+        levels = decode_image_png_u8(data, (encoded.height, encoded.width), _EIGHT_BIT[encoded.mode])
+        return Image.fromarray(levels[:, :, 0] if encoded.mode == "L" else levels)
+    except Exception:  # noqa: BLE001 - kornia_rs raises nothing more special
+        return None
 
 
 def _fit(grey: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
@@ -190,5 +202,7 @@ def _sample(image: Image.Image, side: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def _to_grey(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == "L" else image.convert("L")

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestct.card import InputSpec
-from chestct.image import Facts, InvalidImage, decode
+from chestct.image import Facts, InvalidImage, decode_encoded, inspect
 from pipeline import paths
 from pipeline.classes import label_of
 from pipeline.errors import DataError
@@ -66,16 +66,17 @@ def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[
         if label is None:
             raise DataError(f"{paths.RAW / file.path}: its folder is none of the classes; run `dvc repro` again")
         try:
-            picture = decode(content, spec)
+            encoded = inspect(content)
+            picture = decode_encoded(encoded, spec)
         except InvalidImage as error:
             unreadable[file.path] = f"{error.code}: {error.message}"
             continue
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(b"".join(encoded.parts))) as image:
             mode, kind = image.mode, str(image.format)
         height, width = (min(max(side, 32), 1024) for side in (picture.facts.height, picture.facts.width))
         whole = InputSpec(height=height, width=width)  # as far as it goes
-        greys = grey_levels(decode(content, whole).pixels)
-        standard = decode(content, InputSpec(height=STANDARD, width=STANDARD)).pixels
+        greys = grey_levels(decode_encoded(encoded, whole).pixels)
+        standard = decode_encoded(encoded, InputSpec(height=STANDARD, width=STANDARD)).pixels
         slices.append(Slice(file, label, *picture, mode, kind, greys, standard))
     return slices, unreadable
 

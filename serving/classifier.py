@@ -20,8 +20,9 @@ from PIL import Image
 
 from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
-from chestct.image import Facts, InvalidImage, Picture, decode, encode_png
+from chestct.image import SIGNATURES, Facts, InvalidImage, Picture, decode_encoded, encode_png, inspect
 from chestct.prediction import Prediction, decide
+from chestct.signatures import describe
 from chestct.store import StoredModel
 from serving import metrics
 from serving.batcher import Batcher, BatchReport, EngineFailed, Overloaded, Score
@@ -37,9 +38,6 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
-
-_SIGNATURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-"""How a PNG and a JPEG begin."""
 
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed | ReaderFailed
 
@@ -95,12 +93,16 @@ class Classifier:
         self._batcher.check_room(call.deadline)
         if is_dicom(data):
             picture = await self._read_guarded(data, call, window)
-        elif data.startswith(_SIGNATURES):
+        elif data.startswith(SIGNATURES):
             with self._coming():
-                picture, seconds = await self._in_decoder(_timed_decode, data, self.card.input)
-            _count_decoding(call, seconds)
+                decoded = await self._in_decoder(_decode_if_cheap, data, self.card.input)
+            if decoded is None:
+                picture = await self._read_guarded(data, call)
+            else:
+                picture, seconds = decoded
+                _count_decoding(call, seconds)
         elif data:
-            words = f"expected a PNG or JPEG image or a DICOM file, got {len(data)} bytes that are none of them"
+            words = f"expected a PNG or JPEG image or a DICOM file, got {describe(data)}"
             raise InvalidImage("undecodable_image", words)
         else:
             raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
@@ -279,9 +281,13 @@ def _base64_png(grey: NDArray[np.generic]) -> str:
     return base64.b64encode(encode_png(grey.astype(np.uint8))).decode("ascii")
 
 
-def _timed_decode(data: bytes, spec: InputSpec) -> tuple[Picture, float]:
+def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | None:
+    """The picture and the seconds it took; None where only the guarded process may decode it."""
     started = time.perf_counter()
-    picture = decode(data, spec)
+    encoded = inspect(data)
+    if not encoded.cheap:
+        return None
+    picture = decode_encoded(encoded, spec)
     return picture, time.perf_counter() - started
 
 

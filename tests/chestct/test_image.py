@@ -1,4 +1,3 @@
-import struct
 import zlib
 from io import BytesIO
 
@@ -7,28 +6,20 @@ import pytest
 from PIL import Image
 
 from chestct import image
-from chestct.card import InputSpec
-from chestct.image import MAX_PIXELS, InvalidImage, decode, encode_png
-
-SPEC = InputSpec(height=32, width=48)
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def ramp(width: int = 96, height: int = 64) -> Image.Image:
-    return Image.fromarray(np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1)))
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+from chestct.image import MAX_PIXELS, MAX_SIDE, InvalidImage, decode, encode_png, inspect
+from tests.pictures import (
+    SPEC,
+    chunk,
+    encoded,
+    png,
+    png_header,
+    ramp,
+    refusal,
+    repeat_last_scan,
+    segment,
+    with_chunks,
+    with_segments,
+)
 
 
 def test_gives_grey_pixels_of_the_asked_size_and_the_size_before_resizing():
@@ -60,11 +51,46 @@ def test_a_jpeg_of_endless_scans_is_refused_and_a_progressive_one_read():
     progressive = encoded(ramp(512, 512), "JPEG", progressive=True, quality=95)
     assert 2 < progressive.count(b"\xff\xda") < 20
     assert decode(progressive, SPEC).pixels.shape == (SPEC.height, SPEC.width, 1)
-    last = progressive.rindex(b"\xff\xda")
-    bomb = progressive[:last] + progressive[last:-2] * 100 + progressive[-2:]
-    with pytest.raises(InvalidImage, match="at most 64 scans") as refused:
-        decode(bomb, SPEC)
-    assert refused.value.code == "undecodable_image"
+    code, message = refusal(repeat_last_scan(progressive, 100))
+    assert code == "undecodable_image"
+    assert "at most 64 scans" in message
+
+
+def test_the_larger_a_jpeg_the_fewer_scans_it_may_have():
+    usual = encoded(Image.new("CMYK", (64, 64)), "JPEG", progressive=True)
+    assert inspect(usual).samples * MAX_PIXELS / 64**2 <= image.jpeg.MAX_SAMPLES
+    large = encoded(Image.new("L", (4096, 4096)), "JPEG", progressive=True)
+    assert decode(repeat_last_scan(large, 18), SPEC)
+    code, message = refusal(repeat_last_scan(large, 20))
+    assert code == "undecodable_image"
+    assert "fewer if it is large" in message
+
+
+def test_an_index_of_pictures_hides_no_scan():
+    plain = encoded(ramp(512, 512), "JPEG", progressive=True)
+    index = segment(0xE2, b"MPF\0II*\0" + bytes(80))
+    assert refusal(with_segments(repeat_last_scan(plain, 100), index) + plain) == refusal(repeat_last_scan(plain, 100))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_chunks(encoded(ramp()), chunk(b"tEXt", b"") * 20_000),
+        encoded(ramp())[:33] + chunk(b"IDAT", b"") * 20_000 + encoded(ramp())[33:],
+        with_segments(encoded(ramp(), "JPEG"), segment(0xFE, b"") * 2_000),
+        with_segments(encoded(ramp(), "JPEG"), segment(0xDD, b"\0\0") * 2_000),
+    ],
+)
+def test_a_file_of_endless_parts_is_refused(data):
+    code, message = refusal(data)
+    assert code == "undecodable_image"
+    assert "too many parts" in message
+
+
+@pytest.mark.parametrize("between", [b"\xff" * 100_000, b"junk" * 25_000, b"\xff\0" * 50_000])
+def test_what_stands_between_two_segments_is_skipped(between):
+    whole = encoded(ramp(), "JPEG")
+    assert outcome(with_segments(whole, between)) == outcome(whole)
 
 
 def test_exif_orientation_is_applied():
@@ -87,6 +113,9 @@ def test_exif_orientation_is_applied():
         (png_header(0, 64), "undecodable_image"),
         (png_header(10_000, 10_000) + chunk(b"IDAT", zlib.compress(b"\0")), "image_too_large"),
         (png_header(100_000, 100_000) + chunk(b"IDAT", zlib.compress(b"\0")), "image_too_large"),
+        (png_header(1, MAX_SIDE + 1), "image_too_large"),
+        (png_header(1, MAX_PIXELS), "image_too_large"),
+        (b"\xff\xd8" + segment(0xC2, b"\x08\x20\x01\x00\x08\x01\x01\x11\x00"), "image_too_large"),
     ],
 )
 def test_what_is_no_whole_picture_is_refused_with_a_code(data, code):
@@ -98,7 +127,8 @@ def test_what_is_no_whole_picture_is_refused_with_a_code(data, code):
 
 def test_the_largest_picture_allowed_is_read():
     side = int(MAX_PIXELS**0.5)
-    assert decode(encoded(Image.new("L", (side, side), 7), compress_level=1), SPEC).pixels.max() == 7
+    for size in ((side, side), (1, MAX_SIDE), (MAX_SIDE, 1)):
+        assert decode(encoded(Image.new("L", size, 7), compress_level=1), SPEC).pixels.max() == 7
 
 
 def test_a_preview_reads_back_as_the_same_pixels():
@@ -125,7 +155,7 @@ def by_pillow(monkeypatch: pytest.MonkeyPatch):
 
     def outcome_by_pillow(data: bytes) -> tuple[object, ...]:
         with monkeypatch.context() as patched:
-            patched.setattr(image, "_is_plain", lambda _: False)
+            patched.setattr(image, "_load_plain", lambda *_: None)
             return outcome(data)
 
     return outcome_by_pillow
@@ -142,8 +172,8 @@ def by_pillow(monkeypatch: pytest.MonkeyPatch):
         (encoded(NOISE.convert("P")), False),
         (encoded(NOISE.convert("1")), False),
         (encoded(NOISE.convert("L").convert("I;16")), False),
-        (encoded(NOISE.convert("RGB"), transparency=(1, 2, 3)), False),
-        (encoded(NOISE.convert("RGB"), exif=TURNED), False),
+        (encoded(NOISE.convert("RGB"), transparency=(1, 2, 3)), True),
+        (encoded(NOISE.convert("RGB"), exif=TURNED), True),
         (encoded(NOISE.convert("RGB"), "JPEG"), False),
     ],
 )
@@ -159,6 +189,40 @@ def test_exif_behind_the_pixels_of_a_png_turns_it(by_pillow):
     whole = encoded(NOISE.convert("RGB"))
     turned = whole[:-12] + chunk(b"eXIf", TURNED.tobytes().removeprefix(b"Exif\0\0")) + whole[-12:]
     assert outcome(turned) == by_pillow(turned) == outcome(encoded(NOISE.convert("RGB").rotate(180)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_picture_has_one_code_wherever_it_is_cut(kind):
+    whole = encoded(NOISE.convert("RGB").resize((16, 12)), kind)
+    assert decode(whole, SPEC)
+    assert {refusal(whole[:length])[0] for length in range(1, len(whole))} == {"undecodable_image"}
+    assert {"truncated" in refusal(whole[:length])[1] for length in range(60, len(whole))} == {True}
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT", b"IEND"])
+def test_a_wrong_checksum_of_what_is_decoded_is_refused(kind):
+    whole = encoded(ramp())
+    at = whole.index(kind) - 4
+    wrong = at + 8 + int.from_bytes(whole[at : at + 4], "big")
+    code, message = refusal(whole[:wrong] + bytes([whole[wrong] ^ 1]) + whole[wrong + 1 :])
+    assert code == "undecodable_image"
+    assert "corrupt" in message
+
+
+@pytest.mark.parametrize(
+    ("data", "cheap"),
+    [
+        (encoded(ramp(512, 512)), True),
+        (encoded(ramp(512, 512), "JPEG", progressive=True), True),
+        (encoded(ramp(2048, 2048)), True),
+        (encoded(ramp(2049, 2048)), False),
+        (encoded(ramp(1024, 1024).convert("RGB"), "JPEG", progressive=True), True),
+        (repeat_last_scan(encoded(ramp(1024, 1024), "JPEG", progressive=True), 40), False),
+        (png(png_header(64, 64), bytes(2_000_000)), False),
+    ],
+)
+def test_what_is_cheap_to_decode_is_known_before(data, cheap):
+    assert inspect(data).cheap == cheap
 
 
 def test_a_broken_png_has_pillows_outcome(by_pillow):

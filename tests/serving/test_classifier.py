@@ -22,6 +22,7 @@ from serving.call import Call
 from serving.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_model, tiny_picture
+from tests.pictures import png_header
 
 T = TypeVar("T")
 
@@ -117,6 +118,38 @@ def test_a_bad_image_is_refused_before_the_queue(model: tuple[Engine, ModelCard]
         use(model, lambda c: c.classify(b"text", Call("r")))
 
 
+@pytest.mark.parametrize(
+    ("size", "guarded"),
+    [((64, 64), False), ((2048, 2048), False), ((2049, 2048), True)],
+    ids=["small", "large", "huge"],
+)
+def test_a_picture_that_may_be_costly_is_decoded_by_the_guarded_process(
+    model: tuple[Engine, ModelCard], size: tuple[int, int], guarded: bool
+) -> None:
+    data = png(2)
+    picture = encode_png(np.asarray(Image.open(BytesIO(data)).resize(size, Image.Resampling.NEAREST)))
+
+    async def label(classifier: Classifier) -> tuple[str | None, bool]:
+        prediction = await classifier.classify(picture, Call("r"))
+        return prediction.label, classifier._reader.process is not None
+
+    assert use(model, label) == (model[1].classes[2], guarded)
+
+
+def test_a_costly_picture_that_is_too_large_starts_no_process(model: tuple[Engine, ModelCard]) -> None:
+    async def code(classifier: Classifier) -> tuple[str, bool]:
+        with pytest.raises(InvalidImage) as refused:
+            await classifier.classify(png_header(1, 16_777_216), Call("r"))
+        return refused.value.code, classifier._reader.process is None
+
+    assert use(model, code) == ("image_too_large", True)
+
+
+def test_what_is_no_picture_is_named(model: tuple[Engine, ModelCard]) -> None:
+    with pytest.raises(InvalidImage, match=r"or a DICOM file, got a GIF file, which is not read here; save it as PNG"):
+        use(model, lambda c: c.classify(b"GIF89a" + bytes(99), Call("r")))
+
+
 def test_images_being_decoded_count_against_the_queue(
     model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +159,7 @@ def test_images_being_decoded_count_against_the_queue(
         release.wait(10)
         raise InvalidImage("undecodable_image", "slow")
 
-    monkeypatch.setattr("serving.classifier.decode", slow)
+    monkeypatch.setattr("serving.classifier.decode_encoded", slow)
 
     async def flood(classifier: Classifier) -> tuple[float, list[Any]]:
         tasks = [asyncio.create_task(classifier.classify(png(1), Call("r"))) for _ in range(10)]

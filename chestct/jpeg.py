@@ -1,0 +1,157 @@
+"""The parts of a JPEG, read without decoding them."""
+
+import re
+from typing import Final, NamedTuple
+
+from chestct.encoded import BrokenFile, CheckSize, Encoded
+from chestct.exif import UPRIGHT, read_orientation
+
+SIGNATURE: Final = b"\xff\xd8\xff"
+MAX_SEGMENTS: Final = 1_000
+"""The largest body allowed holds a third of that in segments of the largest size."""
+MAX_SCANS: Final = 64
+"""A progressive picture has some ten. Each costs a pass over all its pixels, and may be but thirty bytes long."""
+MAX_SAMPLES: Final = 24 * 4096 * 4096
+"""In all scans together, 1.6 s at worst. The usual scans of the largest picture in four colours make as many."""
+_ARITHMETIC_COST: Final = 5
+"""Arithmetic coding takes so many times as long as Huffman's."""
+
+_MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+"""What begins a segment; not fill bytes, and not the stuffed zeros and restarts within compressed pixels."""
+_SOI: Final = 0xD8
+_EOI: Final = 0xD9
+_SOS: Final = 0xDA
+_APP0: Final = 0xE0
+_APP1: Final = 0xE1
+_APP14: Final = 0xEE
+_TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
+"""Huffman, arithmetic and quantisation tables, and the restart interval."""
+_IGNORED: Final = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDC})
+"""Applications' segments, comments, and a number of lines that libjpeg ignores too."""
+_ARITHMETIC: Final = frozenset({0xC9, 0xCA})
+_FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2}) | _ARITHMETIC
+_OTHER_FRAMES: Final = {
+    0xC3: "a lossless one",  # libjpeg-turbo writes beyond its memory when it scales one down
+    0xCB: "a lossless one",
+    0xF7: "a JPEG-LS",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE), "a hierarchical one"),
+}
+
+
+class _Frame(NamedTuple):
+    width: int
+    height: int
+    samples: dict[int, float]
+    """Of each colour by its id, in its own resolution; times _ARITHMETIC_COST where that is due."""
+
+
+def read_jpeg(data: bytes, check_size: CheckSize) -> Encoded:
+    """Keep what the decoder needs, up to the end of the first picture; drop EXIF, comments, profiles and indexes.
+
+    So the decoder meets the scans that were counted here and no others. Raises BrokenFile for a file that is cut off,
+    for a kind of JPEG that is not read, and above MAX_SEGMENTS, MAX_SCANS or MAX_SAMPLES.
+    """
+    view, kept, kept_from = memoryview(data), [], 0
+    frame: _Frame | None = None
+    at, scans, samples, exif, jfif, transform = 2, 0, 0.0, b"", False, None
+    for _ in range(MAX_SEGMENTS):
+        marker, start, end = _find_segment(data, at)
+        if start > at and not scans:  # what stands between two segments, which Pillow reads byte by byte
+            kept.append(view[kept_from:at])
+            kept_from = start
+        at = end
+        if marker in _TABLES:
+            continue
+        if marker == _EOI:
+            break
+        if marker == _SOS:
+            scans += 1
+            samples += _scan_samples(data[start + 4 : end], frame)
+            if scans > MAX_SCANS or samples > MAX_SAMPLES:
+                raise BrokenFile(f"is too costly: expected a JPEG of at most {MAX_SCANS} scans, fewer if it is large")
+        elif marker in _FRAMES:
+            if frame is not None:
+                raise BrokenFile("is corrupt: it says its size twice")
+            frame = _read_frame(data[start + 4 : end], marker, check_size)
+        elif marker == _APP0 and not scans and data.startswith(b"JFIF\0", start + 4) and end - start >= 18:
+            jfif = True
+        elif marker == _APP14 and not scans and data.startswith(b"Adobe", start + 4) and end - start >= 16:
+            transform = data[start + 15]
+        elif marker in _IGNORED:
+            kept.append(view[kept_from:start])
+            kept_from = end
+            if marker == _APP1 and not scans and not exif and data.startswith(b"Exif\0", start + 4):
+                exif = data[start + 10 : end]
+        else:
+            raise _unread(_OTHER_FRAMES[marker]) if marker in _OTHER_FRAMES else BrokenFile("is corrupt")
+    else:
+        raise BrokenFile(f"has too many parts: expected a JPEG of at most {MAX_SEGMENTS} segments")
+    if frame is None or not scans:
+        raise BrokenFile("is corrupt: it has no pixels")
+    return Encoded(
+        kind="JPEG",
+        width=frame.width,
+        height=frame.height,
+        orientation=read_orientation(exif) if exif else UPRIGHT,
+        samples=round(samples),
+        parts=(*kept, view[kept_from:end]),
+        mode=_mode(bytes(frame.samples), jfif, transform),
+        bits=8,
+    )
+
+
+def _find_segment(data: bytes, at: int) -> tuple[int, int, int]:
+    """The next segment's marker, and where it begins and ends."""
+    found = _MARKER.search(data, at)
+    if found is None:
+        raise BrokenFile("is truncated")
+    start = found.start()
+    marker = data[start + 1]
+    if marker == _EOI:
+        return marker, start, start + 2
+    if start + 4 > len(data):
+        raise BrokenFile("is truncated")
+    length = data[start + 2] << 8 | data[start + 3]
+    end = start + 2 + length
+    if end > len(data):
+        raise BrokenFile("is truncated")
+    if length < 2 or marker == _SOI:
+        raise BrokenFile("is corrupt")
+    return marker, start, end
+
+
+def _read_frame(body: bytes, marker: int, check_size: CheckSize) -> _Frame:
+    if len(body) < 6 or len(body) != 6 + 3 * body[5]:
+        raise BrokenFile("is corrupt: its header can't be read")
+    bits, colours = body[0], body[5]
+    height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+    check_size(width, height)
+    if bits != 8 or colours not in (1, 3, 4):
+        raise _unread(f"one of {bits} bits and {colours} colours")
+    ids, across, down = body[6::3], [byte >> 4 for byte in body[7::3]], [byte & 15 for byte in body[7::3]]
+    if not width or not height or len(set(ids)) != colours or not all(across) or not all(down):
+        raise BrokenFile("is corrupt: its header makes no sense")
+    most = width * height * (_ARITHMETIC_COST if marker in _ARITHMETIC else 1) / (max(across) * max(down))
+    return _Frame(width, height, {id_: most * x * y for id_, x, y in zip(ids, across, down, strict=True)})
+
+
+def _scan_samples(body: bytes, frame: _Frame | None) -> float:
+    colours = body[1 : 1 + 2 * body[0] : 2] if body else b""
+    if frame is None or not colours or not all(colour in frame.samples for colour in colours):
+        raise BrokenFile("is corrupt: a scan is of no colour")
+    return sum(frame.samples[colour] for colour in colours)
+
+
+def _unread(what: str) -> BrokenFile:
+    return BrokenFile(
+        f"is a JPEG of a kind that is not read: expected a baseline or progressive one of 8 bits, got {what}"
+    )
+
+
+def _mode(colours: bytes, jfif: bool, transform: int | None) -> str:
+    """What the colours of these ids are, by the rules that libjpeg and browsers go by."""
+    if len(colours) != 3:
+        return "L" if len(colours) == 1 else "CMYK"
+    if jfif or transform:
+        return "YCbCr"
+    return "RGB" if transform == 0 or colours == b"RGB" else "YCbCr"

@@ -1,0 +1,77 @@
+"""The parts of a PNG, read without decoding them."""
+
+import struct
+import zlib
+from typing import Final
+
+from chestct.encoded import BrokenFile, CheckSize, Encoded
+from chestct.exif import UPRIGHT, read_orientation
+
+SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+MAX_CHUNKS: Final = 10_000
+"""Read in some 5 ms. The largest body allowed holds a quarter of that in chunks of the usual 8 KiB."""
+
+_CHUNK: Final = struct.Struct(">I4s")
+_HEADER: Final = struct.Struct(">IIBBBBB")
+_START: Final = len(SIGNATURE) + _CHUNK.size + _HEADER.size + 4
+"""Bytes of the signature and the header's chunk, which comes first."""
+_PALETTE: Final = 3
+_MODES: Final = {0: "L", 2: "RGB", _PALETTE: "P", 4: "LA", 6: "RGBA"}
+
+
+def read_png(data: bytes, check_size: CheckSize) -> Encoded:
+    """Keep the header, the palette where one is used, and the compressed pixels; drop every other chunk.
+
+    Nothing is decompressed. Transparency is dropped too: it decides no grey level. Raises BrokenFile for a file that
+    is cut off, for more than MAX_CHUNKS chunks, and where the checksum of what is kept is wrong.
+    """
+    if len(data) < _START:
+        raise BrokenFile("is truncated")
+    length, name = _CHUNK.unpack_from(data, len(SIGNATURE))
+    if (length, name) != (_HEADER.size, b"IHDR") or not _is_intact(data, len(SIGNATURE), length):
+        raise BrokenFile("is corrupt: its header can't be read")
+    width, height, bits, colours, *_ = _HEADER.unpack_from(data, len(SIGNATURE) + _CHUNK.size)
+    if not width or not height or colours not in _MODES:
+        raise BrokenFile("is corrupt: its header makes no sense")
+    check_size(width, height)
+
+    view, kept, kept_from = memoryview(data), [], 0
+    at, exif, pixels = _START, b"", False
+    for _ in range(MAX_CHUNKS):
+        if at + 12 > len(data):
+            raise BrokenFile("is truncated")
+        length, name = _CHUNK.unpack_from(data, at)
+        end = at + 12 + length
+        if end > len(data):
+            raise BrokenFile("is truncated or corrupt")
+        if name == b"eXIf" and not exif and _is_intact(data, at, length):
+            exif = data[at + _CHUNK.size : end - 4]
+        pixels = pixels or name == b"IDAT"
+        if name in (b"IDAT", b"IEND") or (name == b"PLTE" and colours == _PALETTE and not pixels):
+            if not _is_intact(data, at, length):
+                raise BrokenFile(f"is corrupt: the checksum of a chunk {name.decode('ascii')} is wrong")
+            if name == b"IEND":
+                break
+        else:
+            kept.append(view[kept_from:at])
+            kept_from = end
+        at = end
+    else:
+        raise BrokenFile(f"has too many parts: expected a PNG of at most {MAX_CHUNKS} chunks")
+    mode = _MODES[colours]
+    return Encoded(
+        kind="PNG",
+        width=width,
+        height=height,
+        orientation=read_orientation(exif) if exif else UPRIGHT,
+        samples=width * height * len(mode),
+        parts=(*kept, view[kept_from:end]),
+        mode=mode,
+        bits=bits,
+    )
+
+
+def _is_intact(png: bytes, at: int, length: int) -> bool:
+    """Whether the chunk that starts there is what its checksum was made of."""
+    end = at + _CHUNK.size + length
+    return zlib.crc32(memoryview(png)[at + 4 : end]) == int.from_bytes(png[end : end + 4], "big")
