@@ -35,7 +35,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain tune bench check lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain hold tune bench check lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -101,6 +101,9 @@ overload: $(development) ## three times the load that a server of its own can be
 
 drain: $(development) ## stop a server of its own under load, ten times; PASS where no request is lost
 	@python -m serving.release && python -m load_tests.drain
+
+hold: $(development) ## bad input, slow clients and faults against a server of its own, in 45 minutes; PASS or FAIL; writes docs/reliability.md
+	@python -m serving.release && python -m load_tests.hold
 
 bench: $(development) ## beside the bare loop and other people's servers, in 20 minutes; writes docs/benchmarks.md; needs wrk
 	@python -m serving.release && python -m load_tests.bench

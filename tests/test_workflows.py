@@ -35,7 +35,7 @@ def steps() -> list[Any]:
 
 
 def test_the_workflows_are_there() -> None:
-    assert [path.stem for path in WORKFLOWS] == ["e2e", "model", "release", "test"]
+    assert [path.stem for path in WORKFLOWS] == ["e2e", "hold", "model", "release", "test"]
 
 
 @pytest.mark.parametrize("step", steps())

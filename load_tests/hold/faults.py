@@ -1,0 +1,94 @@
+"""What a fault costs those who ask meanwhile, and how soon all is well again."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import psutil
+
+from load_tests import traffic
+from load_tests.hold.rows import Row, readers, workers
+from load_tests.images import pictures
+from load_tests.server import Server, serve
+
+SHARE: Final = 0.4
+"""Of the capacity, so that one worker of two can bear it."""
+BEFORE_SECONDS: Final = 4
+AFTER_SECONDS: Final = 40
+MOST_SECONDS: Final = 30
+"""To recover."""
+WELL: Final = traffic.GOOD | traffic.BUSY
+
+
+class Fault(NamedTuple):
+    what: str
+    strike: Callable[[Server], None]
+
+
+def _kill_worker(server: Server) -> None:
+    next(iter(workers(server).values())).kill()
+
+
+def _freeze_worker(server: Server) -> None:
+    next(iter(workers(server).values())).suspend()
+
+
+def _kill_readers(server: Server) -> None:
+    for reader in readers(server):
+        reader.kill()
+
+
+FAULTS: Final = (
+    Fault("a worker is killed", _kill_worker),
+    Fault("a worker is frozen (SIGSTOP)", _freeze_worker),
+    Fault("the processes that read DICOM files are killed", _kill_readers),
+)
+
+
+async def measure(scale: float) -> list[Row]:
+    rows = []
+    with serve() as server:
+        clients = traffic.Clients(server, 10, pictures(16))
+        rate = SHARE * await traffic.capacity(clients, 5)
+        await clients.close()
+        for fault in FAULTS:
+            rows.append(await _strike(server, fault, rate))
+    rows.append(await asyncio.to_thread(_kill_supervisor))
+    return rows
+
+
+async def _strike(server: Server, fault: Fault, rate: float) -> Row:
+    count = len(workers(server))
+    clients = traffic.Clients(server, 10, pictures(16))
+    struck = time.monotonic() + BEFORE_SECONDS
+    load = asyncio.ensure_future(traffic.open_loop(clients, rate, BEFORE_SECONDS + AFTER_SECONDS))
+    await asyncio.sleep(BEFORE_SECONDS)
+    await asyncio.to_thread(fault.strike, server)
+    ended = []
+    outcomes = await asyncio.gather(load)
+    for number, outcome in enumerate(outcomes[0]):
+        if outcome.code not in WELL:
+            ended.append(struck - BEFORE_SECONDS + number / rate + outcome.seconds)
+    await clients.close()
+    recovered = max(ended, default=struck) - struck
+    alive = len(workers(server))
+    told = f"{len(ended)} of {len(outcomes[0])} lost, well after {recovered:.1f} s, {alive} of {count} workers"
+    return Row(f"{fault.what}, {rate:.0f} requests/s", told, f"well within {MOST_SECONDS} s",
+               recovered <= MOST_SECONDS and alive == count)  # fmt: skip
+
+
+def _kill_supervisor() -> Row:
+    """All of its processes end, and the ports are free for the next."""
+    with serve() as server:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        os.kill(server.process.pid, signal.SIGKILL)
+        started = time.monotonic()
+        _, alive = psutil.wait_procs(family, timeout=MOST_SECONDS)
+        seconds = time.monotonic() - started
+        for process in alive:
+            process.kill()
+    told = f"{len(alive)} of {len(family)} processes left after {seconds:.1f} s"
+    return Row("the supervisor is killed", told, "0 processes left", not alive)

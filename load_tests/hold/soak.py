@@ -1,0 +1,36 @@
+"""Does memory grow? Both protocols at a steady rate for a long time."""
+
+from typing import Final
+
+import numpy as np
+
+from load_tests import traffic
+from load_tests.hold.rows import Row, megabytes
+from load_tests.images import pictures
+from load_tests.server import serve
+
+SHARE: Final = 0.6
+"""Of the capacity."""
+SECONDS: Final = 20 * 60
+MOST_GROWTH: Final = 0.02
+
+
+async def measure(scale: float) -> list[Row]:
+    with serve() as server:
+        clients = traffic.Clients(server, 30, pictures(64))
+        capacity = await traffic.capacity(clients, max(2, 10 * scale))
+        with traffic.each_second(server.memory) as memory:
+            outcomes = await traffic.open_loop(clients, SHARE * capacity, SECONDS * scale)
+        await clients.close()
+    good = sum(outcome.code in traffic.GOOD for outcome in outcomes)
+    quarters = [float(np.mean(quarter)) for quarter in np.array_split(memory, 4)]
+    growth = quarters[3] / quarters[1] - 1
+    return [
+        Row("requests answered", f"{good} of {len(outcomes)}", "all", good == len(outcomes)),
+        Row(
+            "memory, last quarter to second quarter",
+            f"{megabytes(quarters[1])} to {megabytes(quarters[3])}, {growth:+.1%}",
+            f"at most {MOST_GROWTH:+.0%}",
+            growth <= MOST_GROWTH,
+        ),
+    ]

@@ -1,0 +1,115 @@
+"""Requests as bytes on a socket, so that they can be as wrong as they need to be."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple
+
+from load_tests.hold.rows import HUNG_SECONDS
+
+_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+
+
+class Answer(NamedTuple):
+    code: str
+    """HTTP status; `closed` if the connection ended without one; `hung` if nothing came."""
+    body: bytes = b""
+
+
+def post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """A whole request with its Content-Length."""
+    lines = {"Host": "chestct", **headers, "Content-Length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1", "replace") + body
+
+
+async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answer:
+    """The next answer. Raises OSError and asyncio.IncompleteReadError if the connection ends before it does."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    if length := _LENGTH.search(head):
+        body = await reader.readexactly(int(length[1]))
+    elif _CHUNKED.search(head):
+        body = await reader.readuntil(b"0\r\n\r\n")
+    else:
+        body = b""
+    return Answer(head[9:12].decode("ascii", "replace"), body)
+
+
+async def exchange(url: str, request: bytes) -> Answer:
+    """Send the bytes on a connection of their own and read one answer."""
+    writer = None
+    try:
+        async with asyncio.timeout(HUNG_SECONDS):
+            reader, writer = await connect(url)
+            writer.write(request)
+            return await read_answer(reader)
+    except TimeoutError:
+        return Answer("hung")
+    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return Answer("closed")
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+@asynccontextmanager
+async def slow_link(url: str, seconds: float) -> AsyncIterator[str]:
+    """The URL of a relay to `url` that delivers each way after so many seconds."""
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward = None
+        try:
+            there, onward = await connect(url)
+            await asyncio.gather(_deliver(reader, onward, seconds), _deliver(there, writer, seconds))
+        except (OSError, asyncio.CancelledError):
+            pass  # the relay is being closed, or the service is gone
+        finally:
+            writer.close()
+            if onward is not None:
+                onward.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def _deliver(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Each piece late and in order; so is an end (no bytes) or a reset (None)."""
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(64)
+
+    async def receive() -> None:
+        piece: bytes | None = b"-"
+        while piece:
+            try:
+                piece = await reader.read(65536)
+            except OSError:
+                piece = None
+            await pieces.put((loop.time() + seconds, piece))
+
+    receiving = asyncio.ensure_future(receive())
+    try:
+        while True:
+            due, piece = await pieces.get()
+            await asyncio.sleep(max(0, due - loop.time()))
+            if piece is None:
+                writer.transport.abort()
+                return
+            if not piece:
+                writer.write_eof()
+                return
+            writer.write(piece)
+            await writer.drain()
+    except OSError:  # the other end is gone
+        pass
+    finally:
+        receiving.cancel()
