@@ -1,10 +1,12 @@
 """Chromium before the page: one visit of it, and pictures to show it."""
 
 import shutil
+from io import BytesIO
 from typing import Final
 
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, expect
 
 from chestct.image import encode_png
@@ -23,6 +25,12 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (
 def png(label: int, size: int = 64) -> bytes:
     """A picture that the tiny model takes for the class `label`, and is sure."""
     return encode_png(tiny_picture(label, size)[:, :, 0])
+
+
+def jpeg(label: int) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(tiny_picture(label, 64)[:, :, 0]).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def grey(level: int) -> bytes:

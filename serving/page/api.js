@@ -4,6 +4,8 @@ import { askForKey, storedKey } from "./keys.js";
 
 const at = (path) => new URL(path, document.baseURI);
 export const PREDICT = at("v1/predict");
+/** Of each file: a browser's guess goes by its name, the service by its bytes. */
+export const FILE_TYPE = "application/octet-stream";
 
 /** An answer that is no prediction. `status` is 0 where no answer came at all. */
 export class ApiError extends Error {
@@ -17,7 +19,7 @@ export class ApiError extends Error {
 export async function predict(file, signal) {
   const url = new URL(PREDICT);
   url.searchParams.set("explain", "true");
-  const headers = { "Content-Type": contentType(file), Accept: "application/json" };
+  const headers = { "Content-Type": FILE_TYPE, Accept: "application/json" };
   return (await ask(url, { method: "POST", body: file, headers, signal })).json;
 }
 
@@ -30,13 +32,7 @@ export const readService = async () => (await ask(at("page/service.json"))).json
 /** One of the samples as a File. Throws ApiError. */
 export async function readSample({ name, url }) {
   const { blob } = await ask(at(url), { as: "blob" });
-  return new File([blob], name, { type: name.toLowerCase().endsWith(".dcm") ? "application/dicom" : blob.type });
-}
-
-/** What the file is sent as. Browsers know no DICOM, so its usual suffix tells it. */
-export function contentType(file) {
-  if (file.type) return file.type;
-  return /\.(dcm|dicom)$/i.test(file.name) ? "application/dicom" : "application/octet-stream";
+  return new File([blob], name);
 }
 
 async function ask(url, { as = "json", ...options } = {}) {

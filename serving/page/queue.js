@@ -14,6 +14,12 @@ const AT_ONCE = 4;
 /** Requests sent again by the page itself, for one picture. */
 const AUTOMATIC_RETRIES = 6;
 
+/** What is not read, by the first bytes; some DICOM files begin like one. */
+const UNREAD = {
+  heic: /^.{4}ftyp(hei|hev|mif|msf)/s,
+  tiff: /^(II[*+]\0|MM\0[*+])(?!.{124}DICM)/s,
+};
+
 export const items = [];
 
 let largest = Infinity;
@@ -118,13 +124,14 @@ async function run(item) {
 
 /** Refuse here what would only be refused after it has crossed the network. */
 async function check(file) {
+  const start = await file.slice(0, 132).arrayBuffer().catch(() => {
+    throw new ApiError({ code: "unreadable" });
+  });
+  const text = String.fromCharCode(...new Uint8Array(start));
+  const code = Object.keys(UNREAD).find((kind) => UNREAD[kind].test(text));
+  if (code) throw new ApiError({ code });
   if (file.size > largest) {
     throw new ApiError({ status: 413, code: "body_too_large", message: `expected at most ${bytes(largest)}, got ${bytes(file.size)}` });
-  }
-  try {
-    await file.slice(0, 1).arrayBuffer();
-  } catch {
-    throw new ApiError({ code: "unreadable" });
   }
 }
 

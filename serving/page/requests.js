@@ -1,18 +1,17 @@
 /** The request for the picture on screen, as curl, as Python over HTTP and as Python over gRPC. */
 
-import { contentType, PREDICT } from "./api.js";
+import { FILE_TYPE, PREDICT } from "./api.js";
 import { storedKey } from "./keys.js";
 import { byId } from "./words.js";
 
 /** `service` tells the gRPC port, or is null while it is not known. The key itself is never written. */
 export function drawRequests(file, service) {
   const name = file?.name ?? "slice.png";
-  const type = file ? contentType(file) : "image/png";
   const path = JSON.stringify(name);
   const keyed = Boolean(storedKey());
   byId("api-subject").textContent = file ? name : "a picture";
   const authorization = keyed ? ` \\\n  -H "Authorization: Bearer $CHESTCT_KEY"` : "";
-  byId("curl").textContent = `curl --data-binary @${quoted(name)} \\\n  -H ${quoted(`Content-Type: ${type}`)}${authorization} \\\n  ${quoted(PREDICT.href)}`;
+  byId("curl").textContent = `curl --data-binary @${quoted(name)} \\\n  -H ${quoted(`Content-Type: ${FILE_TYPE}`)}${authorization} \\\n  ${quoted(PREDICT.href)}`;
   const os = keyed ? "import os\n" : "";
   const bearer = `f"Bearer {os.environ['CHESTCT_KEY']}"`;
   byId("python").textContent = `import json
@@ -22,7 +21,7 @@ from urllib.request import Request, urlopen
 request = Request(
     ${JSON.stringify(PREDICT.href)},
     data=Path(${path}).read_bytes(),
-    headers={"Content-Type": ${JSON.stringify(type)}${keyed ? `, "Authorization": ${bearer}` : ""}},
+    headers={"Content-Type": "${FILE_TYPE}"${keyed ? `, "Authorization": ${bearer}` : ""}},
 )
 answer = json.load(urlopen(request))
 print(answer["decision"], answer["label"], answer["confidence"])`;

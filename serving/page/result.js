@@ -5,6 +5,7 @@ import { byId, chance, DECISIONS, element, icon, list, onTrack, percent, percent
 /** Fill the result panel; returns the sentence a screen reader is told. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
   const { decision, label } = prediction;
+  const { title, explain } = DECISIONS[decision];
   const shown = percentages(prediction);
   const sure = shown[label];
 
@@ -13,8 +14,8 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
     byId("label").textContent = titleOf(model, label);
     byId("confidence").textContent = sure;
   }
-  byId("explain").textContent = DECISIONS[decision].explain;
-  byId("explain").hidden = !DECISIONS[decision].explain;
+  byId("explain").textContent = explain;
+  byId("explain").hidden = !explain;
   byId("synthetic").hidden = !synthetic;
   byId("bars-title").textContent = label ? "Probabilities" : "Probabilities, meaningless for this picture";
   byId("bars").classList.toggle("muted", !label);
@@ -31,7 +32,7 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
   );
 
   const said = label ? `${titleOf(model, label)}, confidence ${sure}.` : "";
-  return [`${DECISIONS[decision].title}.`, said, ...reasonsOf(prediction, model)].join(" ");
+  return [`${title}.`, said, ...reasonsOf(prediction, model)].join(" ");
 }
 
 // ---- the bars ----
@@ -65,15 +66,13 @@ function cancers({ label, probabilities }, model) {
 function barItem(title, shown, marks, said, { class: name, first = false, sum = false }) {
   const item = element(
     "li",
-    {},
+    { className: sum ? "sum" : first ? "first" : "" },
     element("span", { className: "bar-name" }, title),
     element("span", { className: "bar-value" }, shown),
     element("span", { className: "bar-track", ariaHidden: "true" }, ...marks),
     element("span", { className: "unseen" }, said.join("; ")),
   );
   if (name) item.dataset.class = name;
-  item.classList.toggle("first", first);
-  item.classList.toggle("sum", sum);
   return item;
 }
 

@@ -15,7 +15,7 @@ from chestct.card import DISCLAIMER
 from chestct.prediction import RULES, WARNINGS
 from pipeline.classes import CLASSES, TITLES
 from serving.web import PAGE
-from tests.browser import PHONE, WIDE, Visit, grey, needs_chromium, png, upload
+from tests.browser import PHONE, WIDE, Visit, grey, jpeg, needs_chromium, png, upload
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import Server, needs_curl
@@ -110,13 +110,55 @@ def test_a_dropped_or_pasted_picture_is_answered(visit: Visit, way: str) -> None
     expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[3]])
 
 
+def in_a_tiff(dicom: bytes) -> bytes:
+    """A DICOM file whose preamble makes it a TIFF too."""
+    return b"II*\0" + dicom[4:]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        upload(jpeg(1), "photo.heic", "image/heic"),
+        upload(png(1), "slice.webp", "image/webp"),
+        upload(png(1), "slice.txt", "text/html"),
+        upload(dicom_file(tiny_picture(1, 64)[:, :, 0]), "slice.img", "application/x-raw-disk-image"),
+        upload(dicom_file(tiny_picture(1, 64)[:, :, 0]), "slice.raw", ""),
+        upload(in_a_tiff(dicom_file(tiny_picture(1, 64)[:, :, 0])), "slice.tif", "image/tiff"),
+    ],
+    ids=lambda file: file["name"],
+)
+def test_a_file_s_bytes_decide_and_not_its_name(visit: Visit, file: FilePayload) -> None:
+    visit.choose(file)
+
+    visit.sees("result", "The label stands")
+    expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[1]])
+
+
+@pytest.mark.parametrize(
+    ("begins", "name", "title", "advice"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "slice.jpg", "This is a HEIC picture", "Settings, Camera, Formats"),
+        (b"II*\0\x08\0\0\0", "slice.png", "This is a TIFF picture", "Save it as PNG or JPEG"),
+        (b"MM\0*\0\0\0\x08", "slice.dcm", "This is a TIFF picture", "Save it as PNG or JPEG"),
+    ],
+)
+def test_a_picture_of_another_kind_is_named_unsent(
+    visit: Visit, begins: bytes, name: str, title: str, advice: str
+) -> None:
+    visit.page.route("**/v1/predict*", lambda route: route.abort())
+    visit.choose(upload(begins + bytes(200), name, "image/png"))
+
+    visit.sees("error", title)
+    expect(visit.page.locator("#error-advice")).to_contain_text(advice)
+
+
 @pytest.mark.parametrize(
     ("file", "title", "said"),
     [
         (upload(png(0)[:60]), "be read as a picture", "truncated or corrupt"),
         (upload(b"no picture", "slice.png"), "be read as a picture", "10 bytes"),
         (upload(b"", "empty.png"), "The file is empty", "empty body"),
-        (upload(b"no picture", "notes.txt", "text/plain"), "This kind of file is not accepted", "text/plain"),
+        (upload(b"no picture", "notes.txt", "text/plain"), "be read as a picture", "10 bytes"),
         (upload(dicom_file(tiny_picture(1, 64)[:, :, 0], Modality="CR"), "x.dcm"), "not one CT slice", "CT"),
     ],
     ids=["truncated", "text named png", "empty", "text", "another modality"],
