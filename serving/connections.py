@@ -150,12 +150,12 @@ class BoundedConnection(HttpToolsProtocol):
             self._refusal = RequestError(HTTPStatus.BAD_REQUEST, "invalid_request", words)
             raise ValueError
         self._moved = True
-        self._stage = _Stage.BODY
         self._time_reading(None)
         self._unset_keepalive_if_required()
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False
-        super().on_headers_complete()
+        super().on_headers_complete()  # raises for a target without a path
+        self._stage = _Stage.BODY
         if self.expect_100_continue:
             self._close_unless_continued(self.cycle)
         self.headers = deque(maxlen=0)  # type: ignore[assignment] # trailers are no headers

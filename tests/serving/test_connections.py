@@ -403,7 +403,21 @@ def test_trailers_are_no_headers() -> None:
     assert seen == [[b"host", b"transfer-encoding", b"connection"]]
 
 
-@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nno header\r\n\r\n", b"\x16\x03\x01\x02"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+        b"\x16\x03\x01\x02",
+        b"CONNECT x:1 HTTP/1.1\r\n\r\n",
+        b"GET http://x HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        *(
+            b"POST / HTTP/1.1\r\nContent-Length: %s\r\n\r\nx" % size
+            for size in (b"x", b"+1", b"-1", 400 * b"9", b"1, 2")
+        ),
+    ],
+)
 def test_what_is_not_http_is_told_so(server: Listening, sent: bytes) -> None:
     assert error_of(ask(server, sent)) == (400, "invalid_request")
 
