@@ -35,6 +35,8 @@ _ANSWERING: Final = "ModelInfer"
 """What puts images into the queue."""
 _MOST_FIELDS: Final = 1000
 """Of a message, on all levels together, and one more for each image; a request of every output has some forty."""
+_PIXEL_BYTES: Final = 2
+"""That the number of a grey level takes on the wire, at most."""
 _UNKNOWN: Final = "other"
 """The route of all methods that are not served, since a scan may invent any number."""
 
@@ -69,7 +71,9 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         self._load = load
         self._memory = memory
         self._reader = MessageReader(self._settings.max_body_bytes)
-        self._most_fields = _MOST_FIELDS + self._settings.max_images
+        most_images, spec = self._settings.max_images, classifier.card.input
+        pixels = spec.height * spec.width * spec.channels
+        self._limits = wire.Limits(_MOST_FIELDS + most_images, most_images * pixels * _PIXEL_BYTES)
         self._streams = 0
         self._handlers: dict[str, _Handler] = {}
         self._unknown: _Handler = grpc.stream_unary_rpc_method_handler(self._refuse_unknown)
@@ -213,9 +217,9 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
 
         def parse(message: bytes) -> Any:
             try:
-                wire.check_size(message, layout, self._most_fields)
+                wire.check_size(message, layout, self._limits)
                 return handler.request_deserializer(message)
-            except wire.TooManyFields as error:
+            except wire.TooMuch as error:
                 raise oip.InvalidRequest(f"expected a message of {name} with {error}") from None
             except (wire.NotProtobuf, DecodeError):
                 words = f"expected a message of {name}, got {len(message)} bytes that are none"

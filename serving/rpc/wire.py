@@ -1,46 +1,60 @@
 """Bounds on a message in protobuf's wire format, unparsed: an empty field is two bytes here and 90 as an object."""
 
 from collections.abc import Mapping
-from typing import Final
+from enum import Enum, auto
+from typing import Final, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-TEXT_BYTES: Final = 64 * 1024
-"""Of names, parameters and unknown fields together. Pictures and pixels are not text."""
 
-Layout = Mapping[int, "Layout | None"]
-"""A message by the number of its fields: the layout of those that are messages, None for those that hold pictures."""
+class Content(Enum):
+    """What a field holds that may be long."""
 
-_PICTURES: Final = frozenset({"bytes_contents", "uint_contents", "raw_input_contents"})
-_NO_FIELDS: Final[Layout] = {}
+    PICTURES = auto()
+    PIXELS = auto()
+    """Numbers in a packed list, which take four bytes each once they are parsed."""
+
+
+class Limits(NamedTuple):
+    """What a message may hold, on all levels together."""
+
+    fields: int
+    pixel_bytes: int
+    """Of Content.PIXELS."""
+    text_bytes: int = 64 * 1024
+    """Of names, parameters and what is unknown here; neither pictures nor pixels are text."""
+
+
+Layout = Mapping[int, "Layout | Content"]
+"""A message's fields by number, those that are messages or may be long."""
+
+_LONG: Final = {
+    "bytes_contents": Content.PICTURES,
+    "raw_input_contents": Content.PICTURES,
+    "uint_contents": Content.PIXELS,
+}
 
 
 class NotProtobuf(ValueError):
     """The bytes are not in protobuf's wire format."""
 
 
-class TooManyFields(ValueError):
+class TooMuch(ValueError):
     """Parsed, the message would take far more memory than its bytes; the error's words say what is allowed."""
 
 
 def read_layout(descriptor: Descriptor | None) -> Layout:
     """The layout of the messages that this descriptor describes; None describes no fields."""
-    if descriptor is None:
-        return {}
-    return {
-        field.number: None if field.name in _PICTURES else read_layout(field.message_type)
-        for field in descriptor.fields
-        if field.name in _PICTURES or field.type == FieldDescriptor.TYPE_MESSAGE
-    }
+    fields = descriptor.fields if descriptor else ()
+    layout: dict[int, Layout | Content] = {f.number: _LONG[f.name] for f in fields if f.name in _LONG}
+    messages = (field for field in fields if field.type == FieldDescriptor.TYPE_MESSAGE)
+    return layout | {field.number: read_layout(field.message_type) for field in messages}
 
 
-def check_size(message: bytes, layout: Layout, most_fields: int) -> None:
-    """Check that a message has at most `most_fields` fields, on all levels together, and TEXT_BYTES beside pictures.
-
-    Raises NotProtobuf and TooManyFields.
-    """
+def check_size(message: bytes, layout: Layout, limits: Limits) -> None:
+    """Raises NotProtobuf, and TooMuch where the message holds more than the limits."""
     at, end = 0, len(message)
-    fields, text = most_fields, TEXT_BYTES
+    fields, pixels, text = limits
     outer: list[tuple[Layout, int]] = []
     while True:
         while at == end:
@@ -49,22 +63,30 @@ def check_size(message: bytes, layout: Layout, most_fields: int) -> None:
             layout, end = outer.pop()
         fields -= 1
         if fields < 0:
-            raise TooManyFields(f"at most {most_fields} fields, on all levels together, got more")
-        tag, at = _read_varint(message, at)
+            raise TooMuch(f"at most {limits.fields} fields, on all levels together, got more")
+        tag = message[at]
+        if tag < 128:
+            at += 1
+        else:
+            tag, at = _read_varint(message, at)
         kind = tag & 7
         if kind == 2:
             size, at = _read_varint(message, at)
-            inner = layout.get(tag >> 3, _NO_FIELDS)
-            if inner:
+            content = layout.get(tag >> 3)
+            if content is Content.PIXELS:
+                pixels -= size
+                if pixels < 0:
+                    raise TooMuch(f"at most {limits.pixel_bytes} bytes of uint_contents, got more; send pixels raw")
+            elif content and not isinstance(content, Content):
                 if at + size > end:
                     raise NotProtobuf
                 outer.append((layout, end))
-                layout, end = inner, at + size
+                layout, end = content, at + size
                 continue
-            if inner is not None:
+            elif not content:
                 text -= size
                 if text < 0:
-                    raise TooManyFields(f"at most {TEXT_BYTES} bytes beside pictures and pixels, got more")
+                    raise TooMuch(f"at most {limits.text_bytes} bytes beside pictures and pixels, got more")
             at += size
         elif kind == 0:
             _, at = _read_varint(message, at)
@@ -80,18 +102,15 @@ def check_size(message: bytes, layout: Layout, most_fields: int) -> None:
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
     """A number of at most ten bytes with seven bits each, lowest first, and where it ends. Raises NotProtobuf."""
+    value, shift = 0, 0
     try:
-        value = message[at]
-        at += 1
-        if value < 128:
-            return value, at
-        value &= 127
-        for shift in range(7, 70, 7):
+        while shift < 70:
             byte = message[at]
             at += 1
-            value |= (byte & 127) << shift
             if byte < 128:
-                return value, at
+                return value | byte << shift, at
+            value |= (byte & 127) << shift
+            shift += 7
     except IndexError:
         pass
     raise NotProtobuf
