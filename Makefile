@@ -41,7 +41,6 @@ help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
 
 serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
-	$(foreach port,$(PORT) $(GRPC_PORT),$(call free,$(port)))
 	@python -m serving.release
 	@CHESTCT_GRPC_PORT=$(GRPC_PORT) exec bentoml serve --port $(PORT) --timeout-keep-alive 75
 
@@ -146,10 +145,6 @@ compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --o
 commit = $(shell git describe --always --abbrev=40 --dirty --exclude='*')
 save = $(if $(filter buildah,$(builder)),buildah push $(IMAGE) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(IMAGE))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
-
-# $(call free,PORT): stop in one line where another program listens on that port.
-free = $(if $(shell $(python) -c 'import socket; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", $1)); print("free")' 2>&1 \
-  | grep -x free),,$(error port $1 is taken; choose others: make serve PORT=3100 GRPC_PORT=3101))
 
 .venv .venv-clients .venv-checkov:
 	@$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \

@@ -22,7 +22,10 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _FOLDER: Final = run_folder.current()
 """Where prometheus_client keeps each worker's numbers."""
 if _FOLDER:
-    run_folder.reserve_metrics(_FOLDER, os.getpid())  # before the first metric opens its file
+    try:
+        run_folder.reserve_metrics(_FOLDER, os.getpid())  # before the first metric opens its file
+    except OSError as error:
+        run_folder.give_up(_FOLDER, error)
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -46,9 +49,6 @@ QUEUE_DEPTH: Final = Gauge(
     "chestct_queue_depth",
     "Images that are decoded, wait for the engine or are in it, over all workers.",
     multiprocess_mode="livesum",
-)
-LOG_LINES_DROPPED: Final = Counter(
-    "chestct_log_lines_dropped", "Lines of the log that were dropped, since standard output took no more."
 )
 BORROWED: Final = Counter("chestct_borrowed_images", "Images that another worker's engine computed, since it idled.")
 READER_RESTARTS: Final = Counter(

@@ -10,13 +10,16 @@ import fcntl
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 SUPERVISOR: Final = "_CHESTCT_SUPERVISOR"
 """Variable of a worker: the process id of its supervisor."""
+CANNOT_START: Final = 78
+"""Exit code of a worker whose start failed for a reason that another try does not change."""
 LOAD: Final = "load"
 """The file of serving.spread.Load."""
 
@@ -31,6 +34,7 @@ _METRICS: Final = {"counter": 1 << 17, "histogram": 1 << 18, "gauge_livesum": 1 
 """prometheus_client's files of a process, and bytes: several times what all series of all labels take."""
 _USED: Final = struct.Struct("i")
 """How such a file begins: with the bytes that are used, these and four more included."""
+_LONGEST: Final = 500
 _MINUTE: Final = 60
 
 
@@ -88,10 +92,17 @@ def trim_metrics(folder: Path, pid: int) -> None:
             os.truncate(file, max(used, 8))
 
 
-def tell_failure(folder: Path, reason: str) -> None:
-    """Leave word for the supervisor of why a worker can't start. The first to say so is heard."""
-    with contextlib.suppress(OSError), (folder / _FAILURE).open("x", encoding="utf-8") as file:
-        file.write(reason)
+def give_up(folder: Path, error: Exception) -> NoReturn:
+    """End this worker with CANNOT_START, and leave the supervisor one line of why. The first to do so is heard."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
+    try:
+        with (folder / _FAILURE).open("x", encoding="utf-8") as file:
+            file.write(reason)
+    except FileExistsError:
+        pass
+    except OSError:
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(CANNOT_START)
 
 
 def take_failure(folder: Path) -> str:

@@ -87,7 +87,7 @@ Above it who is slow to send, or sends the most, is told to come back later."""
     """Seconds from a request's first byte to its answer at most; a request may ask for less."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 5
     """Seconds in which requests are still taken after SIGTERM, not ready, until everybody sends them elsewhere."""
-    hang_seconds: Annotated[int, Field(ge=2, le=600)] = 20
+    hang_seconds: Annotated[int, Field(ge=2, le=600)] = 15
     """Seconds after which a worker is replaced whose event loop stands still, or whose engine is at one batch."""
     grpc_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     """Address that the gRPC server listens on."""

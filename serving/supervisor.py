@@ -7,6 +7,7 @@ hook in the supervisor does it.
 import asyncio
 import atexit
 import contextlib
+import errno
 import functools
 import logging
 import signal
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, cast
 
+import psutil  # type: ignore[import-untyped]
 from bentoml._internal.utils import circus as bentoml_circus
 from circus.exc import ConflictError  # type: ignore[import-untyped]
 from tornado.ioloop import PeriodicCallback
@@ -23,11 +25,12 @@ from tornado.ioloop import PeriodicCallback
 from serving import run_folder
 from serving.settings import Settings
 from serving.spread import Load
-from serving.watch import CANNOT_START, Watch
+from serving.watch import Watch
 
 END_SECONDS: Final = 10
 """A worker that was told to stop may take so much longer than its drain and its slowest request."""
 _LOOK_SECONDS: Final = 1
+_ANOTHER: Final = "choose others: make serve PORT=3100 GRPC_PORT=3101"
 
 _log = logging.getLogger("bentoml.serve")
 
@@ -107,8 +110,9 @@ class Supervisor(bentoml_circus.Arbiter):
         self._load.watcher = time.monotonic()
         alive = {pid: watcher for watcher in self.watchers for pid in watcher.processes}
         for pid, why in self._watch.look(self._load.beats, alive):
-            _log.warning("worker process %d is %s: killed", pid, why)
-            alive[pid].send_signal(pid, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and circus did not look yet
+                alive[pid].send_signal(pid, signal.SIGKILL)
+                _log.warning("worker process %d is %s: killed", pid, why)
         if not self._told_to_stop:
             with contextlib.suppress(ConflictError):
                 await self.manage_watchers()
@@ -124,7 +128,7 @@ class Supervisor(bentoml_circus.Arbiter):
         if self._told_to_stop:
             return
         death = self._watch.end(process_pid, exit_code)
-        reason = (exit_code == CANNOT_START and run_folder.take_failure(self._folder)) or death.reason
+        reason = (exit_code == run_folder.CANNOT_START and run_folder.take_failure(self._folder)) or death.reason
         if death.fatal:
             self._exception = SystemExit(f"error: no worker can live: {reason}")
             self.stop()
@@ -167,5 +171,6 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((name, port))
     except OSError as error:
-        raise CannotStart(f"port {port} of {host}: {error.strerror}") from error
+        taken = f" is taken; {_ANOTHER}" if error.errno == errno.EADDRINUSE else f": {error.strerror}"
+        raise CannotStart(f"port {port} of {host}{taken}") from error
     return bound

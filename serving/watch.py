@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-START_SECONDS: Final = 180
+from serving.run_folder import CANNOT_START
+
+START_SECONDS: Final = 120
 """A worker that takes longer to be ready hangs. Some seconds are usual, a minute on a busy machine."""
 DEATHS: Final = 5
 """So many in a row in one worker's place end the service ..."""
 MINUTE: Final = 60
 """... where none of them lived longer, in seconds."""
-CANNOT_START: Final = 78
-"""Exit code of a worker whose start failed for a reason that another try does not change."""
 
 
 class Death(NamedTuple):
@@ -54,7 +54,7 @@ class Watch:
         self._workers[pid] = _Worker(place)
 
     def look(self, beats: Mapping[int, float], alive: Iterable[int]) -> list[tuple[int, str]]:
-        """Look once more, and forget who is not `alive`. Who hangs, by process id, and why.
+        """Look once more, and forget who is not `alive`. Who is found to hang now, by process id, and why.
 
         `beats`: of each worker that is ready, by process id, another number each time.
         """
@@ -66,7 +66,7 @@ class Watch:
             if (beat := beats.get(pid)) is not None and beat != worker.beat:
                 worker.beat, worker.silent = beat, 0
             limit = self._start_seconds if worker.beat is None else self._hang_seconds
-            if worker.silent >= limit:
+            if worker.silent == limit:
                 worker.hung = True
                 found.append((pid, f"{'not ready' if worker.beat is None else 'silent'} for {limit} s"))
         return found

@@ -106,8 +106,11 @@ def test_the_metrics_of_a_process_have_their_blocks_before_they_are_written(tmp_
     assert [(key.strip(), value) for key, value, _, _ in values] == [("key", 3.0)]
 
 
-def test_the_first_failure_is_told_once(tmp_path: Path) -> None:
+def test_the_first_worker_that_gives_up_is_heard_once(tmp_path: Path) -> None:
+    code = "import pathlib, sys\nfrom serving import run_folder\n"
+    code += "run_folder.give_up(pathlib.Path(sys.argv[1]), OSError(1, sys.argv[2]))"
     for reason in ("first", "second"):
-        run_folder.tell_failure(tmp_path, reason)
-    assert run_folder.take_failure(tmp_path) == "first"
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), reason], cwd=ROOT, timeout=60, check=False)
+        assert done.returncode == run_folder.CANNOT_START
+    assert run_folder.take_failure(tmp_path) == "PermissionError: [Errno 1] first"
     assert run_folder.take_failure(tmp_path) == ""

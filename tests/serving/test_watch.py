@@ -3,7 +3,8 @@
 import signal
 from collections.abc import Iterator
 
-from serving.watch import CANNOT_START, DEATHS, MINUTE, Watch
+from serving.run_folder import CANNOT_START
+from serving.watch import DEATHS, MINUTE, Watch
 
 
 def looks(watch: Watch, beats: Iterator[float], pid: int = 7) -> list[list[int]]:
@@ -14,7 +15,7 @@ def test_a_worker_without_a_new_beat_hangs_and_one_with_some_does_not() -> None:
     watch = Watch(hang_seconds=3)
     watch.start(7, place=1)
     assert looks(watch, iter([1, 2, 2, 2, 3, 3, 3])) == [[]] * 7
-    assert looks(watch, iter([3, 3])) == [[7], [7]], "until it is dead"
+    assert looks(watch, iter([3, 3])) == [[7], []], "which is told once"
     assert watch.end(7, -signal.SIGKILL).reason == "it hung and was killed"
 
 
