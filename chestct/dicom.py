@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.datadict import tag_for_keyword
-from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 from chestct.dicom_format import DicomFile, read_elements
@@ -57,6 +56,8 @@ _CONTAINERS: Final = _tags(
 )
 """Sequences that hold some of it."""
 
+_ONE_FRAME: Final = b"\xfe\xff\x00\xe0" + bytes(4) + b"\xfe\xff\x00\xe0"
+"""Before the length of a compressed picture: an empty table of offsets, and the tag of an item."""
 _START_OF_FRAME: Final = frozenset({*range(0xFFC0, 0xFFD0), 0xFFF7}) - {0xFFC4, 0xFFC8, 0xFFCC}
 _START_OF_CODESTREAM: Final = b"\xff\x4f\xff\x51"
 _JP2: Final = b"\0\0\0\x0cjP  \r\n\x87\n"
@@ -219,7 +220,7 @@ def _decode(
             frame = _check_frame(frame, (rows, columns), allocated, lossy=plugin == "pillow")
         if plugin == "pillow":
             allocated, stored = 8, min(stored, 8)  # whatever the header has room for
-        source = encapsulate([frame], has_bot=False)
+        source = _ONE_FRAME + struct.pack("<I", len(frame)) + frame
     options: dict[str, Any] = {
         "rows": rows,
         "columns": columns,

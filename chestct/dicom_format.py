@@ -46,7 +46,7 @@ class DicomFile(NamedTuple):
     in_words: bool
     """Of two bytes, if big-endian swapped where a pixel has one."""
     frame: bytes | None
-    """Pixel Data, compressed, all fragments as one."""
+    """Pixel Data, compressed, all fragments as one, without their table of offsets."""
 
 
 def is_dicom(data: bytes) -> bool:

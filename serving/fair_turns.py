@@ -1,4 +1,4 @@
-"""One at a time, and whoever had least so far is next."""
+"""One at a time, and nobody waits long for others with much to do."""
 
 import asyncio
 import time
@@ -23,8 +23,9 @@ class _Turn:
 class FairTurns:
     """Turns at something that can serve but one at a time. Used from one event loop.
 
-    A request that takes many turns, or long ones, delays another by the turn that is being taken and no more: the next
-    turn goes to the request that had the least time, and a new one begins with what the least served had.
+    They go by turns to requests that had none yet, as they came, and to the others, of which the one with the least
+    time so far is next. So a request of many slow files delays one of a single file by two of them at most, and a
+    stream of single ones does not keep it from its own.
     """
 
     def __init__(self, most_waiting: int) -> None:
@@ -32,23 +33,24 @@ class FairTurns:
         self._most_waiting = most_waiting
         self._waiting: list[_Turn] = []
         self._used: dict[Call, float] = {}
-        """Seconds, of each request that waits or has the turn."""
-        self._least = 0.0
-        """Seconds that the request with the last turn had before it."""
+        """Seconds, of each request that has or had a turn, while it waits for another."""
         self._current: _Turn | None = None
+        self._last_was_first = False
+        """The last turn was its request's first."""
         self._recent: deque[float] = deque(maxlen=_PACE_MEMORY)
+        """Seconds of the last turns."""
         self._closed = False
 
     async def enter(self, call: Call) -> None:
         """Wait for a turn, which `leave` ends.
 
-        Raises Closed, and Overloaded where too many wait, or this turn would come late for the call's deadline.
+        Raises Closed, and of a request's first turn Overloaded, where too many wait or it would come late for the
+        call's deadline.
         """
         if self._closed:
             raise Closed("the service is shutting down")
-        if call not in self._used:
+        if call not in self._used and not any(turn.call is call for turn in self._waiting):
             self._check_room(call.deadline)
-            self._used[call] = self._least
         turn = _Turn(call, asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         self._grant_next()
@@ -84,22 +86,25 @@ class FairTurns:
 
     def _check_room(self, deadline: float) -> None:
         waiting = {turn.call for turn in self._waiting}
-        before = sum(self._used[call] <= self._least for call in waiting) + (self._current is not None)
-        pace = sum(self._recent) / max(1, len(self._recent))
-        if len(waiting) >= self._most_waiting or before * pace > PATIENCE * max(0, deadline - time.monotonic()):
-            raise Overloaded(before * pace)
+        first = len(waiting - self._used.keys())
+        before = (self._current is not None) + first + min(first + 1, len(waiting) - first)
+        wait = before * sum(self._recent) / max(1, len(self._recent))
+        if len(waiting) >= self._most_waiting or wait > PATIENCE * max(0, deadline - time.monotonic()):
+            raise Overloaded(wait)
 
     def _grant_next(self) -> None:
-        while self._current is None and self._waiting:
-            turn = min(self._waiting, key=lambda turn: self._used[turn.call])
-            self._waiting.remove(turn)
-            if turn.granted.done():  # given up in this turn of the loop
-                self._forget(turn.call)
-                continue
-            self._current = turn
-            self._least = self._used[turn.call]
-            turn.began = time.monotonic()
-            turn.granted.set_result(None)
+        self._waiting = [turn for turn in self._waiting if not turn.granted.done()]  # others were given up just now
+        if self._current is not None or not self._waiting:
+            return
+        first = [turn for turn in self._waiting if turn.call not in self._used]
+        further = [turn for turn in self._waiting if turn.call in self._used]
+        self._last_was_first = bool(first) and not (further and self._last_was_first)
+        turn = first[0] if self._last_was_first else min(further, key=lambda turn: self._used[turn.call])
+        self._waiting.remove(turn)
+        self._used.setdefault(turn.call, 0.0)
+        self._current = turn
+        turn.began = time.monotonic()
+        turn.granted.set_result(None)
 
     def _forget(self, call: Call) -> None:
         known = [*self._waiting, self._current]

@@ -18,10 +18,11 @@ from chestct import image
 from chestct.card import InputSpec
 from chestct.image import InvalidImage, Picture
 
-CPU_SECONDS: Final = 4
+CPU_SECONDS: Final = 6
 """Of CPU time that one file takes at most: a slice takes some hundredths, one of the largest size a second or two."""
-MEMORY: Final = 512 * 1024 * 1024
-"""Bytes that the process may hold, itself included (some 60 MB)."""
+MEMORY: Final = 400 * 1024 * 1024
+"""Bytes of data that the process may ask for: the largest file accepted takes 368 MiB, of which 290 MiB are in memory
+with the process itself (90 MiB)."""
 OUT_OF_MEMORY: Final = 3
 """The process' exit status when a file needs more."""
 
@@ -34,7 +35,7 @@ REPLY: Final = struct.Struct("<cII")
 """READY, PICTURE or REFUSAL, and the bytes of the JSON and of the pixels, which follow."""
 
 _SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG of prctl
-_KEPT: Final = 64 * 1024 * 1024
+_KEPT: Final = 16 * 1024 * 1024
 """Bytes: a process that keeps more of a file's memory makes place for a new one."""
 
 

@@ -27,10 +27,12 @@ from open_inference.grpc import protocol, service
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from pipeline.classes import CLASSES
+from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
 
 PNG = {"Content-Type": "image/png"}
+DICOM = dicom_file(tiny_picture(1)[:, :, 0])
 
 
 def png(label: int = 1) -> bytes:
@@ -238,6 +240,7 @@ def test_sigterm_turns_readiness_at_once_and_loses_no_request(tmp_path: Path) ->
         data = png(2)
         head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
         head += f"Content-Length: {len(data)}\r\n\r\n"
+        assert ask_http(server, DICOM)  # it starts the process that reads DICOM files, which the stop may not end
         with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(head.encode() + data[:40])
             time.sleep(0.3)  # the worker reads the body now
@@ -248,6 +251,7 @@ def test_sigterm_turns_readiness_at_once_and_loses_no_request(tmp_path: Path) ->
             assert health(server) == health_pb2.HealthCheckResponse.NOT_SERVING
             late = httpx.post(f"{server.url}/v1/predict", content=data, headers=PNG)
             assert (late.status_code, late.headers["Connection"]) == (200, "close")
+            assert ask_http(server, DICOM)
             time.sleep(2.5)  # until after the port is closed
             connection.sendall(data[40:])
             answer = connection.makefile("rb").read()

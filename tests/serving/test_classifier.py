@@ -20,11 +20,16 @@ from serving import metrics
 from serving.batcher import Closed, EngineFailed, Overloaded
 from serving.call import Call
 from serving.classifier import Classifier
+from serving.guarded_reader import MOST_WAITING, ReaderFailed
+from serving.reader_process import Cause, Ended
 from serving.settings import Settings
+from tests.dicom import dicom_file
 from tests.graphs import tiny_model, tiny_picture
 from tests.pictures import png_header
 
 T = TypeVar("T")
+
+DICOM = dicom_file(tiny_picture(1)[:, :, 0])
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +176,44 @@ def test_images_being_decoded_count_against_the_queue(
     depth, outcomes = use(model, flood, queue_size=4)
     assert (depth, metrics.QUEUE_DEPTH._value.get()) == (4, 0)
     assert [type(outcome) for outcome in outcomes] == [InvalidImage] * 4 + [Overloaded] * 6
+
+
+def test_a_flood_of_dicom_files_is_bounded_and_leaves_pictures_alone(
+    model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    def slow(*_: object) -> None:
+        release.wait(30)
+        raise InvalidImage("undecodable_image", "slow")
+
+    monkeypatch.setattr("serving.reader_process.ReaderProcess.decode", slow)
+
+    async def flood(classifier: Classifier) -> tuple[Prediction, list[Any]]:
+        tasks = [asyncio.create_task(classifier.classify(DICOM, Call("r"))) for _ in range(12)]
+        await asyncio.sleep(0.05)
+        prediction = await classifier.classify(png(1), Call("r"))
+        release.set()
+        return prediction, await asyncio.gather(*tasks, return_exceptions=True)
+
+    prediction, outcomes = use(model, flood, queue_size=2)
+    assert prediction.label == "large_cell_carcinoma"
+    expected = [InvalidImage] * (1 + MOST_WAITING) + [Overloaded] * (11 - MOST_WAITING)
+    assert [type(outcome) for outcome in outcomes] == expected
+
+
+def test_a_process_that_fails_costs_one_file_and_not_its_batch(
+    model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*_: object) -> None:
+        raise Ended(Cause.HUNG)
+
+    monkeypatch.setattr("serving.reader_process.ReaderProcess.decode", hang)
+    images = [png(1), DICOM, png(0)]
+    first, second, third = use(model, lambda c: c.classify_many(images, Call("r")))
+    assert isinstance(first, Prediction)
+    assert isinstance(second, ReaderFailed)
+    assert isinstance(third, Prediction)
 
 
 def test_an_engine_that_fails_is_named_and_the_next_image_is_answered(model: tuple[Engine, ModelCard]) -> None:
