@@ -15,7 +15,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.pixels.decoders.base import get_decoder
 
 from chestct.dicom_format import DicomFile, read_elements
-from chestct.image import MAX_PIXELS, InvalidImage
+from chestct.image import MAX_PIXELS, MAX_SIDE, InvalidImage
 
 _NATIVE: Final = (
     uid.ImplicitVRLittleEndian,
@@ -155,8 +155,9 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     if header.binary("SamplesPerPixel", 1) != 1:
         raise _unsupported("grey levels (MONOCHROME1 or MONOCHROME2), got colours")
     rows, columns = header.binary("Rows"), header.binary("Columns")
-    if rows * columns > MAX_PIXELS:
-        raise InvalidImage("image_too_large", f"expected at most {MAX_PIXELS} pixels, got a DICOM file of more")
+    if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE:
+        words = f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} a side, got a DICOM file of more"
+        raise InvalidImage("image_too_large", words)
     inverted = _is_inverted(header)
     signed = header.binary("PixelRepresentation") == 1
     header.to_units(np.zeros(1, np.int64), signed=signed)  # says what it lacks before anything is decoded

@@ -1,14 +1,12 @@
 """A worker's side of being watched: it shows that it is alive, notices a dead watcher, and ends with its supervisor."""
 
 import asyncio
-import ctypes
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Final
 
+from serving.parent import end_with
 from serving.run_folder import SUPERVISOR
 from serving.spread import Load
 
@@ -17,17 +15,12 @@ SECONDS: Final = 1
 WATCHER_SECONDS: Final = 60
 """A supervisor that shows nothing for so long hangs."""
 
-_PR_SET_PDEATHSIG: Final = 1
-
 
 def end_with_supervisor() -> None:
     """Linux: be killed when the supervisor dies, however it does; end at once where it is dead already."""
     supervisor = os.environ.get(SUPERVISOR)
-    if supervisor is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(supervisor):
-        os._exit(1)
+    if supervisor is not None:
+        end_with(int(supervisor))
 
 
 class Heartbeat:

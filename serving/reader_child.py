@@ -3,7 +3,6 @@
 `python -m serving.reader_child SOCKET WORKER`: the number of the socket, and the id of the process to die with.
 """
 
-import ctypes
 import json
 import os
 import resource
@@ -17,12 +16,13 @@ from typing import Any, Final
 from chestct import image
 from chestct.card import InputSpec
 from chestct.image import InvalidImage, Picture
+from serving.parent import end_with
 
 CPU_SECONDS: Final = 6
 """Of CPU time that one file takes at most: a slice takes some hundredths, one of the largest size a second or two."""
 MEMORY: Final = 400 * 1024 * 1024
-"""Bytes of data that the process may ask for: the largest file accepted takes 368 MiB, of which 290 MiB are in memory
-with the process itself (90 MiB)."""
+"""Bytes that the process may ask for. The costliest file accepted asks for 368 MiB: a JPEG Lossless of 16 bits and
+MAX_PIXELS. It uses 280 MiB of them, the process itself included (90 MiB), and what a file took is given back."""
 OUT_OF_MEMORY: Final = 3
 """The process' exit status when a file needs more."""
 
@@ -34,7 +34,6 @@ REQUEST: Final = struct.Struct("<II")
 REPLY: Final = struct.Struct("<cII")
 """READY, PICTURE or REFUSAL, and the bytes of the JSON and of the pixels, which follow."""
 
-_SET_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG of prctl
 _KEPT: Final = 16 * 1024 * 1024
 """Bytes: a process that keeps more of a file's memory makes place for a new one."""
 
@@ -50,7 +49,7 @@ def main() -> None:
         return image.from_dicom(dicom.read(data, *request["window"]), spec)
 
     connection, worker = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    _die_with(worker)
+    end_with(worker)  # also while it is stopped or within native code
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -72,14 +71,6 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
             del data
             _send(stream, *reply)
-
-
-def _die_with(worker: int) -> None:
-    """End with the worker, also while stopped or within native code; more exactly with its thread that started this."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != worker:  # it ended before
-        sys.exit()
 
 
 def _send(stream: Any, kind: bytes, facts: object = None, pixels: bytes = b"") -> None:

@@ -181,3 +181,5 @@ def test_a_header_of_a_huge_picture_is_refused_before_anything_is_decoded():
         with pytest.raises(InvalidImage, match="at most 16777216 pixels") as caught:
             read(changed(dicom_file(PHANTOM, syntax), Rows=30_000, Columns=30_000))
         assert caught.value.code == "image_too_large"
+        with pytest.raises(InvalidImage, match="and 8192 a side"):
+            read(changed(dicom_file(PHANTOM, syntax), Rows=8193, Columns=1))

@@ -10,6 +10,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pydicom import uid
 
 from chestct import image
 from chestct.card import InputSpec
-from chestct.image import InvalidImage, Picture, encode_png
+from chestct.image import MAX_PIXELS, InvalidImage, Picture, encode_png
 from serving import guarded_reader, reader_process
 from serving.batcher import Closed
 from serving.call import Call
@@ -162,7 +163,7 @@ def test_a_process_that_is_stopped_is_replaced_and_the_file_read(
     reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     assert is_read(reader)
-    monkeypatch.setattr(reader_process, "STILL", 0.5)
+    monkeypatch.setattr(reader_process, "STILL", 1.5)
     process = child(reader)
     os.kill(process, signal.SIGSTOP)
     assert np.array_equal(read(reader, dicom_file(LEVELS, DataSetTrailingPadding=bytes(size))), LEVELS)
@@ -177,7 +178,7 @@ SLEEP = "import time; time.sleep(60)"
 def test_a_process_that_does_not_start_is_not_the_files_fault(
     new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(reader_process, "STILL", 0.5)
+    monkeypatch.setattr(reader_process, "STILL", 1.5)
     monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", code))
     with pytest.raises(ReaderFailed):
         read(new_reader, dicom_file(LEVELS))
@@ -239,6 +240,22 @@ def test_whose_fault_it_is_follows_from_how_the_process_ended(
             read(new_reader, b"a file")
     monkeypatch.undo()
     assert is_read(new_reader)
+
+
+@needs_proc
+def test_the_costliest_file_fits_into_the_memory_that_is_planned_for_and_gives_it_back(
+    new_reader: GuardedReader,
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 120, (4096, MAX_PIXELS // 4096)).astype(np.uint8)
+    costly = dicom_file(noise, uid.JPEGLosslessSV1)
+    assert isinstance(read(new_reader, costly), np.ndarray)
+    status = Path(f"/proc/{child(new_reader)}/status").read_text()
+    used = {name: int(status.split(f"{name}:")[1].split()[0]) // 1024 for name in ("VmHWM", "VmRSS")}
+    assert used["VmHWM"] < 300  # MiB; k8s/base/deployment.yaml counts on it
+    assert used["VmRSS"] < 120
+    process = child(new_reader)
+    assert is_read(new_reader)
+    assert child(new_reader) == process
 
 
 def test_a_bomb_meets_the_limit_of_memory(reader: GuardedReader) -> None:
