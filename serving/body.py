@@ -18,9 +18,11 @@ MAX_JSON: Final = {b",": 300_000, b"[": 300_000, b":": 10_000}
 depth. Pixels of four images of 256 x 256 have as many commas and, nested, as many brackets; base64 has none of them.
 
 What they let pass takes the event loop, which answers nobody meanwhile, 0.17 s at most (20 MB of numbers of 4,300
-digits; 0.09 s for four pictures, nested), and 117 MB for as long (20 MB of text with one emoji, so that each letter
-takes four bytes; 28 MB for four pictures, nested). A body of 15 MB of brackets alone took 10 s and 1.3 GB.
+digits; 0.09 s for four pictures, nested), and 38 MB for as long (300,000 lists of one number). A body of 15 MB of
+brackets alone took 10 s and 1.3 GB.
 """
+MAX_WIDE_JSON: Final = 1_000_000
+"""Bytes of a JSON body that is not plain ASCII: of a text with one emoji each character takes four bytes."""
 
 RAW_MEMORY: Final = 1.0
 """Bytes that a byte of a body takes at most, by a worker's VmHWM with bodies of 19 MB. Of a file: itself."""
@@ -107,18 +109,22 @@ def check_encoding(headers: Iterable[str]) -> None:
 
 
 def check_json(body: bytes, length: int) -> None:
-    """Refuse so many values in the first `length` bytes, JSON, that parsing them would hold up everybody else.
+    """Refuse what would hold up everybody else, or take a multiple of its size, as the first `length` bytes are parsed.
 
     Raises RequestError.
     """
     for mark, most in MAX_JSON.items():
         if (count := body.count(mark, 0, length)) > most:
-            raise RequestError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                "json_too_large",
-                f"expected JSON with at most {most} of {mark.decode()!r}, got {count}; send pixels as binary tensor "
-                "data or over gRPC, images as files in base64",
+            raise _json_too_large(
+                f"with at most {most} of {mark.decode()!r}, got {count}; send pixels as binary tensor data or over "
+                "gRPC, images as files in base64"
             )
+    if length > MAX_WIDE_JSON and (body.find(b"\\u", 0, length) >= 0 or not body[:length].isascii()):
+        raise _json_too_large(f"of at most {MAX_WIDE_JSON} bytes unless it is ASCII without \\u, got {length} bytes")
+
+
+def _json_too_large(words: str) -> RequestError:
+    return RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "json_too_large", f"expected JSON {words}")
 
 
 def media_type(request: Request) -> str:

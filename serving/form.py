@@ -38,7 +38,7 @@ def read_files(content_type: str, body: bytes, name: str, at_most: int) -> list[
             if field != name:
                 raise _Malformed(f"got a field {field[:64]!r}")
             if not _is_file(headers, content):
-                raise _Malformed(f"got text in the field {name!r}, not a file")
+                raise _Malformed("got text, not a file")
             if len(files) == at_most:
                 raise _Malformed("got more")
             _check_encodings(headers)

@@ -88,10 +88,10 @@ def test_files_keep_their_order_and_empty_ones_are_files() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        pytest.param(form(part(DISPOSITION + b"\r\n", b"slice.png")), "got text in the field 'image'", id="text"),
+        pytest.param(form(part(DISPOSITION + b"\r\n", b"slice.png")), "got text, not a file", id="text"),
         pytest.param(
             form(part(b"Content-Type: text/plain; charset=undefined\r\n" + DISPOSITION + b"\r\n", b"a")),
-            "text in the field 'image', not a file",
+            "got text, not a file",
             id="text of no charset",
         ),
         pytest.param(form(part(), part()), "got more", id="two files"),

@@ -386,6 +386,17 @@ def test_what_follows_the_json_is_not_counted_as_json(client: Client, monkeypatc
     assert client.binary({"inputs": [in_binary]}, picture.tobytes()).status_code == 200
 
 
+@pytest.mark.parametrize("wide", ["\\ud83d\\ude00", "\N{GRINNING FACE}", "\N{LATIN SMALL LETTER U WITH DIAERESIS}"])
+def test_large_json_of_characters_that_take_several_bytes_each_is_refused(wide: str) -> None:
+    text = f'["{wide}"'.encode()
+    check_json(text.ljust(1_000_000), 1_000_000)
+    large = text.ljust(1_000_001)
+    check_json(large, 1_000_000)
+    with pytest.raises(RequestError, match="unless it is ASCII") as refused:
+        check_json(large, len(large))
+    assert (refused.value.status, refused.value.code) == (413, "json_too_large")
+
+
 def test_four_pictures_of_256_pixels_a_side_are_let_pass_as_json() -> None:
     data = json.dumps(np.zeros((4, 256, 256, 1), np.uint8).tolist()).encode()
     check_json(data, len(data))
