@@ -1,0 +1,130 @@
+"""`python -m load_tests.hold.attackers URL GRPC`: clients that hold what they can get, until they are ended.
+
+Prints a line once all have begun. Each starts anew when the service ends it.
+"""
+
+import asyncio
+import contextlib
+import random
+import sys
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from io import BytesIO
+from typing import Final
+
+from PIL import Image
+
+from load_tests.hold import wire
+from load_tests.images import phantom
+
+HEAD: Final = "POST /v1/predict HTTP/1.1\r\nHost: chestct\r\nContent-Type: image/png\r\n"
+TRICKLE_SECONDS: Final = 3
+TURN_SECONDS: Final = 10
+START_SECONDS: Final = 3
+MOST_SECONDS: Final = 600
+
+
+async def attack(url: str, grpc: str) -> None:
+    """All of them at once, for MOST_SECONDS at most."""
+    costly = _costly_pictures()
+    explain = wire.post("/v1/predict?explain=true", phantom(), {"Content-Type": "image/png"})
+    body = f"{HEAD}Content-Length: 20000000\r\n\r\n".encode() + bytes(50_000)
+    kinds: Sequence[tuple[int, Callable[[], Awaitable[None]]]] = (
+        (60, lambda: _hold(url, HEAD[:60].encode())),
+        (86, lambda: _hold(url, body)),
+        (20, lambda: _never_read(url, explain)),
+        (2, lambda: _send_costly(url, costly)),
+        (6, lambda: _unfinished_streams(grpc)),
+    )
+
+    async def again(one: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+                await one()
+            await asyncio.sleep(0.5 + random.random())
+
+    tasks = [asyncio.ensure_future(again(one)) for count, one in kinds for _ in range(count)]
+    await asyncio.sleep(START_SECONDS)
+    print(f"{len(tasks)} bad clients", flush=True)
+    await asyncio.wait(tasks, timeout=MOST_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+
+
+async def _hold(url: str, beginning: bytes) -> None:
+    """Send the beginning of a request, then a byte now and then, until the service ends the connection."""
+    reader, writer = await wire.connect(url)
+    try:
+        writer.write(beginning)
+        while not reader.at_eof():
+            await asyncio.sleep(TRICKLE_SECONDS)
+            writer.write(b"a")
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+async def _never_read(url: str, request: bytes) -> None:
+    """Ask again and again on one connection and read no answer."""
+    _, writer = await wire.connect(url)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    try:
+        async with asyncio.timeout(TURN_SECONDS):
+            while True:
+                writer.write(request)
+                await writer.drain()
+                await asyncio.sleep(1)
+    finally:
+        writer.transport.abort()
+
+
+def _costly_pictures() -> list[bytes]:
+    """A wide PNG, a JPEG of a thousand scans, a PNG of many chunks."""
+    wide = BytesIO()
+    Image.new("L", (1, 1 << 24)).save(wide, "PNG")
+    progressive = BytesIO()
+    Image.new("L", (2048, 2048), 128).save(progressive, "JPEG", progressive=True)
+    jpeg = progressive.getvalue()
+    last = jpeg.rindex(b"\xff\xda")
+    scans = jpeg[:last] + jpeg[last:-2] * 1000 + jpeg[-2:]
+    small = BytesIO()
+    Image.new("L", (64, 64)).save(small, "PNG")
+    png = small.getvalue()
+    chunk = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
+    return [wide.getvalue(), scans, png[:33] + chunk * 100_000 + png[33:]]
+
+
+async def _send_costly(url: str, files: Sequence[bytes]) -> None:
+    for data in files:
+        await wire.exchange(url, wire.post("/v1/predict", data, {"Content-Type": "image/png"}))
+
+
+async def _unfinished_streams(address: str) -> None:
+    """Twenty gRPC calls on one connection, each with a message of 20 MB of which 60 kB come."""
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
+        headers = b"".join(
+            b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+            for name, value in (
+                (b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"chestct"),
+                (b":path", b"/inference.GRPCInferenceService/ModelInfer"), (b"te", b"trailers"),
+                (b"content-type", b"application/grpc"),
+            )
+        )  # fmt: skip
+        for stream in range(1, 40, 2):
+            writer.write(_frame(1, 4, stream, headers))
+            message = b"\0" + (20_000_000).to_bytes(4, "big") + bytes(3000)
+            writer.write(_frame(0, 0, stream, message))
+        async with asyncio.timeout(TURN_SECONDS):
+            while await reader.read(65536):
+                pass
+    finally:
+        writer.close()
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+if __name__ == "__main__":
+    asyncio.run(attack(*sys.argv[1:]))
