@@ -17,7 +17,7 @@ from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
 from chestct import store
-from serving import bento, connections, heartbeat, http, metrics, run_folder
+from serving import bento, connections, heartbeat, http, log, metrics, run_folder
 from serving.keys import Keys, KeysError
 from serving.memory_budget import MemoryBudget
 from serving.middleware import AdmissionControl, RequestRecording
@@ -92,6 +92,9 @@ class ChestCT:
 
     model = ServedModel()
 
+    def __init__(self) -> None:
+        log.keep_from_waiting()  # before BentoML's next line, at which a new worker would wait for who reads the log
+
     @bentoml.on_deployment
     def supervise() -> None:
         """In BentoML's supervisor, before it starts the workers: check what can be checked, then watch them."""
@@ -115,12 +118,13 @@ class ChestCT:
             run_folder.give_up(RUN, error)
 
     async def _start(self) -> None:
-        from serving import call, openapi, rpc, tracing
+        from serving import openapi, rpc, tracing
         from serving.classifier import Classifier, load_engine
         from serving.drain import Drain
 
         _let_no_thread_interrupt_another()
-        call.log_to_stdout()
+        log.take_over()
+        bento.log_failures_alone()
         if BentoMLContainer.tracing.exporter_type.get():
             tracing.start(BentoMLContainer.tracer_provider.get())
         stored = _find()
@@ -164,7 +168,6 @@ class ChestCT:
         return await bento.classify(self.classifier, images)
 
     async def _announce_stop(self) -> None:
-        logging.getLogger("bentoml").setLevel(logging.WARNING)  # it would tell of each hook that it runs
         self.classifier.announce_stop()
         await self.rpc.announce()
 

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from itertools import groupby
 from typing import Annotated, Any, Final, NamedTuple
 
-from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,7 +81,7 @@ async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[s
         except (Closed, TimeoutError) as error:
             outcomes = [error] * len(images)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
-            _log.exception("request %s failed", call.request_id)
+            _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
             outcomes = [error] * len(images)
         except asyncio.CancelledError:
             if not call.abandoned:
@@ -166,6 +166,18 @@ class Guard:
         if status != HTTPStatus.OK:
             raise RuntimeError(f"BentoML answered {status}")
         return answer
+
+
+def log_failures_alone() -> None:
+    """Keep what a caller got wrong out of BentoML's log of exceptions: the request's line says it."""
+    logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_failure)
+
+
+def _is_failure(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    refused = isinstance(error, ValidationError)
+    status = getattr(error, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)  # BentoML's own have one
+    return not refused and status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _in_words(refusal: bytes) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import math
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -130,12 +129,3 @@ def choose_id(*wanted: object) -> str:
         if isinstance(text, str) and 0 < len(text) <= _LONGEST_ID and text.isascii() and text.isprintable():
             return text
     return uuid.uuid4().hex
-
-
-def log_to_stdout() -> None:
-    """Write each request's line to standard output as it is, without what other loggers put before theirs."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    _log.handlers = [handler]
-    _log.setLevel(logging.INFO)
-    _log.propagate = False

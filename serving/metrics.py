@@ -50,6 +50,9 @@ QUEUE_DEPTH: Final = Gauge(
     "Images that are decoded, wait for the engine or are in it, over all workers.",
     multiprocess_mode="livesum",
 )
+LOG_LINES_DROPPED: Final = Counter(
+    "chestct_log_lines_dropped", "Lines of the log that were dropped, since standard output took no more."
+)
 BORROWED: Final = Counter("chestct_borrowed_images", "Images that another worker's engine computed, since it idled.")
 READER_RESTARTS: Final = Counter(
     "chestct_reader_restarts",

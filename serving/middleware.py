@@ -193,7 +193,7 @@ class ErrorBoundary:
             if begun:  # the answer is on its way and can't be taken back: the server closes the connection
                 raise
             if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-                _log.exception("request %s failed", call.request_id)
+                _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
             await error_response(answer, scope)(scope, receive, send)
 
 

@@ -182,7 +182,7 @@ def test_the_log_says_by_which_key_a_request_came(guarded: Guarded) -> None:
     ask(guarded, "/v2", None)
     infer(guarded, guarded.key)
     lines = [json.loads(line) for line in guarded.server.log.read_text().splitlines() if line.startswith("{")]
-    found = {(line["route"], line.get("key")) for line in lines if line["code"] in ("200", "OK")}
+    found = {(line["route"], line.get("key")) for line in lines if line.get("code") in ("200", "OK")}
     for route in ("/v1/predict", "/v2/models/{name}/infer", "/classify", GRPC):
         assert (route, "ann") in found
     assert ("/v1/model", "ben") in found

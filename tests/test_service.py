@@ -223,10 +223,10 @@ def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -
         time.sleep(0.05)
     log = server.log.read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    ours = {line["request_id"]: line for line in lines if line["request_id"].startswith("line-")}
+    ours = {line["request_id"]: line for line in lines if line.get("request_id", "").startswith("line-")}
     assert {name: (line["route"], line["code"], line["outcome"]) for name, line in ours.items()} == {
         "line-http": ("/v1/predict", "200", "answered"),
-        "line-lost": ("other", "404", "answered"),
+        "line-lost": ("other", "404", "not_found"),
         "line-grpc": ("/inference.GRPCInferenceService/ModelInfer", "INVALID_ARGUMENT", "invalid_request"),
     }
     assert "scheme=http" not in log  # BentoML's access log

@@ -68,7 +68,7 @@ class Inference(service.GRPCInferenceServiceServicer):
             words = f"no answer within the call's deadline or the service's {limit} seconds"
             await abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", words)
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets a status and no internals
-            _log.exception("request %s failed", call.request_id)
+            _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
             words = f"request {call.request_id} failed, see the log"
             await abort(context, StatusCode.INTERNAL, "internal_error", words)
         return self._to_response(message_id, tensors)
