@@ -15,3 +15,7 @@ class ParamsError(StageError):
 
 class DataError(StageError):
     """The images are missing, incomplete or too few; the message names the folder or the class."""
+
+
+class TrackingError(StageError):
+    """MLflow's store or server can't be used; the message says where it is, without a password."""

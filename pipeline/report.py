@@ -83,6 +83,8 @@ def report(params: Params) -> None:
 
     run_id = card.lineage.run_id
     tracking.reopen_run(run_id)
+    if paths.HISTORY.exists():
+        tracking.log_training(run_id, paths.HISTORY)  # where MLflow did not answer when the training ended
     tracking.log_metrics(run_id, {tracking.SIZE: graph.stat().st_size / 1e6})
     for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
         tracking.log_artifact(run_id, path)

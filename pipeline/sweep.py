@@ -36,7 +36,7 @@ from tqdm import tqdm
 from pipeline import paths, stage, tracking
 from pipeline.base_model import build
 from pipeline.calibration import fit_temperature
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, StageError, TrackingError
 from pipeline.manifest import Manifest
 from pipeline.params import Params
 from pipeline.prepare import split
@@ -165,7 +165,8 @@ def _retry_interrupted(study: optuna.Study, parent: str) -> None:
 def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Callable[..., str]) -> None:
     """One trial, from drawing its values to its result in the study and in MLflow.
 
-    An error is recorded as a failed trial, which is not tried again; a kill or Ctrl-C leaves it to the next sweep.
+    An error is recorded as a failed trial, which is not tried again; a kill, Ctrl-C or an MLflow that does not answer
+    leaves it to the next sweep.
     """
     trial = study.ask(_space(params))
     name = f"trial {trial.number}"
@@ -180,6 +181,8 @@ def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Calla
                 return
         tracking.finish_run(run_id, "FINISHED")
         study.tell(trial, figures[LOSS])
+    except TrackingError:
+        raise
     except Exception:
         study.tell(trial, state=TrialState.FAIL)
         tracking.finish_run(run_id, "FAILED")

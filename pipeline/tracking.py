@@ -4,12 +4,14 @@ Stages run in processes of their own and add to one run, so every call names its
 
 Runs go to a local SQLite store in the working directory, which needs no server. MLFLOW_TRACKING_URI, and
 MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where it asks for them, name a server instead; they are taken
-from the environment, or else from the file `.env`. A server that can't be used raises StageError.
+from the environment, or else from the file `.env`. A store or server that can't be used raises TrackingError.
 """
 
+import csv
 import hashlib
 import os
 import subprocess
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,42 +22,46 @@ from time import time
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
-from dotenv import dotenv_values
 from numpy.typing import NDArray
 
-from pipeline.errors import StageError
+from pipeline import tracking_address
+from pipeline.errors import StageError, TrackingError
 from pipeline.params import Params
 
 # MLflow reads these while it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # what it logs with a traceback it raises, too
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 retry for minutes where no server answers
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.store.db import utils as database
+
+database.MAX_RETRY_COUNT = 4  # 10 retry for minutes where a database can't be opened
 
 EXPERIMENT: Final = "chestct"
 SWEEPS: Final = "chestct-sweeps"
 """Where a sweep's runs are: `best_run` does not look there, since a trial leaves no model to store."""
 STORE: Final = Path("mlflow.db")
 ARTIFACTS: Final = Path("mlartifacts")
-DOTENV: Final = Path(".env")
 SCORE: Final = "out_of_fold_macro_f1"
 """The metric by which runs are compared; nothing measured on the test folder ever is."""
 
 SIZE: Final = "megabytes"
 """The metric that is the graph's size."""
+BEST_EPOCH: Final = "best_epoch"
+"""The metric that is logged when the curves of a training are all there."""
 
-_SETTINGS: Final = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _SHORT_NAMES: Final = frozenset({"train.learning_rate", "train.batch_size", "prepare.image_size"})
 _TRAINED_BY: Final = {"seed", "data", "prepare", "base_model", "train"}
 _CODE: Final = ("chestct", "pipeline", "requirements")
 
+_BATCH: Final = 500
+"""Metrics in one call; a server takes 1000 at most."""
 _PARENT: Final = "mlflow.parentRunId"
 _CHECKOUT: Final = "checkout"
 """The tag that tells which folder of which machine a run was started in."""
@@ -73,19 +79,36 @@ class RunRecord(NamedTuple):
 
 @contextmanager
 def _tracking() -> Iterator[MlflowClient]:
-    """A client of the store or server that the settings name; its errors become one line."""
-    saved = dotenv_values(DOTENV)
-    for name in _SETTINGS:
-        if name not in os.environ and (value := saved.get(name)):
-            os.environ[name] = value  # MLflow reads user and password from there
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE.resolve()}"
+    """A client of the store or server that the settings name; its errors become one line, without a password."""
+    address = tracking_address.read_address(f"sqlite:///{STORE.resolve()}")
     try:
-        yield MlflowClient(uri)
-    except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise StageError(
-            f"MLflow at {uri}: {reason} (check MLFLOW_TRACKING_URI, _USERNAME and _PASSWORD in the environment or .env)"
-        ) from error
+        yield MlflowClient(address.uri)
+    except StageError:
+        raise
+    except ImportError as error:
+        raise TrackingError(
+            f"MLflow at {address.shown}: the Python package {error.name} is not installed, and this address needs it; "
+            "install it, or name an MLflow server"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - SQLAlchemy's, requests' and the system's come through
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = textwrap.shorten(address.hide(first), 400, placeholder=" ...")
+        raise TrackingError(
+            f"MLflow at {address.shown}: {reason} (check {tracking_address.URI}, _USERNAME and _PASSWORD in the "
+            "environment or .env)"
+        ) from (None if address.secrets else error)
+
+
+def _find_experiment(client: MlflowClient, name: str) -> Experiment | None:
+    """Raises TrackingError for one in MLflow's trash, which takes no runs and gives its name to no other."""
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        shown = tracking_address.read_address(f"sqlite:///{STORE.resolve()}").shown
+        raise TrackingError(
+            f"MLflow at {shown}: the experiment {name} was deleted; "
+            f"`MLFLOW_TRACKING_URI={shown} mlflow experiments restore -x {found.experiment_id}` brings it back"
+        )
+    return found
 
 
 def start_run(
@@ -105,7 +128,7 @@ def start_run(
     `name` is made up where there is none; the run is shown below the run `parent`.
     """
     with _tracking() as client:
-        known = client.get_experiment_by_name(experiment)
+        known = _find_experiment(client, experiment)
         experiment_id = known.experiment_id if known else client.create_experiment(experiment, _artifacts())
         tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit, _CHECKOUT: _here()}
         if parent is not None:
@@ -123,6 +146,26 @@ def log_metrics(run_id: str, metrics: Mapping[str, float], step: int | None = No
     now = int(time() * 1000)
     with _tracking() as client:
         client.log_batch(run_id, metrics=[Metric(name, value, now, step or 0) for name, value in metrics.items()])
+
+
+def log_training(run_id: str, history: Path) -> None:
+    """Add the curves of a training to its run, from the `history.csv` of stage train, unless they are there already."""
+    with _tracking() as client:
+        if BEST_EPOCH in client.get_run(run_id).data.metrics:
+            return
+        with history.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        now = int(time() * 1000)
+        points = [
+            Metric(f"{row['network']}_{name}", float(value), now, int(row["epoch"]))
+            for row in rows
+            for name, value in row.items()
+            if name not in ("network", "epoch") and value
+        ]
+        for start in range(0, len(points), _BATCH):
+            client.log_batch(run_id, metrics=points[start : start + _BATCH])
+        client.log_artifact(run_id, str(history))
+        client.log_batch(run_id, metrics=[Metric(BEST_EPOCH, float(rows[-1]["epoch"]), now, 0)])
 
 
 def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
@@ -169,7 +212,7 @@ def fail_unfinished(parent: str | None = None) -> None:
     """
     name, tag, value = (EXPERIMENT, _CHECKOUT, _here()) if parent is None else (SWEEPS, _PARENT, parent)
     with _tracking() as client:
-        experiment = client.get_experiment_by_name(name)
+        experiment = _find_experiment(client, name)
         if experiment is None:
             return
         found = client.search_runs(
@@ -185,7 +228,7 @@ def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
     A score on other data is no comparison.
     """
     with _tracking() as client:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
+        experiment = _find_experiment(client, EXPERIMENT)
         if experiment is None:
             return None
         found = client.search_runs(

@@ -8,10 +8,12 @@ network goes back to its checkpoint of that epoch, is kept and scores its held-o
 trained on all images for that many epochs.
 """
 
+import contextlib
 import csv
 import json
 import math
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +28,7 @@ from pipeline import paths, stage, tracking
 from pipeline.augmentation import augment
 from pipeline.base_model import LOGITS, compile_for, features_of
 from pipeline.classes import CLASSES
-from pipeline.errors import StageError
+from pipeline.errors import StageError, TrackingError
 from pipeline.params import Params
 
 History = list[dict[str, float]]
@@ -48,7 +50,8 @@ class Pool(NamedTuple):
 def train(params: Params) -> None:
     """Write FOLD_MODELS, OUT_OF_FOLD, FINAL_MODEL, HISTORY and RUN, and log it all as one MLflow run.
 
-    A run that an earlier training in this folder left open, killed or never reported, is closed.
+    A run that an earlier training in this folder left open, killed or never reported, is closed. What was trained stays
+    where MLflow no longer answers at the end.
 
     Raises StageError where a network diverged.
     """
@@ -83,10 +86,16 @@ def train(params: Params) -> None:
         network, history = fit(pool, None, params, "all images", epochs=epochs)
         _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
-        _log(run_id, [*histories, history], epochs)
+        _write_history([*histories, history])
+        paths.RUN.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
     except BaseException:
-        tracking.finish_run(run_id, "FAILED")
+        with contextlib.suppress(TrackingError):  # what ended the training is what counts
+            tracking.finish_run(run_id, "FAILED")
         raise
+    try:
+        tracking.log_training(run_id, paths.HISTORY)
+    except TrackingError as error:
+        print(f"train: {error}; the training is kept, and stage report adds its curves", file=sys.stderr)
     accuracy = (logits.argmax(axis=1) == pool.labels).mean()
     print(f"best epoch {epochs}; out-of-fold accuracy {accuracy:.3f}; MLflow run {run_id}")
 
@@ -301,7 +310,8 @@ def _require_finite(figures: ArrayLike, what: str) -> None:
         raise StageError(f"{what} diverged, its figures are not finite; lower train.learning_rate")
 
 
-def _log(run_id: str, histories: list[History], epochs: int) -> None:
+def _write_history(histories: list[History]) -> None:
+    """HISTORY: each fold's network and, last, the final one, which learns for as many epochs as are best."""
     names = [f"fold_{fold + 1}" for fold in range(len(histories) - 1)] + ["final"]
     rows = [
         {"network": name, "epoch": epoch, **row}
@@ -312,12 +322,6 @@ def _log(run_id: str, histories: list[History], epochs: int) -> None:
         writer = csv.DictWriter(file, ["network", "epoch", "loss", "accuracy", "val_loss", "val_accuracy"])
         writer.writeheader()
         writer.writerows(rows)
-    for name, history in zip(names, histories, strict=True):
-        for epoch, row in enumerate(history, 1):
-            tracking.log_metrics(run_id, {f"{name}_{key}": value for key, value in row.items()}, step=epoch)
-    tracking.log_metrics(run_id, {"best_epoch": epochs})
-    tracking.log_artifact(run_id, paths.HISTORY)
-    paths.RUN.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -200,9 +200,11 @@ def run() -> mlflow.entities.Run:
 def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_finished(
     exported: Params, tmp_path: Path
 ) -> None:
+    paths.HISTORY.write_text("network,epoch,loss,val_loss\nfinal,1,0.5,\n", encoding="utf-8")
     report(exported)
     figures = run().data.metrics
     assert run().info.status == "FINISHED"
+    assert (figures["final_loss"], figures["best_epoch"]) == (0.5, 1)  # as train had no answer from MLflow
     assert figures["megabytes"] == (paths.RELEASE / GRAPH).stat().st_size / 1e6
     assert figures["test_accuracy"] == 0.75
     assert figures["test_without_twins_accuracy"] == 1

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from time import sleep
@@ -21,7 +21,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pipeline import paths, sweep, tracking
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, StageError, TrackingError
 from pipeline.manifest import Manifest
 from pipeline.params import Params
 from pipeline.phantoms import draw_phantom
@@ -184,6 +184,26 @@ def test_a_trial_that_raises_is_failed_and_not_tried_again(params: Params, losse
     assert [trial.state for trial in study().trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert study().trials[2].params != study().trials[1].params
     assert runs()["trial 1"].info.status == "FAILED"
+
+
+def test_a_trial_that_mlflow_did_not_answer_is_tried_again_and_the_one_line_is_said(
+    params: Params, losses: dict[int, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses[1] = [0.5, 0.5]
+    log_metrics = tracking.log_metrics
+
+    def gone(run_id: str, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if metrics[sweep.LOSS] == 0.5:
+            raise TrackingError("MLflow at http://host: no answer")
+        log_metrics(run_id, metrics, step)
+
+    monkeypatch.setattr(tracking, "log_metrics", gone)
+    with pytest.raises(TrackingError, match="no answer"):
+        sweep.sweep(params)
+    monkeypatch.setattr(tracking, "log_metrics", log_metrics)
+    sweep.sweep(params)
+    assert [trial.state for trial in study().trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert study().trials[2].params == study().trials[1].params
 
 
 def test_more_trials_go_on_and_as_many_do_nothing(

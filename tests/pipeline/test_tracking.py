@@ -1,11 +1,14 @@
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic, sleep
 from urllib.error import URLError
@@ -15,8 +18,9 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline import tracking
-from pipeline.errors import StageError
+from pipeline import tracking, tracking_address
+from pipeline.errors import StageError, TrackingError
+from pipeline.manifest import Manifest
 from pipeline.params import Params
 from tests.graphs import tiny_graph
 from tests.pipeline.conftest import start_run
@@ -211,7 +215,7 @@ def server(tracked: Path) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = monotonic() + 60
+        deadline = monotonic() + 180
         while not _answers(f"{address}/health"):
             assert process.poll() is None, (tracked / "server.log").read_text(encoding="utf-8")
             assert monotonic() < deadline, "the server does not answer"
@@ -238,7 +242,7 @@ def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_li
         monkeypatch.setenv(name, "")  # so that what `.env` sets goes when the test ends
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    tracking.DOTENV.write_text(
+    tracking_address.DOTENV.write_text(
         f"MLFLOW_TRACKING_URI={server}\nMLFLOW_TRACKING_USERNAME=ann\nMLFLOW_TRACKING_PASSWORD=correct-horse-battery\n",
         encoding="utf-8",
     )
@@ -261,6 +265,132 @@ def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_li
     assert not tracking.STORE.exists()
     with sqlite3.connect("server.db") as database:
         assert database.execute("select run_uuid from runs").fetchall() == [(run_id,)]
+
+
+PW = "MARKER-correct/horse@battery"
+QUOTED = "MARKER-correct%2Fhorse%40battery"
+
+
+@pytest.mark.long
+def test_a_password_in_the_address_opens_the_server_and_is_said_nowhere(
+    server: str, params: Params, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for password, works in (("correct-horse-battery", True), ("MARKER-wrong", False)):
+        for name in (tracking_address.USERNAME, tracking_address.PASSWORD):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("//", f"//ann:{password}@"))
+        if works:
+            run_id = finished(params, 0.75)
+            best = tracking.best_run(DIGEST, 10)
+            assert best is not None
+            assert best.run_id == run_id
+            tracking.log_artifact(run_id, tracking_address.DOTENV.parent / "auth.ini")
+            assert tracking.fetch(run_id, "auth.ini", tmp_path).exists()
+        else:
+            with pytest.raises(StageError, match="401") as caught:
+                start(params)
+            assert password not in str(caught.value)
+        said = capfd.readouterr()
+        assert password not in said.out + said.err
+
+
+@pytest.mark.parametrize("where", ["environment", ".env"])
+def test_a_password_in_the_address_is_not_printed_where_no_server_answers(
+    workspace: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process: MLflow's own warnings and those of its libraries count, too."""
+    shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
+    (workspace / "data").mkdir()
+    Manifest(source="local", digest=DIGEST, files=()).write()
+    uri = f"http://ann:{QUOTED}@127.0.0.1:9"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "DEBUG"}
+    if where == "environment":
+        environment["MLFLOW_TRACKING_URI"] = uri
+    else:
+        tracking_address.DOTENV.write_text(f"MLFLOW_TRACKING_URI={uri}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline.store"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 2
+    assert "http://127.0.0.1:9" in done.stderr.splitlines()[-1]
+    assert "MARKER" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("postgresql://ann:MARKER@127.0.0.1/db", "Python package psycopg is not installed"),
+        ("gopher://ann:MARKER@host", "gopher://host"),
+        ("http://ann:MARKER@[host", "MLFLOW_TRACKING_USERNAME"),
+        ("http://ann:MARKER/slash@host", "MLFLOW_TRACKING_USERNAME"),
+        ("http://", "MLFLOW_TRACKING_USERNAME"),
+        ("a folder of runs", "a folder of runs"),
+        ("sqlite:////dev/null/mlflow.db", "/dev/null"),
+        ("sqlite:///text.db", "file is not a database"),
+    ],
+)
+def test_an_address_that_cannot_be_used_ends_in_one_line(
+    workspace: Path,
+    params: Params,
+    uri: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if "psycopg" in words and find_spec("psycopg"):
+        pytest.skip("psycopg, PostgreSQL's driver, is installed here")
+    (workspace / "text.db").write_text("no database, but a text that is longer than the header of one would be\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError) as caught:
+        tracking.best_run(DIGEST, 10)
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+    said = capfd.readouterr()
+    assert "MARKER" not in message + said.out + said.err
+    assert "Traceback" not in said.err
+
+
+def test_a_deleted_experiment_ends_in_one_line_that_says_how_to_bring_it_back(
+    tracked: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = finished(params, 0.9)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    experiment = client.get_run(run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    for use in (lambda: start(params), lambda: tracking.best_run(DIGEST, 10), tracking.fail_unfinished):
+        with pytest.raises(TrackingError, match="the experiment chestct was deleted") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    setting, *command = shlex.split(str(caught.value).split("`")[1])
+    name, _, value = setting.partition("=")
+    environment = {**os.environ, name: value}
+    subprocess.run([sys.executable, "-m", *command], env=environment, check=True, capture_output=True, timeout=100)
+    best = tracking.best_run(DIGEST, 10)
+    assert best is not None
+    assert best.run_id == run_id
+
+
+def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> None:
+    run_id = start(params)
+    history = tracked / "history.csv"
+    history.write_text(
+        "network,epoch,loss,accuracy,val_loss,val_accuracy\n"
+        "fold_1,1,0.5,0.7,nan,0.6\nfold_1,2,0.25,0.8,0.4,0.7\nfinal,1,0.5,0.75,,\nfinal,2,0.125,0.875,,\n",
+        encoding="utf-8",
+    )
+    tracking.log_training(run_id, history)
+    tracking.log_training(run_id, history)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    curve = [(point.step, point.value) for point in client.get_metric_history(run_id, "final_loss")]
+    assert curve == [(1, 0.5), (2, 0.125)]
+    metrics = read_back(run_id).data.metrics
+    assert metrics["best_epoch"] == 2
+    assert metrics["fold_1_val_accuracy"] == 0.7
+    assert "final_val_loss" not in metrics
+    assert tracking.fetch(run_id, "history.csv", tracked).read_bytes() == history.read_bytes()
 
 
 def test_where_no_server_answers_it_ends_soon_with_its_address(

@@ -59,6 +59,47 @@ def test_a_run_that_a_killed_training_left_open_is_closed_by_the_next(
     assert client.get_run(killed).info.status == "FAILED"
 
 
+class Saved:
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"network")
+
+
+def test_what_was_trained_stays_where_mlflow_no_longer_answers(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "fit", lambda *_, **__: (Saved(), [{"loss": 0.5, "val_loss": 0.5}]))
+    monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
+
+    def score(*_: object) -> np.ndarray:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/gone.db")
+        return np.zeros((8, 4), np.float32)
+
+    monkeypatch.setattr(train, "_score_folds", score)
+    train.train(params)
+    assert all(path.is_file() for path in (paths.FINAL_MODEL, paths.OUT_OF_FOLD, paths.HISTORY, paths.RUN))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: MLflow at sqlite:////dev/null/gone.db")
+    assert line.endswith("the training is kept, and stage report adds its curves")
+    run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracking.log_training(run_id, paths.HISTORY)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    assert client.get_run(run_id).data.metrics.items() >= {"final_loss": 0.5, "best_epoch": 1}.items()
+
+
+def test_what_ended_a_training_is_said_though_mlflow_is_gone_too(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/gone.db")
+        raise StageError("diverged")
+
+    monkeypatch.setattr(train, "fit", diverge)
+    with pytest.raises(StageError, match=r"^diverged$"):
+        train.train(params)
+
+
 @pytest.mark.parametrize(
     ("logit", "loss", "what"), [(np.nan, 0.5, "a fold's network"), (0.0, np.nan, "the network of all images")]
 )
