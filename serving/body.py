@@ -94,7 +94,8 @@ async def _receive(request: Request, call: Call, limit: int, memory: float) -> b
 
 def _too_slow() -> RequestError:
     expected = f"at least {LEAST_RATE} bytes a second, no pause of {LONGEST_PAUSE:g} seconds, and its end in time"
-    return RequestError(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", f"the body came too slowly: expected {expected}")
+    words = f"the body came too slowly: expected {expected}"
+    return RequestError(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", words, {"Connection": "close"})
 
 
 def check_encoding(headers: Iterable[str]) -> None:

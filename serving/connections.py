@@ -7,6 +7,8 @@ unread bytes before it, Linux resets, so that a client that is still sending may
 
 import asyncio
 import json
+import math
+import resource
 from collections import deque
 from enum import Enum, auto
 from http import HTTPStatus
@@ -15,9 +17,10 @@ from typing import Any, ClassVar, Final, cast
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from serving.call import Call, choose_id
+from serving.call import LEAST_RATE, Call, choose_id
 from serving.errors import RequestError, error_body
 from serving.middleware import COMMON_HEADERS, REQUEST_ID
+from serving.pace import Pace
 
 HEAD_SECONDS: Final = 10.0
 """From a connection's start, or from a head's first byte, to the head's end."""
@@ -28,21 +31,41 @@ PIPELINED: Final = 32
 LINGER_SECONDS: Final = 30.0
 """In which the rest of a body that nobody reads is dropped."""
 LINGER_PAUSE: Final = 5.0
-"""Without a byte of it, then it is given up. When the service stops it has no longer than this."""
+"""Of these in which less than LEAST_RATE comes of it, then it is given up. At a stop it has no longer than this."""
 LINGER_BYTES: Final = 1 << 30
 """Dropped at most; it takes about a second of a core."""
 LINGERING: Final = 512
 """Connections, per worker, that are open for that alone; beyond, the oldest of them ends."""
 WRITE_PAUSE: Final = 10.0
-"""Seconds in which a client must take LEAST_TAKEN bytes of its answer, or what is left of it."""
-LEAST_TAKEN: Final = 80_000
+"""Seconds in which a client must take its answer at LEAST_RATE, or what is left of it."""
 CONNECTIONS: Final = 2048
 """Open at once, per worker; beyond, the one that idles longest ends."""
 
+_HEAD_TOO_LARGE: Final = RequestError(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "head_too_large",
+    f"expected a request's line and headers in at most {HEAD_BYTES} bytes, got more",
+)
+_TOO_MANY_WAIT: Final = RequestError(
+    HTTPStatus.BAD_REQUEST,
+    "invalid_request",
+    f"expected at most {PIPELINED} requests that wait behind another one on a connection, got more",
+)
+_NO_HTTP: Final = RequestError(HTTPStatus.BAD_REQUEST, "invalid_request", "expected a request in HTTP/1.1")
+_NO_TRAILERS: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
+"""In place of a request's headers once its app has them: uvicorn would append its trailers to them."""
+
 
 def install() -> None:
-    """Make it the connection of each server that starts later in this process and is not told otherwise."""
+    """Make it the connection of each server that starts later in this process and is not told otherwise.
+
+    Each takes an open file, of which many systems grant 1,024 and more on demand; half of them are for connections.
+    """
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
+    most, at_most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = max(most, min(2 * CONNECTIONS, at_most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, at_most))
+    BoundedConnection.most = min(CONNECTIONS, files // 2)
 
 
 class _Transport:
@@ -72,6 +95,8 @@ class _Stage(Enum):
 class BoundedConnection(HttpToolsProtocol):
     """One connection. What is read for a request in progress is left to serving.body; all else is bounded here."""
 
+    most: ClassVar[int] = CONNECTIONS
+    """Connections that may be open at once."""
     _all_lingering: ClassVar[dict["BoundedConnection", None]] = {}
     """The oldest first."""
 
@@ -93,13 +118,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._draining = False
         """Whether the rest of a message is dropped that was answered before it was read, to go on with the next."""
         self._dropped = 0
-        self._dropped_before = 0
-        """At the last look at it."""
-        self._drop_until = 0.0
-        self._unsent = 0
-        """Bytes that the client had not taken at the last look at it."""
-        self._read_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._dropping: Pace
+        self._writing: Pace
+        self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
         self._stopping = False
 
@@ -111,15 +132,18 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         self._wire = transport
+        self._dropping = Pace(lambda: self._dropped, transport.abort)
+        self._writing = Pace(self._count_written, transport.abort)
         super().connection_made(cast("asyncio.Transport", _Transport(self, transport)))
         self._idle_since = self.loop.time()
         self._await_head()
-        if len(self.connections) > CONNECTIONS:
+        if len(self.connections) > self.most:
             self._make_place()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._time_reading(None)
-        self._stop_watching_writes()
+        self._time_head(None)
+        self._dropping.stop()
+        self._writing.stop()
         self._all_lingering.pop(self, None)
         super().connection_lost(exc)
 
@@ -128,13 +152,17 @@ class BoundedConnection(HttpToolsProtocol):
             self._drop(len(data))
             return
         self._moved = False
+        self._unparsed += len(data)
         super().data_received(data)
-        self._unparsed = 0 if self._moved else self._unparsed + len(data)
-        if self._unparsed > HEAD_BYTES:
-            self._refuse(_head_too_large())
+        if self._moved:
+            self._unparsed = 0
+        elif self._unparsed > HEAD_BYTES and not self._deaf:
+            self._refuse(_HEAD_TOO_LARGE)
+        if self._deaf:
+            return
         if self._draining:
             self._drop(len(data))
-        elif self._read_timer is None and self.timeout_keep_alive_task is None and not self._busy:
+        elif self._head_timer is None and self.timeout_keep_alive_task is None and not self._busy:
             self._await_head()
 
     def on_message_begin(self) -> None:
@@ -142,15 +170,14 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
-            self._refusal = _head_too_large()
-            raise ValueError
-        if len(self.pipeline) >= PIPELINED:
-            words = f"expected at most {PIPELINED} requests that wait behind another one on a connection, got more"
-            self._refusal = RequestError(HTTPStatus.BAD_REQUEST, "invalid_request", words)
+        if self._unparsed > HEAD_BYTES and self._measure_head() > HEAD_BYTES:
+            self._refusal = _HEAD_TOO_LARGE
+        elif len(self.pipeline) >= PIPELINED:
+            self._refusal = _TOO_MANY_WAIT
+        if self._refusal is not None:
             raise ValueError
         self._moved = True
-        self._time_reading(None)
+        self._time_head(None)
         self._unset_keepalive_if_required()
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
             self.expect_100_continue = False
@@ -158,7 +185,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._stage = _Stage.BODY
         if self.expect_100_continue:
             self._close_unless_continued(self.cycle)
-        self.headers = deque(maxlen=0)  # type: ignore[assignment] # trailers are no headers
+        self.headers = _NO_TRAILERS  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         self._moved = True
@@ -170,7 +197,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_complete()
         if self._draining:
             self._draining = False
-            self._time_reading(None)
+            self._dropping.stop()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -179,7 +206,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_response_complete()
         self._idle_since = self.loop.time()
         if self._wire.get_write_buffer_size():
-            self._watch_writes()
+            self._writing.start(WRITE_PAUSE, LEAST_RATE)
         if self.lingering or self._wire.is_closing() or (self._busy and not self._deaf):
             return
         if self._deaf:
@@ -193,19 +220,18 @@ class BoundedConnection(HttpToolsProtocol):
             self._await_head()
 
     def send_400_response(self, msg: str) -> None:
-        words = "expected a request in HTTP/1.1"
-        self._refuse(self._refusal or RequestError(HTTPStatus.BAD_REQUEST, "invalid_request", words))
+        self._refuse(self._refusal or _NO_HTTP)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: it is no fault of the service's."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_writes()
+        self._writing.start(WRITE_PAUSE, LEAST_RATE)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_watching_writes()
+        self._writing.stop()
 
     def close(self) -> None:
         """Close now, or once the client has read its answer, where it may still be sending."""
@@ -219,7 +245,7 @@ class BoundedConnection(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._stopping = True
         if self.lingering:
-            self._drop_until = min(self._drop_until, self.loop.time() + LINGER_PAUSE)
+            self._dropping.until = min(self._dropping.until, self.loop.time() + LINGER_PAUSE)
         elif self._draining:
             self._linger()
         elif self._busy:
@@ -230,7 +256,15 @@ class BoundedConnection(HttpToolsProtocol):
     # Heads
 
     def _await_head(self) -> None:
-        self._time_reading(self.loop.call_later(HEAD_SECONDS, self._end_late_head))
+        self._time_head(self.loop.call_later(HEAD_SECONDS, self._end_late_head))
+
+    def _measure_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _time_head(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = timer
 
     def _end_late_head(self) -> None:
         if self._stage is _Stage.START and not self._unparsed:
@@ -254,7 +288,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no request, once those before it are answered, and end the connection."""
         self._deaf = True
-        self._time_reading(None)
+        self._time_head(None)
         waiting = len(self.pipeline)
         self.pipeline.clear()
         if self._busy and (waiting or self._stage is not _Stage.BODY or self.cycle.response_started):
@@ -284,15 +318,15 @@ class BoundedConnection(HttpToolsProtocol):
         return STATUS_LINE[error.status] + lines + b"\r\n" + body
 
     def _make_place(self) -> None:
-        others = [one for one in self.connections if isinstance(one, BoundedConnection) and one is not self]
-        for one in self._all_lingering:
-            one._wire.abort()
+        if self._all_lingering:
+            next(iter(self._all_lingering))._wire.abort()
             return
+        others = [one for one in self.connections if isinstance(one, BoundedConnection) and one is not self]
         idle = [one for one in others if not (one._busy or one._wire.is_closing())]
         if idle:
             min(idle, key=lambda one: one._idle_since)._wire.close()
         else:
-            words = f"all of {CONNECTIONS} connections have a request in progress"
+            words = f"each of {self.most} connections has a request in progress"
             self._refuse(RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", words))
 
     # What nobody reads
@@ -312,49 +346,15 @@ class BoundedConnection(HttpToolsProtocol):
         self._start_dropping()
 
     def _start_dropping(self) -> None:
-        self._dropped = self._dropped_before = 0
-        self._drop_until = self.loop.time() + (LINGER_PAUSE if self._stopping else LINGER_SECONDS)
-        self._time_reading(self.loop.call_later(LINGER_PAUSE, self._look_at_dropped))
+        self._dropped = 0
+        seconds = LINGER_PAUSE if self._stopping else LINGER_SECONDS
+        self._dropping.start(LINGER_PAUSE, LEAST_RATE, self.loop.time() + seconds)
 
     def _drop(self, size: int) -> None:
         self._dropped += size
         if self._dropped > LINGER_BYTES:
             self._wire.abort()
 
-    def _look_at_dropped(self) -> None:
-        if self._dropped == self._dropped_before or self.loop.time() >= self._drop_until:
-            self._wire.abort()
-        else:
-            self._dropped_before = self._dropped
-            self._time_reading(self.loop.call_later(LINGER_PAUSE, self._look_at_dropped))
-
-    def _time_reading(self, timer: asyncio.TimerHandle | None) -> None:
-        if self._read_timer is not None:
-            self._read_timer.cancel()
-        self._read_timer = timer
-
-    # What nobody takes
-
-    def _watch_writes(self) -> None:
-        self._stop_watching_writes()
-        self._unsent = self._wire.get_write_buffer_size()
-        self._write_timer = self.loop.call_later(WRITE_PAUSE, self._look_at_writes)
-
-    def _look_at_writes(self) -> None:
-        left = self._wire.get_write_buffer_size()
-        if left and left > self._unsent - LEAST_TAKEN:
-            self._wire.abort()
-        elif left:
-            self._watch_writes()
-        else:
-            self._write_timer = None
-
-    def _stop_watching_writes(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-
-def _head_too_large() -> RequestError:
-    words = f"expected a request's line and headers in at most {HEAD_BYTES} bytes, got more"
-    return RequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", words)
+    def _count_written(self) -> float:
+        unsent = self._wire.get_write_buffer_size()
+        return -unsent if unsent else math.inf

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import queue
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -25,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import connections
 from serving.connections import BoundedConnection
+from tests.server import ROOT
 
 UNREAD = 8_000_000
 """Bytes of a body, more than the sockets hold."""
@@ -78,6 +81,13 @@ def listening(served: ASGIApp = app) -> Iterator[Listening]:
         server.should_exit = True
         thread.join(SECONDS)
         assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Neither in the event loop nor in uvicorn."""
+    yield
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +188,7 @@ def far_away(port: int, seconds: float) -> Iterator[int]:
         there = await asyncio.open_connection("127.0.0.1", port)
         try:
             await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
-        except OSError:  # whoever resets one end resets the other
+        except (OSError, asyncio.CancelledError):  # whoever resets one end resets the other
             pass
         finally:
             for end in (writer, there[1]):
@@ -226,6 +236,13 @@ def read_all(client: socket.socket) -> bytes:
     while part := client.recv(65536):
         came += part
     return came
+
+
+def read_answer(client: socket.socket) -> http.client.HTTPResponse:
+    answer = http.client.HTTPResponse(client)
+    answer.begin()
+    answer.read()
+    return answer
 
 
 def ask(server: Listening, *parts: bytes, pause: float = 0) -> bytes:
@@ -277,15 +294,16 @@ def test_what_is_dropped_is_bounded(server: Listening, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
-def test_a_trickle_of_what_is_dropped_is_bounded_in_time(
-    server: Listening, monkeypatch: pytest.MonkeyPatch, path: str
+@pytest.mark.parametrize(("seconds", "piece"), [(0.1, bytes(10_000)), (1000, b"x")])
+def test_what_is_dropped_is_bounded_in_time_a_trickle_more_so(
+    server: Listening, monkeypatch: pytest.MonkeyPatch, path: str, seconds: float, piece: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "LINGER_SECONDS", seconds)
     monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
     with server.connect() as client:
         client.sendall(head(path, Content_Length="10000000000"))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            send_for_ever(client, b"x", 0.01)
+            send_for_ever(client, piece, 0.01)
 
 
 def test_so_many_linger_at_once(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,11 +349,11 @@ def test_who_waits_to_be_told_to_go_on_keeps_the_connection_once_it_went_on(serv
     with server.connect() as client:
         for _ in range(2):
             client.sendall(head(Content_Length="4", Expect="100-continue"))
-            assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            told = b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert client.recv(len(told), socket.MSG_WAITALL) == told
             client.sendall(b"body")
-            answer = client.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 200 ")
-            assert b"connection: close" not in answer
+            answer = read_answer(client)
+            assert (answer.status, answer.getheader("Connection")) == (200, None)
 
 
 def test_http_1_0_is_not_told_to_go_on(server: Listening) -> None:
@@ -363,7 +381,7 @@ def test_a_head_that_stays_half_sent_is_refused(
     with server.connect() as client:
         if before:
             client.sendall(before)
-            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert read_answer(client).status == 200
         client.sendall(sent)
         assert error_of(read_all(client)) == (408, "head_timeout")
 
@@ -473,7 +491,7 @@ def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
     server: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.wait_until_closed()
-    monkeypatch.setattr(connections, "CONNECTIONS", 2)
+    monkeypatch.setattr(BoundedConnection, "most", 2)
     with server.connect() as first, server.connect() as second:
         until(lambda: len(server.server.server_state.connections) == 2)
         second.sendall(head(Content_Length="4"))
@@ -484,11 +502,21 @@ def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
                 assert error_of(read_all(fourth)) == (503, "overloaded")
             for client in (second, third):
                 client.sendall(b"body")
-                assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+                assert read_answer(client).status == 200
 
 
 def test_an_upgrade_is_not_taken(server: Listening) -> None:
     with server.connect() as client:
         for protocol in ("websocket", "h2c"):
             client.sendall(head(method="GET", Connection="Upgrade", Upgrade=protocol))
-            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert read_answer(client).status == 200
+
+
+def test_more_open_files_are_asked_for_and_half_of_them_are_for_connections() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1000));"
+        "from serving import connections; connections.install();"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], connections.BoundedConnection.most)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    assert done.stdout.split() == [b"1000", b"500"]
