@@ -9,10 +9,14 @@ CheckSize = Callable[[int, int], None]
 CHEAP_PIXELS: Final = 2048 * 2048
 CHEAP_BYTES: Final = 1024 * 1024
 CHEAP_SAMPLES: Final = 4 * CHEAP_PIXELS
-"""What is decoded without limits on time and memory: within 0.2 s and 48 MiB, however the file was made.
+"""What is decoded without limits on time and memory: within 0.2 s and CHEAP_MEMORY, however the file was made.
 
 By files made to be slow, a byte costs up to 0.15 µs (Deflate's tables without codes behind them), a sample of a JPEG
-4 ns in each scan, and a pixel ten bytes."""
+4 ns in each scan."""
+CHEAP_MEMORY: Final = 40 * 1024 * 1024
+"""Bytes that decoding takes at most beside the file, where that is cheap."""
+MAX_MEMORY: Final = 160 * 1024 * 1024
+"""Bytes that decoding takes at most beside the file, for any picture that is read."""
 
 
 class BrokenFile(Exception):

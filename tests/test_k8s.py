@@ -14,8 +14,9 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from chestct.encoded import CHEAP_MEMORY, MAX_MEMORY
 from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
-from serving import metrics
+from serving import metrics, reader_child
 from serving.settings import PREFIX, Settings
 
 MONITORING = HERE / "components/monitoring"
@@ -306,6 +307,25 @@ def test_the_grace_period_holds_the_pause_the_drain_and_the_slowest_request(obje
     pause = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
     read = read_settings(objects)
     assert pod(objects)["terminationGracePeriodSeconds"] > pause + read.drain_seconds + read.request_timeout
+
+
+def test_the_memory_limit_holds_the_worst_of_every_part_at_once(objects: Objects) -> None:
+    page = (HERE.parent / "docs" / "capacity.md").read_text(encoding="utf-8")
+    table = page.partition("## Memory of a pod")[2].partition("\n\nWith two workers")[0]
+    rows = re.findall(r"^\| [^|]+ \| (\d+) \| (.+?) \|", table, re.MULTILINE)
+    supervisor, worker, bodies, json_, picture, guarded = (int(figure) * 2**20 for figure, _ in rows)
+    read = read_settings(objects)
+    assert (bodies, picture, guarded) == (read.max_bytes_in_flight, CHEAP_MEMORY, reader_child.MEMORY)
+    assert guarded >= MAX_MEMORY + 2 * read.max_body_bytes + 128 * 2**20  # and what it holds itself, or kept
+
+    resources = container(objects)["resources"]
+    threads = -(-int(resources["limits"]["cpu"]) // read.workers)  # as the settings have it by default
+    assert "decode_threads" not in read.model_fields_set
+    needed = supervisor + read.workers * (worker + bodies + json_ + threads * picture + guarded)
+    limit = resources["limits"]["memory"]
+    assert f"that is {needed // 2**20} MiB" in page
+    assert int(limit.removesuffix("Mi")) * 2**20 >= needed
+    assert resources["requests"]["memory"] == limit
 
 
 @pytest.mark.parametrize("where", queries())
