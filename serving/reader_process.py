@@ -27,6 +27,8 @@ STILL: Final = 3
 
 COMMAND: Final = (sys.executable, "-P", "-m", "serving.reader_child")
 _ROOT: Final = Path(__file__).parents[1]
+_LONGEST_REPLY: Final = 2 * 1024 * 1024
+"""Bytes: a picture of the largest input that a card may have, and its facts."""
 _BY_ITS_FILE: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 """Signals by which native code ends its own process."""
 
@@ -83,12 +85,13 @@ class ReaderProcess:
             kind, words, pixels = self._receive(connection, deadline)
         except (OSError, EOFError):
             raise Ended(self._find_cause()) from None
-        said = json.loads(words)
-        if kind != PICTURE:
-            raise InvalidImage(*said)
-        layout: NDArray[np.float64] = np.array(said.pop("layout"), np.float64)
-        shape = (spec.height, spec.width, spec.channels)
-        return Picture(np.frombuffer(pixels, np.uint8).reshape(shape), Facts(**said, layout=layout))
+        try:
+            return _unpack(kind, words, pixels, spec)
+        except InvalidImage:
+            raise
+        except Exception:  # noqa: BLE001 - a decoder that a file took over may say anything
+            self.stop()
+            raise Ended(Cause.KILLED) from None
 
     def stop(self) -> None:
         if self._socket is not None:
@@ -132,6 +135,8 @@ class ReaderProcess:
     def _receive(self, connection: socket.socket, deadline: float) -> tuple[bytes, bytes, bytes]:
         """Kind, words and pixels of a reply."""
         kind, *sizes = REPLY.unpack(self._receive_bytes(connection, REPLY.size, deadline))
+        if sum(sizes) > _LONGEST_REPLY:
+            raise EOFError
         words, pixels = (self._receive_bytes(connection, size, deadline) for size in sizes)
         return kind, words, pixels
 
@@ -149,15 +154,20 @@ class ReaderProcess:
         """Until the process takes or gives bytes, or has ended. Raises Ended where it hangs."""
         poll = select.poll()
         poll.register(connection, event)
-        spent = -1
+        if poll.poll(0):
+            return
+        spent = self._cpu_time()
         while not poll.poll(1000 * max(0, min(STILL, deadline - time.monotonic()))):
-            before, spent = spent, self._cpu_ticks()
+            before, spent = spent, self._cpu_time()
             if spent == before or time.monotonic() >= deadline:
                 self.stop()
                 raise Ended(Cause.HUNG)
 
-    def _cpu_ticks(self) -> int:
+    def _cpu_time(self) -> float:
+        """That the process used, in ticks; where there is no such account only the deadline ends one that hangs."""
         assert self._process is not None
+        if sys.platform != "linux":
+            return time.monotonic()
         stat = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii", errors="replace")
         user, system = stat.rpartition(")")[2].split()[11:13]
         return int(user) + int(system)
@@ -174,6 +184,16 @@ class ReaderProcess:
         if status == -signal.SIGPROF:
             return Cause.OUT_OF_TIME
         return Cause.CRASHED if -status in _BY_ITS_FILE else Cause.KILLED
+
+
+def _unpack(kind: bytes, words: bytes, pixels: bytes, spec: InputSpec) -> Picture:
+    """What a reply says."""
+    said = json.loads(words)
+    if kind != PICTURE:
+        raise InvalidImage(*said)
+    layout: NDArray[np.float64] = np.array(said.pop("layout"), np.float64)
+    shape = (spec.height, spec.width, spec.channels)
+    return Picture(np.frombuffer(pixels, np.uint8).reshape(shape), Facts(**said, layout=layout))
 
 
 def _environment() -> dict[str, str]:

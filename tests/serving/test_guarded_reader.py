@@ -19,7 +19,7 @@ from pydicom import uid
 from chestct import image
 from chestct.card import InputSpec
 from chestct.image import MAX_PIXELS, InvalidImage, Picture, encode_png
-from serving import guarded_reader, reader_process
+from serving import guarded_reader, metrics, reader_process
 from serving.batcher import Closed
 from serving.call import Call
 from serving.guarded_reader import GuardedReader, ReaderFailed
@@ -208,6 +208,7 @@ def test_a_file_gets_the_time_its_request_has_left_within_bounds(
 FAULT = """
 import os, signal
 from chestct import dicom
+from chestct.image import InvalidImage
 from serving import reader_child
 def read(*_):
     {fault}
@@ -217,27 +218,41 @@ reader_child.main()
 """
 
 
+LIE = """
+    def send(stream, *_):
+        stream.write(reader_child.REPLY.pack(b"P", len("{words}"), {pixels}) + b"{words}")
+        stream.flush()
+    reader_child._send = send
+    raise InvalidImage("code", "message")
+"""
+
+
 @pytest.mark.parametrize(
-    ("fault", "outcome"),
+    ("fault", "cause", "outcome"),
     [
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "undecodable_image"),
-        ("os.abort()", "undecodable_image"),
-        ("while True: pass", "undecodable_image"),
-        ("raise MemoryError", "image_too_large"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", ReaderFailed),
-        ("os._exit(0)", ReaderFailed),
-        ("raise KeyError", ReaderFailed),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", Cause.CRASHED, "undecodable_image"),
+        ("os.abort()", Cause.CRASHED, "undecodable_image"),
+        ("while True: pass", Cause.OUT_OF_TIME, "undecodable_image"),
+        ("raise MemoryError", Cause.OUT_OF_MEMORY, "image_too_large"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", Cause.KILLED, "failed"),
+        ("os._exit(0)", Cause.KILLED, "failed"),
+        ("raise KeyError", Cause.KILLED, "failed"),
+        (LIE.format(words="null", pixels=0), Cause.KILLED, "failed"),
+        (LIE.format(words="{}", pixels=0), Cause.KILLED, "failed"),
+        (LIE.format(words="null", pixels=2**31), Cause.KILLED, "failed"),
     ],
 )
 def test_whose_fault_it_is_follows_from_how_the_process_ended(
-    new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, fault: str, outcome: object
+    new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, fault: str, cause: Cause, outcome: str
 ) -> None:
     monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", FAULT.format(fault=fault)))
-    if isinstance(outcome, str):
+    before = metrics.READER_RESTARTS.labels(cause)._value.get()
+    try:
         assert read(new_reader, b"a file") == outcome
-    else:
-        with pytest.raises(ReaderFailed):
-            read(new_reader, b"a file")
+    except ReaderFailed:
+        assert outcome == "failed"
+    ended = metrics.READER_RESTARTS.labels(cause)._value.get() - before
+    assert ended == (1 if cause is Cause.OUT_OF_TIME else 2)
     monkeypatch.undo()
     assert is_read(new_reader)
 
