@@ -32,7 +32,7 @@ END_SECONDS: Final = 10
 _LOOK_SECONDS: Final = 1
 _ANOTHER: Final = "choose others: make serve PORT=3100 GRPC_PORT=3101"
 
-_log = logging.getLogger("bentoml.serve")
+_log = logging.getLogger(__name__)
 
 
 class CannotStart(Exception):
@@ -96,8 +96,6 @@ class Supervisor(bentoml_circus.Arbiter):
         if self._told_to_stop:
             return
         self._told_to_stop = True
-        if self._exception is None:
-            _log.info("Stopping: requests are taken for %g s more", self._settings.drain_seconds)
         while True:
             try:
                 await cast(Any, super()).stop()

@@ -91,7 +91,11 @@ def test_the_probes_say_ready(server: Server) -> None:
 
 
 def test_the_log_says_where_the_page_is(server: Server) -> None:
-    (page,) = re.findall(r"^page: (\S+)$", server.log.read_text(), re.MULTILINE)
+    deadline = time.monotonic() + 60  # the first worker says so, and may be the last to be ready
+    while not (pages := re.findall(r"^page: (\S+)$", server.log.read_text(), re.MULTILINE)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (page,) = pages
     assert page == f"{server.url}/"
     assert "Chest" in httpx.get(page).text
 

@@ -19,6 +19,8 @@ from chestct.card import ModelCard
 from chestct.image import encode_png
 from chestct.store import CARD, GRAPH
 from load_tests.server import free_ports
+from serving import run_folder
+from serving.spread import Load
 from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
 
@@ -41,6 +43,11 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
             if "--worker-id" in child.cmdline():
                 found.append(child)
     return found
+
+
+def run_folder_of(server: Server) -> Path:
+    (worker, *_) = workers_of(psutil.Process(server.process.pid))
+    return Path(worker.environ()["PROMETHEUS_MULTIPROC_DIR"])
 
 
 def start(home: Path, http: int, grpc: int, **settings: str) -> "subprocess.Popen[str]":
@@ -77,7 +84,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def supervised(home: Path) -> Iterator[Server]:
     """Two workers, of which one that hangs is found soon."""
     with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3") as running:
-        wait_until(lambda: running.log.read_text().count("Completed async startup hook") == 2, "both are ready")
+        load = Load(2)
+        load.open(run_folder_of(running) / run_folder.LOAD)
+        wait_until(lambda: len(load.beats) == 2, "both are ready")
         yield running
 
 
@@ -154,9 +163,7 @@ def test_workers_that_die_in_a_loop_end_the_service_with_a_reason(home: Path) ->
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     lines = output.strip().splitlines()
-    assert re.search(
-        "worker process .* has ended: killed by SIGBUS: .*; another takes its place$", output, re.MULTILINE
-    )
+    assert re.search("worker process .* has ended: killed by SIGBUS: .*; another takes its place", output, re.MULTILINE)
     assert re.match("error: no worker can live: killed by SIGBUS: .*full", lines[-1])
 
 
