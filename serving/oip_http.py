@@ -24,6 +24,7 @@ from serving.keys import Keys
 from serving.middleware import REQUEST_ID, require_api_key
 from serving.readiness import check_ready, ready_classifier
 from serving.rendered import Rendered
+from serving.tensors import IMAGE, Input, InvalidRequest
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 """Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
@@ -75,7 +76,7 @@ class _Message(BaseModel):
     def parameter(self, name: str, kind: type[T]) -> T | None:
         value = (self.parameters or {}).get(name)
         if value is not None and type(value) is not kind:
-            raise oip.InvalidRequest(f"parameters: expected {name} to be {kind.__name__}, got {type(value).__name__}")
+            raise InvalidRequest(f"parameters: expected {name} to be {kind.__name__}, got {type(value).__name__}")
         return value
 
 
@@ -146,7 +147,7 @@ async def _infer(request: Request) -> Response:
         del body, wanted  # several times the size of the images
         tensors = await while_connected(request, oip.infer(classifier, question, call))
         return _response(classifier, form, tensors)
-    except oip.InvalidRequest as error:
+    except InvalidRequest as error:
         raise bad_request(error.code, str(error)) from error
     except InvalidImage as error:
         too_large = error.code == "image_too_large"
@@ -164,15 +165,13 @@ def _find(request: Request) -> Classifier:
 
 
 def _parse(headers: Mapping[str, str], body: bytes) -> tuple[oip.Request, _AnswerForm]:
-    """The request with its inputs' data. Raises oip.InvalidRequest, and RequestError for too much JSON."""
+    """The request with its inputs' data. Raises InvalidRequest, and RequestError for too much JSON."""
     announced = headers.get(JSON_LENGTH, str(len(body)))
     if not re.fullmatch("[0-9]{1,18}", announced) or int(announced) > len(body):
-        raise oip.InvalidRequest(
-            f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced[:32]!r}"
-        )
+        raise InvalidRequest(f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced[:32]!r}")
     length = int(announced)
     if length == 0:
-        return oip.Request((oip.Input(oip.IMAGE, "BYTES", (1,), [body]),)), _AnswerForm(others_binary=True)
+        return oip.Request((Input(IMAGE, "BYTES", (1,), [body]),)), _AnswerForm(others_binary=True)
     message = _read_json(body, length)
     outputs = message.outputs or ()
     for described in (message, *message.inputs, *outputs):
@@ -184,18 +183,16 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[oip.Request, _Answe
         if size is not None and data is None:
             if not 0 <= size <= len(body) - length:
                 left = len(body) - length
-                raise oip.InvalidRequest(
+                raise InvalidRequest(
                     f"{tensor.name[:64]}: expected binary_data_size of at most the {left} bytes left, got {size}"
                 )
             data = body[length : length + size]
             length += size
         elif size is not None or data is None:
-            raise oip.InvalidRequest(f"{tensor.name[:64]}: expected either data or the parameter binary_data_size")
-        inputs.append(oip.Input(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+            raise InvalidRequest(f"{tensor.name[:64]}: expected either data or the parameter binary_data_size")
+        inputs.append(Input(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     if length != len(body):
-        raise oip.InvalidRequest(
-            f"expected no bytes after the JSON and the inputs' binary data, got {len(body) - length}"
-        )
+        raise InvalidRequest(f"expected no bytes after the JSON and the inputs' binary data, got {len(body) - length}")
     binary = {output.name: output.parameter("binary_data", bool) for output in outputs}
     form = _AnswerForm(
         id=message.id,
@@ -207,16 +204,16 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[oip.Request, _Answe
 
 
 def _read_json(body: bytes, length: int) -> _Request:
-    """The message in the first `length` bytes. Raises oip.InvalidRequest, and RequestError for too much JSON."""
+    """The message in the first `length` bytes. Raises InvalidRequest, and RequestError for too much JSON."""
     check_json(body, length)
     try:
         return _Request.model_validate(from_json(body[:length], allow_inf_nan=False))
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)[:3]
         problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors]
-        raise oip.InvalidRequest("; ".join(problems)) from None
+        raise InvalidRequest("; ".join(problems)) from None
     except ValueError as error:
-        raise oip.InvalidRequest(f"body: expected JSON: {error}") from None
+        raise InvalidRequest(f"body: expected JSON: {error}") from None
 
 
 def _response(classifier: Classifier, form: _AnswerForm, tensors: tuple[oip.Tensor, ...]) -> Response:

@@ -14,6 +14,7 @@ from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import bento, http, oip, oip_http
 from serving.middleware import REQUEST_ID, TIMEOUT
 from serving.settings import Settings
+from serving.tensors import IMAGE, Datatype
 from serving.window import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
 
 Json = dict[str, Any]
@@ -141,7 +142,7 @@ class InferRequest(Frozen):
 
 class InferTensor(Frozen):
     name: str
-    datatype: oip.Datatype
+    datatype: Datatype
     shape: tuple[int, ...]
     parameters: dict[str, Any] | None = None
     data: list[Any] | None = None
@@ -295,7 +296,7 @@ def _oip(card: ModelCard, tag: str, prediction: Json, image: str) -> Json:
     metadata = oip.metadata(card, tag).model_dump(mode="json")
     request = {
         "id": "scan-17",
-        "inputs": [{"name": oip.IMAGE, "datatype": "BYTES", "shape": [1], "data": [image]}],
+        "inputs": [{"name": IMAGE, "datatype": "BYTES", "shape": [1], "data": [image]}],
         "outputs": [{"name": "label"}],
     }
     label = {"name": "label", "datatype": "BYTES", "shape": [1], "data": [prediction["label"]]}

@@ -15,7 +15,6 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from open_inference.grpc import protocol
 
-from serving import oip
 from serving.batcher import Closed, Overloaded
 from serving.call import LONGEST_MESSAGE, Call, choose_id
 from serving.classifier import Classifier
@@ -23,6 +22,7 @@ from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.memory_budget import MemoryBudget
 from serving.rpc import wire
 from serving.rpc.reading import Context, MessageReader, NoMessage, TooSlow
+from serving.tensors import InvalidRequest
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 REQUEST_ID: Final = "x-request-id"
@@ -165,7 +165,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
             try:
                 async for response in handler.stream_stream(requests(), context):
                     yield response
-            except oip.InvalidRequest as error:
+            except InvalidRequest as error:
                 await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
             except Overloaded as error:
                 await abort_overloaded(error, context)
@@ -213,17 +213,17 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
             await abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
 
     def _parser(self, name: str, handler: _Handler, layout: wire.Layout) -> Callable[[bytes], Any]:
-        """What makes a message of its bytes. Raises oip.InvalidRequest."""
+        """What makes a message of its bytes. Raises InvalidRequest."""
 
         def parse(message: bytes) -> Any:
             try:
                 wire.check_size(message, layout, self._limits)
                 return handler.request_deserializer(message)
             except wire.TooMuch as error:
-                raise oip.InvalidRequest(f"expected a message of {name} with {error}") from None
+                raise InvalidRequest(f"expected a message of {name} with {error}") from None
             except (wire.NotProtobuf, DecodeError):
                 words = f"expected a message of {name}, got {len(message)} bytes that are none"
-                raise oip.InvalidRequest(words) from None
+                raise InvalidRequest(words) from None
 
         return parse
 
@@ -243,8 +243,8 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         except TooSlow as error:
             await abort(context, StatusCode.RESOURCE_EXHAUSTED, error.code, str(error))
         except NoMessage:
-            await abort(context, StatusCode.INVALID_ARGUMENT, oip.InvalidRequest.code, "expected a message, got none")
-        except oip.InvalidRequest as error:
+            await abort(context, StatusCode.INVALID_ARGUMENT, InvalidRequest.code, "expected a message, got none")
+        except InvalidRequest as error:
             await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
         except Overloaded as error:
             await abort_overloaded(error, context)

@@ -15,6 +15,7 @@ from serving.call import choose_id
 from serving.classifier import Classifier
 from serving.rpc.calls import REQUEST_ID, abort, abort_overloaded, current_call
 from serving.rpc.reading import Context
+from serving.tensors import Input, InvalidRequest
 
 _log: Final = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Inference(service.GRPCInferenceServiceServicer):
             del request  # or what was read of it would be in memory twice
             async with asyncio.timeout(call.remaining):
                 tensors = await oip.infer(self._classifier, question, call)
-        except (oip.InvalidRequest, InvalidImage) as error:
+        except (InvalidRequest, InvalidImage) as error:
             await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
         except Overloaded as error:
             await abort_overloaded(error, context)
@@ -92,20 +93,20 @@ class Inference(service.GRPCInferenceServiceServicer):
 
 
 def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
-    """Raises oip.InvalidRequest where the raw contents don't fit the inputs."""
+    """Raises InvalidRequest where the raw contents don't fit the inputs."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
-        raise oip.InvalidRequest(
+        raise InvalidRequest(
             f"raw_input_contents: expected one for each of the {len(request.inputs)} inputs, got {len(raw)}"
         )
     if raw and any(tensor.HasField("contents") for tensor in request.inputs):
-        raise oip.InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
+        raise InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
     described: list[Any] = [request, *request.inputs, *request.outputs]
     for part in described:
         oip.check_parameters(part.parameters)
     return oip.Request(
         inputs=tuple(
-            oip.Input(
+            Input(
                 name=tensor.name,
                 datatype=tensor.datatype,
                 shape=tuple(tensor.shape),

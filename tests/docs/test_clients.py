@@ -16,6 +16,7 @@ from open_inference.grpc import protocol
 
 from chestct.image import encode_png
 from serving import oip
+from serving.tensors import pack_bytes
 from tests.graphs import tiny_card, tiny_picture
 from tests.server import ROOT, Server, needs_curl
 
@@ -53,7 +54,7 @@ def test_the_curl_examples_of_the_inference_protocol_answer_in_binary_and_in_jso
 ) -> None:
     binary, as_json = examples("curl", "sh")[2:]
     output(["bash", "-ec", here(binary, server)], tmp_path)
-    assert oip.pack_bytes([b"normal"]) in (tmp_path / "answer.bin").read_bytes()
+    assert pack_bytes([b"normal"]) in (tmp_path / "answer.bin").read_bytes()
     outputs = json.loads(output(["bash", "-ec", here(as_json, server)], tmp_path))["outputs"]
     assert {tensor["name"]: tensor["data"] for tensor in outputs}["label"] == ["normal"]
 

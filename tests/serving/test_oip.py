@@ -19,6 +19,7 @@ from serving import oip
 from serving.call import Call
 from serving.classifier import Classifier
 from serving.settings import Settings
+from serving.tensors import Input, InvalidRequest, pack_bytes, unpack_bytes
 from tests.graphs import tiny_card, tiny_model, tiny_picture
 
 TAG = "chestct:abc"
@@ -34,7 +35,7 @@ class Model:
         self.card: ModelCard = tiny_model(folder, size=SIZE)
         self._engine = Engine(folder / GRAPH, threads=1)
 
-    def infer(self, *inputs: oip.Input, outputs: Sequence[str] = ()) -> dict[str, oip.Tensor]:
+    def infer(self, *inputs: Input, outputs: Sequence[str] = ()) -> dict[str, oip.Tensor]:
         async def call() -> tuple[oip.Tensor, ...]:
             classifier = Classifier(self._engine, self.card, TAG, Settings(max_images=8))
             try:
@@ -55,12 +56,12 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return encode_png(picture[:, :, 0])
 
 
-def image(*elements: bytes, shape: tuple[int, ...] | None = None) -> oip.Input:
-    return oip.Input("image", "BYTES", (len(elements),) if shape is None else shape, elements)
+def image(*elements: bytes, shape: tuple[int, ...] | None = None) -> Input:
+    return Input("image", "BYTES", (len(elements),) if shape is None else shape, elements)
 
 
-def pixels(data: Any) -> oip.Input:
-    return oip.Input("pixels", "UINT8", SHAPE, data)
+def pixels(data: Any) -> Input:
+    return Input("pixels", "UINT8", SHAPE, data)
 
 
 def test_each_image_keeps_its_row(model: Model) -> None:
@@ -76,7 +77,7 @@ def test_each_image_keeps_its_row(model: Model) -> None:
 
 def test_raw_and_typed_elements_are_read_alike(model: Model) -> None:
     images = [png(tiny_picture(1)), png(tiny_picture(2))]
-    assert model.infer(oip.Input("image", "BYTES", (2,), oip.pack_bytes(images))) == model.infer(image(*images))
+    assert model.infer(Input("image", "BYTES", (2,), pack_bytes(images))) == model.infer(image(*images))
 
 
 def test_a_rejected_image_has_an_empty_label_and_confidence_zero(model: Model) -> None:
@@ -108,7 +109,7 @@ def test_costly_outputs_come_only_on_request(model: Model) -> None:
 def test_pixels_give_the_image_s_scores_and_a_warning(model: Model) -> None:
     pictures = np.stack([tiny_picture(3), tiny_picture(1)])
     raw, flat, nested = (
-        model.infer(oip.Input("pixels", "UINT8", pictures.shape, data))
+        model.infer(Input("pixels", "UINT8", pictures.shape, data))
         for data in (pictures.tobytes(), pictures.ravel().tolist(), pictures.tolist())
     )
     images = model.infer(image(*map(png, pictures)))
@@ -129,21 +130,21 @@ def test_one_bad_image_fails_the_call_and_is_named(model: Model) -> None:
     ("inputs", "message"),
     [
         pytest.param([], "exactly one of 'image' and 'pixels', got none", id="no input"),
-        pytest.param([image(b"1"), oip.Input("pixels", "UINT8", SHAPE, bytes(1024))], "exactly one", id="both"),
+        pytest.param([image(b"1"), Input("pixels", "UINT8", SHAPE, bytes(1024))], "exactly one", id="both"),
         pytest.param([image(b"1"), image(b"1")], "got 'image', 'image'", id="twice"),
-        pytest.param([oip.Input("x", "BYTES", (1,), [b"1"])], "got 'x'", id="unknown name"),
-        pytest.param([oip.Input("image", "UINT8", (1,), b"1")], "image: expected the datatype BYTES", id="datatype"),
+        pytest.param([Input("x", "BYTES", (1,), [b"1"])], "got 'x'", id="unknown name"),
+        pytest.param([Input("image", "UINT8", (1,), b"1")], "image: expected the datatype BYTES", id="datatype"),
         pytest.param([image(shape=(0,))], r"N of 1 to 8, got \[0\]", id="no image"),
         pytest.param([image(shape=())], r"expected the shape \[N\] .*got \[\]", id="no dimension"),
         pytest.param([image(b"1", shape=(-1,))], r"got \[-1\]", id="negative"),
         pytest.param([image(b"1", shape=(1, 1))], r"got \[1, 1\]", id="too many dimensions"),
         pytest.param([image(*[b"1"] * 9)], r"N of 1 to 8, got \[9\]", id="too many images"),
         pytest.param([image(b"1", shape=(2,))], r"expected 2 elements for the shape \[2\], got 1", id="count"),
-        pytest.param([oip.Input("image", "BYTES", (1,), b"\x05\0\0\0abc")], "ends at byte 9 of 7", id="raw length"),
-        pytest.param([oip.Input("image", "BYTES", (1,), b"\x05\0")], "element 0 ends", id="raw length cut"),
-        pytest.param([oip.Input("image", "BYTES", (2,), bytes(4000))], "at most 2 BYTES elements", id="raw count"),
-        pytest.param([oip.Input("pixels", "UINT8", (1, 8, 8, 1), bytes(64))], r"\[N, 32, 32, 1\]", id="pixels' size"),
-        pytest.param([oip.Input("pixels", "UINT8", SHAPE, b"1")], "expected 1024 elements", id="pixels' count"),
+        pytest.param([Input("image", "BYTES", (1,), b"\x05\0\0\0abc")], "ends at byte 9 of 7", id="raw length"),
+        pytest.param([Input("image", "BYTES", (1,), b"\x05\0")], "element 0 ends", id="raw length cut"),
+        pytest.param([Input("image", "BYTES", (2,), bytes(4000))], "at most 2 BYTES elements", id="raw count"),
+        pytest.param([Input("pixels", "UINT8", (1, 8, 8, 1), bytes(64))], r"\[N, 32, 32, 1\]", id="pixels' size"),
+        pytest.param([Input("pixels", "UINT8", SHAPE, b"1")], "expected 1024 elements", id="pixels' count"),
         pytest.param([pixels([256] * 1024)], "got 256 to 256", id="pixels' range"),
         pytest.param([pixels([-1, *[0] * 1023])], "got -1 to 0", id="pixels below 0"),
         pytest.param([pixels([10**400] * 1024)], "got a number of more than 18 digits to", id="400 digits"),
@@ -160,17 +161,17 @@ def test_one_bad_image_fails_the_call_and_is_named(model: Model) -> None:
         pytest.param([pixels([[[[0]] * 32] * 31 + [0]])], "else than a list at depth 2", id="a number for a row"),
         pytest.param([pixels([["0" * 32] * 32])], "else than a list at depth 2", id="text for a pixel"),
         pytest.param([pixels([[[[[0]]] * 32] * 32])], "got a list", id="one bracket too many"),
-        pytest.param([oip.Input("image", "BYTES", (1,), [["aGk="]])], r"image\[0\]: .* in base64", id="nested image"),
-        pytest.param([oip.Input("image", "BYTES", (1,), ["\U0001f600" * 99])], "only ASCII", id="emoji for base64"),
+        pytest.param([Input("image", "BYTES", (1,), [["aGk="]])], r"image\[0\]: .* in base64", id="nested image"),
+        pytest.param([Input("image", "BYTES", (1,), ["\U0001f600" * 99])], "only ASCII", id="emoji for base64"),
         pytest.param([image(b"1", shape=(10**400,))], r"got \[a number of more than 18 digits\]", id="huge shape"),
         pytest.param([image(b"1", shape=(2**32, 2**32))], r"got \[4294967296, 4294967296\]", id="overflow"),
         pytest.param([image(b"1", shape=(1,) * 64)], r"got \[1, 1, 1, 1, 1, 1, 1, 1, \.\.\.\]", id="dimensions"),
-        pytest.param([oip.Input("x" * 10**6, "BYTES", (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long name"),
-        pytest.param([oip.Input("image", "x" * 10**6, (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long datatype"),
+        pytest.param([Input("x" * 10**6, "BYTES", (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long name"),
+        pytest.param([Input("image", "x" * 10**6, (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long datatype"),
     ],
 )  # fmt: skip
-def test_a_wrong_request_is_told_what_was_expected(model: Model, inputs: list[oip.Input], message: str) -> None:
-    with pytest.raises(oip.InvalidRequest, match=message):
+def test_a_wrong_request_is_told_what_was_expected(model: Model, inputs: list[Input], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         model.infer(*inputs)
 
 
@@ -178,7 +179,7 @@ def test_text_of_different_lengths_takes_no_memory(model: Model) -> None:
     tensor = pixels(["a" * 10_000, *[""] * 1023])  # as an array: 40 MB
     tracemalloc.start()
     try:
-        with pytest.raises(oip.InvalidRequest, match="got text"):
+        with pytest.raises(InvalidRequest, match="got text"):
             model.infer(tensor)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
@@ -186,7 +187,7 @@ def test_text_of_different_lengths_takes_no_memory(model: Model) -> None:
 
 
 def test_an_unknown_output_is_told_which_there_are(model: Model) -> None:
-    with pytest.raises(oip.InvalidRequest, match=r"expected some of probabilities, .*got 'logits'"):
+    with pytest.raises(InvalidRequest, match=r"expected some of probabilities, .*got 'logits'"):
         model.infer(image(b"1"), outputs=["label", "logits"])
 
 
@@ -218,8 +219,8 @@ def test_metadata_describes_what_infer_takes_and_gives(model: Model) -> None:
 
 @pytest.mark.parametrize("elements", [[], [b""], [b"a", b"", bytes(300)]])
 def test_bytes_elements_survive_their_raw_form(elements: list[bytes]) -> None:
-    assert oip.unpack_bytes(oip.pack_bytes(elements)) == elements
+    assert unpack_bytes(pack_bytes(elements)) == elements
 
 
 def test_a_bytes_element_is_framed_by_its_little_endian_length() -> None:
-    assert oip.pack_bytes([b"abc"]) == b"\x03\0\0\0abc"
+    assert pack_bytes([b"abc"]) == b"\x03\0\0\0abc"

@@ -16,12 +16,13 @@ from chestct.card import DISCLAIMER
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import body, http, oip
+from serving import body, http
 from serving.body import check_json
 from serving.classifier import Classifier
 from serving.errors import RequestError
 from serving.middleware import RequestRecording
 from serving.settings import Settings
+from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_model, tiny_picture
 
 TAG = "chestct:abc"
@@ -95,7 +96,7 @@ def outputs(response: httpx.Response) -> dict[str, Any]:
             continue
         part, rest = rest[:size], rest[size:]
         found[output["name"]] = (
-            np.frombuffer(part, "<f4").tolist() if output["datatype"] == "FP32" else oip.unpack_bytes(part)
+            np.frombuffer(part, "<f4").tolist() if output["datatype"] == "FP32" else unpack_bytes(part)
         )
     assert rest == b""
     return found
@@ -157,7 +158,7 @@ def test_nothing_but_live_before_the_model_is_warm(runner: asyncio.Runner) -> No
 
 def test_json_and_binary_get_the_same_answer_in_either_form(client: Client) -> None:
     files = [png(2), png(0)]
-    raw = oip.pack_bytes(files)
+    raw = pack_bytes(files)
     as_json = outputs(client.post(json={"inputs": [image(*files)]}))
     answer = client.binary({"inputs": [binary_image(len(raw), 2)], "parameters": {"binary_data_output": True}}, raw)
     as_binary = outputs(answer)
@@ -311,7 +312,7 @@ def test_a_wrong_length_of_the_json_is_refused(client: Client, length: str) -> N
 
 
 def test_bytes_that_belong_to_no_input_are_refused(client: Client) -> None:
-    raw = oip.pack_bytes([png()])
+    raw = pack_bytes([png()])
     response = client.binary({"inputs": [binary_image(len(raw))]}, raw, b"more")
     assert_error(response, 400, "invalid_request: ", "got 4")
 

@@ -18,11 +18,12 @@ from chestct.card import ModelCard
 from chestct.engine import Engine, Scores
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from serving import oip, rpc
+from serving import rpc
 from serving.classifier import Classifier
 from serving.keys import Keys
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
+from serving.tensors import unpack_bytes
 from tests.graphs import tiny_model, tiny_picture
 
 TAG = "chestct:abc"
@@ -136,7 +137,7 @@ def ask(*images: bytes, **fields: Any) -> protocol.ModelInferRequest:
 
 def labels(answer: protocol.ModelInferResponse) -> list[str]:
     position = [output.name for output in answer.outputs].index("label")
-    return [element.decode() for element in oip.unpack_bytes(answer.raw_output_contents[position])]
+    return [element.decode() for element in unpack_bytes(answer.raw_output_contents[position])]
 
 
 def refusal(call: Any, request: Any, **options: Any) -> grpc.RpcError:

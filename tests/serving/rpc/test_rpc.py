@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from chestct.image import encode_png
-from serving import metrics, oip, rpc, tracing
+from serving import metrics, rpc, tracing
 from serving.memory_budget import OF_A_REQUEST
+from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_picture
 from tests.serving.rpc.server import SIZE, GatedEngine, Model, Server, ask, labels, png, refusal
 
@@ -45,7 +46,7 @@ def test_images_and_pixels_in_either_form_get_the_same_labels(server: Server) ->
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 1]}
     requests = [
         ask(png(1)),
-        ask(inputs=[image], raw_input_contents=[oip.pack_bytes([png(1)])]),
+        ask(inputs=[image], raw_input_contents=[pack_bytes([png(1)])]),
         ask(inputs=[{**pixels, "contents": {"uint_contents": picture.ravel().tolist()}}]),
         ask(inputs=[pixels], raw_input_contents=[picture.tobytes()]),
     ]
@@ -55,7 +56,7 @@ def test_images_and_pixels_in_either_form_get_the_same_labels(server: Server) ->
 def test_a_rule_on_the_input_comes_as_a_reason(server: Server) -> None:
     strip = encode_png(np.resize(tiny_picture(1)[:, :, 0], (200, 20)))
     answer = server.stub.ModelInfer(ask(strip, outputs=[{"name": "decision"}, {"name": "reasons"}]))
-    values = [oip.unpack_bytes(content) for content in answer.raw_output_contents]
+    values = [unpack_bytes(content) for content in answer.raw_output_contents]
     assert values == [[b"reject"], [b'["extreme_aspect"]']]
 
 
