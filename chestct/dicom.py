@@ -26,7 +26,7 @@ _NATIVE: Final = (
 _DECODERS: Final = {
     uid.RLELossless: "pydicom",
     uid.JPEGBaseline8Bit: "pillow",
-    uid.JPEGExtended12Bit: "pillow",  # 8 bits alone
+    uid.JPEGExtended12Bit: "pillow",
     uid.JPEGLossless: "gdcm",
     uid.JPEGLosslessSV1: "gdcm",
     uid.JPEGLSLossless: "gdcm",
@@ -150,10 +150,10 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
         raise _corrupt("the DICOM file has no pixels, or was cut off before them")
     if not modality:
         raise header.missing("Modality")
-    if header.words("NumberOfFrames") not in ([], ["0"], ["1"]):
+    if "NumberOfFrames" in header and header.decimal("NumberOfFrames", 1) > 1:
         raise _unsupported("one frame, got several")
     if header.binary("SamplesPerPixel", 1) != 1:
-        raise _unsupported("grey levels (MONOCHROME1 or MONOCHROME2), got colours")
+        raise _unsupported("grey levels, got colours")
     rows, columns = header.binary("Rows"), header.binary("Columns")
     if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE:
         words = f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} a side, got a DICOM file of more"
@@ -185,7 +185,7 @@ def _is_inverted(header: _Header) -> bool:
             return False
         case []:
             raise header.missing("PhotometricInterpretation")
-    raise _unsupported("grey levels (MONOCHROME1 or MONOCHROME2), got colours")
+    raise _unsupported(f"MONOCHROME1 or MONOCHROME2 as {_name('PhotometricInterpretation')}, got another")
 
 
 def _find_bits(header: _Header) -> tuple[int, int]:
@@ -216,10 +216,12 @@ def _decode(
             raise _unsupported(f"one of the transfer syntaxes {_syntaxes()}; got another")
         if not file.frame:
             raise _corrupt("the DICOM file's pixels are not compressed, against what its transfer syntax says")
-        plugin, frame = _DECODERS[syntax], file.frame
+        plugin, frame, bits = _DECODERS[syntax], file.frame, 0
         if syntax != uid.RLELossless:
-            frame = _check_frame(frame, (rows, columns), allocated, lossy=plugin == "pillow")
-        if plugin == "pillow":
+            frame, bits = _check_frame(frame, (rows, columns), allocated)
+        if plugin == "pillow" and bits > 8:
+            syntax, plugin = uid.JPEGLosslessSV1, "gdcm"  # which goes by the frame; pydicom forbids it by the true name
+        elif plugin == "pillow":
             allocated, stored = 8, min(stored, 8)  # whatever the header has room for
         source = _ONE_FRAME + struct.pack("<I", len(frame)) + frame
     options: dict[str, Any] = {
@@ -240,8 +242,8 @@ def _decode(
     return pixels
 
 
-def _check_frame(frame: bytes, size: tuple[int, int], allocated: int, *, lossy: bool) -> bytes:
-    """The codestream in a JPEG, JPEG-LS or JPEG 2000 frame, if it has the rows and columns that the header says.
+def _check_frame(frame: bytes, size: tuple[int, int], allocated: int) -> tuple[bytes, int]:
+    """The codestream in a frame, if it has the rows and columns that the header says, and a JPEG's or JPEG-LS' bits.
 
     Decoders go by what the frame says of itself, and crash where the header says else, or fill the memory.
     """
@@ -256,13 +258,11 @@ def _check_frame(frame: bytes, size: tuple[int, int], allocated: int, *, lossy: 
         bits, rows, columns, components = struct.unpack_from(">BHHB", frame, _find_start_of_frame(frame))
     else:
         raise _corrupt("the DICOM file's compressed picture is not of the kind that its transfer syntax names")
-    if lossy and bits > 8:
-        raise _unsupported("a lossy JPEG of 8 bits, got one of more")
     if (rows, columns) != size:
         raise _corrupt("the DICOM file's compressed picture has another size than its Rows and Columns say")
     if components != 1 or bits > allocated:
         raise _corrupt("the DICOM file's compressed picture has more to a pixel than its header says")
-    return frame
+    return frame, bits
 
 
 def _find_start_of_frame(jpeg: bytes) -> int:

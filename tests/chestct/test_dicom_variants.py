@@ -4,11 +4,13 @@ import io
 import re
 import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom import uid
+from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 
 from chestct import dicom
@@ -258,6 +260,28 @@ def test_a_file_that_was_cut_off_has_one_code_wherever_it_was(make):
     codes = {cut: code_of(data[:cut]) for cut in range(len(data)) if is_dicom(data[:cut])}
     assert len(codes) > len(data) / 2
     assert set(codes.values()) == {"undecodable_image"}, codes
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        *(uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless),
+        uid.JPEGExtended12Bit,
+    ],
+    ids=lambda syntax: syntax.name,
+)
+def test_a_compressed_picture_that_ends_early_has_the_same_code(syntax):
+    """In a file that is whole."""
+    if syntax == uid.JPEGExtended12Bit:
+        other = Path(get_testdata_file("JPGExtended.dcm")).read_bytes()
+        data = changed(other, Modality="CT", ImageType=None, RescaleSlope=1, RescaleIntercept=0)
+    else:
+        data = dicom_file(LEVELS, syntax)
+    file = pydicom.dcmread(io.BytesIO(data))
+    frame = get_frame(file.PixelData, 0, number_of_frames=1)
+    for share in range(1, 16):
+        file.PixelData = encapsulate([frame[: len(frame) * share // 16]])
+        assert code_of(written(file)) == "undecodable_image", share
 
 
 HOSTILE = {
