@@ -1,12 +1,10 @@
 import asyncio
 import base64
-import contextlib
 import json
 import logging
 import math
-import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,139 +12,27 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
-from starlette.applications import Starlette
-from starlette.types import Message
 
 from chestct.card import DISCLAIMER, ModelCard
-from chestct.engine import Engine, Scores
 from chestct.image import encode_png
 from chestct.prediction import RULES, WARNINGS
-from chestct.store import GRAPH
 from serving import http
-from serving.classifier import Classifier
 from serving.memory_budget import OF_A_REQUEST, Holder, MemoryBudget
 from serving.middleware import RequestRecording
-from serving.oip_http import JSON_LENGTH
-from serving.rendered import Rendered
-from serving.settings import Settings
-from tests.graphs import tiny_model, tiny_picture
-
-TAG = "chestct:abc"
-LIMIT = 64 * 1024
-SETTINGS = Settings(max_body_bytes=LIMIT, max_images=4, queue_size=4, largest_batch=2, request_timeout=5)
-
-
-class Gate:
-    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
-
-    largest_batch = 2
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.open = threading.Event()
-        self.open.set()
-        self.images = 0
-        self.fails = False
-
-    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
-        assert self.open.wait(10)
-        if self.fails:
-            raise RuntimeError("secret of the engine")
-        self.images += len(pixels)
-        return self._engine.infer(pixels)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gate, ModelCard]:
-    folder = tmp_path_factory.mktemp("model")
-    card = tiny_model(folder)
-    return Gate(Engine(folder / GRAPH, threads=1, batch_sizes=(1, 2))), card
-
-
-@contextlib.asynccontextmanager
-async def running(model: tuple[Any, ModelCard], settings: Settings = SETTINGS) -> AsyncIterator[Starlette]:
-    app = http.create_app(settings)
-    classifier = Classifier(*model, TAG, settings)
-    await classifier.warm_up()
-    app.state.classifier = classifier
-    yield app
-    await classifier.close()
-
-
-class Client:
-    """Asks an app that runs in this client's own event loop."""
-
-    def __init__(self, app: Starlette, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._app = RequestRecording(app)
-        transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://test")
-
-    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        return self._loop.run_until_complete(self._client.request(method, path, **arguments))
-
-    def raw(
-        self, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"", query: str = ""
-    ) -> httpx.Response:
-        """As a server hands it on, whatever httpx thinks of it."""
-        return self._loop.run_until_complete(self._raw(method, path, headers, body, query))
-
-    async def _raw(
-        self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, query: str
-    ) -> httpx.Response:
-        scope = {
-            "type": "http",
-            "http_version": "1.1",
-            "scheme": "http",
-            "server": ("test", 80),
-            "root_path": "",
-            "method": method,
-            "path": path,
-            "query_string": query.encode("latin-1"),
-            "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers],
-        }
-        parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            return parts.pop() if parts else await asyncio.Event().wait()  # type: ignore[return-value] # never
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await self._app(scope, receive, send)
-        content = b"".join(message.get("body", b"") for message in sent)
-        return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)
-
-    def get(self, path: str, **arguments: Any) -> httpx.Response:
-        return self.request("GET", path, **arguments)
-
-    def post(self, path: str, **arguments: Any) -> httpx.Response:
-        return self.request("POST", path, **arguments)
-
-
-@pytest.fixture(scope="module")
-def client(model: tuple[Gate, ModelCard]) -> Iterator[Client]:
-    app = http.create_app(SETTINGS)
-    with asyncio.Runner() as runner:
-        classifier = Classifier(*model, TAG, SETTINGS)  # type: ignore[arg-type]
-        runner.run(classifier.warm_up())
-        app.state.classifier = classifier
-        app.state.document = Rendered({"openapi": "3.1.0"})
-        yield Client(app, runner.get_loop())
-        runner.run(classifier.close())
-
-
-def png(label: int = 1) -> bytes:
-    return encode_png(tiny_picture(label)[:, :, 0])
-
-
-def jpeg(label: int = 1) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(tiny_picture(label)[:, :, 0]).save(buffer, format="JPEG")
-    return buffer.getvalue()
+from tests.graphs import tiny_picture
+from tests.serving.http.client import (
+    LIMIT,
+    SETTINGS,
+    TAG,
+    Client,
+    Gate,
+    assert_error,
+    files,
+    jpeg,
+    png,
+    running,
+)
 
 
 def huge_png(side: int = 10_000) -> bytes:
@@ -158,26 +44,6 @@ def huge_png(side: int = 10_000) -> bytes:
     header = side.to_bytes(4, "big") * 2 + bytes((1, 0, 0, 0, 0))
     rows = zlib.compress(bytes(side * (side // 8 + 1)), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def files(name: str, *contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [(name, (f"{index}.png", content)) for index, content in enumerate(contents)]
-
-
-def form_of(name: str, content: bytes) -> bytes:
-    head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="a"\r\n\r\n'
-    return head.encode() + content + b"\r\n--b--\r\n"
-
-
-def assert_error(response: httpx.Response, status: int, code: str, *words: str) -> None:
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"code", "message", "request_id"}
-    assert body["error"]["code"] == code
-    assert body["error"]["request_id"] == response.headers["X-Request-ID"]
-    for word in words:
-        assert word in body["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -298,64 +164,6 @@ def test_a_bad_form_is_refused(client: Client, request_: dict[str, Any], words: 
     assert_error(client.post("/v1/predict", **request_), 400, "invalid_form", "expected", *words)
 
 
-NO_IMAGE = (
-    *("application/json", "application/x-www-form-urlencoded", "text/html; charset=idna", "Application/XML"),
-    *("application/dicom+json", "multipart/mixed; boundary=b"),
-)
-
-
-@pytest.mark.parametrize(
-    ("path", "media_type"),
-    [
-        *(("/v1/predict", media_type) for media_type in NO_IMAGE),
-        *(("/v1/predict/batch", media_type) for media_type in (*NO_IMAGE, "image/png", "text/plain", "x" * 9000)),
-    ],
-)
-def test_another_content_type_is_refused(client: Client, path: str, media_type: str) -> None:
-    response = client.post(path, content=png(), headers={"Content-Type": media_type})
-    named = media_type.partition(";")[0].lower()[:64]
-    assert_error(response, 415, "unsupported_media_type", "multipart/form-data", f"got {named}")
-    assert ("curl" in response.text) == ("urlencoded" in media_type)
-
-
-@pytest.mark.parametrize("kind", ["raw", "form", "batch", "protocol"])
-@pytest.mark.parametrize(
-    ("headers", "encoding"),
-    [
-        ([("Content-Encoding", "gzip")], "gzip"),
-        ([("Content-Encoding", "GZIP, identity")], "GZIP"),
-        ([("Content-Encoding", "identity"), ("Content-Encoding", " br ")], "br"),
-        ([("Content-Encoding", "x" * 9000)], "x" * 64),
-        ([("Transfer-Encoding", "gzip, chunked")], "gzip"),
-    ],
-)
-def test_a_compressed_body_is_refused_by_name(
-    client: Client, kind: str, headers: list[tuple[str, str]], encoding: str
-) -> None:
-    response = ask_in_kind(client, kind, headers)
-    assert response.status_code == 415
-    assert "unsupported_encoding" in response.text
-    assert f'got {encoding}"' in response.text
-
-
-@pytest.mark.parametrize("kind", ["raw", "form", "batch", "protocol"])
-@pytest.mark.parametrize("encoding", ["identity", "Identity", " IDENTITY ", "", "identity, identity"])
-def test_a_body_that_is_said_not_to_be_compressed_is_read(client: Client, kind: str, encoding: str) -> None:
-    assert ask_in_kind(client, kind, [("Content-Encoding", encoding)]).status_code == 200
-
-
-def ask_in_kind(client: Client, kind: str, headers: list[tuple[str, str]]) -> httpx.Response:
-    """The same picture as each kind of body."""
-    if kind == "raw":
-        return client.post("/v1/predict", content=png(), headers=headers)
-    if kind == "form":
-        return client.post("/v1/predict", files=files("image", png()), headers=headers)
-    if kind == "batch":
-        return client.post("/v1/predict/batch", files=files("images", png()), headers=headers)
-    headers = [*headers, (JSON_LENGTH, "0")]
-    return client.post("/v2/models/chestct/infer", content=png(), headers=headers)
-
-
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/predict/batch"])
 def test_a_body_over_the_limit_is_refused_by_its_announced_length(client: Client, path: str) -> None:
     response = client.post(path, files=files("images", bytes(LIMIT)))
@@ -465,97 +273,6 @@ def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[Gate, Model
     for factor, path, arguments in bodies:
         counted, length = asyncio.run(run(path, arguments))
         assert counted == OF_A_REQUEST + math.ceil(factor * length)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/nothing", "/v1", "/v1/", "/v1/nothing", "/v1/predict/", "//v1/predict", "/V1/model", "/v1/../v1/model"),
-        *("/docs.json/", "/page", "/page/", "/page/nothing.js", "/page/own/1.png", "/page/samples", "/page/../http.py"),
-        *("*", "/metrics\n", "/v1/predict\n", "/v1/model\n/", "/v2/models/chestct\n"),
-        *("/\0", "/page/\0", "/\n", "/v1/mo\ndel", "/page/page.js\n", f"/page/{300 * 'x'}", "/\ufffd", "http://x/v1/y"),
-    ],
-)
-@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "PROPFIND"])
-def test_what_is_not_there_is_said_in_the_error_schema(client: Client, method: str, path: str) -> None:
-    response = client.raw(method, path)
-    if path.startswith("/v2"):
-        assert (response.status_code, response.json()["error"][:9]) == (404, "not_found")
-    elif path.startswith("/page") and response.status_code == 405:  # of files only those that read are looked up
-        assert_error(response, 405, "method_not_allowed", "expected GET, HEAD")
-    else:
-        assert_error(response, 404, "not_found", f"{method} {path}: Not Found")
-
-
-@pytest.mark.parametrize(
-    ("path", "allowed"),
-    [("/v1/predict", {"POST"}), ("/v1/model", {"GET", "HEAD"}), ("/", {"GET", "HEAD"}), ("/docs", {"GET", "HEAD"})],
-)
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-def test_a_method_that_a_route_does_not_have_is_said_in_the_error_schema(
-    client: Client, path: str, allowed: set[str], method: str
-) -> None:
-    response = client.raw(method, path)
-    if method in allowed:
-        assert response.status_code == 200
-    else:
-        assert_error(response, 405, "method_not_allowed", f"{method} {path}: Method Not Allowed, expected ")
-        assert set(response.headers["Allow"].split(", ")) == allowed
-
-
-@pytest.mark.parametrize(
-    ("header", "value", "status", "code"),
-    [
-        ("Range", "bytes=x", 400, "invalid_request"),
-        ("Range", "lines=1-2", 400, "invalid_request"),
-        ("Range", "bytes=99999999-", 416, "invalid_range"),
-        ("Range", f"bytes={400 * '9'}-{5000 * '9'}", 400, "invalid_request"),
-    ],
-)
-@pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js"])
-def test_a_range_that_a_file_does_not_have_is_said_in_the_error_schema(
-    client: Client, path: str, header: str, value: str, status: int, code: str
-) -> None:
-    assert_error(client.raw("GET", path, [(header, value)]), status, code, f"GET {path}")
-
-
-@pytest.mark.parametrize(
-    ("header", "value"),
-    [
-        *(("Host", value) for value in ("[", "\xff", "", "a:b:c", "x" * 5000)),
-        *(("If-Modified-Since", value) for value in ("soon", "Mon, 99 Foo 99999999999 99:99:99 GMT", "\xff")),
-        *(("If-None-Match", value) for value in ("*x", "\xff")),
-        *(("Accept-Encoding", value) for value in ("\xff", "gzip;q=x")),
-        *(("Authorization", value) for value in ("\xff", "Bearer \xff", "Basic", "Bearer " + 5000 * "x")),
-        *(("Cookie", value) for value in ("\xff", ";;=;")),
-        *(("traceparent", value) for value in ("\xff", "00-0-0-0")),
-    ],
-)
-def test_no_header_fails_the_service(client: Client, header: str, value: str) -> None:
-    for path in ("/", "/page/page.js", "/v1/model", "/nothing"):
-        assert client.raw("GET", path, [(header, value)]).status_code in (200, 404)
-
-
-@pytest.mark.parametrize("query", ["%ff=1", "\xff", "explain=%00", "explain=%0a", "&&&=", "%", "a" * 60_000])
-def test_no_query_fails_the_service(client: Client, query: str) -> None:
-    assert_error(client.raw("POST", "/v1/predict", query=query), 400, "invalid_query", "expected")
-
-
-@pytest.mark.parametrize("number", [400 * "9", 5000 * "9", "-1e999", "nan", "%00", "1_0_0_0_0_0", "0x10", "\xb2"])
-def test_a_window_out_of_bounds_is_refused(client: Client, number: str) -> None:
-    response = client.raw("POST", "/v1/predict", query=f"window_center={number}&window_width=400")
-    assert_error(response, 400, "invalid_query", "window_center: expected Hounsfield units from")
-
-
-def test_blanks_around_a_header_s_value_are_no_part_of_it(client: Client) -> None:
-    headers = [("X-Request-Timeout", " 5 \t"), ("X-Request-ID", "\tscan-17 "), ("Content-Encoding", " identity ")]
-    response = client.raw("GET", "/v1/model", headers)
-    assert (response.status_code, response.headers["X-Request-ID"]) == (200, "scan-17")
-    form = form_of("image", png())
-    response = client.raw(
-        "POST", "/v1/predict", [*headers, ("Content-Type", "\tmultipart/form-data; boundary=b ")], form
-    )
-    assert response.json()["label"] == "large_cell_carcinoma"
 
 
 def test_until_the_model_is_ready_it_is_not_asked() -> None:

@@ -1,0 +1,39 @@
+"""What the tests of HTTP share: the tiny model behind a gate, and a client of an app with it."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from chestct.card import ModelCard
+from chestct.engine import Engine
+from chestct.store import GRAPH
+from serving import http
+from serving.classifier import Classifier
+from serving.rendered import Rendered
+from tests.graphs import tiny_model
+from tests.serving.http.client import (
+    SETTINGS,
+    TAG,
+    Client,
+    Gate,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gate, ModelCard]:
+    folder = tmp_path_factory.mktemp("model")
+    card = tiny_model(folder)
+    return Gate(Engine(folder / GRAPH, threads=1, batch_sizes=(1, 2))), card
+
+
+@pytest.fixture(scope="module")
+def client(model: tuple[Gate, ModelCard]) -> Iterator[Client]:
+    app = http.create_app(SETTINGS)
+    with asyncio.Runner() as runner:
+        classifier = Classifier(*model, TAG, SETTINGS)  # type: ignore[arg-type]
+        runner.run(classifier.warm_up())
+        app.state.classifier = classifier
+        app.state.document = Rendered({"openapi": "3.1.0"})
+        yield Client(app, runner.get_loop())
+        runner.run(classifier.close())
