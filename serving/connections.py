@@ -63,9 +63,10 @@ def install() -> None:
     """
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
     most, at_most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = max(most, min(2 * CONNECTIONS, at_most))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, at_most))
-    BoundedConnection.most = min(CONNECTIONS, files // 2)
+    if 0 <= most < 2 * CONNECTIONS:  # below 0: without a limit
+        most = 2 * CONNECTIONS if at_most < 0 else min(2 * CONNECTIONS, at_most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, at_most))
+        BoundedConnection.most = most // 2
 
 
 class _Transport:

@@ -105,6 +105,30 @@ def test_the_largest_that_still_comes_goes_for_a_smaller_one(announced: bool) ->
     assert memory.used == 0
 
 
+def test_unfinished_bodies_that_take_all_memory_keep_no_smaller_one_out() -> None:
+    memory = MemoryBudget(4 * MIB)
+
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        never = asyncio.Event()
+        size = 200_000
+        unfinished = [
+            asyncio.create_task(
+                client.post("/", content=sending(bytes(10), until=never), headers={"Content-Length": str(size)})
+            )
+            for _ in range(86)
+        ]
+        while memory.used < 4 * MIB - size - OF_A_REQUEST:
+            await asyncio.sleep(0.001)
+        good = [await client.post("/", content=bytes(50_000)) for _ in range(86)]
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+        return good
+
+    assert [answer.status_code for answer in ask(talk, memory)] == [200] * 86
+    assert memory.used == 0
+
+
 def test_without_room_the_larger_one_that_comes_next_is_refused_and_the_first_is_answered() -> None:
     memory = MemoryBudget(4 * MIB)
 
