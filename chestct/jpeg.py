@@ -53,13 +53,14 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Encoded:
     """
     view, kept, kept_from = memoryview(data), [], 0
     frame: _Frame | None = None
-    at, scans, samples, exif, jfif, transform = 2, 0, 0.0, b"", False, None
+    at, previous, scans, samples = 2, _SOI, 0, 0.0
+    exif, jfif, transform = b"", False, None
     for _ in range(MAX_SEGMENTS):
         marker, start, end = _find_segment(data, at)
-        if start > at and not scans:  # what stands between two segments, which Pillow reads byte by byte
+        if start > at and previous != _SOS:  # what stands between two segments, which Pillow reads byte by byte
             kept.append(view[kept_from:at])
             kept_from = start
-        at = end
+        at, previous = end, marker
         if marker in _TABLES:
             continue
         if marker == _EOI:

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from chestct import image
+from chestct.card import InputSpec
 from chestct.image import MAX_PIXELS, MAX_SIDE, InvalidImage, decode, encode_png, inspect
 from tests.pictures import (
     SPEC,
@@ -85,6 +86,19 @@ def test_a_file_of_endless_parts_is_refused(data):
     code, message = refusal(data)
     assert code == "undecodable_image"
     assert "too many parts" in message
+
+
+def test_a_segment_ends_a_scan_as_it_does_in_libjpeg():
+    whole = encoded(NOISE.convert("L"), "JPEG")
+    middle = len(whole) * 3 // 4
+    first = whole[:middle].rstrip(b"\xff")
+    cut = Image.open(BytesIO(first + b"\xff\xd9"))
+    assert np.array_equal(
+        decode(first + segment(0xE5, b"") + whole[middle:], InputSpec(height=cut.height, width=cut.width)).pixels[
+            :, :, 0
+        ],
+        np.asarray(cut),
+    )
 
 
 @pytest.mark.parametrize("between", [b"\xff" * 100_000, b"junk" * 25_000, b"\xff\0" * 50_000])
