@@ -61,6 +61,7 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         counter("chestct_requests_total", 'code="429"', 50, stops=True),
         counter("chestct_requests_total", 'code="RESOURCE_EXHAUSTED"', 50, stops=True),
     ],
+    "ChestctWorkersDie": [MODEL, counter("chestct_worker_restarts_total", 'instance="a"', 1, stops=True)],
     "ChestctTwoModels": [MODEL, gauge("chestct_model_info", ',model="chestct:b"', "1+0", "stale _")],
     "ChestctRejecting": [
         MODEL,
