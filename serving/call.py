@@ -21,6 +21,8 @@ LONGEST_PAUSE: Final = 5.0
 """Seconds that a body may take to begin, and between two pieces of it."""
 LEAST_RATE: Final = 8_000
 """Bytes a second that a body must come with in the mean, once it took longer than LONGEST_PAUSE."""
+CLIENT_LATE: Final = "client_deadline_exceeded"
+"""Code and outcome, and in the metrics in the place of a status: no promise of the service counts it."""
 _LONGEST_ID: Final = 128
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 """Asked every few seconds for as long as the service lives: counted, and logged and traced only when they fail."""
@@ -35,6 +37,8 @@ class Call:
     request_id: str
     deadline: float = math.inf
     """On time.monotonic's clock; later nobody waits for the answer."""
+    hurried: bool = False
+    """Whether the client chose the deadline, and the service would have taken longer."""
     started: float = field(default_factory=time.monotonic)
     route: str = ""
     """Its name in metrics and log, one of few."""
@@ -59,10 +63,20 @@ class Call:
     evicted: bool = False
     """Whether its bytes were given to another request while it was still coming."""
 
+    def set_deadline(self, patience: float, limit: float) -> None:
+        """`patience`: seconds from its start that the client waits; `limit`: that the service allows."""
+        self.deadline = self.started + min(patience, limit)
+        self.hurried = patience < limit
+
     @property
     def remaining(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.monotonic()
+
+    @property
+    def late(self) -> str:
+        """The code where its deadline has passed: a client's own short one is no failure of the service."""
+        return CLIENT_LATE if self.hurried else "deadline_exceeded"
 
     def reserve_bytes(self, size: int) -> None:
         """More of it came: count the memory that this takes, until it is finished; 0 where it was counted ahead.
@@ -92,35 +106,32 @@ class Call:
         if self.work is not None:
             self.work.cancel()
 
-    def finish(self, protocol: str, code: str, carrier: Mapping[str, Any]) -> None:
+    def finish(
+        self, protocol: str, code: str, carrier: Mapping[str, Any], scope: Mapping[str, Any] | None = None
+    ) -> None:
         """Count the request, trace it, and log it in one line of JSON: id, outcome and timings, nothing of its content.
 
-        `carrier` are its headers or metadata, of which tracing alone reads its own.
+        `carrier` are its headers or metadata, of which tracing alone reads its own; `scope` is ASGI's, over HTTP.
         """
         self.memory.release(self)
         seconds = time.monotonic() - self.started
-        metrics.REQUESTS.labels(protocol, self.route, code).inc()
+        excused = self.outcome == CLIENT_LATE
+        metrics.REQUESTS.labels(protocol, self.route, CLIENT_LATE if excused else code).inc()
         metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)
         if self.route in _PROBES and code == "200":
             return
-        line: dict[str, str | int | float] = {
-            "request_id": self.request_id,
-            "protocol": protocol,
-            "route": self.route,
-            "code": code,
-            "outcome": self.outcome,
-            "total_seconds": round(seconds, 6),
-        }
+        facts: dict[str, str | int | float] = {"request_id": self.request_id, "outcome": self.outcome}
         if self.key:
-            line["key"] = self.key
+            facts["key"] = self.key
         if self.images:
-            line["images"] = self.images
+            facts["images"] = self.images
             for stage in ("decode", "queue", "infer"):
-                line[f"{stage}_seconds"] = round(getattr(self, f"{stage}_seconds"), 6)
-        tracing.record(self.route, carrier, seconds, line)
+                facts[f"{stage}_seconds"] = round(getattr(self, f"{stage}_seconds"), 6)
+        tracing.record(protocol, self.route, code, seconds, facts, carrier, scope, excused=excused)
         if _log.isEnabledFor(logging.INFO):
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            _log.info("%s", json.dumps({"time": now, **line}))
+            where = {"protocol": protocol, "route": self.route, "code": code}
+            _log.info("%s", json.dumps({"time": now, **where, **facts, "total_seconds": round(seconds, 6)}))
 
 
 def choose_id(*wanted: object) -> str:

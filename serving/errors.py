@@ -10,12 +10,19 @@ from starlette.types import Message, Scope
 
 from chestct.image import InvalidImage
 from serving.batcher import Closed, Overloaded
-from serving.call import LONGEST_MESSAGE
+from serving.call import CLIENT_LATE, LONGEST_MESSAGE
 from serving.keys import Forbidden, Unauthenticated
 
 _OF_CURL: Final = "application/x-www-form-urlencoded"
 CLIENT_GONE: Final = 499
 """For the metrics: the client hung up before the answer (nginx' number for it)."""
+_CODES: Final = {
+    404: "not_found",
+    405: "method_not_allowed",
+    416: "invalid_range",
+    CLIENT_GONE: "client_gone",
+    503: "not_ready",
+}
 OIP: Final = "/v2"
 """Below it an error has the Open Inference Protocol's form."""
 
@@ -30,6 +37,13 @@ class RequestError(Exception):
         self.code = code
         self.message = message
         self.headers = headers
+
+
+class ClientLate(TimeoutError):
+    """The deadline has passed that the client chose, and the service would have gone on."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer took longer than the request allows")
 
 
 def bad_request(code: str, message: str) -> RequestError:
@@ -73,8 +87,10 @@ def describe(error: Exception) -> RequestError:
             return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)
         case Closed():
             return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", str(error), {"Retry-After": "2"})
+        case ClientLate():
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, CLIENT_LATE, str(error), {"Retry-After": "2"})
         case TimeoutError():
-            message = "the answer took longer than the request or this service allows"
+            message = "the answer took longer than this service allows"
             return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded", message, {"Retry-After": "2"})
         case _:
             return RequestError(
@@ -110,8 +126,15 @@ def from_bare(answer: Message, scope: Scope) -> RequestError:
         return describe(Exception())
     if status == HTTPStatus.TEMPORARY_REDIRECT:
         status = HTTPStatus.NOT_FOUND
-    code = {404: "not_found", 405: "method_not_allowed", 416: "invalid_range"}.get(status, "invalid_request")
+    code = code_of(status)
     headers = Headers(raw=answer["headers"])
     kept = {name: headers[name] for name in ("Allow", "Content-Range") if name in headers}
     expected = f", expected {kept['Allow']}" if "Allow" in kept else ""
     return RequestError(status, code, f"{scope['method']} {scope['path']}: {status.phrase}{expected}", kept)
+
+
+def code_of(status: int) -> str:
+    """The code for an answer that has none of its own."""
+    if code := _CODES.get(status):
+        return code
+    return "invalid_request" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error"

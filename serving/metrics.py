@@ -30,7 +30,9 @@ if _FOLDER:
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 REQUESTS: Final = Counter(
-    "chestct_requests", "Requests answered, by protocol, route and status code.", ("protocol", "route", "code")
+    "chestct_requests",
+    "Requests answered, by protocol, route and status code (or client_deadline_exceeded).",
+    ("protocol", "route", "code"),
 )
 REQUEST_SECONDS: Final = Histogram(
     "chestct_request_seconds", "From a request's arrival to its answer.", ("protocol", "route"), buckets=_SECONDS

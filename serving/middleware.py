@@ -18,7 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.batcher import Closed, Overloaded
 from serving.call import Call, choose_id
 from serving.classifier import Classifier
-from serving.errors import CLIENT_GONE, RequestError, bad_request, describe, error_response, from_bare, is_bare
+from serving.errors import (
+    CLIENT_GONE,
+    ClientLate,
+    RequestError,
+    bad_request,
+    code_of,
+    describe,
+    error_response,
+    from_bare,
+    is_bare,
+)
 from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
@@ -106,9 +116,18 @@ class RequestRecording:
         app = _NOTHING if "\n" in scope["path"] else self._app
         try:
             await app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
+            if status:  # the answer is on its way and can't be taken back: the server closes the connection
+                raise
+            await error_response(describe(Exception()), scope)(scope, receive, send_with_headers)
         finally:
+            if not status:  # it was cancelled
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+            if status >= HTTPStatus.BAD_REQUEST and call.outcome == "answered":
+                call.outcome = code_of(status)
             call.route = call.route or _route_name(scope)
-            call.finish("http", str(status), headers)
+            call.finish("http", str(int(status)), headers, scope)
 
 
 class AdmissionControl:
@@ -144,7 +163,8 @@ class AdmissionControl:
         classifier = self._classifier()
         try:
             if classifier is not None:
-                classifier.check_room(call.started + min(_patience(headers), self._settings.request_timeout))
+                call.set_deadline(_patience(headers), self._settings.request_timeout)
+                classifier.check_room(call.deadline)
         except Overloaded as overloaded:
             with contextlib.suppress(Unauthenticated, Forbidden):
                 if self._keys is not None:
@@ -180,7 +200,7 @@ class ErrorBoundary:
                 limit.reschedule(None)
 
         try:
-            call.deadline = call.started + min(_patience(Headers(scope=scope)), self._settings.request_timeout)
+            call.set_deadline(_patience(Headers(scope=scope)), self._settings.request_timeout)
             async with asyncio.timeout(call.remaining) as limit:
                 await self._app(scope, receive, send_within_limit)
         except ClientDisconnect:
@@ -188,7 +208,8 @@ class ErrorBoundary:
             if not begun:
                 await Response(status_code=CLIENT_GONE)(scope, receive, send)
         except Exception as error:
-            answer = describe(error)
+            late = call.hurried and isinstance(error, TimeoutError) and not begun
+            answer = describe(ClientLate() if late else error)
             call.outcome = answer.code
             if begun:  # the answer is on its way and can't be taken back: the server closes the connection
                 raise

@@ -38,7 +38,8 @@ _REQUEST_ID: Final = {
 _TIMEOUT: Final = {
     "name": TIMEOUT,
     "in": "header",
-    "description": "Seconds after which you no longer wait: what is not answered by then is not worked on, but 503.",
+    "description": "Seconds after which you no longer wait: what is not answered by then is not worked on, but 503 "
+    "`client_deadline_exceeded`.",
     "schema": {"type": "number", "minimum": 0.01, "maximum": 600},
 }
 _EXPLAIN: Final = {

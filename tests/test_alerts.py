@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from k8s.render import render
+from serving.call import CLIENT_LATE
 
 OBJECTS = yaml.safe_load_all(render("production", ("monitoring",)))
 (RULES,) = (item["spec"] for item in OBJECTS if item["kind"] == "PrometheusRule")
@@ -100,6 +101,13 @@ def test_every_alert_has_a_fault_that_it_is_for() -> None:
 @pytest.mark.parametrize("name", ALERTS)
 def test_an_alert_fires_on_its_fault_and_clears_after_it(name: str, tmp_path: Path) -> None:
     play(name, FAULTS[name], tmp_path, {FAULT_MINUTES - 5: True, 2 * FAULT_MINUTES - 5: False})
+
+
+def test_clients_whose_own_short_deadline_passes_are_no_fault_and_hide_none(tmp_path: Path) -> None:
+    late = counter("chestct_requests_total", f'code="{CLIENT_LATE}"', 100_000, stops=False)
+    good = counter("chestct_requests_total", 'code="200"', 900, stops=False)
+    play("ChestctFailingFast", [MODEL, good, late], tmp_path, {FAULT_MINUTES - 5: False})
+    play("ChestctFailingFast", [*FAILING, late], tmp_path, {FAULT_MINUTES - 5: True})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from chestct.encoded import CHEAP_MEMORY, MAX_MEMORY
 from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
 from serving import metrics, reader_child
+from serving.call import CLIENT_LATE
 from serving.settings import PREFIX, Settings
 
 MONITORING = HERE / "components/monitoring"
@@ -371,6 +372,17 @@ def test_the_code_that_counts_as_failed_is_one_that_the_service_gives() -> None:
     sources = [ast.parse(file.read_text(encoding="utf-8")) for file in (HERE.parent / "serving/rpc").glob("*.py")]
     given = {node.attr for source in sources for node in ast.walk(source) if isinstance(node, ast.Attribute)}
     assert {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"} <= statuses & given
+
+
+def test_a_client_s_own_deadline_is_outside_the_promise_of_answers() -> None:
+    failing = {where: query for where, query in queries().items() if "INTERNAL" in query}
+    assert len(failing) == 6
+    for where, query in failing.items():
+        failed, asked = query.split(" / ")
+        codes = re.search(r'code=~"([^"]*)"', failed)
+        assert codes, where
+        assert not re.fullmatch(codes[1], CLIENT_LATE), where
+        assert f'code!="{CLIENT_LATE}"' in asked, where
 
 
 def test_a_skip_of_checkov_has_its_reason() -> None:

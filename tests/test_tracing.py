@@ -63,8 +63,8 @@ def test_each_request_reaches_the_collector_as_one_span(tmp_path: Path) -> None:
                 assert answer.status_code == expected
             got = [spans.get(timeout=30) for _ in range(2)]  # the exporter sends every five seconds
     assert {(span.name, span.trace_id.hex(), span.parent_span_id.hex()) for span in got} == {
-        ("/v1/predict", TRACE, PARENT)
+        ("POST /v1/predict", TRACE, PARENT)
     }
-    outcomes = {entry.value.string_value for span in got for entry in span.attributes if entry.key == "outcome"}
+    outcomes = {entry.value.string_value for span in got for entry in span.attributes if entry.key == "chestct.outcome"}
     assert outcomes == {"answered", "undecodable_image"}
     assert spans.empty()

@@ -108,7 +108,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
             metadata = dict(context.invocation_metadata() or ())
             call = Call(choose_id(metadata.get(REQUEST_ID)), route=method, memory=self._memory)
             left = context.time_remaining()
-            call.deadline = call.started + min(self._settings.request_timeout, math.inf if left is None else left)
+            call.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
             _CALL.set(call)
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             code = StatusCode.CANCELLED
@@ -118,7 +118,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
                 if name == _ANSWERING:
                     await self._check_room(call, context)
                 if left is not None and left <= 0:
-                    await abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", "it had passed on arrival")
+                    await abort(context, StatusCode.DEADLINE_EXCEEDED, call.late, "it had passed on arrival")
                 # In no variable, which would keep the message in memory while the call is answered.
                 response = await answer(await self._read(context, call, parse), context)
                 code = StatusCode.OK
@@ -126,9 +126,14 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
                 code = context.code()
                 raise
             except asyncio.CancelledError:  # by the client, or by grpc at the client's deadline
+                call.outcome = "cancelled"
                 if call.remaining <= 0:
                     code = StatusCode.DEADLINE_EXCEEDED
-                call.outcome = code.name.lower()
+                    call.outcome = call.late
+                raise
+            except Exception:
+                code = StatusCode.UNKNOWN  # which gRPC makes of it
+                call.outcome = "internal_error"
                 raise
             finally:
                 call.finish("grpc", code.name, metadata)

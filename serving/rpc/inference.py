@@ -65,9 +65,11 @@ class Inference(service.GRPCInferenceServiceServicer):
         except Closed as error:
             await abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
         except TimeoutError:
-            limit = self._classifier.settings.request_timeout
-            words = f"no answer within the call's deadline or the service's {limit} seconds"
-            await abort(context, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded", words)
+            limit = (
+                "its deadline" if call.hurried else f"the service's {self._classifier.settings.request_timeout} seconds"
+            )
+            words = f"no answer within {limit}"
+            await abort(context, StatusCode.DEADLINE_EXCEEDED, call.late, words)
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets a status and no internals
             _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
             words = f"request {call.request_id} failed, see the log"

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import http.client
+import json
+import logging
 import math
 import threading
 import time
@@ -210,3 +212,36 @@ def test_what_bentoml_refuses_by_itself_is_said_in_the_error_schema(
 def test_other_answers_pass(answer: Response) -> None:
     response = ask(RequestRecording(answer))
     assert (response.status_code, response.content) == (answer.status_code, answer.body)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(200, "answered"), (304, "answered"), (404, "not_found"), (405, "method_not_allowed"), (503, "not_ready")],
+)
+def test_the_outcome_of_what_other_libraries_answer_is_named_by_its_status(
+    status: int, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with caplog.at_level(logging.INFO, logger="serving.call"):
+        assert ask(RequestRecording(app), method="HEAD").status_code == status
+    assert [json.loads(record.getMessage())["outcome"] for record in caplog.records] == [outcome]
+
+
+def test_what_fails_outside_our_routes_is_answered_in_our_form_and_logged_with_its_id(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError("secret")
+
+    with caplog.at_level(logging.INFO, logger="serving"):
+        answer = ask(RequestRecording(app), **{"X-Request-ID": "mine"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    failure, line = caplog.records
+    assert failure.getMessage() == "request mine failed"
+    assert (json.loads(line.getMessage())["code"], json.loads(line.getMessage())["outcome"]) == (
+        "500",
+        "internal_error",
+    )

@@ -356,7 +356,7 @@ def test_a_request_s_own_deadline_frees_its_place(model: tuple[Gate, ModelCard])
 
     responses, images = asyncio.run(run())
     for response in responses[:4]:
-        assert_error(response, 503, "deadline_exceeded")
+        assert_error(response, 503, "client_deadline_exceeded")
     assert [response.status_code for response in responses[4:]] == [200] * 4
     assert images == 4
 

@@ -296,6 +296,24 @@ def test_the_service_s_own_time_limit_holds_without_a_deadline(model: Model, gat
         gate.open.set()
 
 
+def test_a_client_s_own_deadline_is_not_counted_as_the_service_s_failure(model: Model, gate: GatedEngine) -> None:
+    def count(code: str) -> float:
+        return metrics.REQUESTS.labels("grpc", f"/{rpc.SERVICE}/ModelInfer", code)._value.get()
+
+    codes = ("client_deadline_exceeded", "CANCELLED", "DEADLINE_EXCEEDED")
+    before = {code: count(code) for code in codes}
+    with model.serve(gate, request_timeout=20) as server:
+        gate.open.clear()
+        assert refusal(server.stub.ModelInfer, ask(png(1)), timeout=0.2).code() is StatusCode.DEADLINE_EXCEEDED
+        deadline = time.monotonic() + 10
+        while server.load.count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        gate.open.set()
+    own, cancelled, service_s = (count(code) - before[code] for code in codes)
+    # By the server's clock it may not have passed yet when the client ends the call.
+    assert (own + cancelled, service_s) == (1, 0)
+
+
 def test_a_call_is_part_of_the_workers_load_until_it_is_answered(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate) as server:
         gate.open.clear()
@@ -359,11 +377,16 @@ def test_a_call_is_a_span_below_the_client_s(server: Server, monkeypatch: pytest
         server.stub.ModelInfer(ask(png(1), id=sampled), metadata=[parent])
     refusal(server.stub.ModelInfer, ask(b"bad"))  # its turn comes after the last call has been written down
     (span,) = exporter.get_finished_spans()
-    assert (span.name, f"{span.context.trace_id:032x}") == (f"/{rpc.SERVICE}/ModelInfer", trace)
-    assert {name: (span.attributes or {})[name] for name in ("request_id", "code", "images")} == {
-        "request_id": "01",
-        "code": "OK",
-        "images": 1,
+    assert (span.name, f"{span.context.trace_id:032x}") == (f"{rpc.SERVICE}/ModelInfer", trace)
+    attributes = dict(span.attributes or {})
+    assert {name: value for name, value in attributes.items() if not name.endswith("_seconds")} == {
+        "rpc.system": "grpc",
+        "rpc.service": rpc.SERVICE,
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+        "chestct.request_id": "01",
+        "chestct.outcome": "answered",
+        "chestct.images": 1,
     }
 
 
