@@ -205,9 +205,20 @@ def test_exif_behind_the_pixels_of_a_png_turns_it(by_pillow):
     assert outcome(turned) == by_pillow(turned) == outcome(encoded(NOISE.convert("RGB").rotate(180)))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_truncated_picture_has_one_code_wherever_it_is_cut(kind):
-    whole = encoded(NOISE.convert("RGB").resize((16, 12)), kind)
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "PNG", {}),
+        ("P", "PNG", {"exif": TURNED, "dpi": (72, 72)}),
+        ("I;16", "PNG", {}),
+        ("RGB", "JPEG", {}),
+        ("L", "JPEG", {"progressive": True, "exif": TURNED, "comment": "\xff\xd9"}),
+        ("CMYK", "JPEG", {"restart_marker_blocks": 1}),
+    ],
+)
+def test_a_truncated_picture_has_one_code_wherever_it_is_cut(mode, kind, options):
+    small = NOISE.convert("L").resize((16, 12))
+    whole = encoded(small.convert(mode), kind, **options)
     assert decode(whole, SPEC)
     assert {refusal(whole[:length])[0] for length in range(1, len(whole))} == {"undecodable_image"}
     assert {"truncated" in refusal(whole[:length])[1] for length in range(60, len(whole))} == {True}
