@@ -20,8 +20,12 @@ PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 p
   train.augment.contrast=0.2 evaluate.bootstrap=200 export.arithmetic=float32 report.bootstrap=200 \
   store.min_macro_f1=0.7 store.min_accuracy=0.7 store.max_calibration_error=0.15 store.max_flips=0.2
 
+# $(call quote,$(value NAME)): what a person gave, as typed, in one word for the shell. Without `value`, make would expand
+# the dollar signs in it.
+quote = '$(subst ','\'',$1)'
+
 # The one outside of .venv, which has no pip, also where .venv is activated.
-python := $(shell PATH='$(subst $(CURDIR)/.venv/bin:,,$(PATH))' && command -v $(PYTHON))
+python := $(call quote,$(shell PATH=$(call quote,$(subst $(CURDIR)/.venv/bin:,,$(PATH))) && command -v $(call quote,$(value PYTHON))))
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BENTOML_DO_NOT_TRACK = True
@@ -42,7 +46,7 @@ help: ## list these commands
 
 serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
 	@python -m serving.release
-	@CHESTCT_GRPC_PORT=$(GRPC_PORT) exec bentoml serve --port $(PORT) --timeout-keep-alive 75
+	@CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
 demo: $(training) ## train on phantoms in a clone of its own (a minute or two), then serve that model
 	@test -d .demo || git clone -q . .demo
@@ -64,7 +68,7 @@ clients: $(development) .venv-clients/.clients ## ask a server of its own with t
 	@python -m tests.clients
 
 train: $(training) ## run the pipeline, then store; DATA=folder takes images in Kaggle's layout from there
-	$(if $(DATA),$(experiment) -S data.source=local -S "data.path='$(DATA)'",dvc repro)
+	$(if $(value DATA),$(experiment) -S data.source=local -S "$$(python -m pipeline.override data.path $(call quote,$(value DATA)))",dvc repro)
 	@python -m pipeline.store
 
 sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; stopped or killed, it goes on
@@ -72,28 +76,29 @@ sweep: $(training) ## search train's parameters on held-out folds, as params.yam
 	@python -m pipeline.sweep
 
 store: $(training) ## put the best run into the model store, if it passes the gate, and into RELEASE=folder
-	@python -m pipeline.store $(RELEASE:%=--release %)
+	@python -m pipeline.store $(if $(value RELEASE),--release=$(call quote,$(value RELEASE)))
 
 bento: $(serving) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build
-	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest $(CURDIR)/build/chestct.bento
+	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest "$$PWD/build/chestct.bento"
 
 image: $(development) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
 	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
-	  $(builder) build --file image/Containerfile --tag $(IMAGE) \
+	  $(builder) build --file image/Containerfile --tag $(image) \
 	  --label org.opencontainers.image.title=chestct \
 	  --label org.opencontainers.image.description='Classifies chest-CT slices. Research and education only. Not a medical device.' \
 	  --label org.opencontainers.image.revision=$(commit) \
 	  --label chestct.model.tag=$$model \
-	  --label chestct.model.sha256=$$(sha256sum < $$graph | cut -c1-64) $(CONTAINER_OPTIONS) .
+	  --label chestct.model.sha256=$$(sha256sum < "$$graph" | cut -c1-64) $(CONTAINER_OPTIONS) .
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
 
 test-image: $(development) ## run IMAGE as the pod does and ask it; needs docker or podman
-	@IMAGE=$(IMAGE) BUILDER=$(builder) python -m pytest -s tests/container
+	@IMAGE=$(image) BUILDER=$(builder) python -m pytest -s tests/container
 
 load: $(development) ## load a server of its own by SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it; PASS or FAIL
-	@python -m serving.release && python -m load_tests.run --scenario $(SCENARIO) $(USERS:%=--users %) $(SECONDS:%=--seconds %)
+	@python -m serving.release && python -m load_tests.run --scenario=$(call quote,$(value SCENARIO)) \
+	  $(if $(value USERS),--users=$(call quote,$(value USERS))) $(if $(value SECONDS),--seconds=$(call quote,$(value SECONDS)))
 
 overload: $(development) ## three times the load that a server of its own can bear, for a minute; PASS or FAIL
 	@python -m serving.release && python -m load_tests.overload
@@ -108,7 +113,7 @@ bench: $(development) ## beside the bare loop and other people's servers, in 20 
 	@python -m serving.release && python -m load_tests.bench
 
 tune: $(development) ## look for the settings that do most within P99 (milliseconds), in ten minutes: build/tune/settings.env
-	@python -m serving.release && python -m load_tests.tune --p99 $(P99)
+	@python -m serving.release && python -m load_tests.tune --p99=$(call quote,$(value P99))
 
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, workflows, Kubernetes manifests
 	ruff check
@@ -143,15 +148,16 @@ compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --o
   --no-header --no-emit-index-url --no-emit-find-links
 
 commit = $(shell git describe --always --abbrev=40 --dirty --exclude='*')
-save = $(if $(filter buildah,$(builder)),buildah push $(IMAGE) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(IMAGE))
+image = $(call quote,$(value IMAGE))
+save = $(if $(filter buildah,$(builder)),buildah push $(image) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(image))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
 .venv .venv-clients .venv-checkov:
 	@$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
-	  { echo 'error: $(PYTHON) is not a Python 3.11, 3.12 or 3.13; name one that is: make PYTHON=python3.12' >&2; exit 2; }
+	  { echo 'error: '$(call quote,$(value PYTHON))' is not a Python 3.11, 3.12 or 3.13; name one that is: make PYTHON=python3.12' >&2; exit 2; }
 	@if $(python) -m pip --version >/dev/null 2>&1; then $(python) -m venv --without-pip $@; \
 	elif $(python) -c 'import ensurepip' 2>/dev/null; then $(python) -m venv $@; \
-	else echo 'error: $(PYTHON) has neither pip nor venv (Debian: apt-get install python3-venv)' >&2; exit 2; fi
+	else echo 'error: '$(call quote,$(value PYTHON))' has neither pip nor venv (Debian: apt-get install python3-venv)' >&2; exit 2; fi
 
 # pip from outside installs into an environment that has none. Debian's python3 has it in python3-pip, and python3-venv
 # brings one for new environments.

@@ -1,0 +1,23 @@
+"""The argument of `dvc exp run -S` that sets a key to a text, whatever its characters.
+
+`python -m pipeline.override data.path "it's here"` prints `data.path='it\\'s here'`.
+"""
+
+import os
+import re
+import sys
+
+
+def override(key: str, text: str) -> str:
+    r"""`key='text'` in Hydra's grammar: quotes, the backslashes before them, and the `${` of OmegaConf are escaped."""
+    text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
+    text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
+    return f"{key}='{text}'"
+
+
+def main() -> None:
+    sys.stdout.buffer.write(os.fsencode(override(*sys.argv[1:3])))
+
+
+if __name__ == "__main__":
+    main()

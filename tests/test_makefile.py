@@ -1,0 +1,126 @@
+"""What a person gives a make command reaches the program as it was typed, whatever characters it holds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
+
+from pipeline.override import override
+from tests.server import ROOT
+
+TEXTS = [
+    "it's here",
+    "two  blanks",
+    "a$b",
+    "$(id)",
+    "${HOME}",
+    "a`id`b",
+    'a "quoted" one',
+    "a#b",
+    "a,b",
+    "[a]{b}(c)",
+    "(a",
+    "b)",
+    "back\\slash\\",
+    "\\'",
+    "a;b&c|d>e<f",
+    "*?~!%",
+    "--help",
+    "null",
+    "a=b:c",
+    "größe",
+    os.fsdecode(b"gr\xf6\xdfe"),
+]
+STUB = """#!{python}
+import json, os, sys
+if sys.argv[1:3] == ["-m", "pipeline.override"]:
+    sys.path.insert(0, {root!r})
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+call = call, {{name: os.environ[name] for name in ("CHESTCT_GRPC_PORT", "IMAGE") if name in os.environ}}
+with open("calls", "a") as file:
+    file.write(json.dumps(call) + "\\n")
+print("stub")
+"""
+
+Make = Callable[..., list[tuple[list[str], dict[str, str]]]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Runs the project's Makefile with programs that only record how they were called."""
+    folder = tmp_path / "it's a $clone"
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    stub = programs / "stub"
+    stub.write_text(STUB.format(python=sys.executable, root=str(ROOT)), encoding="utf-8")
+    stub.chmod(0o755)
+    for name in ("python", "dvc", "bentoml", "docker", "git"):
+        shutil.copy(stub, programs / name)
+    (folder / "requirements").mkdir()
+    (folder / "requirements" / "development.txt").touch()
+    (folder / ".venv" / ".development").touch()
+
+    def run(*arguments: str) -> list[tuple[list[str], dict[str, str]]]:
+        command = ["make", "--file", str(ROOT / "Makefile"), *arguments]
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "CHESTCT_GRPC_PORT")
+        }
+        environment = {**inherited, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        calls = folder / "calls"
+        lines = calls.read_text(encoding="utf-8").splitlines()
+        calls.unlink()
+        return [tuple(json.loads(line)) for line in lines]
+
+    return run
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    return shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_data_reaches_params_as_it_was_typed(make: Make, params: Path, text: str) -> None:
+    (trained, _), (stored, _) = make("train", f"DATA={text}")
+    assert trained[:3] == ["dvc", "exp", "run"]
+    assert trained[3::2] == ["-S", "-S"]
+    apply_overrides(params, trained[4::2])
+    data = yaml.safe_load(params.read_text(encoding="utf-8"))["data"]
+    assert (data["source"], data["path"]) == ("local", text)
+    assert stored == ["python", "-m", "pipeline.store"]
+
+
+def test_without_data_the_parameters_stay(make: Make) -> None:
+    assert [call for call, _ in make("train")] == [["dvc", "repro"], ["python", "-m", "pipeline.store"]]
+
+
+@pytest.mark.parametrize("text", ["".join(TEXTS), "--help", "$(id)"])
+def test_every_other_value_reaches_its_program_as_it_was_typed(make: Make, text: str) -> None:
+    ((stored, _),) = make("store", f"RELEASE={text}")
+    assert stored == ["python", "-m", "pipeline.store", f"--release={text}"]
+    _, (served, environment) = make("serve", f"PORT={text}", f"GRPC_PORT={text}")
+    assert served[:4] == ["bentoml", "serve", "--port", text]
+    assert environment == {"CHESTCT_GRPC_PORT": text}
+    *_, (tested, environment) = make("test-image", f"IMAGE={text}")
+    assert tested == ["python", "-m", "pytest", "-s", "tests/container"]
+    assert environment == {"IMAGE": text}
+    *_, (loaded, _) = make("load", f"SCENARIO={text}", f"USERS={text}", f"SECONDS={text}")
+    assert loaded[3:] == [f"--scenario={text}", f"--users={text}", f"--seconds={text}"]
+    *_, (tuned, _) = make("tune", f"P99={text}")
+    assert tuned[3:] == [f"--p99={text}"]
+
+
+@pytest.mark.parametrize("text", ["\\${seed}", "\\\\${seed}", "'${seed}", "a}${", "\\\\'", "a\nb", "a\n", ""])
+def test_an_override_is_the_text_and_nothing_else(params: Path, text: str) -> None:
+    apply_overrides(params, [override("data.path", text)])
+    assert yaml.safe_load(params.read_text(encoding="utf-8"))["data"]["path"] == text
