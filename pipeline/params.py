@@ -1,8 +1,9 @@
 """params.yaml as checked, immutable values: what the model is. Read once, at the edge of a stage."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
@@ -11,7 +12,9 @@ from chestct.card import Frozen, InputRules
 from pipeline import paths
 from pipeline.errors import ParamsError
 
-Count = Annotated[int, Field(ge=1)]
+MOST: Final = 1_000_000
+"""Of what is counted: more is a slip of the finger, and some library would fail on it without naming the key."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -79,7 +82,7 @@ class Train(Frozen):
     """Epochs without a better validation loss before a fold stops."""
     batch_size: Count
     learning_rate: Positive
-    warmup_epochs: Annotated[int, Field(ge=0)]
+    warmup_epochs: Annotated[int, Field(ge=0, le=MOST)]
     weight_decay: NotNegative
     gradient_clip: Positive
     """Largest norm of a step's gradient; a longer one is scaled down to it."""
@@ -90,7 +93,7 @@ class Train(Frozen):
     mixed_precision: bool
     """Whether fine-tuning computes in bfloat16 on float32 weights."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    head_epochs: Annotated[int, Field(ge=0)]
+    head_epochs: Annotated[int, Field(ge=0, le=MOST)]
     """Epochs of the head alone on cached features, before fine-tuning."""
     head_learning_rate: Positive
     balance: Literal["weights", "oversample", "none"]
@@ -133,7 +136,7 @@ class Evaluate(Frozen):
     """Target share of errors among accepted answers."""
     costs: Costs
     input_rules: InputRules
-    bootstrap: Annotated[int, Field(ge=10)]
+    bootstrap: Annotated[int, Field(ge=10, le=MOST)]
     """Resamples of each 95 % interval."""
 
 
@@ -154,7 +157,7 @@ class Export(Frozen):
 
 
 class Report(Frozen):
-    bootstrap: Annotated[int, Field(ge=10)]
+    bootstrap: Annotated[int, Field(ge=10, le=MOST)]
     """Resamples of each 95 % interval."""
 
 
@@ -213,7 +216,7 @@ class Params(Frozen):
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ParamsError(f"{path}: cannot be read ({error.strerror}); run this in the project's root") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # the parser's own limits among them
             raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ParamsError(f"{path}: expected the sections {', '.join(cls.model_fields)}")
@@ -275,4 +278,4 @@ def _in_words(key: str, item: object) -> str:
         case "missing":
             return f"{key} is missing"
         case _:
-            return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}"
+            return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, got {reprlib.repr(item['input'])}"

@@ -287,7 +287,8 @@ def _flat(section: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = str(value)
+            # A path may hold bytes that are not UTF-8, which no database takes.
+            flat[f"{prefix}{name}"] = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
             if f"{prefix}{name}" in _SHORT_NAMES:
                 flat[name] = str(value)
     return flat

@@ -38,7 +38,20 @@ def test_every_unknown_missing_and_wrong_key_is_named_in_one_line(tmp_path: Path
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("content", ["", "- a\n- list\n", "seed: [1\n", "seed: 7\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "- a\n- list\n",
+        "seed: [1\n",
+        "seed: 7\n",
+        pytest.param("{" * 5000, id="deep"),
+        pytest.param(f"seed: {'9' * 5000}\n", id="5000 digits"),
+        "seed: !!python/object:os.system x\n",
+        "a: &a [*a]\n",
+        "\0",
+    ],
+)
 def test_a_file_that_holds_no_params_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(content, encoding="utf-8")
@@ -61,13 +74,23 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         ("prepare.duplicate_correlation", 0.8),
         ("base_model.dropout", 1.0),
         ("base_model.weights", "own.weights.h5"),
+        ("train.epochs", 10**400),
+        ("train.batch_size", 10**9),
+        ("train.learning_rate", float("inf")),
+        ("train.learning_rate", 10**400),
+        ("evaluate.costs.refer", float("nan")),
+        ("report.bootstrap", [10]),
+        ("data.max_left_out", {"share": 1}),
+        ("prepare", None),
     ],
 )
 def test_values_that_cannot_work_are_refused(
     write_params: Callable[[dict[str, Any]], Params], key: str, value: object
 ) -> None:
-    with pytest.raises(ParamsError, match=key):
+    with pytest.raises(ParamsError, match=key) as caught:
         write_params({key: value})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_params_cannot_be_changed(write_params: Callable[[dict[str, Any]], Params]) -> None:
