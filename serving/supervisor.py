@@ -30,6 +30,8 @@ from serving.watch import Watch
 END_SECONDS: Final = 10
 """A worker that was told to stop may take so much longer than its drain and its slowest request."""
 _LOOK_SECONDS: Final = 1
+_LONGEST_PATH: Final = 96
+"""Bytes of a folder, with room for a socket's name: its whole path has 107 at most."""
 _ANOTHER: Final = "choose others: make serve PORT=3100 GRPC_PORT=3101"
 
 _log = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ class Supervisor(bentoml_circus.Arbiter):
     ) -> None:
         """`folder`: of this run. `held`: ports that are the workers' alone as long as these are open."""
         # Circus listens for commands on loopback, where every user of the machine may give some; here its owner alone.
-        options |= {"endpoint": f"ipc://{folder}/control", "pubsub_endpoint": f"ipc://{folder}/events"}
+        if len(str(folder)) < _LONGEST_PATH:
+            options |= {"endpoint": f"ipc://{folder}/control", "pubsub_endpoint": f"ipc://{folder}/events"}
         super().__init__(*args, **{**options, "check_delay": -1})  # `_look` does what circus would
         self._settings = settings
         self._folder = folder

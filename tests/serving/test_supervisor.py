@@ -151,6 +151,16 @@ def test_a_killed_supervisor_takes_its_workers_along(supervised: Server) -> None
             socket.create_connection((host, int(port)), timeout=10)
 
 
+def test_a_frozen_worker_does_not_hold_up_a_stop(home: Path) -> None:
+    with serve(home, "", CHESTCT_WORKERS="1", CHESTCT_HANG_SECONDS="2", CHESTCT_REQUEST_TIMEOUT="600") as server:
+        (worker,) = workers_of(psutil.Process(server.process.pid))
+        wait_until(lambda: metric(server, "chestct_queue_depth") == 0, "it answers")
+        worker.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE) == 0
+        assert not worker.is_running()
+
+
 def test_workers_that_die_in_a_loop_end_the_service_with_a_reason(home: Path) -> None:
     with start(home, *free_ports(2)) as process:
         supervisor = psutil.Process(process.pid)
