@@ -73,13 +73,22 @@ async def _receive(request: Request, call: Call, limit: int, memory: float) -> b
                     patience.reschedule(begun)
 
             call.stop_receiving = stop
-            async for part in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                part: bytes = message.get("body", b"")
+                more = message.get("more_body", False)
                 size += len(part)
                 if size > limit:
                     raise too_large(limit, "more")
                 call.reserve_bytes(math.ceil(len(part) * memory))
-                patience.reschedule(LONGEST_PAUSE + min(now(), begun + size / LEAST_RATE))
+                if len(part) == size and not more:
+                    return part
                 whole.write(part)
+                if part:
+                    patience.reschedule(LONGEST_PAUSE + min(now(), begun + size / LEAST_RATE))
     except TimeoutError:
         call.reserve_bytes(0)  # where it was evicted this says so
         raise _too_slow() from None
