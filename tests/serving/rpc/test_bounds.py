@@ -21,7 +21,7 @@ from tests.serving.rpc.server import GatedEngine, Model, Server, ask, labels, pn
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
 CHECK = "/grpc.health.v1.Health/Check"
-UNREAD = 64 * 1024
+UNREAD = 512 * 1024
 
 
 def until(condition: Callable[[], bool], words: str) -> None:
