@@ -13,19 +13,19 @@ const ERRORS = {
   tiff: ["This is a TIFF picture", SAVE],
   cancelled: ["Cancelled", `There is no answer. ${AGAIN}`],
   unreachable: ["The service can’t be reached", `Check the connection, or whether the service is running. ${AGAIN}`],
-  unreadable: ["The file can’t be opened", "It may have been moved or changed since it was chosen, or it is a folder. Choose it again."],
+  unreadable: ["The file can’t be opened", "It was moved or changed since, or is a folder. Choose it again."],
   empty_body: ["The file is empty", "There is nothing in it to read. Choose another picture."],
-  undecodable_image: ["This can’t be read as a picture", "The file is cut off, damaged, or something else. Save it again as PNG or JPEG, or try another."],
-  unsupported_dicom: ["This DICOM file is not one CT slice", "Of DICOM, single CT slices are read. Export one slice of a CT series, or save it as PNG, and try that."],
+  undecodable_image: ["This can’t be read as a picture", "The file is cut off, damaged or no picture. Save it as PNG or JPEG, or try another."],
+  unsupported_dicom: ["This DICOM file is not one CT slice", "Export one slice of a CT series, or save it as PNG, and try that."],
   deadline_exceeded: ["It took too long", `The service gave up on this picture, most likely because it is busy. ${AGAIN}`],
-  image_too_large: ["The picture is too large", "It has more pixels than any CT slice. Save it smaller and try again."],
+  image_too_large: ["The picture is too large", "It has more pixels than any CT slice. Save it smaller."],
   unauthenticated: ["This service asks for a key", "Whoever runs the service gives keys out. Retry, and enter yours."],
   forbidden: ["Your key is not for this", "It is known here, but not for classifying pictures. Ask whoever runs the service for one that is, and open the page in a new tab."],
 };
 
 const STATUSES = {
   408: ["The picture came too slowly", `The connection may be poor. ${AGAIN}`],
-  413: ["The file is too large", "Save it smaller, or as a JPEG, and try again."],
+  413: ["The file is too large", "Save it smaller, or as a JPEG."],
   429: ["The service is busy", `More pictures are coming in than it can read just now. ${AGAIN}`],
   503: ["The service is busy or starting", `It can’t take the picture just now. ${AGAIN}`],
 };
