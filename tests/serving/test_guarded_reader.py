@@ -115,9 +115,10 @@ def test_the_process_ends_with_its_service(new_reader: GuardedReader) -> None:
 def test_the_process_dies_with_a_worker_that_is_killed_even_if_it_is_stopped() -> None:
     code = """
 import asyncio, os, sys, time
+from chestct.card import InputSpec
 from serving.call import Call
-from tests.serving.test_guarded_reader import SPEC, GuardedReader
-reader = GuardedReader(SPEC)
+from serving.guarded_reader import GuardedReader
+reader = GuardedReader(InputSpec(height=64, width=64))
 try:
     asyncio.run(reader.read(b"text", Call("r")))
 except ValueError:
@@ -237,7 +238,6 @@ LIE = """
         ("os.kill(os.getpid(), signal.SIGKILL)", Cause.KILLED, "failed"),
         ("os._exit(0)", Cause.KILLED, "failed"),
         ("raise KeyError", Cause.KILLED, "failed"),
-        (LIE.format(words="null", pixels=0), Cause.KILLED, "failed"),
         (LIE.format(words="{}", pixels=0), Cause.KILLED, "failed"),
         (LIE.format(words="null", pixels=2**31), Cause.KILLED, "failed"),
     ],
@@ -253,8 +253,6 @@ def test_whose_fault_it_is_follows_from_how_the_process_ended(
         assert outcome == "failed"
     ended = metrics.READER_RESTARTS.labels(cause)._value.get() - before
     assert ended == (1 if cause is Cause.OUT_OF_TIME else 2)
-    monkeypatch.undo()
-    assert is_read(new_reader)
 
 
 @needs_proc
