@@ -131,6 +131,16 @@ def keep_from_waiting() -> None:
                 fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
+def take_over_of_supervisor() -> None:
+    """The same in BentoML's supervisor, for what this project and circus say; BentoML's lines of the start stay."""
+    keep_from_waiting()  # or an unread log would keep it from replacing workers
+    handler = NonBlockingHandler(OUTPUT)
+    for name in ("serving", "circus"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
 def take_over(descriptor: int = OUTPUT) -> None:
     """Send what any logger, warning or uncaught exception of this process says through one handler."""
     handler = NonBlockingHandler(descriptor)

@@ -22,7 +22,7 @@ from bentoml._internal.utils import circus as bentoml_circus
 from circus.exc import ConflictError  # type: ignore[import-untyped]
 from tornado.ioloop import PeriodicCallback
 
-from serving import run_folder
+from serving import log, run_folder
 from serving.settings import Settings
 from serving.spread import Load
 from serving.watch import Watch
@@ -89,6 +89,7 @@ class Supervisor(bentoml_circus.Arbiter):
             watcher.env.update(run_folder.variables(self._folder))
             watcher.graceful_timeout = self._settings.drain_seconds + self._settings.request_timeout + END_SECONDS
             watcher.hooks.update(after_spawn=self._on_start, after_reap=self._on_end)
+        log.take_over_of_supervisor()
         self._looking.start()
 
     def stop(self) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import re
 import signal
 import socket
@@ -115,9 +116,11 @@ def test_a_frozen_worker_is_replaced_and_every_call_is_answered_again(supervised
     wait_until(lambda: metric(supervised, "chestct_worker_restarts_total") == 1, "another is ready")
     assert before[1] in workers_of(supervisor)
     assert [ask(supervised) for _ in range(20)] == [200] * 20
-    log = supervised.log.read_text()
-    assert f"worker process {before[0].pid} is silent for 3 s: killed" in log
-    assert f"worker process {before[0].pid} has ended: it hung and was killed; another takes its place" in log
+    lines = [line for line in supervised.log.read_text().splitlines() if "worker process" in line]
+    assert [json.loads(line)["message"] for line in lines] == [
+        f"worker process {before[0].pid} is silent for 3 s: killed",
+        f"worker process {before[0].pid} has ended: it hung and was killed; another takes its place",
+    ]
 
 
 def test_a_second_service_is_refused_each_port_and_leaves_the_first_its_metrics(supervised: Server, home: Path) -> None:
