@@ -6,6 +6,7 @@ that is served, also in a store from before digests were checked.
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,8 +67,8 @@ class StoredModel(NamedTuple):
             digests.check(self.graph, json.loads(card.read_bytes())["lineage"]["model_sha256"])
         except (digests.Altered, OSError) as error:
             raise AlteredModel(
-                f"{self.tag} is not served: {error}; `bentoml models delete -y {self.tag}` removes it, then "
-                "`make store` stores the best model of a training here, and `make serve` the released one"
+                f"{self.tag} is not served: {error}; `rm -r {shlex.quote(str(self.folder))}`, then `make serve` stores "
+                "the released model anew, and `make store` the one of a training; build a bento anew"
             ) from error
 
 

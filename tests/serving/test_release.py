@@ -148,7 +148,7 @@ def test_a_changed_model_of_a_training_does_not_give_way_to_the_release(
     tiny_model(tmp_path / "own", run_id="own")
     tag = store.import_model(tmp_path / "own")
     change(model_store / tag.replace(":", "/") / GRAPH)
-    assert f"bentoml models delete -y {tag}" in refused()
+    assert f"`rm -r {model_store / tag.replace(':', '/')}`" in refused()
     shutil.rmtree(model_store / tag.replace(":", "/"))
     assert release.ensure_model(None, tmp_path / "release") != tag
 
