@@ -143,6 +143,8 @@ def take_over_of_supervisor() -> None:
 
 def take_over(descriptor: int = OUTPUT) -> None:
     """Send what any logger, warning or uncaught exception of this process says through one handler."""
+    # gRPC's native code would write of each failed handshake, past any handler.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = NonBlockingHandler(descriptor)
     for logger in [logging.getLogger(name) for name in logging.root.manager.loggerDict]:
         logger.handlers.clear()

@@ -1,7 +1,9 @@
 """A service with API keys, private routes and TLS on gRPC, in processes of its own."""
 
 import base64
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -173,6 +175,15 @@ def test_the_health_of_grpc_needs_no_key(guarded: Guarded) -> None:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
         assert service.GRPCInferenceServiceStub(channel).ServerReady(protocol.ServerReadyRequest(), timeout=10).ready
+
+
+def test_a_handshake_that_fails_leaves_no_line_of_native_code(guarded: Guarded) -> None:
+    host, port = guarded.server.grpc.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection, contextlib.suppress(OSError):
+        connection.sendall(b"no handshake\r\n\r\n")
+        assert not connection.recv(1)
+    ask(guarded, "/v1/model", guarded.v1)
+    assert "andshake" not in guarded.server.log.read_text()
 
 
 def test_the_log_says_by_which_key_a_request_came(guarded: Guarded) -> None:
