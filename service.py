@@ -100,8 +100,6 @@ class ChestCT:
         """In BentoML's supervisor, before it starts the workers: check what can be checked, then watch them."""
         from serving import supervisor
 
-        log.keep_from_waiting()
-        log.take_over()
         try:
             _find()
             supervisor.take_over(SETTINGS)
