@@ -152,8 +152,9 @@ def take_over(descriptor: int = OUTPUT) -> None:
     logging.root.handlers = [handler]
     logging.getLogger("serving.call").setLevel(logging.INFO)
     logging.getLogger("bentoml").setLevel(logging.WARNING)
-    # It warns of each form that a client got wrong; the request's own line says so.
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # They warn of each form or request that a client got wrong; its own line says so.
+    for name in ("python_multipart", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _log_warning
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)

@@ -116,14 +116,16 @@ class RequestRecording:
         app = _NOTHING if "\n" in scope["path"] else self._app
         try:
             await app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # at a stop that lasts too long
+            status = status or HTTPStatus.SERVICE_UNAVAILABLE
+            raise
         except Exception:
             _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
             if status:  # the answer is on its way and can't be taken back: the server closes the connection
                 raise
             await error_response(describe(Exception()), scope)(scope, receive, send_with_headers)
         finally:
-            if not status:  # it was cancelled
-                status = HTTPStatus.SERVICE_UNAVAILABLE
+            status = status or CLIENT_GONE  # as Starlette ends a file's answer then
             if status >= HTTPStatus.BAD_REQUEST and call.outcome == "answered":
                 call.outcome = code_of(status)
             call.route = call.route or _route_name(scope)

@@ -245,3 +245,17 @@ def test_what_fails_outside_our_routes_is_answered_in_our_form_and_logged_with_i
         "500",
         "internal_error",
     )
+
+
+def test_an_answer_that_never_began_since_the_client_was_gone_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+    async def run() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+        await RequestRecording(app)(scope, asyncio.Event().wait, asyncio.Event().wait)
+
+    with caplog.at_level(logging.INFO, logger="serving.call"):
+        asyncio.run(run())
+    (line,) = (json.loads(record.getMessage()) for record in caplog.records)
+    assert (line["code"], line["outcome"]) == ("499", "client_gone")
