@@ -50,7 +50,7 @@ def import_model(home: Path, folder: Path) -> str:
     code = "import sys, pathlib, chestct.store as store; print(store.import_model(pathlib.Path(sys.argv[1])))"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=300)
     return done.stdout.decode().split()[-1]
 
 

@@ -98,13 +98,13 @@ def bearer(key: str | None) -> dict[str, str]:
 def ask(guarded: Guarded, route: str, key: str | None) -> httpx.Response:
     headers = bearer(key)
     if route == "/v1/predict":
-        return httpx.post(guarded.server.url + route, content=PNG, headers={**TYPE, **headers}, timeout=30)
+        return httpx.post(guarded.server.url + route, content=PNG, headers={**TYPE, **headers}, timeout=300)
     if route.endswith("/infer"):
-        return httpx.post(guarded.server.url + route, json=OIP, headers=headers, timeout=30)
+        return httpx.post(guarded.server.url + route, json=OIP, headers=headers, timeout=300)
     if route == "/classify":
         body = {"images": [base64.b64encode(PNG).decode()]}
-        return httpx.post(guarded.private + route, json=body, headers=headers, timeout=30)
-    return httpx.get(guarded.server.url + route, headers=headers, timeout=30)
+        return httpx.post(guarded.private + route, json=body, headers=headers, timeout=300)
+    return httpx.get(guarded.server.url + route, headers=headers, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def infer(guarded: Guarded, key: str | None) -> Any:
     request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
     metadata = [(name.lower(), value) for name, value in bearer(key).items()]
     with grpc.secure_channel(guarded.server.grpc, credentials) as channel:
-        return service.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=30)
+        return service.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=300)
 
 
 def test_grpc_answers_over_tls_who_holds_a_key_for_it(guarded: Guarded) -> None:
@@ -172,14 +172,14 @@ def test_grpc_answers_over_tls_who_holds_a_key_for_it(guarded: Guarded) -> None:
 def test_the_health_of_grpc_needs_no_key(guarded: Guarded) -> None:
     credentials = grpc.ssl_channel_credentials(guarded.certificate)
     with grpc.secure_channel(guarded.server.grpc, credentials) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=10)
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=300)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
-        assert service.GRPCInferenceServiceStub(channel).ServerReady(protocol.ServerReadyRequest(), timeout=10).ready
+        assert service.GRPCInferenceServiceStub(channel).ServerReady(protocol.ServerReadyRequest(), timeout=300).ready
 
 
 def test_a_handshake_that_fails_leaves_no_line_of_native_code(guarded: Guarded) -> None:
     host, port = guarded.server.grpc.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection, contextlib.suppress(OSError):
+    with socket.create_connection((host, int(port)), timeout=300) as connection, contextlib.suppress(OSError):
         connection.sendall(b"no handshake\r\n\r\n")
         assert not connection.recv(1)
     ask(guarded, "/v1/model", guarded.v1)
@@ -278,7 +278,7 @@ def test_a_bad_file_ends_the_start_in_one_line(tmp_path: Path, setting: str, tex
     code = "import sys; sys.dont_write_bytecode = True; import service"
     environ = environment(tmp_path, **{setting: str(file)})
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
     assert word in done.stderr
     assert "Traceback" not in done.stderr

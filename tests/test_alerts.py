@@ -90,7 +90,7 @@ def play(name: str, series: list[dict[str, str]], folder: Path, moments: dict[in
     (folder / "rules.yaml").write_text(yaml.safe_dump(RULES), encoding="utf-8")
     (folder / "test.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     command = ["promtool", "test", "rules", "test.yaml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -108,7 +108,7 @@ def import_each(folder: Path, names: list[str]) -> tuple[set[str], list[str], li
     }
     command = [sys.executable, "-c", IMPORT_EACH, *names]
     done = subprocess.run(
-        command, cwd=folder / "empty", env=environment, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=folder / "empty", env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     modules, handlers, files = done.stdout.split("\n")[:3]

@@ -32,16 +32,16 @@ Answer = dict[str, Any]
 
 
 def raw(server: Server, data: bytes) -> Answer:
-    return httpx.post(f"{server.url}/v1/predict", content=data, headers=TYPE, timeout=30).json()
+    return httpx.post(f"{server.url}/v1/predict", content=data, headers=TYPE, timeout=300).json()
 
 
 def form(server: Server, data: bytes) -> Answer:
-    return httpx.post(f"{server.url}/v1/predict", files={"image": ("scan.dcm", data)}, timeout=30).json()
+    return httpx.post(f"{server.url}/v1/predict", files={"image": ("scan.dcm", data)}, timeout=300).json()
 
 
 def batch(server: Server, data: bytes) -> Answer:
     files = [("images", ("a.png", PNG)), ("images", ("b.dcm", data))]
-    first, second = httpx.post(f"{server.url}/v1/predict/batch", files=files, timeout=30).json()["outcomes"]
+    first, second = httpx.post(f"{server.url}/v1/predict/batch", files=files, timeout=300).json()["outcomes"]
     assert WARNING not in first["warnings"]
     return second
 
@@ -49,7 +49,7 @@ def batch(server: Server, data: bytes) -> Answer:
 def oip_http(server: Server, data: bytes, **parameters: float) -> Answer:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(data).decode()]}
     request = {"inputs": [tensor], "parameters": parameters}
-    answer = httpx.post(f"{server.url}/v2/models/chestct/infer", json=request, timeout=30).json()
+    answer = httpx.post(f"{server.url}/v2/models/chestct/infer", json=request, timeout=300).json()
     if "error" in answer:
         code, _, message = answer["error"].partition(": ")
         return {"error": {"code": code, "message": message}}
@@ -63,7 +63,7 @@ def oip_grpc(server: Server, data: bytes, **parameters: Any) -> Answer:
     request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor], parameters=parameters)
     with grpc.insecure_channel(server.grpc) as channel:
         try:
-            answer = service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+            answer = service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=300)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.INVALID_ARGUMENT:
                 raise
@@ -113,13 +113,13 @@ def test_what_can_t_be_read_is_refused_with_the_reason(
 
 def test_the_refusals_have_their_statuses(server: Server) -> None:
     for data, status in ((MR, 422), (HUGE, 413), (CUT, 422), (PNG, 200)):  # the content decides, not the type
-        answer = httpx.post(f"{server.url}/v1/predict", content=data, headers=TYPE, timeout=30)
+        answer = httpx.post(f"{server.url}/v1/predict", content=data, headers=TYPE, timeout=300)
         assert answer.status_code == status, answer.text
 
 
 def test_the_preview_shows_what_the_picture_shows(server: Server) -> None:
     def ask(data: bytes) -> Answer:
-        return httpx.post(f"{server.url}/v1/predict?explain=true", files={"image": data}, timeout=30).json()
+        return httpx.post(f"{server.url}/v1/predict?explain=true", files={"image": data}, timeout=300).json()
 
     of_dicom, of_png = ask(DICOM), ask(PNG)
     assert of_dicom["preview"] == of_png["preview"]
@@ -130,7 +130,7 @@ def test_the_preview_shows_what_the_picture_shows(server: Server) -> None:
 def test_another_window_is_taken_over_every_protocol(server: Server) -> None:
     """So high a window that all is black, which is a close call of nothing."""
     query = {"window_center": "3000", "window_width": "10"}
-    black = httpx.post(f"{server.url}/v1/predict", params=query, content=DICOM, headers=TYPE, timeout=30).json()
+    black = httpx.post(f"{server.url}/v1/predict", params=query, content=DICOM, headers=TYPE, timeout=300).json()
     assert np.ptp(list(black["probabilities"].values())) < 1e-6
     assert oip_http(server, DICOM, window_center=3000, window_width=10)["label"] != "large_cell_carcinoma"
     parameters = {
@@ -138,7 +138,7 @@ def test_another_window_is_taken_over_every_protocol(server: Server) -> None:
         "window_width": protocol.InferParameter(int64_param=10),
     }
     assert oip_grpc(server, DICOM, **parameters)["label"] != "large_cell_carcinoma"
-    png = httpx.post(f"{server.url}/v1/predict", params=query, content=PNG, timeout=30).json()
+    png = httpx.post(f"{server.url}/v1/predict", params=query, content=PNG, timeout=300).json()
     assert png["label"] == "large_cell_carcinoma"
 
 
@@ -155,7 +155,7 @@ def test_another_window_is_taken_over_every_protocol(server: Server) -> None:
     ],
 )
 def test_a_senseless_window_is_refused(server: Server, query: str) -> None:
-    answer = httpx.post(f"{server.url}/v1/predict?{query}", content=DICOM, headers=TYPE, timeout=30)
+    answer = httpx.post(f"{server.url}/v1/predict?{query}", content=DICOM, headers=TYPE, timeout=300)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "invalid_query"
     assert "window" in answer.json()["error"]["message"]

@@ -103,7 +103,7 @@ def phantoms(project: Project) -> list[bytes]:
 
 
 def ask(server: Server, image: bytes) -> dict[str, Any]:
-    answer = httpx.post(f"{server.url}/v1/predict", content=image, headers={"Content-Type": "image/png"}, timeout=30)
+    answer = httpx.post(f"{server.url}/v1/predict", content=image, headers={"Content-Type": "image/png"}, timeout=300)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -174,7 +174,7 @@ def test_grpc_gives_the_same_answer_as_http(server: Server, phantoms: list[bytes
                 model_name="chestct",
                 inputs=[{"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}],
             )
-            response = stub.ModelInfer(request, timeout=30)
+            response = stub.ModelInfer(request, timeout=300)
             names = [output.name for output in response.outputs]
             raw = response.raw_output_contents[names.index("probabilities")]
             expected = list(ask(server, image)["probabilities"].values())

@@ -74,7 +74,7 @@ def make(tmp_path: Path) -> Make:
             name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "CHESTCT_GRPC_PORT")
         }
         environment = {**inherited, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         calls = folder / "calls"
         lines = calls.read_text(encoding="utf-8").splitlines()

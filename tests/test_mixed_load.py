@@ -229,7 +229,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("released") / "bentoml"
     home.mkdir()
     command = [sys.executable, "-m", "serving.release"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=300)
     with serve(home, done.stdout.decode().strip(), CHESTCT_WORKERS="1") as running:
         yield running
 

@@ -59,9 +59,9 @@ def test_each_request_reaches_the_collector_as_one_span(tmp_path: Path) -> None:
             png = encode_png(tiny_picture(1)[:, :, 0])
             for content, expected in ((png, 200), (b"no image", 422)):
                 headers = {"Content-Type": "image/png", "traceparent": f"00-{TRACE}-{PARENT}-01"}
-                answer = httpx.post(f"{server.url}/v1/predict", content=content, headers=headers, timeout=30)
+                answer = httpx.post(f"{server.url}/v1/predict", content=content, headers=headers, timeout=300)
                 assert answer.status_code == expected
-            got = [spans.get(timeout=30) for _ in range(2)]  # the exporter sends every five seconds
+            got = [spans.get(timeout=300) for _ in range(2)]  # the exporter sends every five seconds
     assert {(span.name, span.trace_id.hex(), span.parent_span_id.hex()) for span in got} == {
         ("POST /v1/predict", TRACE, PARENT)
     }

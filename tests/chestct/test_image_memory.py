@@ -104,7 +104,7 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Growth]:
     (folder / "small.png").write_bytes(black_png(8, 8, 8, 0, 0))
     (folder / "small.jpg").write_bytes(grey_jpeg(8, 8, "L", progressive=False))
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", MEASURE, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     sizes: dict[str, int] = json.loads(done.stdout)

@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
 
     def run(*lines: str) -> list[str]:
         command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *lines]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
         return done.stdout.splitlines()
 
     return run
@@ -110,7 +110,7 @@ store.import_model(Path({str(tmp_path / "other")!r}))
     for place, count in (("(shutil, 'copyfile')", 1), ("(shutil, 'copytree')", 0), ("(Path, 'rename')", 0)):
         code = killed.format(place=place, count=count)
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=60, check=False
+            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=300, check=False
         )
         assert done.returncode == 9, done.stderr
         assert [path.name for path in (tmp_path / "home/models/chestct").glob("*/")] == [kept.partition(":")[2]]

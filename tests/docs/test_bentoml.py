@@ -17,6 +17,6 @@ def test_the_example_prints_a_label_for_each_image(server: Server, tmp_path: Pat
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "slice.png").write_bytes(encode_png(tiny_picture(NORMAL)[:, :, 0]))
     command = [sys.executable, "-c", example.replace("http://localhost:3000", server.url)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["accept", "normal"]] * 2

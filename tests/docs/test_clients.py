@@ -31,7 +31,7 @@ def examples(page: str, language: str) -> list[str]:
 
 def output(command: list[str], folder: Path) -> str:
     (folder / "slice.png").write_bytes(encode_png(tiny_picture(NORMAL)[:, :, 0]))
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -14,7 +14,7 @@ def test_a_service_that_answers_nothing_has_no_capacity(tmp_path: Path) -> None:
     async def measure() -> float:
         http, grpc = free_ports(2)
         process = subprocess.Popen[bytes](["true"])
-        process.wait(10)
+        process.wait(300)
         clients = traffic.Clients(Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, tmp_path), 1)
         try:
             return await traffic.capacity(clients, 0.1)

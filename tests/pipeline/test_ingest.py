@@ -264,7 +264,7 @@ def test_without_kaggle_one_line_names_the_three_ways_out(write_params: WritePar
             "KAGGLEHUB_CACHE": str(workspace.parent / "cache"),
         }
         run = subprocess.run(
-            [sys.executable, "-m", "pipeline.ingest"], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "pipeline.ingest"], env=environment, capture_output=True, text=True, timeout=300
         )
 
     assert run.returncode == 2

@@ -113,7 +113,7 @@ def test_a_killed_sweep_tries_the_interrupted_trial_again_and_counts_it_once(
             sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=300)
     assert [trial.state for trial in study().trials] == [TrialState.COMPLETE, TrialState.RUNNING]
     assert runs()["trial 1"].info.status == "RUNNING"
 

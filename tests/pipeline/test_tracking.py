@@ -223,7 +223,7 @@ def server(tracked: Path) -> Iterator[str]:
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=300)
 
 
 def _answers(address: str) -> bool:
@@ -311,7 +311,7 @@ def test_a_password_in_the_address_is_not_printed_where_no_server_answers(
     else:
         tracking_address.DOTENV.write_text(f"MLFLOW_TRACKING_URI={uri}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pipeline.store"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "http://127.0.0.1:9" in done.stderr.splitlines()[-1]
     assert "MARKER" not in done.stdout + done.stderr
@@ -367,7 +367,7 @@ def test_a_deleted_experiment_ends_in_one_line_that_says_how_to_bring_it_back(
     setting, *command = shlex.split(str(caught.value).split("`")[1])
     name, _, value = setting.partition("=")
     environment = {**os.environ, name: value}
-    subprocess.run([sys.executable, "-m", *command], env=environment, check=True, capture_output=True, timeout=100)
+    subprocess.run([sys.executable, "-m", *command], env=environment, check=True, capture_output=True, timeout=300)
     best = tracking.best_run(DIGEST, 10)
     assert best is not None
     assert best.run_id == run_id

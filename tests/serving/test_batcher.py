@@ -28,7 +28,7 @@ class Gate:
         self.batches.append(levels)
         self.threads.add(threading.current_thread().name)
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(300)
         if self.poison in levels:
             raise RuntimeError("poisoned")
         values = np.array(levels[:-1] if self.short else levels, np.float32)
@@ -199,7 +199,7 @@ def test_what_can_t_be_answered_in_time_is_refused_before_it_waits(gate: Gate) -
             await batcher.score(image(0))
         first = await occupy(batcher, gate)
         others = await enqueue(batcher, *range(1, 5))
-        batcher.check_room(time.monotonic() + 60)
+        batcher.check_room(time.monotonic() + 300)
         with pytest.raises(Overloaded) as caught:
             await batcher.score(image(9), time.monotonic() + 0.06)
         assert caught.value.retry_after >= 0.04
@@ -260,7 +260,7 @@ def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_que
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(300):
             await first
             await batcher.score(image(2))
             await batcher.close()

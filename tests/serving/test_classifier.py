@@ -161,7 +161,7 @@ def test_images_being_decoded_count_against_the_queue(
     release = threading.Event()
 
     def slow(*_: object) -> None:
-        release.wait(10)
+        release.wait(300)
         raise InvalidImage("undecodable_image", "slow")
 
     monkeypatch.setattr("serving.classifier.decode_encoded", slow)
@@ -184,7 +184,7 @@ def test_a_flood_of_dicom_files_is_bounded_and_leaves_pictures_alone(
     release = threading.Event()
 
     def slow(*_: object) -> None:
-        release.wait(30)
+        release.wait(300)
         raise InvalidImage("undecodable_image", "slow")
 
     monkeypatch.setattr("serving.reader_process.ReaderProcess.decode", slow)

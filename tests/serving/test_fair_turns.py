@@ -25,7 +25,7 @@ class Order:
 
 def run(check: Callable[[Order], Awaitable[None]], most_waiting: int = 8) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(300):
             await check(Order(FairTurns(most_waiting)))
 
     asyncio.run(bounded())

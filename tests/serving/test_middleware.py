@@ -136,7 +136,7 @@ def test_the_connection_of_an_unread_body_serves_the_next_request() -> None:
     queue = Queue()
     body = bytes(2_000_000)  # more than the sockets hold, so that the server must take it from the wire
     with listening(door(queue)) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         connection.connect()
         first = connection.sock
         for seconds, expected in ((math.inf, 429), (math.inf, 429), (0, 200)):
@@ -158,7 +158,7 @@ def test_an_answer_that_has_begun_ends_though_the_deadline_passes_and_serves_the
         await asyncio.sleep(0.1)
 
     with listening(RequestRecording(ErrorBoundary(app, SETTINGS))) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         connection.connect()
         first = connection.sock
         for _ in range(2):

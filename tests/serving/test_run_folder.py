@@ -80,7 +80,7 @@ def test_the_kernel_unlocks_the_folder_of_a_run_that_is_killed(parent: Path) -> 
 
 def test_a_full_disk_is_an_error_in_words_where_a_sparse_file_would_kill(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
     assert "no room for" in done.stdout
     assert str(tmp_path / "load") in done.stdout
@@ -110,7 +110,7 @@ def test_the_first_worker_that_gives_up_is_heard_once(tmp_path: Path) -> None:
     code = "import pathlib, sys\nfrom serving import run_folder\n"
     code += "run_folder.give_up(pathlib.Path(sys.argv[1]), OSError(1, sys.argv[2]))"
     for reason in ("first", "second"):
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), reason], cwd=ROOT, timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), reason], cwd=ROOT, timeout=300, check=False)
         assert done.returncode == run_folder.CANNOT_START
     assert run_folder.take_failure(tmp_path) == "PermissionError: [Errno 1] first"
     assert run_folder.take_failure(tmp_path) == ""

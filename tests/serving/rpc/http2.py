@@ -17,7 +17,7 @@ class Connection:
     """Frames over one connection; keeps to the server's windows. Calls have the odd numbers that `open` gives."""
 
     def __init__(self, port: int, *, greet: bool = True) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=300)
         self._buffer = b""
         self._window = _WINDOW
         self._first_window = _WINDOW

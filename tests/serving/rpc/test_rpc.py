@@ -194,12 +194,12 @@ def test_not_serving_until_the_model_is_warm(model: Model) -> None:
 
 def test_stopping_tells_health_watchers_and_finishes_the_running_call(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate) as server:
-        watch = server.health.Watch(health_pb2.HealthCheckRequest(service=rpc.SERVICE), timeout=10)
+        watch = server.health.Watch(health_pb2.HealthCheckRequest(service=rpc.SERVICE), timeout=300)
         assert next(watch).status == SERVING
         gate.open.clear()
         gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
-        assert gate.entered.wait(5)
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
+        assert gate.entered.wait(300)
         with ThreadPoolExecutor(1) as pool:
             stopping = pool.submit(server.run, server.rpc.stop(20))
             assert next(watch).status == NOT_SERVING
@@ -221,9 +221,9 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
     with model.serve(gate, queue_size=1) as server:
         gate.open.clear()
         gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
-        assert gate.entered.wait(5)
-        waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=10)
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
+        assert gate.entered.wait(300)
+        waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=300)
         wait_until_full(server)
         unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
         error = refusal(unparsed, b"no message", metadata=[("x-request-id", "b-8")])
@@ -246,18 +246,18 @@ def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine
     with model.serve(gate, max_bytes_in_flight=OF_A_REQUEST * 3 // 2, max_body_bytes=OF_A_REQUEST) as server:
         gate.open.clear()
         gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
-        assert gate.entered.wait(5)
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
+        assert gate.entered.wait(300)
         refused = refusal(server.stub.ModelInfer, ask(png(1)))
         assert refused.code() is StatusCode.RESOURCE_EXHAUSTED
         assert "memory" in (refused.details() or "")
         gate.open.set()
         assert labels(running.result(5)) == ["large_cell_carcinoma"]
-        assert labels(server.stub.ModelInfer(ask(png(1)), timeout=10)) == ["large_cell_carcinoma"]
+        assert labels(server.stub.ModelInfer(ask(png(1)), timeout=300)) == ["large_cell_carcinoma"]
 
 
 def wait_until_full(server: Server) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if refusal(server.stub.ModelInfer, ask(b"bad")).code() is StatusCode.RESOURCE_EXHAUSTED:
             return
@@ -268,11 +268,11 @@ def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngi
     with model.serve(gate, queue_size=1) as server:
         gate.open.clear()
         gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=10)
-        assert gate.entered.wait(5)
+        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
+        assert gate.entered.wait(300)
         assert refusal(server.stub.ModelInfer, ask(png(2)), timeout=0.3).code() is StatusCode.DEADLINE_EXCEEDED
         time.sleep(0.1)  # the server's own clock of that deadline
-        waiting = server.stub.ModelInfer.future(ask(png(3)), timeout=10)
+        waiting = server.stub.ModelInfer.future(ask(png(3)), timeout=300)
         wait_until_full(server)
         gate.open.set()
         assert [labels(call.result(5)) for call in (running, waiting)] == [
@@ -305,7 +305,7 @@ def test_a_client_s_own_deadline_is_not_counted_as_the_service_s_failure(model: 
     with model.serve(gate, request_timeout=20) as server:
         gate.open.clear()
         assert refusal(server.stub.ModelInfer, ask(png(1)), timeout=0.2).code() is StatusCode.DEADLINE_EXCEEDED
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 300
         while server.load.count and time.monotonic() < deadline:
             time.sleep(0.01)
         gate.open.set()
@@ -319,7 +319,7 @@ def test_a_call_is_part_of_the_workers_load_until_it_is_answered(model: Model, g
         gate.open.clear()
         gate.entered.clear()
         answer = server.stub.ModelInfer.future(ask(png(1)))
-        assert gate.entered.wait(10)
+        assert gate.entered.wait(300)
         assert server.load.count == 1
         gate.open.set()
         assert labels(answer.result(10)) == ["large_cell_carcinoma"]
@@ -339,7 +339,7 @@ def test_a_failing_engine_is_an_internal_error_without_internals(model: Model, g
 def test_twenty_calls_at_once_good_and_bad_get_their_own_answers(server: Server) -> None:
     def call(index: int) -> tuple[str, object]:
         try:
-            answer = server.stub.ModelInfer(ask(png(index % 4) if index % 5 else b"bad", id=str(index)), timeout=10)
+            answer = server.stub.ModelInfer(ask(png(index % 4) if index % 5 else b"bad", id=str(index)), timeout=300)
             return answer.id, labels(answer)
         except grpc.RpcError as error:
             return dict(error.trailing_metadata())["x-request-id"], error.code()
