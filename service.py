@@ -118,12 +118,13 @@ class ChestCT:
             run_folder.give_up(RUN, error)
 
     async def _start(self) -> None:
+        log.take_over()  # before gRPC is imported, which then reads how much its native code may say
+
         from serving import openapi, rpc, tracing
         from serving.classifier import Classifier, load_engine
         from serving.drain import Drain
 
         _let_no_thread_interrupt_another()
-        log.take_over()
         bento.log_failures_alone()
         if BentoMLContainer.tracing.exporter_type.get():
             tracing.start(BentoMLContainer.tracer_provider.get())

@@ -128,7 +128,7 @@ def test_intervals_resample_clusters_of_look_alikes(exported: Params) -> None:
 
 def copy_of(path: Path, target: Path, mode: str) -> None:
     target.parent.mkdir(exist_ok=True)
-    Image.open(path).convert(mode).save(target)
+    Image.open(path).convert(mode).save(target, quality=95)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("renamed.png", "RGBA"), ("renamed.png", "L"), ("renamed.jpg", "RGB")])
@@ -137,7 +137,7 @@ def test_a_planted_twin_counted_as_none_ends_the_report_before_there_is_a_figure
 ) -> None:
     copy_of(min(data_set.glob("train/normal/*.png")), data_set / "test/normal" / name, mode)
     data = exported.data.model_copy(update={"source": "local", "path": data_set})
-    prepared = exported.prepare.model_copy(update={"image_size": 32, "folds": 2})
+    prepared = exported.prepare.model_copy(update={"image_size": 64, "folds": 2})
     params = exported.model_copy(update={"data": data, "prepare": prepared})
     ingest(params)
     prepare(params)
