@@ -56,7 +56,7 @@ demo: $(training) ## train on phantoms in a clone of its own (a minute or two), 
 
 # The tests of a file stay in one process, which makes what they share once.
 test: $(development) ## every test but those of the two commands below, in six minutes or less on two idle cores
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-page: $(development) ## the page in Chromium: axe, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving

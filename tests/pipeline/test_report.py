@@ -135,9 +135,10 @@ def copy_of(path: Path, target: Path, mode: str) -> None:
 def test_a_planted_twin_counted_as_none_ends_the_report_before_there_is_a_figure(
     exported: Params, data_set: Path, capsys: pytest.CaptureFixture[str], name: str, mode: str
 ) -> None:
-    copy_of(min(data_set.glob("train/normal/*.png")), data_set / "test/normal" / name, mode)
+    # A JPEG is decoded at a smaller scale. At 32 pixels a side this phantom stays a twin; some do not.
+    copy_of(sorted(data_set.glob("train/normal/*.png"))[1], data_set / "test/normal" / name, mode)
     data = exported.data.model_copy(update={"source": "local", "path": data_set})
-    prepared = exported.prepare.model_copy(update={"image_size": 64, "folds": 2})
+    prepared = exported.prepare.model_copy(update={"image_size": 32, "folds": 2})
     params = exported.model_copy(update={"data": data, "prepare": prepared})
     ingest(params)
     prepare(params)
