@@ -39,7 +39,7 @@ OWNERS = {
     "optuna": {"pipeline/sweep.py"},
     "onnxruntime": {"pipeline/quantisation.py"},
     "kagglehub": {"pipeline/ingest.py"},
-    "grpc": {f"serving/rpc/{name}.py" for name in ("calls", "health", "inference", "reading", "server")},
+    "grpc": {f"serving/rpc/{name}.py" for name in ("calls", "connections", "health", "inference", "reading", "server")},
     "grpc_health": {"serving/rpc/health.py", "serving/rpc/server.py"},
     "grpc_reflection": {"serving/rpc/server.py"},
     "open_inference": {f"serving/rpc/{name}.py" for name in ("calls", "inference", "server")},

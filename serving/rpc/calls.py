@@ -21,7 +21,8 @@ from serving.classifier import Classifier
 from serving.keys import Forbidden, Keys, Unauthenticated
 from serving.memory_budget import MemoryBudget
 from serving.rpc import wire
-from serving.rpc.reading import Context, MessageReader, NoMessage, TooSlow
+from serving.rpc.connections import Context, Untaken
+from serving.rpc.reading import MessageReader, NoMessage, TooSlow
 from serving.tensors import InvalidRequest
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -62,7 +63,12 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None], memory: MemoryBudget
+        self,
+        classifier: Classifier,
+        keys: Keys | None,
+        load: AbstractContextManager[None],
+        memory: MemoryBudget,
+        untaken: Untaken,
     ) -> None:
         """With `keys` SERVICE asks for one, but where it tells of its health."""
         self._classifier = classifier
@@ -70,6 +76,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         self._keys = keys
         self._load = load
         self._memory = memory
+        self._untaken = untaken
         self._reader = MessageReader(self._settings.max_body_bytes)
         most_images, spec = self._settings.max_images, classifier.card.input
         pixels = spec.height * spec.width * spec.channels
@@ -121,6 +128,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
                     await abort(context, StatusCode.DEADLINE_EXCEEDED, call.late, "it had passed on arrival")
                 # In no variable, which would keep the message in memory while the call is answered.
                 response = await answer(await self._read(context, call, parse), context)
+                self._expect_taken(context, response)
                 code = StatusCode.OK
             except grpc.aio.AbortError:
                 code = context.code()
@@ -148,7 +156,9 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         async def answer(_: Any, context: Context) -> Any:
             with self._uncounted() as call:
                 request = await self._read(context, call, parse)
-            return await handler.unary_unary(request, context)
+            response = await handler.unary_unary(request, context)
+            self._expect_taken(context, response)
+            return response
 
         async def watch(_: Any, context: Context) -> None:
             await self._take_stream(context)
@@ -169,7 +179,8 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
             await self._take_stream(context)
             try:
                 async for response in handler.stream_stream(requests(), context):
-                    yield response
+                    with self._untaken.expecting(context, response.ByteSize()):
+                        yield response
             except InvalidRequest as error:
                 await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
             except Overloaded as error:
@@ -181,6 +192,13 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
         return grpc.stream_stream_rpc_method_handler(watch if handler.unary_stream else reflect, None, serializer)
+
+    def _expect_taken(self, context: Context, response: Any) -> None:
+        """What this task sends last."""
+        taking = self._untaken.expect(context, response.ByteSize())
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: taking.cancel())
 
     async def _take_stream(self, context: Context) -> None:
         if self._streams >= MOST_STREAMS:

@@ -14,7 +14,7 @@ from serving.batcher import Closed, Overloaded
 from serving.call import choose_id
 from serving.classifier import Classifier
 from serving.rpc.calls import REQUEST_ID, abort, abort_overloaded, current_call
-from serving.rpc.reading import Context
+from serving.rpc.connections import Context
 from serving.tensors import Input, InvalidRequest
 
 _log: Final = logging.getLogger(__name__)

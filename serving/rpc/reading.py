@@ -6,28 +6,22 @@ looked up in the kernel, and only of those that are not whole at once.
 
 import asyncio
 import math
-import socket
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote
 
 import grpc
 
 from serving.batcher import Overloaded
 from serving.call import LEAST_RATE, LONGEST_PAUSE, Call
+from serving.rpc import connections
+from serving.rpc.connections import Context
 
 MEMORY: Final = 1.25
 """Bytes that a byte of a message takes until the call is answered."""
 _LOOK_SECONDS: Final = 0.25
 """So often unfinished messages are looked at; most are whole before."""
 _MOST_PEERS: Final = 4096
-_OPEN_FILES: Final = Path("/proc/self/fd")
-_RECEIVED: Final = slice(128, 136)
-"""Where Linux' `struct tcp_info` has tcpi_bytes_received."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class TooSlow(TimeoutError):
@@ -125,16 +119,16 @@ class MessageReader:
             asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def _look_at(self, slow: dict[str, list[_Read]], now: float) -> None:
-        received = _received_by_peer()
+        received = connections.received_by_address()
         busy = {read.peer for read in self._reads}
         # What came on an idle connection and was not read is no message, or of a call that has ended.
         self._delivered = {
             peer: self._delivered.get(peer, 0) if peer in busy else received[address]
             for peer in {*busy, *self._delivered}
-            if (address := _address(peer)) in received
+            if (address := connections.address(peer)) in received
         }
         for peer, reads in slow.items():
-            came = received.get(_address(peer), 0)
+            came = received.get(connections.address(peer), 0)
             share = min((came - self._delivered.get(peer, 0)) // len(reads), self._largest)
             for read in reads:
                 self._count(read, came, share)
@@ -151,30 +145,3 @@ class MessageReader:
             read.counted = max(share, read.counted)
         except Overloaded as error:
             read.end(error)
-
-
-def _received_by_peer() -> dict[tuple[str, str], int]:
-    """Bytes that came on each TCP connection of this process, by the other end's address and port. Only on Linux."""
-    received = {}
-    for file in _OPEN_FILES.iterdir() if _OPEN_FILES.is_dir() else ():
-        try:
-            if not file.is_socket():
-                continue
-            looked_at = socket.socket(fileno=int(file.name))
-        except OSError:  # closed meanwhile
-            continue
-        try:
-            host, port = looked_at.getpeername()[:2]
-            info = looked_at.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
-        except (OSError, ValueError):  # not of TCP, or not connected
-            continue
-        finally:
-            looked_at.detach()  # it stays gRPC's
-        received[str(host).removeprefix("::ffff:"), str(port)] = int.from_bytes(info[_RECEIVED], "little")
-    return received
-
-
-def _address(peer: str) -> tuple[str, str]:
-    """Address and port in gRPC's name of the other end: ipv4:127.0.0.1:50000 or ipv6:%5B::1%5D:50000."""
-    host, _, port = unquote(peer).partition(":")[2].rpartition(":")
-    return host.strip("[]"), port

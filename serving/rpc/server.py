@@ -12,6 +12,7 @@ from serving.classifier import Classifier
 from serving.keys import Keys
 from serving.memory_budget import MemoryBudget
 from serving.rpc.calls import SERVICE, BoundedCalls
+from serving.rpc.connections import Untaken
 from serving.rpc.health import Health
 from serving.rpc.inference import Inference
 from serving.settings import Settings
@@ -38,14 +39,14 @@ class RpcServer:
 
     async def announce(self) -> None:
         """Tell those who ask about health whether the classifier is ready now: SERVING or NOT_SERVING."""
-        await self._health.announce((_OVERALL, SERVICE), self._classifier.ready)
+        self._health.announce((_OVERALL, SERVICE), self._classifier.ready)
 
     async def stop(self, grace: float) -> None:
         """Say NOT_SERVING, take no new calls, and give the running ones `grace` seconds before they are cancelled.
 
         Who watches the health is told and let go at once.
         """
-        await self._health.announce((_OVERALL, SERVICE), ready=False)
+        self._health.announce((_OVERALL, SERVICE), ready=False)
         await self._health.end()
         await self._server.stop(grace)
 
@@ -65,13 +66,14 @@ async def start(
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     memory = memory or MemoryBudget(settings.max_bytes_in_flight)
+    untaken = Untaken()
     server = grpc.aio.server(
-        interceptors=[BoundedCalls(classifier, keys, load or nullcontext(), memory)],
+        interceptors=[BoundedCalls(classifier, keys, load or nullcontext(), memory, untaken)],
         options=_options(settings),
         maximum_concurrent_rpcs=_MOST_CALLS,
     )
     service.add_GRPCInferenceServiceServicer_to_server(Inference(classifier), server)  # type: ignore[no-untyped-call]
-    health_servicer = Health()
+    health_servicer = Health(untaken)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"{settings.grpc_host}:{settings.grpc_port}"

@@ -16,7 +16,8 @@ _LARGEST_FRAME = 16_384
 class Connection:
     """Frames over one connection; keeps to the server's windows. Calls have the odd numbers that `open` gives."""
 
-    def __init__(self, port: int, *, greet: bool = True) -> None:
+    def __init__(self, port: int, *, greet: bool = True, takes: int = _WINDOW) -> None:
+        """`takes`: bytes of an answer that it lets the server send."""
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=300)
         self._buffer = b""
         self._window = _WINDOW
@@ -30,7 +31,9 @@ class Connection:
         """What came in HEADERS, by call, as it stands on the wire."""
         self.closed = False
         if greet:
-            self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0))
+            self._socket.sendall(
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, struct.pack(">HI", 4, takes))
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -14,13 +14,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from open_inference.grpc import protocol
 
 from serving import keys, metrics, rpc
-from serving.rpc import calls, reading
+from serving.rpc import calls, connections, reading
 from serving.rpc import server as rpc_server
 from tests.serving.rpc.http2 import Connection, message
 from tests.serving.rpc.server import GatedEngine, Model, Server, ask, labels, png, refusal
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
 CHECK = "/grpc.health.v1.Health/Check"
+WATCH = "/grpc.health.v1.Health/Watch"
 UNREAD = 512 * 1024
 
 
@@ -186,6 +187,53 @@ def test_watches_and_reflections_are_bounded(server: Server, monkeypatch: pytest
     for watch in ended:
         watch.cancel()
     until(lambda: can_reflect(reflection, asked), "ended watches were still counted")
+
+
+def untaken(port: int, method: str, calls: int = 1) -> Connection:
+    """A connection with whole calls, whose client takes no byte of an answer."""
+    connection = Connection(port, takes=0)
+    for _ in range(calls):
+        call = connection.open(method)
+        connection.send(call, message(0))
+        connection.finish(call)
+    until(lambda: began(connection) == calls, "the calls were not answered")
+    return connection
+
+
+def began(connection: Connection) -> int:
+    connection.receive(0)
+    return len(connection.headers)
+
+
+def test_a_watch_that_is_not_read_holds_up_neither_another_one_nor_the_stop(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "UNTAKEN_SECONDS", 300)
+    with model.serve() as server, untaken(server.rpc.port, WATCH):
+        watch = next_watch(server)
+        server.run(server.rpc.announce())
+        server.run(server.rpc.stop(300))  # `run` waits for less
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_calls_whose_answers_are_not_taken_lose_their_places(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "_MOST_CALLS", 8)
+    monkeypatch.setattr(connections, "UNTAKEN_SECONDS", 1)
+    with model.serve() as server:
+        greedy = [untaken(server.rpc.port, method, 4) for method in (CHECK, f"/{rpc.SERVICE}/ServerLive")]
+        until(lambda: is_answered(server), "they kept their places")
+        for connection in greedy:
+            until(lambda connection=connection: began(connection) and connection.closed, "it stayed open")
+            connection.close()
+
+
+def is_answered(server: Server) -> bool:
+    try:
+        return bool(labels(server.stub.ModelInfer(ask(png(1)), timeout=300)))
+    except grpc.RpcError as error:
+        if error.code() is not StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        return False
 
 
 WATCHED = health_pb2.HealthCheckRequest(service=rpc.SERVICE)
