@@ -50,6 +50,9 @@ class _Read:
     """Bytes on its connection, when it was last looked at."""
     counted: int = 0
     """Bytes of it in the memory budget."""
+    moved: int = 0
+    """Bytes that came on its connection while it was read. A proxy sends many clients' messages on one, some of which
+    stall: each one's own part, which nobody knows, is not held against the least rate."""
     refusal: Exception | None = None
 
     def end(self, refusal: Exception | None = None) -> None:
@@ -58,7 +61,7 @@ class _Read:
             self.task.cancel()
 
     def is_slow(self, now: float) -> bool:
-        patience = LONGEST_PAUSE + min(self.call.progressed, self.begun + self.counted / LEAST_RATE)
+        patience = LONGEST_PAUSE + min(self.call.progressed, self.begun + self.moved / LEAST_RATE)
         return now > min(patience, self.call.deadline)
 
 
@@ -101,7 +104,9 @@ class MessageReader:
         if message is grpc.aio.EOF:
             raise NoMessage
         self._delivered[read.peer] = self._delivered.get(read.peer, 0) + len(message)
-        call.reserve_bytes(max(0, math.ceil(len(message) * MEMORY) - read.counted))
+        if read.counted:  # perhaps too much of it, for what came of other calls
+            call.memory.release(call)
+        call.reserve_bytes(math.ceil(len(message) * MEMORY))
         call.memory.keep(call)
         return message  # type: ignore[no-any-return]
 
@@ -116,7 +121,8 @@ class MessageReader:
             self._look_at(slow, now)
         self._looking = bool(self._reads)
         if self._looking:
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+            took = time.monotonic() - now  # with thousands of connections some hundredths
+            asyncio.get_running_loop().call_later(max(_LOOK_SECONDS, 20 * took), self._look)
 
     def _look_at(self, slow: dict[str, list[_Read]], now: float) -> None:
         received = connections.received_by_address()
@@ -139,6 +145,7 @@ class MessageReader:
         """`came`: bytes on the connection, in all; `share`: those of them that this message may have."""
         if came <= read.received or read.call.evicted:
             return
+        read.moved += came - read.received if read.received else max(0, share)
         read.received = came
         try:
             read.call.reserve_bytes(max(0, share - read.counted))

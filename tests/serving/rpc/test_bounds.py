@@ -128,6 +128,51 @@ def test_a_message_that_grows_slowly_is_waited_for(server: Server) -> None:
         assert b"grpc-status\x010" in connection.headers[call]
 
 
+@pytest.mark.usefixtures("impatient")
+def test_calls_that_stall_do_not_end_another_one_of_their_connection(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST_PAUSE", 1)
+    request = ask(png(1), id="x" * 50_000).SerializeToString()
+    with Connection(server.rpc.port) as connection:
+        stalled = [connection.open(INFER) for _ in range(40)]
+        call = connection.open(INFER)
+        for one in (*stalled, call):
+            connection.send(one, message(len(request)))
+        for at in range(0, len(request), 2000):
+            connection.send(call, request[at : at + 2000])
+            connection.receive(0.06)
+        connection.finish(call)
+        until_ended(connection, call)
+        assert b"grpc-status\x010" in connection.headers[call]
+        for one in stalled:
+            until_ended(connection, one)
+    until(lambda: server.memory.used == 0, "its memory stayed counted")
+
+
+def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
+    model: Model, gate: GatedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST_PAUSE", 300)
+    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
+    request = ask(png(1)).SerializeToString()
+    with model.serve(gate) as server, Connection(server.rpc.port) as connection:
+        gate.open.clear()
+        gate.entered.clear()
+        for _ in range(8):
+            refused = connection.open("/unknown")
+            connection.send(refused, message(100_000) + bytes(100_000))
+        call = connection.open(INFER)
+        connection.send(call, message(len(request)))
+        until(lambda: server.memory.used > 400_000, "what came was not counted")
+        connection.send(call, request)
+        connection.finish(call)
+        assert gate.entered.wait(300)
+        until(lambda: server.memory.used < 100_000 + len(request), "it pays for others")
+        gate.open.set()
+        until_ended(connection, call)
+
+
 def test_unfinished_messages_take_a_bounded_memory_and_leave_room_for_others(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
