@@ -20,7 +20,7 @@ from load_tests.images import phantom
 HEAD: Final = "POST /v1/predict HTTP/1.1\r\nHost: chestct\r\nContent-Type: image/png\r\n"
 TRICKLE_SECONDS: Final = 3
 TURN_SECONDS: Final = 10
-START_SECONDS: Final = 3
+START_SECONDS: Final = 5
 MOST_SECONDS: Final = 600
 
 
@@ -38,6 +38,7 @@ async def attack(url: str, grpc: str) -> None:
     )
 
     async def again(one: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.sleep(TRICKLE_SECONDS * random.random())  # else they would come as one burst of load
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
                 await one()
@@ -71,7 +72,7 @@ async def _never_read(url: str, request: bytes) -> None:
             while True:
                 writer.write(request)
                 await writer.drain()
-                await asyncio.sleep(1)
+                await asyncio.sleep(TRICKLE_SECONDS)
     finally:
         writer.transport.abort()
 
