@@ -115,14 +115,15 @@ class Guard:
         self._callers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"] if scope["type"] == "http" else ""
-        app: ASGIApp = self._guard if path == ROUTE else self._app
+        app: ASGIApp = self._app
+        if scope["type"] == "http" and scope["path"] == ROUTE:
+            scope["state"]["call"].route = ROUTE
+            app = self._guard
         await app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         call: Call = request.state.call
-        call.route = ROUTE
         if request.method != "POST":
             raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"})
         if (kind := media_type(request)) != MEDIA_TYPE:

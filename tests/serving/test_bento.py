@@ -1,4 +1,5 @@
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from chestct.store import GRAPH
 from serving import bento, body
 from serving.call import Call
 from serving.classifier import Classifier
+from serving.keys import Keys, new
 from serving.memory_budget import OF_A_REQUEST
 from serving.middleware import RequestRecording
 from serving.settings import Settings
@@ -23,12 +25,17 @@ SETTINGS = Settings(queue_size=2, max_body_bytes=1024, largest_batch=2, request_
 
 
 def ask(
-    app: ASGIApp, count: int = 1, body: bytes = b"{}", path: str = bento.ROUTE, **headers: str
+    app: ASGIApp,
+    count: int = 1,
+    body: bytes = b"{}",
+    path: str = bento.ROUTE,
+    keys: Keys | None = None,
+    **headers: str,
 ) -> list[httpx.Response]:
     """The answers to so many requests at once, through the guard before `app`."""
 
     async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(RequestRecording(bento.Guard(app, SETTINGS)))
+        transport = httpx.ASGITransport(RequestRecording(bento.Guard(app, SETTINGS, keys)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             sent = {"Content-Type": "application/json", **headers}
             return await asyncio.gather(*(client.post(path, content=body, headers=sent) for _ in range(count)))
@@ -50,6 +57,15 @@ def test_more_callers_than_the_queue_holds_are_told_to_come_back() -> None:
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
     assert {answer.json()["error"]["code"] for answer in answers if answer.is_error} == {"overloaded"}
     assert all("Retry-After" in answer.headers for answer in answers if answer.is_error)
+
+
+def test_a_caller_without_a_key_is_counted_at_the_route(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text(new("alice")[1])
+    with caplog.at_level("INFO", logger="serving.call"):
+        (answer,) = ask(answering(200, []), keys=Keys(file))
+    assert answer.status_code == 401
+    assert json.loads(caplog.records[-1].getMessage())["route"] == bento.ROUTE
 
 
 def test_what_a_body_takes_in_memory_is_what_is_counted() -> None:
