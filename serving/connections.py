@@ -6,7 +6,6 @@ unread bytes before it, Linux resets, so that a client that is still sending may
 """
 
 import asyncio
-import json
 import math
 import resource
 from collections import deque
@@ -18,14 +17,17 @@ from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.call import LEAST_RATE, Call, choose_id
-from serving.errors import RequestError, error_body
+from serving.errors import RequestError, error_response
 from serving.middleware import COMMON_HEADERS, REQUEST_ID
 from serving.pace import Pace
+from serving.parser import Parser
 
 HEAD_SECONDS: Final = 10.0
 """From a connection's start, or from a head's first byte, to the head's end."""
 HEAD_BYTES: Final = 32 * 1024
 """Of a head, and of what is neither head nor body: trailers, ends of chunks, empty lines."""
+HEADERS: Final = 128
+"""Lines of a head. Each takes 120 bytes of memory and more, however short it is."""
 PIPELINED: Final = 32
 """Requests that wait behind the one that is answered, on one connection."""
 LINGER_SECONDS: Final = 30.0
@@ -38,13 +40,15 @@ LINGERING: Final = 512
 """Connections, per worker, that are open for that alone; beyond, the oldest of them ends."""
 WRITE_PAUSE: Final = 10.0
 """Seconds in which a client must take its answer at LEAST_RATE, or what is left of it."""
+HALF_CLOSE: Final = 0.5
+"""Seconds after its request in which a client may end its side and wait for the answer. Later it has hung up."""
 CONNECTIONS: Final = 2048
 """Open at once, per worker; beyond, the one that idles longest ends."""
 
 _HEAD_TOO_LARGE: Final = RequestError(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "head_too_large",
-    f"expected a request's line and headers in at most {HEAD_BYTES} bytes, got more",
+    f"expected a request's line and headers in at most {HEAD_BYTES} bytes and {HEADERS} lines, got more",
 )
 _TOO_MANY_WAIT: Final = RequestError(
     HTTPStatus.BAD_REQUEST,
@@ -104,6 +108,8 @@ class BoundedConnection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # an upgrade is not taken: the request is answered as HTTP/1.1
+        self.parser = Parser(self)
+        self.repeated_head = False
         self.lingering = False
         """Whether all is answered, and the connection is open only until its client has stopped sending."""
         self._wire: asyncio.Transport
@@ -123,6 +129,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._writing: Pace
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
+        """When the last request had come whole, or was answered."""
         self._stopping = False
 
     @property
@@ -157,7 +164,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().data_received(data)
         if self._moved:
             self._unparsed = 0
-        elif self._unparsed > HEAD_BYTES and not self._deaf:
+        if not self._deaf and (self._unparsed > HEAD_BYTES or self._has_too_many_headers()):
             self._refuse(_HEAD_TOO_LARGE)
         if self._deaf:
             return
@@ -166,12 +173,31 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._head_timer is None and self.timeout_keep_alive_task is None and not self._busy:
             self._await_head()
 
+    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn ends the connection
+        """Whether the connection stays until what was asked is answered.
+
+        A client that hangs up looks like one that only says that it sends no more, but for the time.
+        """
+        late = self.loop.time() - self._idle_since > HALF_CLOSE
+        if late or not self._busy or self._deaf or self._stage is not _Stage.START:
+            return False
+        self.shutdown()
+        return True
+
+    def head_without_upgrade(self) -> bytes:
+        framing = (header for header in self.scope["headers"] if header[0] in (b"content-length", b"transfer-encoding"))
+        return b"".join((b"POST / HTTP/1.1\r\n", *(b"%s: %s\r\n" % header for header in framing), b"\r\n"))
+
     def on_message_begin(self) -> None:
+        if self.repeated_head:
+            return
         self._stage = _Stage.HEAD
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if self._unparsed > HEAD_BYTES and self._measure_head() > HEAD_BYTES:
+        if self.repeated_head:
+            return
+        if self._has_too_many_headers() or (self._unparsed > HEAD_BYTES and self._measure_head() > HEAD_BYTES):
             self._refusal = _HEAD_TOO_LARGE
         elif len(self.pipeline) >= PIPELINED:
             self._refusal = _TOO_MANY_WAIT
@@ -193,8 +219,11 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # its body is still to come
+            return
         self._moved = True
         self._stage = _Stage.START
+        self._idle_since = self.loop.time()
         super().on_message_complete()
         if self._draining:
             self._draining = False
@@ -222,9 +251,6 @@ class BoundedConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal or _NO_HTTP)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: it is no fault of the service's."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -259,6 +285,9 @@ class BoundedConnection(HttpToolsProtocol):
     def _await_head(self) -> None:
         self._time_head(self.loop.call_later(HEAD_SECONDS, self._end_late_head))
 
+    def _has_too_many_headers(self) -> bool:
+        return self._stage is _Stage.HEAD and len(self.headers) > HEADERS
+
     def _measure_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
@@ -289,30 +318,36 @@ class BoundedConnection(HttpToolsProtocol):
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no request, once those before it are answered, and end the connection."""
         self._deaf = True
+        self.parser = self.scope = None  # type: ignore[assignment] # what was read of a head may be large
+        self.url, self.headers = b"", _NO_TRAILERS  # type: ignore[assignment]
         self._time_head(None)
         waiting = len(self.pipeline)
         self.pipeline.clear()
         if self._busy and (waiting or self._stage is not _Stage.BODY or self.cycle.response_started):
             return  # on_response_complete ends it
-        if self._stage is _Stage.BODY:
-            if not self._busy:  # the message has its answer
-                self._linger()
-                return
+        path = ""
+        call = Call(choose_id(), route="other", outcome=error.code)
+        if self._stage is not _Stage.BODY:
+            call.finish("http", str(error.status.value), {})
+        elif self._busy:  # its app counts it
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        call = Call(choose_id(), route="other", outcome=error.code)
-        self._wire.write(self._answer(error, call.request_id))
-        call.finish("http", str(error.status.value), {})
+            path = self.cycle.scope["path"]
+            call = self.cycle.scope["state"].get("call", call)
+        else:  # the message has its answer
+            self._linger()
+            return
+        self._wire.write(self._answer(error, call, path))
         self._linger()
 
-    def _answer(self, error: RequestError, request_id: str) -> bytes:
-        body = json.dumps(error_body(error, request_id)).encode()
+    def _answer(self, error: RequestError, call: Call, path: str) -> bytes:
+        body = error_response(error, {"path": path, "state": {"call": call}}).body
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
-            (REQUEST_ID.lower().encode(), request_id.encode()),
+            (REQUEST_ID.lower().encode(), call.request_id.encode()),
             *COMMON_HEADERS,
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)

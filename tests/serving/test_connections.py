@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import connections
 from serving.connections import BoundedConnection
+from serving.middleware import RequestRecording
 from tests.server import ROOT
 
 UNREAD = 8_000_000
@@ -401,6 +403,20 @@ def test_a_head_that_is_too_large_is_refused_however_it_is_cut(server: Listening
     assert error_of(ask(server, many)) == (431, "head_too_large")
 
 
+@pytest.mark.parametrize("lines", [200, 4_000, 37_000])
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+def test_a_head_of_many_small_lines_is_refused_and_not_kept(server: Listening, lines: int, end: bytes) -> None:
+    sent = head(method="GET")[:-2] + b"ab:cd\r\n" * lines + end
+    tracemalloc.start()
+    try:
+        with server.connect() as client:
+            client.sendall(sent)
+            assert error_of(read_all(client)) == (431, "head_too_large")
+            assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_what_is_neither_head_nor_body_is_bounded_too(server: Listening) -> None:
     assert error_of(ask(server, *[b"\r\n" * 10_000] * 4)) == (431, "head_too_large")
     trailers = [head(Transfer_Encoding="chunked") + b"1\r\nx\r\n0\r\n", *[b"trailer: " + b"x" * 9_000 + b"\r\n"] * 5]
@@ -445,6 +461,17 @@ def test_a_body_that_is_not_chunked_as_it_says_is_told_so(server: Listening) -> 
         400,
         "invalid_request",
     )
+
+
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_a_broken_body_is_counted_once_and_told_so_in_the_form_of_its_route(
+    caplog: pytest.LogCaptureFixture, pause: float
+) -> None:
+    with caplog.at_level(logging.INFO, logger="serving.call"), listening(RequestRecording(app)) as running:
+        answer = ask(running, head("/v2/models/x/infer", Transfer_Encoding="chunked"), b"no length\r\n", pause=pause)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"].startswith("invalid_request: ")
+    assert len([record for record in caplog.records if record.name == "serving.call"]) == 1
 
 
 @pytest.mark.parametrize("bad", [b"nonsense\r\n\r\n", head(method="GET", Big="x" * 40_000)])
@@ -505,11 +532,62 @@ def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
                 assert read_answer(client).status == 200
 
 
-def test_an_upgrade_is_not_taken(server: Listening) -> None:
-    with server.connect() as client:
-        for protocol in ("websocket", "h2c"):
-            client.sendall(head(method="GET", Connection="Upgrade", Upgrade=protocol))
-            assert read_answer(client).status == 200
+@pytest.mark.parametrize("requests_before", [0, 2])
+def test_who_only_ends_its_own_side_gets_its_answers(monkeypatch: pytest.MonkeyPatch, requests_before: int) -> None:
+    monkeypatch.setattr(connections, "HALF_CLOSE", SECONDS)
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        gone = asyncio.ensure_future(receive())
+        done, _ = await asyncio.wait([gone], timeout=0.2)
+        gone.cancel()
+        await Response("gone" if done else "answer")(scope, receive, send)
+
+    with listening(slow) as running, running.connect() as client:
+        client.sendall((head(Content_Length="4") + b"body") * requests_before + head(method="GET"))
+        client.shutdown(socket.SHUT_WR)
+        answer = read_all(client)
+        assert answer.count(b"\r\n\r\nanswer") == requests_before + 1
+        assert answer.count(b"connection: close") == 1
+        running.wait_until_closed()
+
+
+def test_who_ends_the_connection_later_or_in_a_request_has_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = threading.Semaphore(0)
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.release()
+
+    with listening(note) as running:
+        with running.connect() as client:
+            client.sendall(head(Content_Length="4") + b"bo")
+        assert gone.acquire(timeout=SECONDS)
+        monkeypatch.setattr(connections, "HALF_CLOSE", -1)
+        with running.connect() as client:
+            client.sendall(head(Content_Length="4") + b"body")
+        assert gone.acquire(timeout=SECONDS)
+        running.wait_until_closed()
+
+
+@pytest.mark.parametrize("cut", [0, 5, 10_000])
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_an_upgrade_is_not_taken_and_the_body_behind_it_is_read(server: Listening, protocol: str, cut: int) -> None:
+    asking = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": protocol, "HTTP2-Settings": "AAMAAABkAAQ"}
+    requests_of = [
+        head(Content_Length="4", **asking) + b"body",
+        head(method="GET", **asking),
+        head(Transfer_Encoding="chunked", **asking) + b"3\r\nabc\r\n5\r\ndefgh\r\n0\r\n\r\n",
+        head("/refuse", Content_Length="4", **asking) + b"body",
+        head(Content_Length="2", Connection="close") + b"ab",
+    ]
+    sent = b"".join(requests_of)
+    at = len(requests_of[0]) - cut
+    parts = [sent] if at < 0 else [sent[:at], sent[at:]]
+    answers = ask(server, *parts, pause=0.05).split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200", b"200", b"413", b"200"]
+    assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [b"4", b"0", b"8", b"refused", b"2"]
 
 
 def test_more_open_files_are_asked_for_and_half_of_them_are_for_connections() -> None:
