@@ -217,7 +217,9 @@ def _decode(
         if not file.frame:
             raise _corrupt("the DICOM file's pixels are not compressed, against what its transfer syntax says")
         plugin, frame, bits = _DECODERS[syntax], file.frame, 0
-        if syntax != uid.RLELossless:
+        if syntax == uid.RLELossless:
+            frame = _without_padding(frame, rows * columns)
+        else:
             frame, bits = _check_frame(frame, (rows, columns), allocated)
         if plugin == "pillow" and bits > 8:
             syntax, plugin = uid.JPEGLosslessSV1, "gdcm"  # which goes by the frame; pydicom forbids it by the true name
@@ -263,6 +265,27 @@ def _check_frame(frame: bytes, size: tuple[int, int], allocated: int) -> tuple[b
     if components != 1 or bits > allocated:
         raise _corrupt("the DICOM file's compressed picture has more to a pixel than its header says")
     return frame, bits
+
+
+def _without_padding(rle: bytes, pixels: int) -> bytes:
+    """A frame up to the end of its last segment, where nothing follows but one byte again and again.
+
+    pydicom decodes that too, and says that there are more pixels than Rows and Columns say. Raises struct.error for a
+    frame without its header.
+    """
+    if rle[-2:-1] != rle[-1:]:  # a single byte does no harm
+        return rle
+    (segments,) = struct.unpack_from("<I", rle)
+    (at,) = struct.unpack_from("<I", rle, 4 * segments)
+    while pixels > 0 and at < len(rle):
+        run = rle[at]
+        if run < 128:  # so many different pixels and one more
+            at, pixels = at + 2 + run, pixels - 1 - run
+        elif run > 128:  # the same again and again
+            at, pixels = at + 2, pixels - 257 + run
+        else:
+            at += 1
+    return rle[:at] if len(set(rle[at:])) == 1 else rle
 
 
 def _find_start_of_frame(jpeg: bytes) -> int:

@@ -41,8 +41,10 @@ _OTHER_FRAMES: Final = {
 class _Frame(NamedTuple):
     width: int
     height: int
+    colours: bytes
+    """Their ids. Some cameras give several the same, which libjpeg and browsers take in their order."""
     samples: dict[int, float]
-    """Of each colour by its id, in its own resolution; times _ARITHMETIC_COST where that is due."""
+    """Of a colour by its id, in its own resolution; times _ARITHMETIC_COST where that is due."""
 
 
 def read_jpeg(data: bytes, check_size: CheckSize) -> Encoded:
@@ -96,7 +98,7 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Encoded:
         orientation=read_orientation(exif) if exif else UPRIGHT,
         samples=round(samples),
         parts=(*kept, view[kept_from:end]),
-        mode=_mode(bytes(frame.samples), jfif, transform),
+        mode=_mode(frame.colours, jfif, transform),
         bits=8,
     )
 
@@ -115,7 +117,7 @@ def _find_segment(data: bytes, at: int) -> tuple[int, int, int]:
     length = data[start + 2] << 8 | data[start + 3]
     end = start + 2 + length
     if end > len(data):
-        raise BrokenFile("is truncated")
+        raise BrokenFile("is truncated or corrupt")
     if length < 2 or marker == _SOI:
         raise BrokenFile("is corrupt")
     return marker, start, end
@@ -130,10 +132,13 @@ def _read_frame(body: bytes, marker: int, check_size: CheckSize) -> _Frame:
     if bits != 8 or colours not in (1, 3, 4):
         raise _unread(f"one of {bits} bits and {colours} colours")
     ids, across, down = body[6::3], [byte >> 4 for byte in body[7::3]], [byte & 15 for byte in body[7::3]]
-    if not width or not height or len(set(ids)) != colours or not all(across) or not all(down):
+    if not width or not height or not all(across) or not all(down):
         raise BrokenFile("is corrupt: its header makes no sense")
     most = width * height * (_ARITHMETIC_COST if marker in _ARITHMETIC else 1) / (max(across) * max(down))
-    return _Frame(width, height, {id_: most * x * y for id_, x, y in zip(ids, across, down, strict=True)})
+    samples = dict.fromkeys(ids, 0.0)
+    for id_, x, y in zip(ids, across, down, strict=True):
+        samples[id_] = max(samples[id_], most * x * y)
+    return _Frame(width, height, ids, samples)
 
 
 def _scan_samples(body: bytes, frame: _Frame | None) -> float:

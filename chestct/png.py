@@ -36,7 +36,7 @@ def read_png(data: bytes, check_size: CheckSize) -> Encoded:
     check_size(width, height)
 
     view, kept, kept_from = memoryview(data), [], 0
-    at, exif, pixels = _START, b"", False
+    at, exif, pixels, palette = _START, b"", False, False
     for _ in range(MAX_CHUNKS):
         if at + 12 > len(data):
             raise BrokenFile("is truncated")
@@ -52,12 +52,15 @@ def read_png(data: bytes, check_size: CheckSize) -> Encoded:
                 raise BrokenFile(f"is corrupt: the checksum of a chunk {name.decode('ascii')} is wrong")
             if name == b"IEND":
                 break
+            palette = palette or (name == b"PLTE" and length > 0)
         else:
             kept.append(view[kept_from:at])
             kept_from = end
         at = end
     else:
         raise BrokenFile(f"has too many parts: expected a PNG of at most {MAX_CHUNKS} chunks")
+    if colours == _PALETTE and not palette:  # Pillow would make up one
+        raise BrokenFile("is corrupt: it has no palette")
     mode = _MODES[colours]
     return Encoded(
         kind="PNG",

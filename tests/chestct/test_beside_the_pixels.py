@@ -208,6 +208,16 @@ def test_a_jpeg_has_the_same_grey_levels_however_its_colours_are_stored(data):
     assert picture.facts.colour == pytest.approx(expected.facts.colour, abs=8)
 
 
+@pytest.mark.parametrize("ids", [b"\0\0\0", b"\1\1\1", b"\1\2\2", b"\0\1\2", b"\5\x09\xc8"])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_the_ids_of_a_jpegs_colours_need_not_differ(ids, subsampling):
+    data = encoded(COLOUR, "JPEG", quality=95, subsampling=subsampling)
+    odd = bytearray(data)
+    frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
+    odd[frame : frame + 9 : 3] = odd[scan : scan + 6 : 2] = ids
+    assert np.array_equal(pixels(bytes(odd)), pixels(data))
+
+
 ADAM7 = [(1, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4)]
 """Width and height of each pass over 8 x 8 pixels."""
 
@@ -239,6 +249,12 @@ def test_every_kind_of_png_is_read(bits, colours, pixel, grey, interlaced):
     assert set(pixels.ravel().tolist()) == {grey}
 
 
+@pytest.mark.parametrize("palette", [b"", chunk(b"PLTE", b"")])
+def test_a_png_whose_palette_is_missing_is_refused(palette):
+    data = png(png_header(8, 8, 8, 3) + palette, zlib.compress(bytes(9 * 8)))
+    assert refusal(data) == ("undecodable_image", "the image is corrupt: it has no palette")
+
+
 @pytest.mark.parametrize(
     ("frame", "named"),
     [
@@ -261,3 +277,11 @@ def test_a_kind_of_jpeg_that_is_not_read_is_named(frame, named):
 def test_a_jpeg_of_impossible_parts_is_refused(marker):
     assert refusal(with_segments(JPEG, marker))[0] == "undecodable_image"
     assert refusal(JPEG[:-2] + marker + JPEG[-2:])[0] == "undecodable_image"
+
+
+def test_pixels_that_look_like_a_long_segment_are_not_called_cut_off_for_sure():
+    start = JPEG.index(b"\xff\xda") + 12
+    assert refusal(JPEG[:start] + b"\xff\x35\xff\x35" + JPEG[start + 4 :]) == (
+        "undecodable_image",
+        "the image is truncated or corrupt",
+    )

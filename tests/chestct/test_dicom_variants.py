@@ -137,6 +137,12 @@ GOOD = {
     "no end of the sequence": lambda: dicom_file(LEVELS, uid.JPEG2000Lossless)[:-8],
     "half an end of the sequence": lambda: dicom_file(LEVELS, uid.JPEGLSLossless)[:-5],
     "fragments": lambda: in_fragments(),
+    **{
+        f"RLE with {len(padding)} bytes {padding[:1].hex()} behind": lambda padding=padding: with_frame(
+            LEVELS, lambda frame: frame + padding, uid.RLELossless
+        )
+        for padding in (b"\0", b"\0\0", bytes(3), bytes(1024), b"\xff" * 8)
+    },
     "bytes FF before a marker": lambda: with_frame(
         LEVELS, lambda frame: frame.replace(b"\xff\xc3", b"\xff\xff\xff\xc3"), uid.JPEGLosslessSV1
     ),
