@@ -114,7 +114,10 @@ def _find_splits(root: Path) -> Path:
 
 def _is_current(manifest: Manifest) -> bool:
     """data/raw holds exactly these files already."""
-    if not paths.MANIFEST.is_file() or Manifest.read() != manifest:
+    try:
+        if Manifest.read() != manifest:
+            return False
+    except DataError:
         return False
     files = (path for path in paths.RAW.rglob("*") if path.is_file())
     present = {in_utf8(path.relative_to(paths.RAW).as_posix()): path for path in files}

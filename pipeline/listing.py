@@ -146,11 +146,17 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files and links below a folder, and what of it can't be read; links are not followed."""
+    """All files, links and empty folders below a folder, it too if it is empty, and what of it can't be read.
+
+    Links are not followed.
+    """
     unread: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
+        folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]  # noqa: PTH114, PTH118
         yield from (Path(parent, name) for name in sorted(files + links))
+        if not folders and not files:
+            yield Path(parent)
     yield from unread
 
 

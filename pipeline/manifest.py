@@ -45,12 +45,15 @@ class Manifest(Frozen):
 
     @classmethod
     def read(cls, path: Path = paths.MANIFEST) -> Self:
-        """Raises DataError where there is none."""
+        """Raises DataError where there is none, or it is broken."""
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             raise DataError(f"no {path}; `dvc repro` runs ingest, which writes it") from None
-        return cls.model_validate_json(content)
+        try:
+            return cls.model_validate_json(content)
+        except ValueError:
+            raise DataError(f"{path} is no manifest; remove it, and `dvc repro` writes it again") from None
 
     def write(self, path: Path = paths.MANIFEST) -> None:
         """In one step: a reader sees the old manifest or the new one."""

@@ -61,6 +61,18 @@ def test_phantoms_are_the_same_for_the_same_seed(write_params: WriteParams) -> N
     assert len(Manifest.read().files) == 12
 
 
+@pytest.mark.parametrize("content", ["", '{"source": "local"}'])
+def test_a_broken_manifest_is_told_and_written_again(write_params: WriteParams, data_set: Path, content: str) -> None:
+    params = write_params({"data.source": "local", "data.path": str(data_set)})
+    ingest(params)
+    whole = Manifest.read()
+    paths.MANIFEST.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match="is no manifest"):
+        Manifest.read()
+    ingest(params)
+    assert Manifest.read() == whole
+
+
 def test_the_digest_is_of_the_files_alone(write_params: WriteParams, data_set: Path) -> None:
     ingest(write_params({"data.source": "local", "data.path": str(data_set)}))
     first = Manifest.read()

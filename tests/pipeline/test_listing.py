@@ -18,7 +18,10 @@ def a_subfolder(folder: Path) -> tuple[str, list[str]]:
     for path in (deep / "0.png", deep.parent / "1.png"):
         path.write_bytes(b"x")
     (deep / "back").symlink_to(folder)
+    (deep.parent / "series 2").mkdir()
+    (folder / "patient 8").mkdir()
     names = ["patient 7/1.png", "patient 7/series 1/0.png", "patient 7/series 1/back"]
+    names += ["patient 7/series 2", "patient 8"]
     return module.DEEPER, [f"{WHERE}/{name}" for name in names]
 
 
