@@ -51,7 +51,7 @@ def read_address(local: str) -> Address:
     for name in (URI, USERNAME, PASSWORD):
         if name not in os.environ and (value := saved.get(name)):
             os.environ[name] = value
-    uri = os.environ.get(URI)
+    uri = os.environ.get(URI, "").strip()
     if not uri:
         return Address(local, local)
     address = _server(uri) if uri.lower().startswith(("http:", "https:")) else _database(uri)
@@ -80,6 +80,8 @@ def _server(uri: str) -> Address:
 def _database(uri: str) -> Address:
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme.partition("+")[0].lower() in ("sqlite", "file"):
+        if ":" in (rest or uri).rpartition("@")[0]:  # a password, of a server whose scheme is missing or misspelt
+            raise TrackingError(_NO_ADDRESS)
         return Address(uri, uri)
     place, _, query = rest.partition("?")
     user_info, _, host = place.rpartition("@")

@@ -34,6 +34,9 @@ def test_without_settings_it_is_the_local_store() -> None:
         ("http://ann:se@cret@host", "http://host", "ann", "se@cret"),
         ("HTTP://token@host", "http://host", "token", None),
         ("http://:secret@[::1]:5000", "http://[::1]:5000", None, "secret"),
+        (" http://ann:secret@host\n", "http://host", "ann", "secret"),
+        ("sqlite:////home/me@lab/runs.db", "sqlite:////home/me@lab/runs.db", None, None),
+        ("runs@lab", "runs@lab", None, None),
     ],
 )
 def test_user_and_password_of_a_server_move_to_their_variables(
@@ -83,6 +86,11 @@ def test_a_databases_password_stays_for_the_driver_and_is_hidden(uri: str, monke
         "http://a:12#MARKER@h",
         "http://a:MARKER@[h",
         "http://h?p=MARKER",
+        "ann:MARKER@host:5000",
+        "//ann:MARKER@host",
+        "https//ann:MAR/KER@host",
+        "postgresql:ann:MARKER@host/db",
+        "sqlite://ann:MARKER@host/db",
     ],
 )
 def test_what_is_no_address_is_refused_and_not_repeated(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
