@@ -61,7 +61,7 @@ class FairTurns:
                 self.leave()
             elif turn in self._waiting:
                 self._waiting.remove(turn)
-                self._forget(call)
+            self._forget(call)
             raise
 
     def leave(self) -> None:

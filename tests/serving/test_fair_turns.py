@@ -132,6 +132,24 @@ def test_who_gives_up_leaves_the_turns_to_others(granted: bool) -> None:
     run(check)
 
 
+def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
+    async def check(order: Order) -> None:
+        batch = Call("batch")
+        await order.turns.enter(batch)
+        second, third = (asyncio.create_task(order.turns.enter(batch)) for _ in range(2))
+        other = asyncio.create_task(order.turns.enter(Call("other")))
+        await settle()
+        for turn in (second, other):
+            order.turns.leave()
+            await turn
+        third.cancel()
+        order.turns.leave()
+        await settle()
+        assert not order.turns._used
+
+    run(check)
+
+
 def test_closed_turns_refuse_who_waits_and_who_comes() -> None:
     async def check(order: Order) -> None:
         await order.turns.enter(Call("current"))
