@@ -79,7 +79,7 @@ store: $(training) ## put the best run into the model store, if it passes the ga
 	@python -m pipeline.store $(if $(value RELEASE),--release=$(call quote,$(value RELEASE)))
 
 bento: $(serving) ## build the bento of the model that `make serve` would serve: build/chestct.bento
-	@python -m serving.release && bentoml build
+	@python -m serving.release && bentoml build --label version=$(version)
 	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest "$$PWD/build/chestct.bento"
 
 image: $(development) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
@@ -89,6 +89,7 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 	  --label org.opencontainers.image.title=chestct \
 	  --label org.opencontainers.image.description='Classifies chest-CT slices. Research and education only. Not a medical device.' \
 	  --label org.opencontainers.image.revision=$(commit) \
+	  --label org.opencontainers.image.version=$(version) \
 	  --label chestct.model.tag=$$model \
 	  --label chestct.model.sha256=$$(sha256sum < "$$graph" | cut -c1-64) $(CONTAINER_OPTIONS) .
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
@@ -148,6 +149,7 @@ compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --o
   --no-header --no-emit-index-url --no-emit-find-links
 
 commit = $(shell git describe --always --abbrev=40 --dirty --exclude='*')
+version = $$(python -c 'import chestct; print(chestct.__version__)')
 image = $(call quote,$(value IMAGE))
 save = $(if $(filter buildah,$(builder)),buildah push $(image) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(image))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))

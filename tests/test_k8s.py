@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import shutil
-import tomllib
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+import chestct
 from chestct.encoded import CHEAP_MEMORY, MAX_MEMORY
 from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
 from serving import metrics, reader_child
@@ -232,9 +232,8 @@ def test_an_overlays_bounds_hold_whatever_scales(objects: Objects) -> None:
 def test_an_overlay_names_the_tag_that_the_release_workflow_pushes(overlay: str) -> None:
     workflow = yaml.safe_load((HERE.parent / ".github/workflows/release.yaml").read_text(encoding="utf-8"))
     (tags,) = workflow[True]["push"]["tags"]  # YAML 1.1 reads `on` as true
-    version = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     _, _, tag = container(rendered(overlay))["image"].partition(":")
-    assert tag == f"v{version}"
+    assert tag == f"v{chestct.__version__}"
     assert fnmatch(tag, tags)
 
 

@@ -120,6 +120,15 @@ def test_every_other_value_reaches_its_program_as_it_was_typed(make: Make, text:
     assert tuned[3:] == [f"--p99={text}"]
 
 
+def test_bento_and_image_are_labelled_with_the_version_that_the_package_says(make: Make) -> None:
+    ask = ["python", "-c", "import chestct; print(chestct.__version__)"]
+    calls = [call for call, _ in make("image", "IMAGE=chestct:test", "builder=docker")]
+    assert calls.count(ask) == 2
+    assert ["bentoml", "build", "--label", "version=stub"] in calls  # the recorder answers "stub"
+    (built,) = (call for call in calls if call[:2] == ["docker", "build"])
+    assert "org.opencontainers.image.version=stub" in built
+
+
 @pytest.mark.parametrize("text", ["\\${seed}", "\\\\${seed}", "'${seed}", "a}${", "\\\\'", "a\nb", "a\n", ""])
 def test_an_override_is_the_text_and_nothing_else(params: Path, text: str) -> None:
     apply_overrides(params, [override("data.path", text)])

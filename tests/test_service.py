@@ -24,6 +24,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
+import chestct
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from pipeline.classes import CLASSES
@@ -316,6 +317,7 @@ def test_the_bento_holds_the_served_model_and_answers_like_the_clone(server: Ser
     elsewhere.mkdir()
     with serve(home, tag, what=bento, cwd=elsewhere, CHESTCT_WORKERS="1") as packed:
         assert httpx.get(f"{packed.url}/v1/model").json()["model"] == tag
+        assert httpx.get(f"{packed.url}/v2").json()["version"] == chestct.__version__
         assert ask_http(packed, png()) == ask_http(server, png())
         assert ask_grpc(packed, png()) == ask_grpc(server, png())
 

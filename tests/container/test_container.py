@@ -23,6 +23,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
+import chestct
 from k8s.render import render
 from load_tests.images import phantom
 from load_tests.server import free_ports
@@ -158,10 +159,16 @@ def test_its_labels_name_commit_model_and_purpose(running: Running) -> None:
     labels = about["Config"]["Labels"]
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
     assert "Not a medical device" in labels["org.opencontainers.image.description"]
+    assert httpx.get(f"{running.url}/v2", timeout=30).json()["version"] == labels["org.opencontainers.image.version"]
     card = httpx.get(f"{running.url}/v1/model", timeout=30).json()
     assert card["lineage"]["model_sha256"] == labels["chestct.model.sha256"]
     answer = httpx.post(f"{running.url}/v1/predict", files={"image": phantom()}, timeout=60).json()
     assert answer["model"] == labels["chestct.model.tag"]
+
+
+@pytest.mark.skipif("TAG" not in os.environ, reason="needs TAG, which the release workflow sets")
+def test_the_tag_of_a_release_is_its_version() -> None:
+    assert os.environ["TAG"] == f"v{chestct.__version__}"
 
 
 def test_no_tool_is_in_it_that_only_a_build_needs() -> None:

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+import chestct
 from chestct.card import DISCLAIMER
 from chestct.engine import Engine
 from chestct.image import encode_png
@@ -112,7 +113,7 @@ def assert_error(response: httpx.Response, status: int, start: str, *words: str)
 
 def test_the_server_says_what_it_is(client: Client) -> None:
     answer = client.get("/v2").json()
-    assert (answer["name"], answer["extensions"]) == ("chestct", ["binary_tensor_data"])
+    assert answer == {"name": "chestct", "version": chestct.__version__, "extensions": ["binary_tensor_data"]}
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
 

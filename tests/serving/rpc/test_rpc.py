@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
+import chestct
 from chestct.image import encode_png
 from serving import metrics, rpc, tracing
 from serving.memory_budget import OF_A_REQUEST
@@ -148,7 +149,8 @@ def test_metadata_names_inputs_outputs_and_the_disclaimer(server: Server) -> Non
     ]
     assert "heatmaps" in [spec.name for spec in about.outputs]
     assert "Not a medical device" in about.properties["disclaimer"]
-    assert server.stub.ServerMetadata(protocol.ServerMetadataRequest()).name == "chestct"
+    itself = server.stub.ServerMetadata(protocol.ServerMetadataRequest())
+    assert (itself.name, itself.version) == ("chestct", chestct.__version__)
 
 
 def test_a_message_above_the_limit_is_refused(model: Model) -> None:
