@@ -116,11 +116,12 @@ bench: $(development) ## beside the bare loop and other people's servers, in 20 
 tune: $(development) ## look for the settings that do most within P99 (milliseconds), in ten minutes: build/tune/settings.env
 	@python -m serving.release && python -m load_tests.tune --p99=$(call quote,$(value P99))
 
-check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, workflows, Kubernetes manifests
+check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain language, workflows, Kubernetes manifests
 	ruff check
 	ruff format --check
 	mypy
 	yamllint --strict .
+	python -m docs.words
 	zizmor --offline --quiet .github
 	$(if $(shell command -v actionlint),actionlint,@echo "actionlint is not installed; zizmor alone has read the workflows")
 	python -m k8s.render build/k8s

@@ -1,7 +1,7 @@
 """`python -m load_tests.bench`: the service beside the bare loop and other people's servers, as one table.
 
 Each contender is started once, warmed and then left idle but for its turn: an idle process takes no CPU and there is
-memory for all, while one that starts anew each round would be measured cold. A round gives each a turn of some
+memory for all, while one that starts again each round would be measured cold. A round gives each a turn of some
 seconds, so that whatever else the machine does falls on all alike. Writes docs/benchmarks.md and its picture when all
 are measured.
 """

@@ -157,14 +157,15 @@ def _model_card(card: ModelCard) -> str:
         *([] if card.ood_scores else [f"Scores for being unlike the training images: {NOT_MEASURED}."]),
         "## When it does not answer",
         f"`reject` above {thresholds.ood_limit:.3f} of the score for being unlike the training images, or by a rule on"
-        " the picture; `refer` where the two most probable classes are closer than"
-        f" {thresholds.refer_margin:.3f}, where the label is normal while the cancers' probabilities sum to"
-        f" {thresholds.any_cancer:.3f} or more, or where a label is less probable than its class demands ("
+        " the picture. `refer` if the two most probable classes are closer than"
+        f" {thresholds.refer_margin:.3f}, if the label is normal while the cancers' probabilities sum to"
+        f" {thresholds.any_cancer:.3f} or more, or if a label is less probable than its class demands."
+        " The classes demand: "
         + ", ".join(
             f"{card.titles[name]} {least:.3f}"
             for name, least in zip(card.classes, thresholds.least_confidence, strict=True)
         )
-        + "). All of these come from train + valid or from `params.yaml`; [trust.md](trust.md) says how.",
+        + ". All of these come from train + valid or from `params.yaml`; [trust.md](trust.md) says how.",
         _table(
             ("images", "accepted", "referred", "rejected"),
             (
@@ -371,7 +372,7 @@ def _faults(card: ModelCard, audit: Mapping[str, Any]) -> Iterable[str]:
         for line in (
             f"**Copies**: {_count(audit['copies'], 'picture')} in train and valid that several files show, pixel for"
             f" pixel; {sum(map(len, audit['copies']))} files, of which one each is kept.",
-            f"**Near duplicates**, marked, scaled or encoded anew, in all folders: {_count(near, 'pair')}; under"
+            f"**Near duplicates**, marked, scaled or encoded again, in all folders: {_count(near, 'pair')}; under"
             f" different labels: {_count(relabelled, 'pair')}.",
             "**Several labels** for one picture, left out: "
             + ("; ".join(", ".join(f"`{path}`" for path in group) for group in audit["conflicts"]) or "none")

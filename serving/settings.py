@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     largest_batch: Annotated[int, Field(ge=1, le=64)] = 2
     """Images in one inference at most. On a CPU core more gain nothing, and each size costs some 30 MB a worker."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 256
-    """Images waiting for the engine at most, per worker; above it a request is told to come back later.
+    """Images waiting for the engine at most, per worker; above it a request is rejected with 429.
 
     Long enough for 200 requests at once, whichever worker they meet, and emptied in a few seconds."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 20 * 1024 * 1024
@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     max_bytes_in_flight: Annotated[int, Field(ge=1024)] = 128 * 1024 * 1024
     """Memory that bodies which are read or answered take together, per worker, 1 to 4.75 times their size.
 
-Above it who is slow to send, or sends the most, is told to come back later."""
+Above it the request that is slow to send, or sends the most, is rejected with 429."""
     max_images: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Images in one request at most."""
     request_timeout: Annotated[float, Field(gt=0, le=600)] = 30

@@ -1,0 +1,113 @@
+"""Hold README, docs/ and the other pages to plain language: short sentences, and no phrase that has a plainer one.
+
+python -m docs.words [PAGE ...]
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
+LONGEST: Final = 40
+"""Words in a sentence at most."""
+MEAN: Final = 20
+"""Words in a page's sentences at most, on average."""
+AVOID: Final = {
+    "all the same": "still",
+    "and/or": "or",
+    "anew": "again",
+    "as well as": "and",
+    "come back later": "be rejected with 429",
+    "due to the fact that": "because",
+    "e.g.": "for example",
+    "etc.": "the rest of the list, or nothing",
+    "herein": "here",
+    "i.e.": "that is",
+    "in order to": "to",
+    "it should be noted": "nothing",
+    "leverage": "use",
+    "note that": "nothing",
+    "obviously": "nothing",
+    "of course": "nothing",
+    "prior to": "before",
+    "respectively": "two sentences",
+    "simply": "nothing",
+    "stands for": "is",
+    "the former": "its name",
+    "the latter": "its name",
+    "thereby": "so",
+    "therein": "in it",
+    "thereof": "of it",
+    "told to come back": "rejected with 429",
+    "utilise": "use",
+    "utilize": "use",
+    "whereby": "by which",
+    "would else": "would otherwise",
+}
+"""Phrases to avoid, each with what to write instead."""
+
+
+def problems(text: str) -> Iterator[tuple[int, str]]:
+    """What is not plain in a page of Markdown: line, counted from 1, and words for a person."""
+    counts = []
+    for line, sentence in sentences(text):
+        counts.append(sum(bool(re.search(r"\w", word)) for word in sentence.split()))
+        if counts[-1] > LONGEST:
+            yield line, f"a sentence of {counts[-1]} words, {LONGEST} at most: {sentence[:60]}..."
+    if counts and (mean := sum(counts) / len(counts)) > MEAN:
+        yield 1, f"{mean:.1f} words in a sentence on average, {MEAN} at most"
+    prose = re.sub(r"`[^`]*`", _blank, _without_code(text))
+    for phrase, better in AVOID.items():
+        pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)".replace(r"\ ", r"\s+")
+        for found in re.finditer(pattern, prose, re.IGNORECASE):
+            yield prose.count("\n", 0, found.start()) + 1, f'"{phrase}": write {better}'
+
+
+def sentences(text: str) -> Iterator[tuple[int, str]]:
+    """The sentences of a page's prose, each with its first line. Tables, headings and code are no prose."""
+    paragraph: list[tuple[int, str]] = []
+    for number, line in enumerate([*_without_code(text).splitlines(), ""], 1):
+        item = re.match(r"\s*(?:[-*>]|\d+\.) (?:\[.\] )?", line)
+        other = re.match(r"\s*(?:#|\||!\[|$)", line)
+        if item or other:
+            yield from _split(paragraph)
+            paragraph = []
+        if not other:
+            paragraph += [(number, word) for word in line[item.end() if item else 0 :].split()]
+
+
+def _split(words: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """A sentence ends with a full stop, an exclamation or question mark; an ellipsis does not end it."""
+    begin = 0
+    for end, (_, word) in enumerate(words, 1):
+        if end == len(words) or re.search(r"(?<!\.\.)[.!?][)\"'*_]*$", word):
+            yield words[begin][0], " ".join(word for _, word in words[begin:end])
+            begin = end
+
+
+def _without_code(text: str) -> str:
+    """The same lines, blank where a block of code or a comment is."""
+    text = re.sub(r"^```.*?^```|<!--.*?-->", _blank, text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<=\n\n)(?: {4}\S.*\n)+", _blank, text)
+
+
+def _blank(found: re.Match[str]) -> str:
+    return "\n" * found[0].count("\n")
+
+
+def main() -> None:
+    pages = [Path(name).resolve() for name in sys.argv[1:]] or PAGES
+    lines = [
+        f"{page.relative_to(ROOT)}:{line}: {words}"
+        for page in pages
+        for line, words in problems(page.read_text(encoding="utf-8"))
+    ]
+    print(*lines, sep="\n", end="\n" if lines else "")
+    sys.exit(bool(lines))
+
+
+if __name__ == "__main__":
+    main()
