@@ -1,4 +1,4 @@
-"""README and docs say what is there: commands, endpoints, settings and files (figures: pipeline/test_documents.py)."""
+"""The pages say what is there: commands, endpoints, settings, files (figures: pipeline/test_documents.py)."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ from serving.settings import PREFIX, Settings, in_page, table
 from tests.server import ROOT, Server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", README)
 
 
@@ -69,6 +69,14 @@ def test_every_part_in_the_layout_table_exists() -> None:
     ]
     assert len(names) > 10
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_every_file_and_folder_that_contributors_are_sent_to_exists() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w/])(?:\.?\w[\w.-]*/)+[\w.-]*\w\.\w+|`(?:\.?[\w-]+/)+`", page))
+    names = {name.strip("`") for name in names if "NAME" not in name}
+    assert len(names) > 25
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
 
 def _code(page: Path) -> str:
