@@ -32,6 +32,8 @@ END_SECONDS: Final = 10
 _LOOK_SECONDS: Final = 1
 _LONGEST_PATH: Final = 96
 """Bytes of a folder, with room for a socket's name: its whole path has 107 at most."""
+_WORKERS: Final = "service"
+"""BentoML's name for the keeper of the workers."""
 _ANOTHER: Final = "choose others: make serve PORT=3100 GRPC_PORT=3101"
 
 _log = logging.getLogger(__name__)
@@ -85,12 +87,17 @@ class Supervisor(bentoml_circus.Arbiter):
             except CannotStart as error:
                 raise SystemExit(f"error: {error}") from None
         super().initialize()
-        for watcher in self.watchers:
+        for watcher in self._keepers():
+            watcher.respawn = True  # BentoML's is False in its own containers, which would go on with fewer workers
             watcher.env.update(run_folder.variables(self._folder))
             watcher.graceful_timeout = self._settings.drain_seconds + self._settings.request_timeout + END_SECONDS
             watcher.hooks.update(after_spawn=self._on_start, after_reap=self._on_end)
         log.take_over_of_supervisor()
         self._looking.start()
+
+    def _keepers(self) -> list[Any]:
+        """Circus' keepers of workers; with `--reload` there is one, too, of a process that looks for changed files."""
+        return [watcher for watcher in self.watchers if watcher.name == _WORKERS]
 
     def stop(self) -> Any:
         """Stop the workers, then the process; awaitable. Circus refuses while it does something else: try again."""
@@ -110,24 +117,25 @@ class Supervisor(bentoml_circus.Arbiter):
 
     async def _look(self) -> None:
         self._load.watcher = time.monotonic()
-        alive = {pid: watcher for watcher in self.watchers for pid in watcher.processes}
-        for pid, why in self._watch.look(self._load.beats, alive):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and circus did not look yet
-                alive[pid].send_signal(pid, signal.SIGKILL)
-                _log.warning("worker process %d is %s: killed", pid, why)
         if not self._told_to_stop:
             with contextlib.suppress(ConflictError):
                 await self.manage_watchers()
             if type(failed := vars(self)["_exception"]) is RuntimeError:  # circus could start no worker at all
                 self._exception = SystemExit(f"error: {failed}")
+        # Last, since circus forgets without a word who dies while it looks.
+        alive = {pid: watcher for watcher in self._keepers() for pid in watcher.processes}
+        for pid, why in self._watch.look(self._load.beats, alive):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and circus did not look yet
+                alive[pid].send_signal(pid, signal.SIGKILL)
+                _log.warning("worker process %d is %s: killed", pid, why)
 
     def _on_start(self, watcher: Any, pid: int, **_: object) -> bool:
         self._watch.start(pid, watcher.processes[pid].wid)
         return True
 
-    def _on_end(self, process_pid: int, exit_code: int | None, **_: object) -> None:
+    def _on_end(self, watcher: Any, process_pid: int, exit_code: int | None, **_: object) -> None:
         run_folder.trim_metrics(self._folder, process_pid)
-        if self._told_to_stop:
+        if self._told_to_stop or watcher.is_stopping():  # the latter to start again, with `--reload`
             return
         death = self._watch.end(process_pid, exit_code)
         reason = (exit_code == run_folder.CANNOT_START and run_folder.take_failure(self._folder)) or death.reason

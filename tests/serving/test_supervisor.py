@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from circus.client import CircusClient  # type: ignore[import-untyped]
 
 from chestct.card import ModelCard
 from chestct.image import encode_png
@@ -83,8 +84,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def supervised(home: Path) -> Iterator[Server]:
-    """Two workers, of which one that hangs is found soon."""
-    with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3") as running:
+    """Two workers, of which one that hangs is found soon, as in a container of BentoML, which replaces none."""
+    with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3", BENTOML_CONTAINERIZED="true") as running:
         load = Load(2)
         load.open(run_folder_of(running) / run_folder.LOAD)
         wait_until(lambda: len(load.beats) == 2, "both are ready")
@@ -121,6 +122,19 @@ def test_a_frozen_worker_is_replaced_and_every_call_is_answered_again(supervised
         f"worker process {before[0].pid} is silent for 3 s: killed",
         f"worker process {before[0].pid} has ended: it hung and was killed; another takes its place",
     ]
+
+
+def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> None:
+    """As `bentoml serve --reload` wants it at each change of a file."""
+    supervisor = psutil.Process(supervised.process.pid)
+    before = workers_of(supervisor)
+    said = supervised.log.read_text()
+    client = CircusClient(endpoint=f"ipc://{run_folder_of(supervised)}/control", timeout=PATIENCE)
+    client.call({"command": "restart", "properties": {"name": "service", "waiting": True}})
+    client.stop()
+    assert not set(before) & set(workers_of(supervisor))
+    wait_until(lambda: ask(supervised) == 200, "the new workers answer")
+    assert "worker process" not in supervised.log.read_text().removeprefix(said)
 
 
 def test_a_second_service_is_refused_each_port_and_leaves_the_first_its_metrics(supervised: Server, home: Path) -> None:
