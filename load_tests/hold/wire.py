@@ -1,6 +1,7 @@
 """Requests as bytes on a socket, so that they can be as wrong as they need to be."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -63,23 +64,32 @@ async def exchange(url: str, request: bytes) -> Answer:
 async def slow_link(url: str, seconds: float) -> AsyncIterator[str]:
     """The URL of a relay to `url` that delivers each way after so many seconds."""
 
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        onward = None
-        try:
-            there, onward = await connect(url)
-            await asyncio.gather(_deliver(reader, onward, seconds), _deliver(there, writer, seconds))
-        except (OSError, asyncio.CancelledError):
-            pass  # the relay is being closed, or the service is gone
-        finally:
-            writer.close()
-            if onward is not None:
-                onward.close()
+    relays: set[asyncio.Task[None]] = set()
 
-    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):  # the service is gone
+            there, onward = await connect(url)
+            asking = asyncio.ensure_future(_deliver(reader, onward, seconds))
+            try:
+                await _deliver(there, writer, seconds)
+            finally:
+                asking.cancel()
+                onward.close()
+        writer.close()
+
+    def start(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(relay(reader, writer))
+        relays.add(task)
+        task.add_done_callback(relays.discard)
+
+    server = await asyncio.start_server(start, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        for task in relays:
+            task.cancel()
+        await asyncio.gather(*relays, return_exceptions=True)
 
 
 async def _deliver(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
