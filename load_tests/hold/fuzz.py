@@ -94,7 +94,7 @@ class Fuzzer:
                 if self._random.random() < 0.2:
                     del place[key]
                 else:
-                    place[key] = self._random.choice(_ODD)
+                    place[key] = copy.deepcopy(self._random.choice(_ODD))
                 break
         text = json.dumps(changed).encode()
         return self._mutate(text) if self._random.random() < 0.2 else text

@@ -1,7 +1,6 @@
 """Requests as bytes on a socket, so that they can be as wrong as they need to be."""
 
 import asyncio
-import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -63,19 +62,19 @@ async def exchange(url: str, request: bytes) -> Answer:
 @asynccontextmanager
 async def slow_link(url: str, seconds: float) -> AsyncIterator[str]:
     """The URL of a relay to `url` that delivers each way after so many seconds."""
-
-    relays: set[asyncio.Task[None]] = set()
+    relays: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):  # the service is gone
+        ends = [writer]
+        try:
             there, onward = await connect(url)
-            asking = asyncio.ensure_future(_deliver(reader, onward, seconds))
-            try:
-                await _deliver(there, writer, seconds)
-            finally:
-                asking.cancel()
-                onward.close()
-        writer.close()
+            ends.append(onward)
+            await asyncio.gather(_deliver(reader, onward, seconds), _deliver(there, writer, seconds))
+        except OSError:
+            pass  # the service is gone
+        finally:
+            for end in ends:
+                end.close()
 
     def start(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(relay(reader, writer))
