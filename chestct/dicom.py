@@ -104,8 +104,10 @@ class _Header:
 
     def to_units(self, values: NDArray[np.integer], *, signed: bool) -> NDArray[np.float64]:
         """Hounsfield units of stored values, by the Modality LUT or by Rescale Slope and Intercept."""
-        if "LUTData" not in self:
+        if not self._values.get(_ELEMENTS["LUTData"]):
             return values.astype(np.float64) * self.decimal("RescaleSlope", 1) + self.decimal("RescaleIntercept", 0)
+        if not self._values.get(_ELEMENTS["LUTDescriptor"]):
+            raise self.missing("LUTDescriptor")
         descriptor = self._order + ("HhH" if signed else "HHH")
         entries, first, bits = struct.unpack(descriptor, self._values[_ELEMENTS["LUTDescriptor"]])
         entries = entries or 65_536
@@ -207,7 +209,9 @@ def _decode(
     if file.syntax is None or file.syntax in _NATIVE:
         syntax = uid.ExplicitVRLittleEndian if file.little_endian else uid.ExplicitVRBigEndian
         size = rows * columns * allocated // 8
-        if file.pixels is None or not size <= len(file.pixels) < 2 * size:
+        if file.pixels is None:
+            raise _corrupt("the DICOM file's pixels are compressed, against what its transfer syntax says")
+        if not size <= len(file.pixels) < 2 * size:
             raise _corrupt("the DICOM file's pixels are more or fewer than its Rows and Columns say")
         source = file.pixels[: size + size % 2]  # what follows pads them
     else:

@@ -206,7 +206,7 @@ class _Walk:
                 break
             fragments.append(self._data[at : self._check_end(at + length)])
             at += length
-        self.frame = b"".join(fragments[1:])  # the first is a table of offsets
+        self.frame = b"".join(fragments[1:] or fragments)  # the first is a table of offsets, unless it is the only one
         return at
 
     def _check_end(self, at: int) -> int:

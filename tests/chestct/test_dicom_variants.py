@@ -58,12 +58,12 @@ def without(data, *keywords):
     return written(file)
 
 
-def with_pixels(change, data=None):
+def with_pixels(change, data=None, *, undefined_length=False):
     """With other bytes as Pixel Data, which is the last element."""
     data = dicom_file(LEVELS) if data is None else data
     at = data.rindex(b"\xe0\x7f\x10\0") + 12
     pixels = change(data[at:])
-    return data[: at - 4] + struct.pack("<I", len(pixels)) + pixels
+    return data[: at - 4] + (UNDEFINED if undefined_length else struct.pack("<I", len(pixels))) + pixels
 
 
 def with_elements(elements, before=b"(\0\x02\0US"):
@@ -137,6 +137,9 @@ GOOD = {
     "no end of the sequence": lambda: dicom_file(LEVELS, uid.JPEG2000Lossless)[:-8],
     "half an end of the sequence": lambda: dicom_file(LEVELS, uid.JPEGLSLossless)[:-5],
     "fragments": lambda: in_fragments(),
+    "no table of offsets": lambda: with_pixels(
+        lambda pixels: pixels[12:], dicom_file(LEVELS, uid.JPEG2000Lossless), undefined_length=True
+    ),
     **{
         f"RLE with {len(padding)} bytes {padding[:1].hex()} behind": lambda padding=padding: with_frame(
             LEVELS, lambda frame: frame + padding, uid.RLELossless
@@ -170,6 +173,29 @@ def test_good_pixels_are_read_whatever_stands_beside_them(make):
 def test_an_empty_intercept_is_0_and_an_empty_slope_1():
     assert np.array_equal(read(changed(PLAIN, RescaleIntercept=None)), read(changed(PLAIN, RescaleIntercept=0)))
     assert np.array_equal(read(changed(PLAIN, RescaleSlope=None)), read(changed(PLAIN, RescaleSlope=1)))
+
+
+def with_lut(**elements):
+    item = pydicom.Dataset()
+    for name, value in elements.items():
+        item.add_new(name, "US" if name == "LUTDescriptor" else "OW", value)
+    return changed(PLAIN, ModalityLUTSequence=[item])
+
+
+def test_of_a_modality_lut_that_is_not_whole_the_rest_counts_or_is_named():
+    assert np.array_equal(read(with_lut()), LEVELS)
+    assert np.array_equal(read(with_lut(LUTDescriptor=[256, 0, 16], LUTData=b"")), LEVELS)
+    for lut in ({"LUTData": bytes(512)}, {"LUTDescriptor": None, "LUTData": bytes(512)}):
+        with pytest.raises(InvalidImage, match=r"element LUTDescriptor \(0028,3002\)"):
+            read(with_lut(**lut))
+
+
+def test_compressed_pixels_in_a_file_that_names_no_compression_are_told():
+    data = dicom_file(LEVELS, uid.JPEG2000Lossless)
+    uncompressed = meta(PLAIN) + data_set(data)
+    with pytest.raises(InvalidImage, match="pixels are compressed, against") as caught:
+        read(uncompressed)
+    assert caught.value.code == "undecodable_image"
 
 
 def test_an_odd_number_of_bytes_needs_no_padding():
