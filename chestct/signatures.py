@@ -10,10 +10,10 @@ _OTHER: Final = "is no picture"
 _KINDS: Final = tuple(
     (re.compile(begins, re.DOTALL), f"{name}, which {what}")
     for begins, name, what in (
-        (rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "a HEIC (HEIF) file", _SAVE),
+        (rb".{4}ftyp(hei|hev|mif|msf)", "a HEIC (HEIF) file", _SAVE),
         (rb".{4}ftypavi[fs]", "an AVIF file", _SAVE),
         (rb".{4}ftypcrx ", "a camera's raw file (CR3)", _SAVE),
-        (rb".{4}ftyp", "an MP4 or QuickTime video", _OTHER),
+        (rb".{4}ftyp", "a video or sound file (MP4 or QuickTime)", _OTHER),
         (rb"RIFF.{4}WEBP", "a WebP file", _SAVE),
         (rb"II[*+]\0|MM\0[*+]", "a TIFF file", _SAVE),
         (rb"GIF8[79]a", "a GIF file", _SAVE),

@@ -28,9 +28,11 @@ def saved(array: np.ndarray) -> bytes:
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x18ftypmif2\0\0\0\0", "HEIC"),
         (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
         (b"\0\0\0\x18ftypcrx \0\0\0\0", "CR3"),
         (b"\0\0\0\x18ftypisom\0\0\0\0", "video"),
+        (b"\0\0\0\x18ftypM4A \0\0\0\0", "sound"),
         (encoded(ramp(), "WEBP"), "WebP"),
         (encoded(ramp(), "TIFF"), "TIFF"),
         (encoded(ramp(), "TIFF", big_tiff=True), "TIFF"),
