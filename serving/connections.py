@@ -114,6 +114,8 @@ class BoundedConnection(HttpToolsProtocol):
         """Whether all is answered, and the connection is open only until its client has stopped sending."""
         self._wire: asyncio.Transport
         self._stage = _Stage.START
+        self._running: RequestResponseCycle | None = None
+        """The request that is answered; `cycle` is the last that came, which may wait behind it."""
         self._moved = False
         """Whether of the bytes that came last some ended a head or a message, or were a body's."""
         self._unparsed = 0
@@ -153,6 +155,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._dropping.stop()
         self._writing.stop()
         self._all_lingering.pop(self, None)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -231,6 +236,10 @@ class BoundedConnection(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

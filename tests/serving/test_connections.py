@@ -500,7 +500,16 @@ def test_an_answer_that_nobody_reads_is_given_up(server: Listening, monkeypatch:
     monkeypatch.setattr(connections, "WRITE_PAUSE", 0.1)
     with server.connect() as client:
         client.sendall(head("/large", "GET"))
+        assert client.recv(1)
         server.wait_until_closed()
+
+
+def test_pipelined_answers_that_nobody_reads_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_PAUSE", 0.1)
+    with listening() as running, running.connect() as client:
+        client.sendall(head("/large", "GET") * 3)
+        assert client.recv(1)
+        running.wait_until_closed()
 
 
 def test_an_answer_that_is_read_slowly_arrives(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,9 +574,10 @@ def test_who_ends_the_connection_later_or_in_a_request_has_hung_up(monkeypatch: 
             client.sendall(head(Content_Length="4") + b"bo")
         assert gone.acquire(timeout=SECONDS)
         monkeypatch.setattr(connections, "HALF_CLOSE", -1)
-        with running.connect() as client:
-            client.sendall(head(Content_Length="4") + b"body")
-        assert gone.acquire(timeout=SECONDS)
+        for waiting in (0, 2):
+            with running.connect() as client:
+                client.sendall((head(Content_Length="4") + b"body") * (1 + waiting))
+            assert gone.acquire(timeout=SECONDS)
         running.wait_until_closed()
 
 
