@@ -145,7 +145,8 @@ class ChestCT:
         # Decoder and engine ask for Python's lock several times an image; while an overload keeps the event loop busy,
         # each time would take the default of 5 ms.
         sys.setswitchinterval(0.0005)
-        ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that glibc would keep
+        with contextlib.suppress(AttributeError):  # glibc alone has it
+            ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that it would keep
         worker = bentoml.server_context.worker_index
         if worker and RUN:
             if LOAD.join(RUN / run_folder.LOAD, worker):

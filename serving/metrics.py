@@ -1,7 +1,6 @@
 """What /metrics shows. Every label has few values: a route is its template, never the path that was asked for."""
 
 import os
-from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -16,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serving import run_folder
+from serving.spread import is_alive
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -89,7 +89,7 @@ def exposition() -> bytes:
         return generate_latest(REGISTRY)
     for file in _FOLDER.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
-        if not Path(f"/proc/{pid}").exists():  # a worker that crashed has no more queue
+        if not is_alive(pid):  # a worker that crashed has no more queue
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

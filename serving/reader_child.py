@@ -80,7 +80,9 @@ def _send(stream: Any, kind: bytes, facts: object = None, pixels: bytes = b"") -
 
 
 def _data_size() -> int:
-    """Bytes that RLIMIT_DATA counts."""
+    """Bytes that RLIMIT_DATA counts; only Linux tells."""
+    if sys.platform != "linux":
+        return 0
     return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
 
 

@@ -71,7 +71,10 @@ def reserve(file: Path, size: int) -> None:
     """Make the file, or let it grow, with blocks for `size` bytes. Raises OSError where the file system is full."""
     with file.open("ab") as opened:
         try:
-            os.posix_fallocate(opened.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(opened.fileno(), 0, size)
+            elif os.fstat(opened.fileno()).st_size < size:  # macOS
+                opened.write(bytes(size - os.fstat(opened.fileno()).st_size))
         except OSError as error:
             raise OSError(error.errno, f"no room for {size:,} bytes: {error.strerror}", str(file)) from None
 

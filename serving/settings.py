@@ -31,7 +31,7 @@ class SettingsError(ValueError):
 
 def _usable_cores() -> int:
     """The cores this process may run on, or fewer where a container's CPU limit grants less."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     if _CPU_QUOTA.is_file():
         quota, period = _CPU_QUOTA.read_text().split()
         if quota != "max":

@@ -93,7 +93,7 @@ class Load:
         for start, end in ((after_own, self._size), (self._first_idle, after_own - 1)):
             while (start := self._memory.find(b"\1", start, end) + 1) > 0:
                 worker = start - 1 - self._first_idle
-                if worker not in without and _is_alive(self._pids[worker]):
+                if worker not in without and is_alive(self._pids[worker]):
                     return worker
         return None
 
@@ -108,12 +108,13 @@ class Load:
         own = self._counts[self.own]
         if own < LEAST:
             return False
-        counts = [count for pid, count in zip(self._pids, self._counts, strict=True) if pid and _is_alive(pid)]
+        counts = [count for pid, count in zip(self._pids, self._counts, strict=True) if pid and is_alive(pid)]
         mean = sum(counts) / len(counts) if counts else own
         return own - mean >= max(LEAST, SHARE * mean)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process of this user."""
     try:
         os.kill(pid, 0)
     except OSError:  # there is none, or by now another user's

@@ -86,6 +86,15 @@ def test_a_full_disk_is_an_error_in_words_where_a_sparse_file_would_kill(tmp_pat
     assert str(tmp_path / "load") in done.stdout
 
 
+def test_where_the_system_takes_no_blocks_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    file = tmp_path / "load"
+    file.write_bytes(b"one")
+    for _ in range(2):
+        run_folder.reserve(file, 100_000)
+        assert file.read_bytes() == b"one" + bytes(99_997)
+
+
 def test_the_metrics_of_a_process_have_their_blocks_before_they_are_written(tmp_path: Path) -> None:
     run_folder.reserve_metrics(tmp_path, 7)
     files = list(tmp_path.glob("*_7.db"))

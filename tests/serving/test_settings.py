@@ -36,6 +36,15 @@ def test_a_containers_cpu_limit_bounds_the_workers(monkeypatch: pytest.MonkeyPat
     assert Settings.read().workers == 2
 
 
+def test_where_the_system_does_not_tell_usable_cores_all_of_them_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("serving.settings._CPU_QUOTA", tmp_path / "none")
+    assert Settings.read().workers == 8
+
+
 def test_variables_set_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHESTCT_MODEL", "chestct:abc")
     monkeypatch.setenv("CHESTCT_QUEUE_SIZE", "7")
