@@ -148,13 +148,14 @@ class ChestCT:
         with contextlib.suppress(AttributeError):  # glibc alone has it
             ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that it would keep
         worker = bentoml.server_context.worker_index
+        replaces = False
         if worker and RUN:
-            if LOAD.join(RUN / run_folder.LOAD, worker):
-                metrics.WORKER_RESTARTS.inc()
+            replaces = LOAD.join(RUN / run_folder.LOAD, worker)
+            metrics.WORKER_RESTARTS.inc(replaces)
             self.heartbeat.start()
             if SETTINGS.workers > 1:
                 await self.classifier.share(LOAD, RUN)
-        if worker == 1:
+        if worker == 1 and not replaces:
             print(f"page: {ChestCT.url}/", flush=True)
 
     @bentoml.api(

@@ -133,8 +133,10 @@ def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> No
     client.call({"command": "restart", "properties": {"name": "service", "waiting": True}})
     client.stop()
     assert not set(before) & set(workers_of(supervisor))
-    wait_until(lambda: ask(supervised) == 200, "the new workers answer")
-    assert "worker process" not in supervised.log.read_text().removeprefix(said)
+    load = Load(2)
+    load.open(run_folder_of(supervised) / run_folder.LOAD)
+    wait_until(lambda: load.beats.keys() == {worker.pid for worker in workers_of(supervisor)}, "the new ones are ready")
+    assert not re.search("worker process|page: ", supervised.log.read_text().removeprefix(said))
 
 
 def test_a_second_service_is_refused_each_port_and_leaves_the_first_its_metrics(supervised: Server, home: Path) -> None:
