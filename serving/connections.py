@@ -28,6 +28,10 @@ HEAD_BYTES: Final = 32 * 1024
 """Of a head, and of what is neither head nor body: trailers, ends of chunks, empty lines."""
 HEADERS: Final = 128
 """Lines of a head. Each takes 120 bytes of memory and more, however short it is."""
+PIECES: Final = 10_000
+"""Of a body that may be small. To parse chunks of one byte takes 0.1 s a MB."""
+LEAST_PIECE: Final = 32
+"""Bytes of each, with what frames it, in the mean of more."""
 PIPELINED: Final = 32
 """Requests that wait behind the one that is answered, on one connection."""
 LINGER_SECONDS: Final = 30.0
@@ -54,6 +58,11 @@ _TOO_MANY_WAIT: Final = RequestError(
     HTTPStatus.BAD_REQUEST,
     "invalid_request",
     f"expected at most {PIPELINED} requests that wait behind another one on a connection, got more",
+)
+_TOO_SMALL_PIECES: Final = RequestError(
+    HTTPStatus.BAD_REQUEST,
+    "invalid_request",
+    f"expected a body in pieces of {LEAST_PIECE} bytes or more, got more than {PIECES} of fewer",
 )
 _NO_HTTP: Final = RequestError(HTTPStatus.BAD_REQUEST, "invalid_request", "expected a request in HTTP/1.1")
 _NO_TRAILERS: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
@@ -120,6 +129,10 @@ class BoundedConnection(HttpToolsProtocol):
         """Whether of the bytes that came last some ended a head or a message, or were a body's."""
         self._unparsed = 0
         """Bytes that came since that was so."""
+        self._pieces = 0
+        """Of the last request's body."""
+        self._body_bytes = 0
+        """That it came in, chunks' lengths among them."""
         self._deaf = False
         """Whether what comes is dropped unparsed."""
         self._refusal: RequestError | None = None
@@ -171,6 +184,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._unparsed = 0
         if not self._deaf and (self._unparsed > HEAD_BYTES or self._has_too_many_headers()):
             self._refuse(_HEAD_TOO_LARGE)
+        self._body_bytes += len(data)
+        if not self._deaf and self._pieces > PIECES and self._pieces * LEAST_PIECE > self._body_bytes:
+            self._refuse(_TOO_SMALL_PIECES)
         if self._deaf:
             return
         if self._draining:
@@ -209,6 +225,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._refusal is not None:
             raise ValueError
         self._moved = True
+        self._pieces = self._body_bytes = 0
         self._time_head(None)
         self._unset_keepalive_if_required()
         if self.expect_100_continue and self.parser.get_http_version() == "1.0":
@@ -221,6 +238,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._moved = True
+        self._pieces += 1
         super().on_body(body)
 
     def on_message_complete(self) -> None:

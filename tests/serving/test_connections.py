@@ -463,6 +463,21 @@ def test_a_body_that_is_not_chunked_as_it_says_is_told_so(server: Listening) -> 
     )
 
 
+def test_a_body_in_endless_small_chunks_is_not_parsed(server: Listening) -> None:
+    small = b"1\r\nx\r\n" * 20_000
+    assert error_of(ask(server, head(Transfer_Encoding="chunked") + small)) == (400, "invalid_request")
+    with server.connect() as client:
+        client.sendall(head("/refuse", Transfer_Encoding="chunked") + b"1\r\nx\r\n")
+        assert read_answer(client).status == 413
+        client.sendall(small)
+        assert client.recv(1) == b""
+
+
+def test_a_body_in_many_chunks_is_read(server: Listening) -> None:
+    chunks = (b"20\r\n" + bytes(32) + b"\r\n") * 20_000 + b"0\r\n\r\n"
+    assert ask(server, head(Transfer_Encoding="chunked", Connection="close") + chunks).endswith(b"\r\n640000")
+
+
 @pytest.mark.parametrize("pause", [0, 0.1])
 def test_a_broken_body_is_counted_once_and_told_so_in_the_form_of_its_route(
     caplog: pytest.LogCaptureFixture, pause: float
