@@ -34,6 +34,8 @@ MOST_STREAMS: Final = 100
 _OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 _ANSWERING: Final = "ModelInfer"
 """What puts images into the queue."""
+_OTHERS_BYTES: Final = 16 * 1024 * 1024
+"""Memory of messages that hold no images: whether a worker is ready is told, too, while images take all of theirs."""
 _MOST_FIELDS: Final = 1000
 """Of a message, on all levels together, and one more for each image; a request of every output has some forty."""
 _PIXEL_BYTES: Final = 2
@@ -76,6 +78,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         self._keys = keys
         self._load = load
         self._memory = memory
+        self._memory_of_others = MemoryBudget(_OTHERS_BYTES)
         self._untaken = untaken
         self._reader = MessageReader(self._settings.max_body_bytes)
         most_images, spec = self._settings.max_images, classifier.card.input
@@ -113,7 +116,8 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
 
         async def recorded(context: Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
-            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method, memory=self._memory)
+            memory = self._memory if name == _ANSWERING else self._memory_of_others
+            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
             left = context.time_remaining()
             call.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
             _CALL.set(call)
@@ -253,11 +257,11 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
     @contextmanager
     def _uncounted(self) -> Iterator[Call]:
         """A call of the health or of reflection while its message is read; it is in no metrics and no log."""
-        call = Call("", time.monotonic() + self._settings.request_timeout, memory=self._memory)
+        call = Call("", time.monotonic() + self._settings.request_timeout, memory=self._memory_of_others)
         try:
             yield call
         finally:
-            self._memory.release(call)
+            self._memory_of_others.release(call)
 
     async def _read(self, context: Context, call: Call, parse: Callable[[bytes], Any]) -> Any:
         """The request of a call, whose bytes are counted until its end."""

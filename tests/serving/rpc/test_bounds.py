@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from open_inference.grpc import protocol
 
 from serving import keys, metrics, rpc
+from serving.call import Call
 from serving.rpc import calls, connections, reading
 from serving.rpc import server as rpc_server
 from tests.serving.rpc.http2 import Connection, message
@@ -196,6 +197,15 @@ def test_unfinished_messages_take_a_bounded_memory_and_leave_room_for_others(
 def ended(connection: Connection, call: int) -> bool:
     connection.receive(0)
     return call in connection.ended
+
+
+def test_probes_are_answered_while_images_take_all_memory(model: Model) -> None:
+    with model.serve() as server:
+        server.memory.reserve(images := Call("images"), server.classifier.settings.max_bytes_in_flight)
+        server.memory.keep(images)
+        assert refusal(server.stub.ModelInfer, ask(png(1))).code() is StatusCode.RESOURCE_EXHAUSTED
+        assert server.health.Check(WATCHED, timeout=300).status == health_pb2.HealthCheckResponse.SERVING
+        assert server.stub.ServerReady(protocol.ServerReadyRequest(), timeout=300).ready
 
 
 def test_a_client_that_leaves_in_the_middle_gives_its_memory_back(server: Server) -> None:
