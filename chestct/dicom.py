@@ -84,12 +84,12 @@ class _Header:
         text = self._values.get(_ELEMENTS[keyword], b"").decode("latin-1")
         return [word.strip(" \0") for word in text.split("\\")] if text.strip(" \0") else []
 
-    def decimal(self, keyword: str, if_empty: float) -> float:
-        if keyword not in self:
-            raise self.missing(keyword)
+    def decimal(self, keyword: str) -> float:
         words = self.words(keyword)
+        if not words:
+            raise self.missing(keyword)
         try:
-            return float(words[0]) if words else if_empty
+            return float(words[0])
         except ValueError:
             raise _corrupt(f"the DICOM file's {_name(keyword)} is no number") from None
 
@@ -105,7 +105,7 @@ class _Header:
     def to_units(self, values: NDArray[np.integer], *, signed: bool) -> NDArray[np.float64]:
         """Hounsfield units of stored values, by the Modality LUT or by Rescale Slope and Intercept."""
         if not self._values.get(_ELEMENTS["LUTData"]):
-            return values.astype(np.float64) * self.decimal("RescaleSlope", 1) + self.decimal("RescaleIntercept", 0)
+            return values.astype(np.float64) * self.decimal("RescaleSlope") + self.decimal("RescaleIntercept")
         if not self._values.get(_ELEMENTS["LUTDescriptor"]):
             raise self.missing("LUTDescriptor")
         descriptor = self._order + ("HhH" if signed else "HHH")
@@ -152,7 +152,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
         raise _corrupt("the DICOM file has no pixels, or was cut off before them")
     if not modality:
         raise header.missing("Modality")
-    if "NumberOfFrames" in header and header.decimal("NumberOfFrames", 1) > 1:
+    if header.words("NumberOfFrames") and header.decimal("NumberOfFrames") > 1:
         raise _unsupported("one frame, got several")
     if header.binary("SamplesPerPixel", 1) != 1:
         raise _unsupported("grey levels, got colours")

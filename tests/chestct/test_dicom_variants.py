@@ -170,9 +170,12 @@ def test_good_pixels_are_read_whatever_stands_beside_them(make):
     assert np.array_equal(read(data), LEVELS)
 
 
-def test_an_empty_intercept_is_0_and_an_empty_slope_1():
-    assert np.array_equal(read(changed(PLAIN, RescaleIntercept=None)), read(changed(PLAIN, RescaleIntercept=0)))
-    assert np.array_equal(read(changed(PLAIN, RescaleSlope=None)), read(changed(PLAIN, RescaleSlope=1)))
+@pytest.mark.parametrize("keyword", ["RescaleIntercept", "RescaleSlope"])
+def test_an_empty_rescale_element_is_named_since_to_guess_it_would_shift_all_units(keyword):
+    with pytest.raises(InvalidImage, match="in which it is empty") as refused:
+        read(changed(PLAIN, **{keyword: None}))
+    assert refused.value.code == "unsupported_dicom"
+    assert keyword.removeprefix("Rescale") in refused.value.message
 
 
 def with_lut(**elements):
