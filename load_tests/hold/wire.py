@@ -30,10 +30,15 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
     return await asyncio.open_connection(host, int(port))
 
 
-async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer. Raises OSError and asyncio.IncompleteReadError if the connection ends before it does."""
+async def read_answer(reader: asyncio.StreamReader, *, to_head: bool = False) -> Answer:
+    """The next answer. Raises OSError and asyncio.IncompleteReadError if the connection ends before it does.
+
+    `to_head`: the request was HEAD, whose answer tells a length and has no body.
+    """
     head = await reader.readuntil(b"\r\n\r\n")
-    if length := _LENGTH.search(head):
+    if to_head:
+        body = b""
+    elif length := _LENGTH.search(head):
         body = await reader.readexactly(int(length[1]))
     elif _CHUNKED.search(head):
         body = await reader.readuntil(b"0\r\n\r\n")
@@ -49,7 +54,7 @@ async def exchange(url: str, request: bytes) -> Answer:
         async with asyncio.timeout(HUNG_SECONDS):
             reader, writer = await connect(url)
             writer.write(request)
-            return await read_answer(reader)
+            return await read_answer(reader, to_head=request.startswith(b"HEAD "))
     except TimeoutError:
         return Answer("hung")
     except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
