@@ -1,5 +1,6 @@
 """What the load tests send: drawn phantoms, so nobody's picture."""
 
+import struct
 from io import BytesIO
 from typing import Final
 
@@ -30,6 +31,37 @@ def pictures(count: int) -> list[tuple[str, bytes]]:
         else:
             files.append(("image/png", _file(picture.convert("RGBA"), "PNG")))
     return files
+
+
+def dicom_file(seed: int = 0) -> bytes:
+    """The phantom as a CT slice in an uncompressed DICOM file, grey level 0 at -1350 Hounsfield units, 6 a level."""
+    levels = np.asarray(_draw(seed).convert("L"), np.uint16)
+    rows, columns = levels.shape
+    body = b"".join(
+        (
+            _element(0x0008, 0x0060, b"CS", b"CT"),
+            _element(0x0028, 0x0002, b"US", struct.pack("<H", 1)),
+            _element(0x0028, 0x0004, b"CS", b"MONOCHROME2 "),
+            _element(0x0028, 0x0010, b"US", struct.pack("<H", rows)),
+            _element(0x0028, 0x0011, b"US", struct.pack("<H", columns)),
+            _element(0x0028, 0x0100, b"US", struct.pack("<H", 16)),
+            _element(0x0028, 0x0101, b"US", struct.pack("<H", 16)),
+            _element(0x0028, 0x0102, b"US", struct.pack("<H", 15)),
+            _element(0x0028, 0x0103, b"US", struct.pack("<H", 0)),
+            _element(0x0028, 0x1052, b"DS", b"-1350 "),
+            _element(0x0028, 0x1053, b"DS", b"6 "),
+            _element(0x7FE0, 0x0010, b"OW", levels.tobytes()),
+        )
+    )
+    syntax = _element(0x0002, 0x0010, b"UI", b"1.2.840.10008.1.2.1\0")
+    size = _element(0x0002, 0x0000, b"UL", struct.pack("<I", len(syntax)))
+    return bytes(128) + b"DICM" + size + syntax + body
+
+
+def _element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
+    """In the form of Explicit VR Little Endian."""
+    length = struct.pack("<2xI" if kind == b"OW" else "<H", len(value))
+    return struct.pack("<HH", group, number) + kind + length + value
 
 
 def _draw(seed: int) -> Image.Image:

@@ -11,8 +11,8 @@ import psutil
 
 from load_tests import traffic
 from load_tests.hold.rows import Row, readers, workers
-from load_tests.images import pictures
-from load_tests.server import Server, serve
+from load_tests.images import dicom_file, pictures
+from load_tests.server import LoadError, Server, serve
 
 SHARE: Final = 0.4
 """Of the capacity, so that one worker of two can bear it."""
@@ -37,7 +37,10 @@ def _freeze_worker(server: Server) -> None:
 
 
 def _kill_readers(server: Server) -> None:
-    for reader in readers(server):
+    found = readers(server)
+    if not found:
+        raise LoadError("no process reads DICOM files, though some were sent")
+    for reader in found:
         reader.kill()
 
 
@@ -51,7 +54,7 @@ FAULTS: Final = (
 async def measure(scale: float) -> list[Row]:
     rows = []
     with serve() as server:
-        clients = traffic.Clients(server, 10, pictures(16))
+        clients = traffic.Clients(server, 10, _images())
         rate = SHARE * await traffic.capacity(clients, 5)
         await clients.close()
         for fault in FAULTS:
@@ -60,9 +63,14 @@ async def measure(scale: float) -> list[Row]:
     return rows
 
 
+def _images() -> list[tuple[str, bytes]]:
+    """One of seventeen is a DICOM file."""
+    return [*pictures(16), ("application/dicom", dicom_file())]
+
+
 async def _strike(server: Server, fault: Fault, rate: float) -> Row:
     count = len(workers(server))
-    clients = traffic.Clients(server, 10, pictures(16))
+    clients = traffic.Clients(server, 10, _images())
     struck = time.monotonic() + BEFORE_SECONDS
     load = asyncio.ensure_future(traffic.open_loop(clients, rate, BEFORE_SECONDS + AFTER_SECONDS))
     await asyncio.sleep(BEFORE_SECONDS)

@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from chestct import dicom
+from load_tests import images
 from load_tests.hold import __main__ as hold
 from load_tests.hold import fuzz, privacy, rows, wire
 from tests.server import Server
@@ -83,6 +85,12 @@ def test_each_kind_of_wrong_request_is_drawn_and_answered(server: Server) -> Non
     assert fuzz.is_failure("500")
     assert fuzz.is_failure("UNKNOWN")
     assert not fuzz.is_failure("503")
+
+
+def test_the_dicom_file_that_is_sent_shows_the_phantom() -> None:
+    levels = dicom.read(images.dicom_file(), -600, 1500)
+    assert min(levels.shape) > 64
+    assert levels.std() > 10
 
 
 def test_a_slow_link_delivers_a_refusal_before_the_reset_that_follows_it() -> None:
