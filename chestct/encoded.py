@@ -13,7 +13,7 @@ CHEAP_SAMPLES: Final = 4 * CHEAP_PIXELS
 
 By files made to be slow, a byte costs up to 0.15 µs (Deflate's tables without codes behind them), a sample of a JPEG
 4 ns in each scan."""
-CHEAP_MEMORY: Final = 40 * 1024 * 1024
+CHEAP_MEMORY: Final = 48 * 1024 * 1024
 """Bytes that decoding takes at most beside the file, where that is cheap."""
 MAX_MEMORY: Final = 160 * 1024 * 1024
 """Bytes that decoding takes at most beside the file, for any picture that is read."""
