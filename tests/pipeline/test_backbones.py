@@ -87,7 +87,9 @@ def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, 
     release.mkdir()
     onnx.save(export.with_float16_weights(graph), release / GRAPH)
     bias = tuple(map(float, network.get_layer(LOGITS).get_weights()[1]))
-    TINY.model_copy(update={"logit_bias": bias}).write(release / CARD)
+    digest = hashlib.sha256((release / GRAPH).read_bytes()).hexdigest()
+    lineage = TINY.lineage.model_copy(update={"model_sha256": digest})
+    TINY.model_copy(update={"logit_bias": bias, "lineage": lineage}).write(release / CARD)
     tag = import_model(workspace / "bentoml", release)
 
     picture = phantoms()[0][0]
