@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import queue
-import shutil
 import socket
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving import connections
 from serving.connections import BoundedConnection
 from serving.middleware import RequestRecording
-from tests.server import ROOT
+from tests.server import ROOT, needs_curl
 
 UNREAD = 8_000_000
 """Bytes of a body, more than the sockets hold."""
@@ -127,8 +126,6 @@ def by_httpx(url: str) -> int:
 
 
 def by_curl(url: str, *options: str) -> int:
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
     command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@-", *options, url]
     done = subprocess.run(command, input=bytes(UNREAD), capture_output=True, check=False, timeout=SECONDS)
     return int(done.stdout)
@@ -151,9 +148,9 @@ def by_curl_1_0(url: str) -> int:
         by_urllib,
         by_requests,
         by_httpx,
-        by_curl,
-        by_curl_that_does_not_ask,
-        by_curl_1_0,
+        pytest.param(by_curl, marks=needs_curl),
+        pytest.param(by_curl_that_does_not_ask, marks=needs_curl),
+        pytest.param(by_curl_1_0, marks=needs_curl),
     ],
 )
 def test_a_refusal_arrives_though_the_client_is_still_sending(
