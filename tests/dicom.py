@@ -14,6 +14,7 @@ from PIL import Image
 from pydicom import Dataset, FileDataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import encapsulate, get_frame
 
+from chestct import dicom
 from serving.window import LUNG
 
 PATIENT = "Secret^Patient"
@@ -32,6 +33,11 @@ SYNTAXES = (
     *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian),
     *(uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEG2000, *_BY_GDCM),
 )
+
+
+def read(data: bytes) -> NDArray[np.uint8]:
+    """Grey levels [rows, columns] of a file, through the lung window."""
+    return dicom.read(data, *LUNG)
 
 
 def dicom_file(

@@ -1,6 +1,5 @@
 import io
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +11,10 @@ from pydicom.data import get_testdata_file
 from chestct import dicom
 from chestct.image import InvalidImage, encode_png
 from pipeline.phantoms import draw_phantom
-from serving.window import LUNG
-from tests.dicom import PATIENT, SYNTAXES, changed, dicom_file, jp2, with_frame, written
+from tests.dicom import PATIENT, SYNTAXES, changed, dicom_file, jp2, read, with_frame, written
 
+pytestmark = pytest.mark.usefixtures("quiet_pydicom")
 PHANTOM = np.asarray(draw_phantom(0, np.random.default_rng(7)).convert("L"))
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")  # of what is wrong in a file, which is what is tested
-        yield
-
-
-def read(data):
-    return dicom.read(data, *LUNG)
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.name)

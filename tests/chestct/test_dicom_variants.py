@@ -3,7 +3,6 @@
 import io
 import re
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +12,15 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 
-from chestct import dicom
 from chestct.dicom_format import MAX_ELEMENTS, is_dicom
 from chestct.image import InvalidImage
-from serving.window import LUNG
-from tests.dicom import by_gdcm, changed, dicom_file, jp2, with_frame, written
+from tests.dicom import by_gdcm, changed, dicom_file, jp2, read, with_frame, written
 
+pytestmark = pytest.mark.usefixtures("quiet_pydicom")
 LEVELS = np.add.outer(np.arange(0, 120, 3), np.arange(0, 128, 2)).astype(np.uint8)
 IMPLICIT, EXPLICIT, BIG = uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian
 UNDEFINED, ITEM, END = b"\xff\xff\xff\xff", b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
 END_OF_ITEM = b"\xfe\xff\x0d\xe0\0\0\0\0"
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pydicom")  # of what is wrong in a file, which is what is tested
-        yield
-
-
-def read(data):
-    return dicom.read(data, *LUNG)
 
 
 def code_of(data):

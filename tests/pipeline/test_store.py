@@ -188,24 +188,18 @@ def test_where_no_run_is_small_enough_it_ends_with_2_and_one_line(
 
 
 @pytest.mark.usefixtures("refuse_import")
-def test_a_graph_that_the_card_does_not_name_is_refused(
-    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("file", "swapped"), [(GRAPH, {"swap_graph": True}), (CARD, {"swap_card": True})])
+def test_what_was_changed_since_export_is_refused(
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    swapped: dict[str, bool],
 ) -> None:
-    plant(params, out_of_fold=0.9, test=0.9, swap_graph=True)
+    plant(params, out_of_fold=0.9, test=0.9, **swapped)
     assert exit_code(monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "model.onnx was changed after it was made" in line
-    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", line))) == 2
-
-
-@pytest.mark.usefixtures("refuse_import")
-def test_a_card_that_was_edited_since_export_is_refused(
-    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plant(params, out_of_fold=0.9, test=0.9, swap_card=True)
-    assert exit_code(monkeypatch) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "card.json was changed after it was made" in line
+    assert f"{file} was changed after it was made" in line
     assert len(set(re.findall(r"\b[0-9a-f]{64}\b", line))) == 2
 
 

@@ -155,16 +155,22 @@ def test_what_is_no_picture_is_named(model: tuple[Engine, ModelCard]) -> None:
         use(model, lambda c: c.classify(b"GIF89a" + bytes(99), Call("r")))
 
 
-def test_images_being_decoded_count_against_the_queue(
-    model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def hold(monkeypatch: pytest.MonkeyPatch, decoder: str) -> threading.Event:
+    """Let the decoder of that name wait until the event is set, and refuse its file then."""
     release = threading.Event()
 
     def slow(*_: object) -> None:
         release.wait(300)
         raise InvalidImage("undecodable_image", "slow")
 
-    monkeypatch.setattr("serving.classifier.decode_encoded", slow)
+    monkeypatch.setattr(decoder, slow)
+    return release
+
+
+def test_images_being_decoded_count_against_the_queue(
+    model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = hold(monkeypatch, "serving.classifier.decode_encoded")
 
     async def flood(classifier: Classifier) -> tuple[float, list[Any]]:
         tasks = [asyncio.create_task(classifier.classify(png(1), Call("r"))) for _ in range(10)]
@@ -181,13 +187,7 @@ def test_images_being_decoded_count_against_the_queue(
 def test_a_flood_of_dicom_files_is_bounded_and_leaves_pictures_alone(
     model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = threading.Event()
-
-    def slow(*_: object) -> None:
-        release.wait(300)
-        raise InvalidImage("undecodable_image", "slow")
-
-    monkeypatch.setattr("serving.reader_process.ReaderProcess.decode", slow)
+    release = hold(monkeypatch, "serving.reader_process.ReaderProcess.decode")
 
     async def flood(classifier: Classifier) -> tuple[Prediction, list[Any]]:
         tasks = [asyncio.create_task(classifier.classify(DICOM, Call("r"))) for _ in range(12)]

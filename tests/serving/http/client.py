@@ -2,20 +2,16 @@
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Sequence
 from io import BytesIO
 from typing import Any
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.types import Message
 
 from chestct.card import ModelCard
-from chestct.engine import Engine, Scores
 from chestct.image import encode_png
 from serving import http
 from serving.classifier import Classifier
@@ -26,26 +22,6 @@ from tests.graphs import tiny_picture
 TAG = "chestct:abc"
 LIMIT = 64 * 1024
 SETTINGS = Settings(max_body_bytes=LIMIT, max_images=4, queue_size=4, largest_batch=2, request_timeout=5)
-
-
-class Gate:
-    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
-
-    largest_batch = 2
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.open = threading.Event()
-        self.open.set()
-        self.images = 0
-        self.fails = False
-
-    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
-        assert self.open.wait(300)
-        if self.fails:
-            raise RuntimeError("secret of the engine")
-        self.images += len(pixels)
-        return self._engine.infer(pixels)
 
 
 @contextlib.asynccontextmanager

@@ -12,23 +12,23 @@ from serving import http
 from serving.classifier import Classifier
 from serving.rendered import Rendered
 from tests.graphs import tiny_model
+from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
     SETTINGS,
     TAG,
     Client,
-    Gate,
 )
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gate, ModelCard]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[GatedEngine, ModelCard]:
     folder = tmp_path_factory.mktemp("model")
     card = tiny_model(folder)
-    return Gate(Engine(folder / GRAPH, threads=1, batch_sizes=(1, 2))), card
+    return GatedEngine(Engine(folder / GRAPH, threads=1, batch_sizes=(1, 2)), largest_batch=2), card
 
 
 @pytest.fixture(scope="module")
-def client(model: tuple[Gate, ModelCard]) -> Iterator[Client]:
+def client(model: tuple[GatedEngine, ModelCard]) -> Iterator[Client]:
     app = http.create_app(SETTINGS)
     with asyncio.Runner() as runner:
         classifier = Classifier(*model, TAG, SETTINGS)  # type: ignore[arg-type]

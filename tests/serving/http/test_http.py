@@ -21,12 +21,12 @@ from serving import http
 from serving.memory_budget import OF_A_REQUEST, Holder, MemoryBudget
 from serving.middleware import RequestRecording
 from tests.graphs import tiny_picture
+from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
     LIMIT,
     SETTINGS,
     TAG,
     Client,
-    Gate,
     assert_error,
     files,
     jpeg,
@@ -170,7 +170,7 @@ def test_a_body_over_the_limit_is_refused_by_its_announced_length(client: Client
     assert_error(response, 413, "body_too_large", f"at most {LIMIT} bytes")
 
 
-def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tuple[Gate, ModelCard]) -> None:
+def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> tuple[httpx.Response, int]:
         sent = 0
 
@@ -202,7 +202,7 @@ def test_a_batch_has_one_outcome_an_image_in_order(client: Client) -> None:
     assert ids == {response.headers["X-Request-ID"]}
 
 
-def test_a_batch_may_be_longer_than_the_queue(model: tuple[Gate, ModelCard]) -> None:
+def test_a_batch_may_be_longer_than_the_queue(model: tuple[GatedEngine, ModelCard]) -> None:
     settings = SETTINGS.model_copy(update={"max_images": 64, "max_body_bytes": 1 << 20})
     app_files = files("images", *(png(index % 4) for index in range(40)))
 
@@ -224,7 +224,7 @@ def test_a_batch_of_no_or_too_many_images_is_refused(client: Client, count: int)
     assert_error(client.post("/v1/predict/batch", **request), 400, "invalid_form", "1 to 4 files")
 
 
-def test_the_model_is_described(client: Client, model: tuple[Gate, ModelCard]) -> None:
+def test_the_model_is_described(client: Client, model: tuple[GatedEngine, ModelCard]) -> None:
     about = client.get("/v1/model").json()
     rules, warnings, tag = (about.pop(name) for name in ("rules", "warnings", "model"))
     assert ModelCard.model_validate_json(json.dumps(about)) == model[1]
@@ -244,7 +244,7 @@ def test_documents_are_rendered_once_and_not_sent_to_who_has_them(
         assert (unchanged.status_code, unchanged.content) == (304, b"")
 
 
-def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[Gate, ModelCard]) -> None:
+def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[GatedEngine, ModelCard]) -> None:
     class Watched(MemoryBudget):
         most = 0
 
@@ -284,7 +284,7 @@ def test_until_the_model_is_ready_it_is_not_asked() -> None:
         assert client.get("/").status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_back(model: tuple[Gate, ModelCard]) -> None:
+def test_a_full_queue_says_when_to_come_back(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> list[httpx.Response]:
         async with running(model) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
@@ -306,7 +306,7 @@ def test_a_full_queue_says_when_to_come_back(model: tuple[Gate, ModelCard]) -> N
         assert int(response.headers["Retry-After"]) >= 1
 
 
-def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[Gate, ModelCard]) -> None:
+def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> httpx.Response:
         async with running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
@@ -334,7 +334,7 @@ def test_a_deadline_in_the_past_and_one_that_is_none_are_refused(client: Client,
     assert_error(response, 400, code, "expected seconds above 0")
 
 
-def test_a_request_s_own_deadline_frees_its_place(model: tuple[Gate, ModelCard]) -> None:
+def test_a_request_s_own_deadline_frees_its_place(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> tuple[list[httpx.Response], int]:
         async with running(model) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
@@ -362,7 +362,7 @@ def test_a_request_s_own_deadline_frees_its_place(model: tuple[Gate, ModelCard])
 
 
 def test_a_failure_inside_keeps_its_secrets_and_is_logged(
-    client: Client, model: tuple[Gate, ModelCard], caplog: pytest.LogCaptureFixture
+    client: Client, model: tuple[GatedEngine, ModelCard], caplog: pytest.LogCaptureFixture
 ) -> None:
     model[0].fails = True
     try:
@@ -376,7 +376,7 @@ def test_a_failure_inside_keeps_its_secrets_and_is_logged(
     assert client.post("/v1/predict", files=files("image", png())).status_code == 200
 
 
-def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[Gate, ModelCard]) -> None:
+def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> int:
         async with running(model) as app:
             model[0].open.clear()
@@ -432,7 +432,7 @@ def test_the_page_and_its_files_are_served_and_nothing_beside_them(client: Clien
         assert client.get(path).status_code == 404
 
 
-def test_metrics_tell_routes_and_not_paths_apart(client: Client, model: tuple[Gate, ModelCard]) -> None:
+def test_metrics_tell_routes_and_not_paths_apart(client: Client, model: tuple[GatedEngine, ModelCard]) -> None:
     client.post("/v1/predict", files=files("image", png()))
     for index in range(20):
         client.get(f"/v1/scan-{index}")

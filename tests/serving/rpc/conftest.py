@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.serving.rpc.server import GatedEngine, Model, Server
+from tests.serving.gated_engine import GatedEngine
+from tests.serving.rpc.server import Model, Server
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from numpy.typing import NDArray
 from open_inference.grpc import protocol, service
 
 from chestct.card import ModelCard
-from chestct.engine import Engine, Scores
+from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving import rpc
@@ -25,29 +23,10 @@ from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
 from serving.tensors import unpack_bytes
 from tests.graphs import tiny_model, tiny_picture
+from tests.serving.gated_engine import SECONDS, GatedEngine
 
 TAG = "chestct:abc"
 SIZE = 32
-
-
-class GatedEngine:
-    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
-
-    largest_batch = 1
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.open = threading.Event()
-        self.open.set()
-        self.entered = threading.Event()
-        self.fails = False
-
-    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
-        self.entered.set()
-        assert self.open.wait(300)
-        if self.fails:
-            raise RuntimeError("secret of the engine")
-        return self._engine.infer(pixels)
 
 
 class Gauge(AbstractContextManager[None]):
@@ -77,7 +56,7 @@ class Server:
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
     def run(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(300)
 
     def warm_up(self) -> None:
         self.run(self.classifier.warm_up())
@@ -140,7 +119,15 @@ def labels(answer: protocol.ModelInferResponse) -> list[str]:
     return [element.decode() for element in unpack_bytes(answer.raw_output_contents[position])]
 
 
+def occupy(server: Server, gate: GatedEngine) -> Any:
+    """A call whose image is in the server's engine, and stays there until the gate is open."""
+    gate.close()
+    running = server.stub.ModelInfer.future(ask(png(1)), timeout=SECONDS)
+    assert gate.entered.wait(SECONDS)
+    return running
+
+
 def refusal(call: Any, request: Any, **options: Any) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
-        call(request, **{"timeout": 10, **options})
+        call(request, **{"timeout": 300, **options})
     return caught.value

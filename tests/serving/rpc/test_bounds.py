@@ -17,8 +17,9 @@ from serving import keys, metrics, rpc
 from serving.call import Call
 from serving.rpc import calls, connections, reading
 from serving.rpc import server as rpc_server
+from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.http2 import Connection, message
-from tests.serving.rpc.server import GatedEngine, Model, Server, ask, labels, png, refusal
+from tests.serving.rpc.server import Model, Server, ask, labels, occupy, png, refusal
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -71,10 +72,7 @@ def until_ended(connection: Connection, call: int) -> None:
 
 def test_without_room_no_message_is_read(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, queue_size=1) as server, Connection(server.rpc.port) as connection:
-        gate.open.clear()
-        gate.entered.clear()
-        running = [server.stub.ModelInfer.future(ask(png(1)), timeout=300)]
-        assert gate.entered.wait(300)
+        running = [occupy(server, gate)]
         running.append(server.stub.ModelInfer.future(ask(png(1)), timeout=300))
         until(lambda: is_full(server), "the queue never became full")
         call = connection.open(INFER)
@@ -82,7 +80,7 @@ def test_without_room_no_message_is_read(model: Model, gate: GatedEngine) -> Non
         until_ended(connection, call)
         assert b"overloaded" in connection.headers[call]
         gate.open.set()
-        assert [labels(call.result(10)) for call in running] == [["large_cell_carcinoma"]] * 2
+        assert [labels(call.result(300)) for call in running] == [["large_cell_carcinoma"]] * 2
 
 
 def is_full(server: Server) -> bool:
@@ -158,8 +156,7 @@ def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
     monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
     request = ask(png(1)).SerializeToString()
     with model.serve(gate) as server, Connection(server.rpc.port) as connection:
-        gate.open.clear()
-        gate.entered.clear()
+        gate.close()
         for _ in range(8):
             refused = connection.open("/unknown")
             connection.send(refused, message(100_000) + bytes(100_000))
@@ -324,13 +321,12 @@ def test_a_reflection_that_asks_nothing_more_ends_well(server: Server) -> None:
 def test_too_many_calls_at_once_are_refused(model: Model, gate: GatedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_server, "_MOST_CALLS", 2)
     with model.serve(gate) as server:
-        gate.open.clear()
-        gate.entered.clear()
+        gate.close()
         running = [server.stub.ModelInfer.future(ask(png(1)), timeout=300) for _ in range(2)]
         assert gate.entered.wait(300)
         until(lambda: is_full(server), "more calls than the bound were taken")
         gate.open.set()
-        assert [labels(call.result(10)) for call in running] == [["large_cell_carcinoma"]] * 2
+        assert [labels(call.result(300)) for call in running] == [["large_cell_carcinoma"]] * 2
 
 
 def test_too_many_connections_are_closed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,13 +369,12 @@ def test_unknown_methods_are_counted_as_one(server: Server) -> None:
 def test_the_memory_of_a_message_is_counted_while_it_is_answered(model: Model, gate: GatedEngine) -> None:
     request = ask(png(1), id="x" * 10_000)
     with model.serve(gate) as server:
-        gate.open.clear()
-        gate.entered.clear()
+        gate.close()
         running = server.stub.ModelInfer.future(request, timeout=300)
         assert gate.entered.wait(300)
         assert server.memory.used >= math.ceil(reading.MEMORY * request.ByteSize())
         gate.open.set()
-        running.result(10)
+        running.result(300)
         until(lambda: server.memory.used == 0, "its memory stayed counted")
 
 

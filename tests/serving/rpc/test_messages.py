@@ -115,7 +115,7 @@ REFUSALS = ("invalid_request", "unknown_model", "empty_image", "undecodable_imag
 def in_words(server: Server, request: protocol.ModelInferRequest | bytes) -> StatusCode:
     """The status of an answer, which is OK or a refusal in our form."""
     message = request if isinstance(request, bytes) else request.SerializeToString()
-    error = server.channel.unary_unary(INFER).future(message, timeout=300).exception(20)
+    error = server.channel.unary_unary(INFER).future(message, timeout=300).exception(300)
     if error is None:
         return StatusCode.OK
     assert error.code() in (StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND), error

@@ -23,7 +23,8 @@ from serving import metrics, rpc, tracing
 from serving.memory_budget import OF_A_REQUEST
 from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_picture
-from tests.serving.rpc.server import SIZE, GatedEngine, Model, Server, ask, labels, png, refusal
+from tests.serving.gated_engine import GatedEngine
+from tests.serving.rpc.server import SIZE, Model, Server, ask, labels, occupy, png, refusal
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -198,16 +199,13 @@ def test_stopping_tells_health_watchers_and_finishes_the_running_call(model: Mod
     with model.serve(gate) as server:
         watch = server.health.Watch(health_pb2.HealthCheckRequest(service=rpc.SERVICE), timeout=300)
         assert next(watch).status == SERVING
-        gate.open.clear()
-        gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
-        assert gate.entered.wait(300)
+        running = occupy(server, gate)
         with ThreadPoolExecutor(1) as pool:
             stopping = pool.submit(server.run, server.rpc.stop(20))
             assert next(watch).status == NOT_SERVING
             gate.open.set()
-            assert labels(running.result(5)) == ["large_cell_carcinoma"]
-            stopping.result(5)  # though the client goes on watching
+            assert labels(running.result(300)) == ["large_cell_carcinoma"]
+            stopping.result(300)  # though the client goes on watching
             with pytest.raises(grpc.RpcError):
                 next(watch)
 
@@ -221,10 +219,7 @@ def test_reflection_describes_the_services(server: Server) -> None:
 
 def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, queue_size=1) as server:
-        gate.open.clear()
-        gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
-        assert gate.entered.wait(300)
+        running = occupy(server, gate)
         waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=300)
         wait_until_full(server)
         unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
@@ -241,20 +236,17 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
         assert details.code == StatusCode.RESOURCE_EXHAUSTED.value[0]
         assert retry.retry_delay.ToMilliseconds() >= 0
         gate.open.set()
-        assert [labels(call.result(5)) for call in (running, waiting)] == [["large_cell_carcinoma"], ["normal"]]
+        assert [labels(call.result(300)) for call in (running, waiting)] == [["large_cell_carcinoma"], ["normal"]]
 
 
 def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, max_bytes_in_flight=OF_A_REQUEST * 3 // 2, max_body_bytes=OF_A_REQUEST) as server:
-        gate.open.clear()
-        gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
-        assert gate.entered.wait(300)
+        running = occupy(server, gate)
         refused = refusal(server.stub.ModelInfer, ask(png(1)))
         assert refused.code() is StatusCode.RESOURCE_EXHAUSTED
         assert "memory" in (refused.details() or "")
         gate.open.set()
-        assert labels(running.result(5)) == ["large_cell_carcinoma"]
+        assert labels(running.result(300)) == ["large_cell_carcinoma"]
         assert labels(server.stub.ModelInfer(ask(png(1)), timeout=300)) == ["large_cell_carcinoma"]
 
 
@@ -268,16 +260,13 @@ def wait_until_full(server: Server) -> None:
 
 def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, queue_size=1) as server:
-        gate.open.clear()
-        gate.entered.clear()
-        running = server.stub.ModelInfer.future(ask(png(1)), timeout=300)
-        assert gate.entered.wait(300)
+        running = occupy(server, gate)
         assert refusal(server.stub.ModelInfer, ask(png(2)), timeout=0.3).code() is StatusCode.DEADLINE_EXCEEDED
         time.sleep(0.1)  # the server's own clock of that deadline
         waiting = server.stub.ModelInfer.future(ask(png(3)), timeout=300)
         wait_until_full(server)
         gate.open.set()
-        assert [labels(call.result(5)) for call in (running, waiting)] == [
+        assert [labels(call.result(300)) for call in (running, waiting)] == [
             ["large_cell_carcinoma"],
             ["squamous_cell_carcinoma"],
         ]
@@ -318,13 +307,10 @@ def test_a_client_s_own_deadline_is_not_counted_as_the_service_s_failure(model: 
 
 def test_a_call_is_part_of_the_workers_load_until_it_is_answered(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate) as server:
-        gate.open.clear()
-        gate.entered.clear()
-        answer = server.stub.ModelInfer.future(ask(png(1)))
-        assert gate.entered.wait(300)
+        answer = occupy(server, gate)
         assert server.load.count == 1
         gate.open.set()
-        assert labels(answer.result(10)) == ["large_cell_carcinoma"]
+        assert labels(answer.result(300)) == ["large_cell_carcinoma"]
         assert server.load.count == 0
 
 

@@ -1,0 +1,37 @@
+"""The tiny model as an engine that can be held up, for the tests of both protocols."""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chestct.engine import Engine, Scores
+
+SECONDS = 300
+"""A batch is held for at most, so that a failed test ends."""
+
+
+class GatedEngine:
+    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
+
+    def __init__(self, engine: Engine, largest_batch: int = 1) -> None:
+        self.largest_batch = largest_batch
+        self._engine = engine
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+        self.images = 0
+        self.fails = False
+
+    def close(self) -> None:
+        """Hold what comes in from now on; `entered` tells of the first."""
+        self.open.clear()
+        self.entered.clear()
+
+    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+        self.entered.set()
+        assert self.open.wait(SECONDS)
+        if self.fails:
+            raise RuntimeError("secret of the engine")
+        self.images += len(pixels)
+        return self._engine.infer(pixels)
