@@ -28,7 +28,7 @@ class Result(NamedTuple):
     """Good answers a second in a closed loop."""
     outcomes: list[traffic.Outcome]
     memory: list[float]
-    """Bytes, once a second."""
+    """Bytes that the server has written, once a second."""
     seconds: float
     deadline: float
 
@@ -36,7 +36,7 @@ class Result(NamedTuple):
 async def measure(server: Server, seconds: float, deadline: float) -> Result:
     clients = traffic.Clients(server, deadline)
     capacity = await traffic.capacity(clients, seconds / 4)
-    with traffic.each_second(server.memory) as memory:
+    with traffic.each_second(server.written_memory) as memory:
         outcomes = await traffic.open_loop(clients, TIMES * capacity, seconds)
     await clients.close()
     return Result(capacity, outcomes, memory, seconds, deadline)

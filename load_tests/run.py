@@ -29,8 +29,8 @@ async def run_locust(
 ) -> list[float]:
     """Load the service by the scenario that the folder is named for, with Locust's table on standard output.
 
-    Locust's CSV files lie in the folder then. Returns the bytes that the server takes, once a second; none where there
-    is no server to look at. Raises LoadError where Locust does not end, or not well.
+    Locust's CSV files lie in the folder then. Returns the bytes that the server has written, once a second; none where
+    there is no server to look at. Raises LoadError where Locust does not end, or not well.
     """
     command = ["-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--host", http]
     command += ["--headless", "--only-summary", "--loglevel", "WARNING", "--users", str(users)]
@@ -40,7 +40,7 @@ async def run_locust(
     environment = {**os.environ, "LOAD_GRPC": grpc, "LOAD_SCENARIO": folder.name, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, env=environment)
     try:
-        with traffic.each_second(server.memory) if server else contextlib.nullcontext([]) as memory:
+        with traffic.each_second(server.written_memory) if server else contextlib.nullcontext([]) as memory:
             code = await asyncio.wait_for(process.wait(), seconds + MORE_SECONDS)
     except TimeoutError:
         raise LoadError(f"Locust has not ended {MORE_SECONDS} s after its time") from None

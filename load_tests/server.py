@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -36,11 +36,21 @@ class Server(NamedTuple):
 
     def memory(self) -> int:
         """Bytes that all its processes take, what they share counted once."""
+        return self._sum(lambda process: process.memory_full_info().pss)
+
+    def written_memory(self) -> int:
+        """Of these the bytes that its processes have written, which is what a leak lets grow.
+
+        What `memory` counts of a library grows also if another program that uses the library ends.
+        """
+        return self._sum(lambda process: sum(part.private_dirty + part.shared_dirty for part in process.memory_maps()))
+
+    def _sum(self, measure: Callable[[psutil.Process], int]) -> int:
         supervisor = psutil.Process(self.process.pid)
         total = 0
         for process in (supervisor, *supervisor.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                total += process.memory_full_info().pss
+                total += measure(process)
         return total
 
 

@@ -3,6 +3,8 @@
 uvicorn waits for ever for a request's head, and for a client that does not read its answer. And what it closes with
 unread bytes before it, Linux resets, so that a client that is still sending may lose the refusal it was sent (RFC 9112,
 9.6). `install` has uvicorn serve each connection by `BoundedConnection`, which bounds all of these.
+
+The file is longer than others, since all of these bounds act on the state of one connection.
 """
 
 import asyncio
