@@ -157,7 +157,7 @@ def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
     request = ask(png(1)).SerializeToString()
     with model.serve(gate) as server, Connection(server.rpc.port) as connection:
         gate.close()
-        for _ in range(8):
+        while sum(connection.sent.values()) < 500_000:  # a quick server ends a call before all of it is sent
             refused = connection.open("/unknown")
             connection.send(refused, message(100_000) + bytes(100_000))
         call = connection.open(INFER)
