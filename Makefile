@@ -111,10 +111,10 @@ hold: $(development) ## bad input, slow clients and faults against a server of i
 	@python -m serving.release && python -m load_tests.hold
 
 bench: $(development) ## beside the bare loop and other people's servers, in 20 minutes; writes docs/benchmarks.md; needs wrk
-	@python -m serving.release && python -m load_tests.bench
+	@python -m serving.release && python -m benchmarks.bench
 
 tune: $(development) ## look for the settings that do most within P99 (milliseconds), in ten minutes: build/tune/settings.env
-	@python -m serving.release && python -m load_tests.tune --p99=$(call quote,$(value P99))
+	@python -m serving.release && python -m benchmarks.tune --p99=$(call quote,$(value P99))
 
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain language, workflows, Kubernetes manifests
 	ruff check

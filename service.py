@@ -17,14 +17,19 @@ from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
 from chestct import store
-from serving import bento, connections, heartbeat, http, log, metrics, run_folder
-from serving.keys import Keys, KeysError
+from serving import run_folder
+from serving.api_keys import Keys, KeysError
+from serving.http import bentoml_api, connections
+from serving.http.app import create_app
+from serving.http.connection_balancing import Spread
+from serving.http.middleware import AdmissionControl, RequestRecording
+from serving.http.private_port import Gate, PrivatePort
+from serving.http.rendered import Rendered
 from serving.memory_budget import MemoryBudget
-from serving.middleware import AdmissionControl, RequestRecording
-from serving.private import Gate, PrivatePort
-from serving.rendered import Rendered
 from serving.settings import Settings, SettingsError
-from serving.spread import Load, Spread
+from serving.supervision import heartbeat
+from serving.telemetry import log, metrics
+from serving.worker_load import Load
 
 try:
     SETTINGS = Settings.read()
@@ -37,7 +42,7 @@ RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
 LOAD = Load(SETTINGS.workers)
-app = http.create_app(SETTINGS, KEYS)
+app = create_app(SETTINGS, KEYS)
 connections.install()
 
 
@@ -80,10 +85,10 @@ class ServedModel(bentoml.models.BentoModel):
 @bentoml.service(
     name=store.NAME,
     workers=SETTINGS.workers,
-    # BentoML labels its metrics with the path as it came, so a scan makes endless series; serving.metrics is bounded.
+    # BentoML labels its metrics with the path as it came, so a scan makes endless series; ours are bounded.
     metrics={"enabled": False},
-    logging={"access": {"enabled": False}},  # serving.call logs each request, on every protocol
-    tracing={"excluded_urls": ".*"},  # serving.tracing traces each request, on every protocol and at less cost
+    logging={"access": {"enabled": False}},  # serving.telemetry.request_record logs each request
+    tracing={"excluded_urls": ".*"},  # serving.telemetry.tracing traces each request at less cost
     traffic={"timeout": int(SETTINGS.request_timeout) + 5},
 )
 @bentoml.asgi_app(app)
@@ -98,7 +103,7 @@ class ChestCT:
     @bentoml.on_deployment
     def supervise() -> None:
         """In BentoML's supervisor, before it starts the workers: check what can be checked, then watch them."""
-        from serving import supervisor
+        from serving.supervision import supervisor
 
         try:
             _find()
@@ -120,12 +125,14 @@ class ChestCT:
     async def _start(self) -> None:
         log.take_over()  # before gRPC is imported, which then reads how much its native code may say
 
-        from serving import openapi, rpc, tracing
-        from serving.classifier import Classifier, load_engine
-        from serving.drain import Drain
+        from serving import rpc
+        from serving.http import openapi
+        from serving.inference.classifier import Classifier, load_engine
+        from serving.shutdown import Drain
+        from serving.telemetry import tracing
 
         _let_no_thread_interrupt_another()
-        bento.log_failures_alone()
+        bentoml_api.log_failures_alone()
         if BentoMLContainer.tracing.exporter_type.get():
             tracing.start(BentoMLContainer.tracer_provider.get())
         stored = _find()
@@ -159,16 +166,16 @@ class ChestCT:
             print(f"page: {ChestCT.url}/", flush=True)
 
     @bentoml.api(
-        route=bento.ROUTE,
+        route=bentoml_api.ROUTE,
         batchable=True,
         max_batch_size=max(2, SETTINGS.max_images),
         max_latency_ms=int(1000 * SETTINGS.request_timeout),
     )
     async def classify(
-        self, images: Annotated[list[bento.Base64Image], Field(min_length=1, max_length=SETTINGS.max_images)]
+        self, images: Annotated[list[bentoml_api.Base64Image], Field(min_length=1, max_length=SETTINGS.max_images)]
     ) -> list[dict[str, Any]]:
         """For BentoML's clients: a prediction or an error for each image, in order."""
-        return await bento.classify(self.classifier, images)
+        return await bentoml_api.classify(self.classifier, images)
 
     async def _announce_stop(self) -> None:
         self.classifier.announce_stop()
@@ -199,4 +206,4 @@ ChestCT.add_asgi_middleware(Spread, load=LOAD)
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
 ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)
-ChestCT.add_asgi_middleware(bento.Guard, settings=SETTINGS, keys=KEYS)
+ChestCT.add_asgi_middleware(bentoml_api.Guard, settings=SETTINGS, keys=KEYS)

@@ -1,7 +1,7 @@
 """One CT slice in a DICOM file to grey levels. The only module that knows pydicom.
 
 Its decoders of compressed pixels are C and C++ and crash on hostile files, so a service calls it in a process of its
-own (serving.guarded_reader). Nothing of the header leaves here, neither as a value nor in a message.
+own (serving.inference.guarded_reader). Nothing of the header leaves here, neither as a value nor in a message.
 """
 
 import struct

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pipeline.classes import CLASSES
-from pipeline.phantoms import draw_phantom
+from pipeline.images.classes import CLASSES
+from pipeline.images.phantoms import draw_phantom
 
 FOLDER: Final = Path(__file__).parents[1] / "serving" / "page" / "samples"
 SEEDS: Final = (4, 7, 7, 0)

@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from pipeline.classes import CLASSES
-from pipeline.phantoms import draw_phantom
+from pipeline.images.classes import CLASSES
+from pipeline.images.phantoms import draw_phantom
 
 SIZE: Final = (414, 282)
 """Of the real set's middle picture; the middle one of its files has 90 KB, half of them 78 to 112 KB."""

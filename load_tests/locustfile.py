@@ -32,7 +32,7 @@ from chestct.card import InputSpec
 from chestct.image import decode
 from load_tests import shapes
 from load_tests.images import pictures
-from pipeline.classes import CLASSES
+from pipeline.images.classes import CLASSES
 
 grpc.experimental.gevent.init_gevent()
 # In the history; the default of ten would smear a short burst.

@@ -6,10 +6,10 @@ from keras import layers
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline import paths, stage
-from pipeline.backbones import BACKBONES
-from pipeline.classes import CLASSES
-from pipeline.params import Params
+from pipeline.core import paths, runner
+from pipeline.core.params import Params
+from pipeline.images.classes import CLASSES
+from pipeline.network.backbones import BACKBONES
 
 FEATURES = "features"
 LOGITS = "logits"
@@ -82,7 +82,7 @@ def features_of(network: keras.Model, pixels: NDArray[np.uint8], batch_size: int
 
 
 def main() -> None:
-    stage.run(base_model)
+    runner.run(base_model)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from chestct.card import Estimate, Metrics, ModelCard
 from chestct.store import CARD, GRAPH
-from pipeline import paths
-from pipeline.pictures import draw_metrics, draw_ood, in_words
+from pipeline.core import paths
+from pipeline.judging.plots import draw_metrics, draw_ood, in_words
 
 MODEL_CARD: Final = Path("docs/MODEL_CARD.md")
 DATA_SHEET: Final = Path("docs/DATA_SHEET.md")
@@ -105,7 +105,7 @@ def picture_names() -> set[str]:
 
 
 def digest() -> str:
-    """SHA-256 of the card, which each picture carries as pipeline.pictures.NOTE: what it was drawn from."""
+    """SHA-256 of the card, which each picture carries as pipeline.judging.plots.NOTE: what it was drawn from."""
     return hashlib.sha256((paths.RELEASED / CARD).read_bytes()).hexdigest()
 
 

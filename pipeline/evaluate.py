@@ -1,7 +1,7 @@
 """Stage evaluate: what out-of-fold predictions say about the model, and the numbers that turn its scores to answers.
 
 The numbers in CALIBRATION are fitted on all out-of-fold predictions. The reported figures come from answers that are
-cross-fitted (see pipeline.calibration), with intervals from resampling whole visual clusters.
+cross-fitted (see pipeline.judging.calibration), with intervals from resampling whole visual clusters.
 """
 
 import json
@@ -16,8 +16,13 @@ from pydantic import TypeAdapter
 from chestct.card import Estimate, Fold, Others, ScoreCounts
 from chestct.image import Facts
 from chestct.prediction import RULES, Evidence, Rule
-from pipeline import baselines, ood, paths, stage
-from pipeline.calibration import (
+from pipeline.core import paths, runner
+from pipeline.core.errors import StageError
+from pipeline.core.params import Params
+from pipeline.images.classes import CLASSES
+from pipeline.images.input_facts import read_facts
+from pipeline.judging import baselines, ood
+from pipeline.judging.calibration import (
     METHODS,
     Answers,
     Calibration,
@@ -28,12 +33,8 @@ from pipeline.calibration import (
     cross_fitted_loss,
     fit,
 )
-from pipeline.classes import CLASSES
-from pipeline.errors import StageError
-from pipeline.evaluation import Evaluation, write_key_figures
-from pipeline.facts import read_facts
-from pipeline.params import Params
-from pipeline.pictures import draw_ood
+from pipeline.judging.metrics import Evaluation, write_key_figures
+from pipeline.judging.plots import draw_ood
 
 _NOTHING: Final = np.full(len(CLASSES), 1 / len(CLASSES))
 """Probabilities for rules that don't look at them."""
@@ -201,7 +202,7 @@ def _count_scores(trust: Mapping[str, Any], kind: ood.Kind, limit: float) -> Sco
 
 
 def main() -> None:
-    stage.run(evaluate)
+    runner.run(evaluate)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,16 @@ from chestct.digests import sha256_of, write_sums
 from chestct.engine import Engine, Scores
 from chestct.image import Facts
 from chestct.store import CARD, GRAPH
-from pipeline import ood, paths, quantisation, stage, tracking
 from pipeline.base_model import FEATURES, LOGITS, features_of
-from pipeline.calibration import Answers, Calibration, OutOfFold, answer
-from pipeline.classes import CLASSES, NORMAL, TITLES
-from pipeline.errors import StageError
-from pipeline.facts import read_facts
-from pipeline.grey import fold_grey
-from pipeline.params import Params
+from pipeline.core import paths, runner, tracking
+from pipeline.core.errors import StageError
+from pipeline.core.params import Params
+from pipeline.graph import rounding
+from pipeline.graph.grey import fold_grey
+from pipeline.images.classes import CLASSES, NORMAL, TITLES
+from pipeline.images.input_facts import read_facts
+from pipeline.judging import ood
+from pipeline.judging.calibration import Answers, Calibration, OutOfFold, answer
 
 CHECKED_IMAGES: Final = 64
 OPSET: Final = 18
@@ -90,7 +92,7 @@ def export(params: Params) -> None:
     exact = trained_graph(network, pixels, labels, calibration, params)
     onnx.save(exact, graph)
     bias = network.get_layer(LOGITS).get_weights()[1]
-    sample = quantisation.spread(pixels, CHECKED_IMAGES)
+    sample = rounding.spread(pixels, CHECKED_IMAGES)
     scores = Engine(graph).infer(sample)
     difference = check_logits(network.predict_on_batch(sample), scores, bias, params.export.logit_tolerance)
     print(f"logits equal Keras' to {difference:.1e} on {len(sample)} images")
@@ -109,10 +111,10 @@ def export(params: Params) -> None:
         figures |= measure_rounding(pixels, labels, folds, facts, calibration, params)
         with temporary_graph(exact) as path:
             exact_probabilities = Engine(path).infer(pixels).probabilities
-        figures["released_agreement"] = quantisation.agreement(exact_probabilities, served.infer(pixels).probabilities)
+        figures["released_agreement"] = rounding.agreement(exact_probabilities, served.infer(pixels).probabilities)
     _write_figures(params, figures)
     if "agreement" in figures:
-        quantisation.check(figures, params.export)
+        rounding.check(figures, params.export)
     bfloat16 = (
         Rounding(**{name: round(figures[name], 4) for name in Rounding.model_fields}) if served.bfloat16 else None
     )
@@ -140,7 +142,7 @@ def rounded(exact: onnx.ModelProto, pixels: NDArray[np.uint8], params: Params) -
     if params.export.weights == "float16":
         return with_float16_weights(exact)
     if params.export.weights == "int8":
-        return quantisation.quantise(exact, quantisation.spread(pixels, params.export.calibration_images))
+        return rounding.quantise(exact, rounding.spread(pixels, params.export.calibration_images))
     return exact
 
 
@@ -152,7 +154,7 @@ def measure_rounding(
     calibration: Calibration,
     params: Params,
 ) -> dict[str, float]:
-    """What rounded weights and arithmetic cost, by pipeline.quantisation.compare over all folds.
+    """What rounded weights and arithmetic cost, by pipeline.graph.rounding.compare over all folds.
 
     Each image is answered by a network that never saw it.
     """
@@ -171,7 +173,7 @@ def measure_rounding(
     exact_answers, served_answers = (
         Answers(*map(np.concatenate, zip(*(part[which] for part in parts), strict=True))) for which in (1, 2)
     )
-    figures = quantisation.compare(exact_answers, served_answers, np.concatenate([part[0] for part in parts]))
+    figures = rounding.compare(exact_answers, served_answers, np.concatenate([part[0] for part in parts]))
     print(
         f"rounded, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
         f"{figures['float32_accuracy']:.4f} and the same label on {figures['agreement']:.1%} of the images"
@@ -318,7 +320,7 @@ def _card(
 
 
 def main() -> None:
-    stage.run(export)
+    runner.run(export)
 
 
 if __name__ == "__main__":

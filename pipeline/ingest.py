@@ -13,12 +13,12 @@ import kagglehub
 from kagglehub.config import get_cache_folder
 from tqdm import tqdm
 
-from pipeline import paths, stage
-from pipeline.errors import DataError
-from pipeline.listing import in_utf8, list_source, require_data_set
-from pipeline.manifest import SPLITS, Manifest
-from pipeline.params import Data, Params
-from pipeline.phantoms import draw_phantoms
+from pipeline.core import paths, runner
+from pipeline.core.errors import DataError
+from pipeline.core.params import Data, Params
+from pipeline.images.listing import in_utf8, list_source, require_data_set
+from pipeline.images.manifest import SPLITS, Manifest
+from pipeline.images.phantoms import draw_phantoms
 
 DATA_SET: Final = "mohamedhanyyy/chest-ctscan-images"
 STALL_SECONDS: Final = 60.0
@@ -136,7 +136,7 @@ def _replace_raw(images: Mapping[str, Path], scratch: Path) -> None:
 
 
 def main() -> None:
-    stage.run(ingest)
+    runner.run(ingest)
 
 
 if __name__ == "__main__":

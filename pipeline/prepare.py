@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from chestct.card import InputSpec
-from pipeline import audit, contact_sheet, paths, stage
-from pipeline.audit import Findings
-from pipeline.classes import CLASSES
-from pipeline.contact_sheet import Section
-from pipeline.duplicates import cluster
-from pipeline.errors import DataError
-from pipeline.facts import facts_arrays
-from pipeline.listing import name_some
-from pipeline.manifest import Manifest
-from pipeline.params import Params
-from pipeline.slices import Slice, read_slices
+from pipeline.core import paths, runner
+from pipeline.core.errors import DataError
+from pipeline.core.params import Params
+from pipeline.images import audit, contact_sheet
+from pipeline.images.audit import Findings
+from pipeline.images.classes import CLASSES
+from pipeline.images.contact_sheet import Section
+from pipeline.images.duplicates import cluster
+from pipeline.images.input_facts import facts_arrays
+from pipeline.images.listing import name_some
+from pipeline.images.manifest import Manifest
+from pipeline.images.slices import Slice, read_slices
 
 
 def prepare(params: Params) -> None:
@@ -127,7 +128,7 @@ def _sections(findings: Findings, clusters: NDArray[np.int64]) -> list[Section]:
 
 
 def main() -> None:
-    stage.run(prepare)
+    runner.run(prepare)
 
 
 if __name__ == "__main__":

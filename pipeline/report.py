@@ -19,12 +19,12 @@ import numpy as np
 from chestct.card import Estimate, Frozen, Lineage, Metrics, ModelCard
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
-from pipeline import paths, stage, tracking
-from pipeline.calibration import answer
-from pipeline.duplicates import require_no_twins
-from pipeline.evaluation import Evaluation, write_key_figures
-from pipeline.facts import read_facts
-from pipeline.params import Params
+from pipeline.core import paths, runner, tracking
+from pipeline.core.params import Params
+from pipeline.images.duplicates import require_no_twins
+from pipeline.images.input_facts import read_facts
+from pipeline.judging.calibration import answer
+from pipeline.judging.metrics import Evaluation, write_key_figures
 
 
 class Reported(Frozen):
@@ -140,7 +140,7 @@ def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_twi
 
 
 def main() -> None:
-    stage.run(report)
+    runner.run(report)
 
 
 if __name__ == "__main__":

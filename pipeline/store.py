@@ -18,10 +18,11 @@ from tempfile import TemporaryDirectory
 from chestct.card import ModelCard
 from chestct.digests import SUMS, Altered, check, check_sums, write_sums
 from chestct.store import CARD, GRAPH, import_model
-from pipeline import documents, paths, stage, tracking
-from pipeline import params as parameters
-from pipeline.errors import StageError
-from pipeline.manifest import Manifest
+from pipeline import documents
+from pipeline.core import params as parameters
+from pipeline.core import paths, runner, tracking
+from pipeline.core.errors import StageError
+from pipeline.images.manifest import Manifest
 
 
 def store(params: parameters.Params, release: Path | None = None) -> None:
@@ -101,7 +102,7 @@ def main() -> None:
     def chosen(params: parameters.Params) -> None:
         store(params, arguments.release)
 
-    stage.run(chosen)
+    runner.run(chosen)
 
 
 if __name__ == "__main__":

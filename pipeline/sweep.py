@@ -33,12 +33,12 @@ from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 from tqdm import tqdm
 
-from pipeline import paths, stage, tracking
 from pipeline.base_model import build
-from pipeline.calibration import fit_temperature
-from pipeline.errors import DataError, StageError, TrackingError
-from pipeline.manifest import Manifest
-from pipeline.params import Params
+from pipeline.core import paths, runner, tracking
+from pipeline.core.errors import DataError, StageError, TrackingError
+from pipeline.core.params import Params
+from pipeline.images.manifest import Manifest
+from pipeline.judging.calibration import fit_temperature
 from pipeline.prepare import split
 from pipeline.train import History, Pool, best_epoch, fit
 
@@ -267,7 +267,7 @@ def _in_yaml(value: object) -> str:
 
 
 def main() -> None:
-    stage.run(sweep)
+    runner.run(sweep)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from pipeline import paths, stage, tracking
-from pipeline.augmentation import augment
 from pipeline.base_model import LOGITS, compile_for, features_of
-from pipeline.classes import CLASSES
-from pipeline.errors import StageError, TrackingError
-from pipeline.params import Params
+from pipeline.core import paths, runner, tracking
+from pipeline.core.errors import StageError, TrackingError
+from pipeline.core.params import Params
+from pipeline.images.classes import CLASSES
+from pipeline.network.augmentation import augment
 
 History = list[dict[str, float]]
 """An epoch a row: loss and accuracy, and val_loss and val_accuracy where there is a held-out fold."""
@@ -325,7 +325,7 @@ def _write_history(histories: list[History]) -> None:
 
 
 def main() -> None:
-    stage.run(train)
+    runner.run(train)
 
 
 if __name__ == "__main__":

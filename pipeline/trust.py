@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from chestct.card import InputSpec
 from chestct.image import decode
-from pipeline import ood, paths, stage
 from pipeline.base_model import FEATURES, LOGITS
-from pipeline.classes import CLASSES
-from pipeline.facts import facts_arrays
-from pipeline.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
-from pipeline.others import draw_others
-from pipeline.params import Params, Trust
+from pipeline.core import paths, runner
+from pipeline.core.params import Params, Trust
+from pipeline.images.classes import CLASSES
+from pipeline.images.input_facts import facts_arrays
+from pipeline.judging import ood
+from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
+from pipeline.judging.other_pictures import draw_others
 
 BATCH: Final = 32
 SHOWN_WRONGLY: Final = 48
@@ -179,7 +180,7 @@ def _explain(network: Trained, pixels: Pixels, held_out: NDArray[np.bool_], seed
 
 
 def main() -> None:
-    stage.run(trust)
+    runner.run(trust)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 import time
 from typing import Final, Protocol
 
-from serving.batcher import Overloaded
+from serving.unavailable import Overloaded
 
 OF_A_REQUEST: Final = 64 * 1024
 """Bytes that a request takes beside its body: its connection's buffers, its task and its headers."""

@@ -21,7 +21,7 @@ SUPERVISOR: Final = "_CHESTCT_SUPERVISOR"
 CANNOT_START: Final = 78
 """Exit code of a worker whose start failed for a reason that another try does not change."""
 LOAD: Final = "load"
-"""The file of serving.spread.Load."""
+"""The file of serving.worker_load.Load."""
 
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Variable of a worker: this folder. prometheus_client reads it."""

@@ -15,7 +15,7 @@ from pydicom import Dataset, FileDataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import encapsulate, get_frame
 
 from chestct import dicom
-from serving.window import LUNG
+from serving.inference.window import LUNG
 
 PATIENT = "Secret^Patient"
 """Stands in the header of each file."""

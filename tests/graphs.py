@@ -31,7 +31,7 @@ from chestct.card import (
 )
 from chestct.image import Facts
 from chestct.store import CARD, GRAPH
-from pipeline.classes import CLASSES, TITLES
+from pipeline.images.classes import CLASSES, TITLES
 
 GAIN = 8.0
 """Logit of a class = GAIN * the mean of its band, of grey levels scaled to 0..1."""

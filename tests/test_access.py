@@ -27,7 +27,7 @@ from open_inference.grpc import protocol, service
 
 from chestct.image import encode_png
 from load_tests.server import free_ports
-from serving import keys
+from serving import api_keys
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
 
@@ -66,7 +66,7 @@ def write_certificate(certificate: Path, private_key: Path) -> None:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("access")
     tag = import_tiny_model(folder / "bentoml")
-    (key, line), (v1, line_of_v1) = keys.new("ann"), keys.new("ben", ("v1",))
+    (key, line), (v1, line_of_v1) = api_keys.new("ann"), api_keys.new("ben", ("v1",))
     file = folder / "keys"
     file.write_text(f"{line}\n{line_of_v1}\n")
     certificate, private_key = folder / "tls.crt", folder / "tls.key"
@@ -236,7 +236,7 @@ def ask_both_workers(guarded: Guarded, key: str) -> set[int]:
 
 def test_every_worker_takes_a_changed_file_and_keeps_its_keys_beside_a_bad_one(guarded: Guarded) -> None:
     before = guarded.file.read_text()
-    key, line = keys.new("eve")
+    key, line = api_keys.new("eve")
     new = guarded.file.with_suffix(".new")
     new.write_text(before + line)
     new.rename(guarded.file)

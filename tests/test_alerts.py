@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from k8s.render import render
-from serving.call import CLIENT_LATE
+from serving.telemetry.request_record import CLIENT_LATE
 
 OBJECTS = yaml.safe_load_all(render("production", ("monitoring",)))
 (RULES,) = (item["spec"] for item in OBJECTS if item["kind"] == "PrometheusRule")

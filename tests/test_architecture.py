@@ -18,37 +18,47 @@ FORBIDDEN = {
     "serving": {"pipeline", "service"},
     "service": {"pipeline"},
 }
+LAYERS = [
+    {"serving.http", "serving.rpc", "serving.supervision", "serving.shutdown", "serving.release"},
+    {"serving.open_inference"},
+    {"serving.inference"},
+    {"serving.telemetry"},
+    {"serving.memory_budget", "serving.tensors", "serving.worker_load"},
+    {"serving.api_keys", "serving.parent_process", "serving.run_folder", "serving.settings", "serving.unavailable"},
+]
+"""What serving/ is made of. A module imports those of its own part and those of the layers below it."""
 HTTP = (
-    "bento",
+    "app",
+    "bentoml_api",
     "body",
+    "connection_balancing",
     "errors",
-    "http",
     "middleware",
-    "oip_http",
-    "private",
+    "private_port",
     "readiness",
     "rendered",
-    "spread",
+    "v1",
+    "v2",
     "web",
 )
 OWNERS = {
-    "bentoml": {"chestct/store.py", "service.py", "serving/supervisor.py"},
-    "circus": {"serving/supervisor.py"},
+    "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
+    "circus": {"serving/supervision/supervisor.py"},
     "openvino": {"chestct/engine.py"},
-    "mlflow": {"pipeline/tracking.py"},
+    "mlflow": {"pipeline/core/tracking.py"},
     "optuna": {"pipeline/sweep.py"},
-    "onnxruntime": {"pipeline/quantisation.py"},
+    "onnxruntime": {"pipeline/graph/rounding.py"},
     "kagglehub": {"pipeline/ingest.py"},
     "grpc": {f"serving/rpc/{name}.py" for name in ("calls", "connections", "health", "inference", "reading", "server")},
     "grpc_health": {"serving/rpc/health.py", "serving/rpc/server.py"},
     "grpc_reflection": {"serving/rpc/server.py"},
     "open_inference": {f"serving/rpc/{name}.py" for name in ("calls", "inference", "server")},
-    "opentelemetry": {"serving/tracing.py"},
+    "opentelemetry": {"serving/telemetry/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py"},
-    "starlette": {f"serving/{name}.py" for name in HTTP},
-    "uvicorn": {"serving/connections.py", "serving/private.py"},
-    "prometheus_client": {"serving/metrics.py"},
+    "starlette": {f"serving/http/{name}.py" for name in HTTP},
+    "uvicorn": {"serving/http/connections.py", "serving/http/private_port.py"},
+    "prometheus_client": {"serving/telemetry/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},
 }
 TRAINING_ONLY = {
@@ -75,16 +85,25 @@ print(*sorted(os.listdir()))
 """
 
 
-def imported(path: Path) -> set[str]:
-    """The top-level names of the packages that this file imports, anywhere in it."""
+def imports(path: Path) -> set[str]:
+    """The modules, and the names of modules, that this file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            names.add(node.module or "")
-    return {name.partition(".")[0] for name in names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of the packages that this file imports."""
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def part_of_serving(name: str) -> str:
+    return ".".join(name.split(".")[:2])
 
 
 def module_names(*packages: str) -> list[str]:
@@ -121,6 +140,17 @@ def test_imports_run_one_way(path: Path) -> None:
     assert not imported(path) & FORBIDDEN[package]
 
 
+SERVING = [path for path in FILES if path.is_relative_to(ROOT / "serving") and path != ROOT / "serving/__init__.py"]
+
+
+@pytest.mark.parametrize("path", SERVING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_within_serving_run_down(path: Path) -> None:
+    own = part_of_serving(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    (layer,) = [number for number, parts in enumerate(LAYERS) if own in parts]
+    below = {own}.union(*LAYERS[layer + 1 :])
+    assert {part_of_serving(name) for name in imports(path) if name.startswith("serving.")} <= below
+
+
 def test_one_library_is_known_to_one_module() -> None:
     importers = {path.relative_to(ROOT).as_posix(): imported(path) for path in FILES}
     found = {library: {path for path, names in importers.items() if library in names} for library in OWNERS}
@@ -129,7 +159,9 @@ def test_one_library_is_known_to_one_module() -> None:
 
 def test_serving_imports_none_of_the_training_libraries_and_does_nothing_when_imported(tmp_path: Path) -> None:
     names = module_names("chestct", "serving", "service")
-    names.remove("serving.supervisor")  # circus sets up logging when it is imported: in BentoML's supervisor alone
+    names.remove(
+        "serving.supervision.supervisor"
+    )  # circus sets up logging when it is imported: in BentoML's supervisor alone
     loaded, handlers, files = import_each(tmp_path, names)
     assert {"service", "bentoml", "openvino", "grpc"} <= loaded
     assert not loaded & TRAINING_ONLY

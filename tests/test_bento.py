@@ -12,11 +12,11 @@ import pytest
 from bentoml.exceptions import BentoMLException, InvalidArgument
 
 from chestct.image import encode_png
-from serving import bento
+from serving.http import bentoml_api
 from tests.graphs import tiny_picture
 from tests.server import Server
 
-URL = bento.ROUTE
+URL = bentoml_api.ROUTE
 
 
 def encoded(data: bytes) -> str:

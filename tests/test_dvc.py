@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.params import Params, PhantomCounts
-from pipeline.phantoms import draw_phantoms
+from pipeline.core.params import Params, PhantomCounts
+from pipeline.images.phantoms import draw_phantoms
 from tests.server import ROOT
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]

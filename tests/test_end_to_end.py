@@ -17,9 +17,9 @@ from open_inference.grpc import protocol, service
 
 from chestct.card import InputSpec, ModelCard
 from chestct.image import decode
-from pipeline import paths
-from pipeline.calibration import Calibration
-from pipeline.classes import CLASSES
+from pipeline.core import paths
+from pipeline.images.classes import CLASSES
+from pipeline.judging.calibration import Calibration
 from tests.server import ROOT, Server, environment, serve
 from tests.test_dvc import STAGES, modules_in_deps, modules_loaded
 from tests.test_notebooks import execute

@@ -16,9 +16,10 @@ from prometheus_client.metrics import MetricWrapperBase
 import chestct
 from chestct.encoded import CHEAP_MEMORY, MAX_MEMORY
 from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
-from serving import metrics, reader_child
-from serving.call import CLIENT_LATE
+from serving.inference import reader_child
 from serving.settings import PREFIX, Settings
+from serving.telemetry import metrics
+from serving.telemetry.request_record import CLIENT_LATE
 
 MONITORING = HERE / "components/monitoring"
 POD_KINDS = ("Deployment", "Job")
@@ -100,7 +101,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def exposed() -> set[str]:
-    """The names of all series that serving.metrics can show."""
+    """The names of all series that serving.telemetry.metrics can show."""
     names = set()
     for metric in METRICS:
         for family in metric.describe():

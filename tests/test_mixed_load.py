@@ -28,9 +28,10 @@ from chestct.image import decode, encode_png
 from chestct.prediction import decide
 from chestct.store import CARD, GRAPH
 from load_tests import images
-from serving import http, rpc
-from serving.classifier import Classifier
-from serving.middleware import RequestRecording
+from serving import rpc
+from serving.http.app import create_app
+from serving.http.middleware import RequestRecording
+from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, serve
@@ -327,7 +328,7 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         engine.go.clear()
         engine.entered.clear()
         engine.batches.clear()
-        app = http.create_app(settings)
+        app = create_app(settings)
         app.state.classifier = classifier
         server = await rpc.start(classifier, settings)
         async with connect(

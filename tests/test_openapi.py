@@ -16,7 +16,8 @@ from schemathesis import GenerationMode, checks
 from starlette.routing import Mount, Route
 
 from chestct.image import encode_png
-from serving import http
+from serving.http import v1
+from serving.http.app import create_app
 from serving.settings import Settings
 from tests.graphs import tiny_picture
 from tests.server import Server
@@ -39,7 +40,7 @@ def test_the_document_is_valid(document: Json) -> None:
 
 
 def test_the_document_has_every_route_and_no_other(server: Server, document: Json) -> None:
-    ours = {(verb, path) for path, verb in _routes(http.create_app(Settings.read()).routes)}
+    ours = {(verb, path) for path, verb in _routes(create_app(Settings.read()).routes)}
     bentoml = {("get", path) for path in ("/healthz", "/livez", "/readyz", "/schema.json")} | {("post", "/classify")}
     assert {(verb, path) for path, item in document["paths"].items() for verb in item} == ours | bentoml
 
@@ -127,7 +128,7 @@ def test_errors_are_answered_as_described(server: Server, document: Json) -> Non
 
 
 IMAGES = st.sampled_from([PNG, PNG[:-30], b"text"]) | st.binary(max_size=100)
-for media_type in http.IMAGE_TYPES:
+for media_type in v1.IMAGE_TYPES:
     schemathesis.openapi.media_type(media_type, IMAGES)
 
 

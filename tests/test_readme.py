@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import http
+from serving.http.app import create_app
 from serving.settings import PREFIX, Settings, in_page, table
 from tests.server import ROOT, Server
 
@@ -41,7 +41,7 @@ def test_every_documented_endpoint_exists(server: Server, verb: str, path: str) 
 
 
 def test_every_route_is_documented() -> None:
-    app = http.create_app(Settings.read())
+    app = create_app(Settings.read())
     routes = {route.name for route in app.routes if hasattr(route, "endpoint")}
     routes |= {route.name for mount in app.routes for route in getattr(mount, "routes", [])}
     assert routes <= {path for _, path in ENDPOINTS}

@@ -27,7 +27,7 @@ from open_inference.grpc import protocol, service
 import chestct
 from chestct.image import encode_png
 from chestct.store import GRAPH
-from pipeline.classes import CLASSES
+from pipeline.images.classes import CLASSES
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve

@@ -22,7 +22,7 @@ import requests
 from load_tests.hold import wire
 from load_tests.hold.rows import Row
 from load_tests.server import serve
-from serving.keys import new
+from serving.api_keys import new
 
 TRIES: Final = 10
 LINK_SECONDS: Final = 0.01

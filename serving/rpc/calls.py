@@ -15,15 +15,15 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from open_inference.grpc import protocol
 
-from serving.batcher import Closed, Overloaded
-from serving.call import LONGEST_MESSAGE, Call, choose_id
-from serving.classifier import Classifier
-from serving.keys import Forbidden, Keys, Unauthenticated
+from serving.api_keys import Forbidden, Keys, Unauthenticated
+from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
-from serving.rpc import wire
+from serving.rpc import codec
 from serving.rpc.connections import Context, Untaken
 from serving.rpc.reading import MessageReader, NoMessage, TooSlow
+from serving.telemetry.request_record import LONGEST_MESSAGE, Call, choose_id
 from serving.tensors import InvalidRequest
+from serving.unavailable import Closed, Overloaded
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 REQUEST_ID: Final = "x-request-id"
@@ -83,7 +83,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         self._reader = MessageReader(self._settings.max_body_bytes)
         most_images, spec = self._settings.max_images, classifier.card.input
         pixels = spec.height * spec.width * spec.channels
-        self._limits = wire.Limits(_MOST_FIELDS + most_images, most_images * pixels * _PIXEL_BYTES)
+        self._limits = codec.Limits(_MOST_FIELDS + most_images, most_images * pixels * _PIXEL_BYTES)
         self._streams = 0
         self._handlers: dict[str, _Handler] = {}
         self._unknown: _Handler = grpc.stream_unary_rpc_method_handler(self._refuse_unknown)
@@ -106,7 +106,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
 
     def _answer_inference(self, method: str, handler: _Handler) -> _Handler:
         name = method.removeprefix(f"/{SERVICE}/")
-        layout = wire.read_layout(protocol.DESCRIPTOR.message_types_by_name[f"{name}Request"])
+        layout = codec.read_layout(protocol.DESCRIPTOR.message_types_by_name[f"{name}Request"])
         parse = self._parser(name, handler, layout)
         answer: Any = handler.unary_unary
 
@@ -239,16 +239,16 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         except Closed as error:
             await abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
 
-    def _parser(self, name: str, handler: _Handler, layout: wire.Layout) -> Callable[[bytes], Any]:
+    def _parser(self, name: str, handler: _Handler, layout: codec.Layout) -> Callable[[bytes], Any]:
         """What makes a message of its bytes. Raises InvalidRequest."""
 
         def parse(message: bytes) -> Any:
             try:
-                wire.check_size(message, layout, self._limits)
+                codec.check_size(message, layout, self._limits)
                 return handler.request_deserializer(message)
-            except wire.TooMuch as error:
+            except codec.TooMuch as error:
                 raise InvalidRequest(f"expected a message of {name} with {error}") from None
-            except (wire.NotProtobuf, DecodeError):
+            except (codec.NotProtobuf, DecodeError):
                 words = f"expected a message of {name}, got {len(message)} bytes that are none"
                 raise InvalidRequest(words) from None
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from serving.call import LEAST_RATE
+from serving.telemetry.request_record import LEAST_RATE
 
 UNTAKEN_SECONDS: Final = 10.0
 """In which an answer is taken, beside what LEAST_RATE allows for its bytes. It fits into each client's first window."""

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's methods, and its messages as serving.oip has them."""
+"""The Open Inference Protocol's methods, and its messages as serving.open_inference has them."""
 
 import asyncio
 import logging
@@ -9,13 +9,13 @@ from open_inference.grpc import protocol, service
 
 import chestct
 from chestct.image import InvalidImage
-from serving import oip
-from serving.batcher import Closed, Overloaded
-from serving.call import choose_id
-from serving.classifier import Classifier
+from serving import open_inference
+from serving.inference.classifier import Classifier
 from serving.rpc.calls import REQUEST_ID, abort, abort_overloaded, current_call
 from serving.rpc.connections import Context
+from serving.telemetry.request_record import choose_id
 from serving.tensors import Input, InvalidRequest
+from serving.unavailable import Closed, Overloaded
 
 _log: Final = logging.getLogger(__name__)
 
@@ -39,13 +39,15 @@ class Inference(service.GRPCInferenceServiceServicer):
     async def ServerMetadata(
         self, request: protocol.ServerMetadataRequest, context: Context
     ) -> protocol.ServerMetadataResponse:
-        return protocol.ServerMetadataResponse(name=oip.SERVER, version=chestct.__version__)
+        return protocol.ServerMetadataResponse(name=open_inference.SERVER, version=chestct.__version__)
 
     async def ModelMetadata(
         self, request: protocol.ModelMetadataRequest, context: Context
     ) -> protocol.ModelMetadataResponse:
         await self._find(request.name, request.version, context)
-        return protocol.ModelMetadataResponse(**oip.metadata(self._classifier.card, self._classifier.tag).model_dump())
+        return protocol.ModelMetadataResponse(
+            **open_inference.metadata(self._classifier.card, self._classifier.tag).model_dump()
+        )
 
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: Context) -> protocol.ModelInferResponse:
         call = current_call()
@@ -54,10 +56,10 @@ class Inference(service.GRPCInferenceServiceServicer):
         await self._find(request.model_name, request.model_version, context)
         message_id = request.id
         try:
-            question = oip.read(self._classifier, _to_request(request))
+            question = open_inference.read(self._classifier, _to_request(request))
             del request  # or what was read of it would be in memory twice
             async with asyncio.timeout(call.remaining):
-                tensors = await oip.infer(self._classifier, question, call)
+                tensors = await open_inference.infer(self._classifier, question, call)
         except (InvalidRequest, InvalidImage) as error:
             await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
         except Overloaded as error:
@@ -78,15 +80,15 @@ class Inference(service.GRPCInferenceServiceServicer):
 
     async def _find(self, name: str, version: str, context: Context) -> None:
         try:
-            oip.find(self._classifier.card, self._classifier.tag, name, version)
-        except oip.UnknownModel as error:
+            open_inference.find(self._classifier.card, self._classifier.tag, name, version)
+        except open_inference.UnknownModel as error:
             await abort(context, StatusCode.NOT_FOUND, error.code, str(error))
 
-    def _to_response(self, message_id: str, tensors: tuple[oip.Tensor, ...]) -> protocol.ModelInferResponse:
+    def _to_response(self, message_id: str, tensors: tuple[open_inference.Tensor, ...]) -> protocol.ModelInferResponse:
         card, tag = self._classifier.card, self._classifier.tag
         return protocol.ModelInferResponse(
             model_name=card.name,
-            model_version=oip.version(tag),
+            model_version=open_inference.version(tag),
             id=message_id,
             parameters={"disclaimer": protocol.InferParameter(string_param=card.disclaimer)},
             outputs=[{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in tensors],
@@ -94,7 +96,7 @@ class Inference(service.GRPCInferenceServiceServicer):
         )
 
 
-def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
+def _to_request(request: protocol.ModelInferRequest) -> open_inference.Request:
     """Raises InvalidRequest where the raw contents don't fit the inputs."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
@@ -105,8 +107,8 @@ def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
         raise InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
     described: list[Any] = [request, *request.inputs, *request.outputs]
     for part in described:
-        oip.check_parameters(part.parameters)
-    return oip.Request(
+        open_inference.check_parameters(part.parameters)
+    return open_inference.Request(
         inputs=tuple(
             Input(
                 name=tensor.name,
@@ -117,7 +119,7 @@ def _to_request(request: protocol.ModelInferRequest) -> oip.Request:
             for index, tensor in enumerate(request.inputs)
         ),
         outputs=tuple(output.name for output in request.outputs),
-        window=oip.read_window(
+        window=open_inference.read_window(
             {name: getattr(p, p.WhichOneof("parameter_choice") or "", None) for name, p in request.parameters.items()}
         ),
     )

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import grpc
 
-from serving.batcher import Overloaded
-from serving.call import LEAST_RATE, LONGEST_PAUSE, Call
 from serving.rpc import connections
 from serving.rpc.connections import Context
+from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, Call
+from serving.unavailable import Overloaded
 
 MEMORY: Final = 1.25
 """Bytes that a byte of a message takes until the call is answered."""

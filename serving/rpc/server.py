@@ -8,8 +8,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from open_inference.grpc import service
 
-from serving.classifier import Classifier
-from serving.keys import Keys
+from serving.api_keys import Keys
+from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
 from serving.rpc.calls import SERVICE, BoundedCalls
 from serving.rpc.connections import Untaken
@@ -60,7 +60,7 @@ async def start(
 ) -> RpcServer:
     """Listen on the settings' gRPC address in this event loop; with `keys`, SERVICE answers only who holds one.
 
-    Each call of SERVICE is answered within `load`, which serving.spread.Load counts, and messages are counted in
+    Each call of SERVICE is answered within `load`, which serving.worker_load.Load counts, and messages are counted in
     `memory`, by default one of the settings' size.
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.

@@ -10,7 +10,7 @@ from pydicom.data import get_testdata_file
 
 from chestct import dicom
 from chestct.image import InvalidImage, encode_png
-from pipeline.phantoms import draw_phantom
+from pipeline.images.phantoms import draw_phantom
 from tests.dicom import PATIENT, SYNTAXES, changed, dicom_file, jp2, read, with_frame, written
 
 pytestmark = pytest.mark.usefixtures("quiet_pydicom")

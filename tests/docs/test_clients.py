@@ -15,7 +15,7 @@ from google.protobuf import json_format
 from open_inference.grpc import protocol
 
 from chestct.image import encode_png
-from serving import oip
+from serving import open_inference
 from serving.tensors import pack_bytes
 from tests.graphs import tiny_card, tiny_picture
 from tests.server import ROOT, Server, needs_curl
@@ -80,7 +80,7 @@ def test_the_grpcurl_example_sends_a_message_of_the_protocol() -> None:
 
 
 def test_every_output_of_the_metadata_is_in_the_table() -> None:
-    about = oip.metadata(tiny_card(), "chestct:abc")
+    about = open_inference.metadata(tiny_card(), "chestct:abc")
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
     for spec in (*about.inputs, *about.outputs):
         assert f"`{spec.name}`" in index

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import tracking
-from pipeline.params import Params, PhantomCounts
-from pipeline.phantoms import draw_phantoms
+from pipeline.core import tracking
+from pipeline.core.params import Params, PhantomCounts
+from pipeline.images.phantoms import draw_phantoms
 from tests.server import ROOT
 
 

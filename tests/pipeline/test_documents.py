@@ -7,9 +7,10 @@ from PIL import Image
 
 from chestct.card import Fold, ScoreCounts
 from chestct.store import CARD
-from pipeline import documents, paths
-from pipeline.classes import CLASSES
-from pipeline.pictures import NOTE
+from pipeline import documents
+from pipeline.core import paths
+from pipeline.images.classes import CLASSES
+from pipeline.judging.plots import NOTE
 from tests.graphs import OOD_LIMIT, tiny_metrics, tiny_model
 from tests.server import ROOT
 

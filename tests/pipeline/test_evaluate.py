@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import paths
-from pipeline.calibration import Calibration, OutOfFold, Scored, fit
-from pipeline.errors import StageError
+from pipeline.core import paths
+from pipeline.core.errors import StageError
+from pipeline.core.params import Params
 from pipeline.evaluate import evaluate
-from pipeline.evaluation import KEY_FIGURES
-from pipeline.facts import facts_arrays, read_facts
-from pipeline.ood import KINDS
-from pipeline.params import Params
+from pipeline.images.input_facts import facts_arrays, read_facts
+from pipeline.judging.calibration import Calibration, OutOfFold, Scored, fit
+from pipeline.judging.metrics import KEY_FIGURES
+from pipeline.judging.ood import KINDS
 from tests.graphs import plain_facts
 
 IMAGES = 240

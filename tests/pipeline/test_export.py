@@ -1,4 +1,4 @@
-"""The card that stage export writes; tests/pipeline/test_network.py has the graph."""
+"""The card that stage export writes; tests/pipeline/network/test_network.py has the graph."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from chestct.card import Fold
-from pipeline import export, paths, tracking
-from pipeline.calibration import Calibration, OutOfFold
-from pipeline.manifest import Manifest
-from pipeline.params import Params
+from pipeline import export
+from pipeline.core import paths, tracking
+from pipeline.core.params import Params
+from pipeline.images.manifest import Manifest
+from pipeline.judging.calibration import Calibration, OutOfFold
 from tests.graphs import tiny_card, tiny_graph
 from tests.pipeline.conftest import start_run
 from tests.server import ROOT

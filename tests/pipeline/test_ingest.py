@@ -12,12 +12,12 @@ import kagglehub
 import pytest
 
 from pipeline import ingest as stage_module
-from pipeline import paths
-from pipeline.errors import DataError
+from pipeline.core import paths
+from pipeline.core.errors import DataError
+from pipeline.core.params import Params
+from pipeline.images.listing import DANGLING, DEEPER
+from pipeline.images.manifest import Manifest
 from pipeline.ingest import ingest
-from pipeline.listing import DANGLING, DEEPER
-from pipeline.manifest import Manifest
-from pipeline.params import Params
 from tests.server import ROOT
 
 WriteParams = Callable[[dict[str, Any]], Params]

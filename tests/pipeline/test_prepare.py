@@ -11,12 +11,12 @@ from PIL import Image, ImageEnhance
 
 from chestct.card import InputSpec
 from chestct.image import decode
-from pipeline import paths
-from pipeline.classes import CLASSES
-from pipeline.errors import DataError
+from pipeline.core import paths
+from pipeline.core.errors import DataError
+from pipeline.core.params import Params
+from pipeline.images.classes import CLASSES
+from pipeline.images.manifest import Manifest
 from pipeline.ingest import ingest
-from pipeline.manifest import Manifest
-from pipeline.params import Params
 from pipeline.prepare import main, prepare, split
 
 ADENOCARCINOMA, LARGE_CELL, NORMAL, SQUAMOUS = range(4)

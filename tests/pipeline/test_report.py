@@ -13,11 +13,11 @@ from PIL import Image
 
 from chestct.card import Metrics, ModelCard
 from chestct.store import CARD, GRAPH
-from pipeline import paths, tracking
-from pipeline.evaluation import KEY_FIGURES
-from pipeline.facts import facts_arrays
+from pipeline.core import paths, tracking
+from pipeline.core.params import Params
+from pipeline.images.input_facts import facts_arrays
 from pipeline.ingest import ingest
-from pipeline.params import Params
+from pipeline.judging.metrics import KEY_FIGURES
 from pipeline.prepare import prepare
 from pipeline.report import Reported, main, report
 from tests.graphs import plain_facts, tiny_model, tiny_picture

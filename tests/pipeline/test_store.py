@@ -12,9 +12,10 @@ import pytest
 from chestct.card import ModelCard
 from chestct.digests import SUMS, check_sums, write_sums
 from chestct.store import CARD, GRAPH
-from pipeline import paths, store, tracking
-from pipeline.manifest import Manifest
-from pipeline.params import Params
+from pipeline import store
+from pipeline.core import paths, tracking
+from pipeline.core.params import Params
+from pipeline.images.manifest import Manifest
 from pipeline.report import Reported
 from tests.graphs import tiny_metrics, tiny_model
 from tests.pipeline.conftest import start_run

@@ -20,11 +20,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline import paths, sweep, tracking
-from pipeline.errors import DataError, StageError, TrackingError
-from pipeline.manifest import Manifest
-from pipeline.params import Params
-from pipeline.phantoms import draw_phantom
+from pipeline import sweep
+from pipeline.core import paths, tracking
+from pipeline.core.errors import DataError, StageError, TrackingError
+from pipeline.core.params import Params
+from pipeline.images.manifest import Manifest
+from pipeline.images.phantoms import draw_phantom
 from tests.server import ROOT
 
 DIGEST = "ab" * 32

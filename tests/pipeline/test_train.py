@@ -9,9 +9,10 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline import paths, stage, tracking, train
-from pipeline.errors import StageError
-from pipeline.params import Params
+from pipeline import train
+from pipeline.core import paths, runner, tracking
+from pipeline.core.errors import StageError
+from pipeline.core.params import Params
 from pipeline.store import store
 from tests.pipeline.conftest import start_run
 
@@ -39,7 +40,7 @@ def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
         train.train(params)
     assert not any(path.exists() for path in (paths.FOLD_MODELS, paths.FINAL_MODEL, paths.OUT_OF_FOLD, paths.RUN))
     with pytest.raises(SystemExit) as caught:
-        stage.run(store)
+        runner.run(store)
     assert caught.value.code == 2
     assert "no finished run" in capsys.readouterr().err
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from serving.batcher import Overloaded
 from serving.memory_budget import OF_A_REQUEST, STALLED, MemoryBudget
+from serving.unavailable import Overloaded
 
 MIB = 1 << 20
 

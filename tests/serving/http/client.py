@@ -13,9 +13,9 @@ from starlette.types import Message
 
 from chestct.card import ModelCard
 from chestct.image import encode_png
-from serving import http
-from serving.classifier import Classifier
-from serving.middleware import RequestRecording
+from serving.http.app import create_app
+from serving.http.middleware import RequestRecording
+from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_picture
 
@@ -26,7 +26,7 @@ SETTINGS = Settings(max_body_bytes=LIMIT, max_images=4, queue_size=4, largest_ba
 
 @contextlib.asynccontextmanager
 async def running(model: tuple[Any, ModelCard], settings: Settings = SETTINGS) -> AsyncIterator[Starlette]:
-    app = http.create_app(settings)
+    app = create_app(settings)
     classifier = Classifier(*model, TAG, settings)
     await classifier.warm_up()
     app.state.classifier = classifier

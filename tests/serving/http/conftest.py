@@ -8,9 +8,9 @@ import pytest
 from chestct.card import ModelCard
 from chestct.engine import Engine
 from chestct.store import GRAPH
-from serving import http
-from serving.classifier import Classifier
-from serving.rendered import Rendered
+from serving.http.app import create_app
+from serving.http.rendered import Rendered
+from serving.inference.classifier import Classifier
 from tests.graphs import tiny_model
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[GatedEngine, ModelC
 
 @pytest.fixture(scope="module")
 def client(model: tuple[GatedEngine, ModelCard]) -> Iterator[Client]:
-    app = http.create_app(SETTINGS)
+    app = create_app(SETTINGS)
     with asyncio.Runner() as runner:
         classifier = Classifier(*model, TAG, SETTINGS)  # type: ignore[arg-type]
         runner.run(classifier.warm_up())

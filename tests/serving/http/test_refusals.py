@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from serving.oip_http import JSON_LENGTH
+from serving.http.v2 import JSON_LENGTH
 from tests.serving.http.client import Client, assert_error, files, form_of, png
 
 NO_IMAGE = (

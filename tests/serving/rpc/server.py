@@ -17,8 +17,8 @@ from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving import rpc
-from serving.classifier import Classifier
-from serving.keys import Keys
+from serving.api_keys import Keys
+from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
 from serving.tensors import unpack_bytes

@@ -13,10 +13,11 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from open_inference.grpc import protocol
 
-from serving import keys, metrics, rpc
-from serving.call import Call
+from serving import api_keys, rpc
 from serving.rpc import calls, connections, reading
 from serving.rpc import server as rpc_server
+from serving.telemetry import metrics
+from serving.telemetry.request_record import Call
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.http2 import Connection, message
 from tests.serving.rpc.server import Model, Server, ask, labels, occupy, png, refusal
@@ -50,7 +51,7 @@ def unfinished(port: int, method: str, size: int, **metadata: str) -> tuple[Conn
 
 def test_without_a_key_no_message_is_read(model: Model, tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    key, line = keys.new("a")
+    key, line = api_keys.new("a")
     file.write_text(line + "\n")
     with model.serve(api_keys_file=file) as server, Connection(server.rpc.port) as connection:
         for _ in range(50):

@@ -19,8 +19,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 import chestct
 from chestct.image import encode_png
-from serving import metrics, rpc, tracing
+from serving import rpc
 from serving.memory_budget import OF_A_REQUEST
+from serving.telemetry import metrics, tracing
 from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_picture
 from tests.serving.gated_engine import GatedEngine

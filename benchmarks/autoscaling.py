@@ -1,0 +1,169 @@
+"""`python -m benchmarks.autoscaling`: a day of load on the autoscaler of k8s/, by CPU and by the queue, as a picture.
+
+A simulation by the second: images come at random around the day's shape, pods answer up to their measured capacity and
+what can't be answered waits, up to the queue's bound. The autoscaler is Kubernetes': it looks every 15 seconds, by the
+targets and the behaviour of the manifests. What follows from it is in docs/operations.md.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+PICTURE: Final = Path(__file__).parents[1] / "docs" / "autoscaling.png"
+CAPACITY: Final = 187.0
+"""Images a second of a pod of two cores with the released network in bfloat16, as `make overload` measures it there."""
+START_UP: Final = 20
+"""Seconds from the autoscaler's word to a ready pod: scheduling, an image that the node has, and 4 s of the service."""
+SERVICE_TIME: Final = 0.05
+"""Seconds of an answer without a wait."""
+QUEUE_A_POD: Final = 512
+LEAST, MOST = 2, 10
+CPU_TARGET: Final = 120 / 200
+"""Of what a pod can do: 120 % of a request of one core, where two are full."""
+QUEUE_TARGET: Final = 16
+SYNC: Final = 15
+CPU_DELAY: Final = 30
+"""Seconds that the metrics server averages over and comes late by, together."""
+QUEUE_DELAY: Final = 15
+"""Seconds between two looks of Prometheus."""
+QUIET: Final = 300
+DAY: Final = 86_400
+
+
+class Course(NamedTuple):
+    """A value a second."""
+
+    pods: NDArray[np.int64]
+    waiting: NDArray[np.float64]
+    """Images in all queues."""
+    latency: NDArray[np.float64]
+    """Seconds that an image has waited and taken which is answered then."""
+    refused: NDArray[np.float64]
+    """Images that found the queue full."""
+
+
+def day() -> NDArray[np.float64]:
+    """Images a second: little at night, a hump over the working day, and two batches sent at once."""
+    hours = np.arange(DAY) / 3600
+    load = 40 + 420 * np.exp(-(((hours - 13) / 3.2) ** 2))
+    for start, minutes, extra in ((9.5, 10, 500), (15.5, 5, 450)):
+        load[(hours >= start) & (hours < start + minutes / 60)] += extra
+    return load
+
+
+def by_cpu(busy: NDArray[np.float64], waiting: NDArray[np.float64], pods: int) -> float:
+    """Pods wanted, of the last seconds' share of capacity in use. It says 1 however long the queue is."""
+    return pods * float(busy[-CPU_DELAY:].mean()) / CPU_TARGET
+
+
+def by_queue(busy: NDArray[np.float64], waiting: NDArray[np.float64], pods: int) -> float:
+    """Pods wanted of the images that waited, the most of the last 30 s, or of CPU where that is more."""
+    seen = waiting[: len(waiting) - QUEUE_DELAY][-30:]
+    return max(float(seen.max(initial=0)) / QUEUE_TARGET, by_cpu(busy, waiting, pods))
+
+
+Wish = Callable[[NDArray[np.float64], NDArray[np.float64], int], float]
+
+
+def simulate(arrivals: NDArray[np.int64], wish: Wish, capacity: float = CAPACITY) -> Course:
+    """Each second `arrivals` images come; the autoscaler asks `wish` for the pods it wants."""
+    seconds = len(arrivals)
+    pods, waiting, latency, refused, busy = (np.zeros(seconds) for _ in range(5))
+    ready, wanted = LEAST, LEAST
+    coming: list[int] = []
+    wishes: list[tuple[int, int]] = []
+    left = 0.0
+    last_down = -60
+    for now in range(seconds):
+        ready += coming.count(now)
+        able = ready * capacity
+        left += float(arrivals[now])
+        answered = min(left, able)
+        left -= answered
+        refused[now] = max(0.0, left - QUEUE_A_POD * ready)
+        left -= refused[now]
+        pods[now], waiting[now], busy[now] = ready, left, answered / able
+        latency[now] = SERVICE_TIME + left / able
+        if now % SYNC:
+            continue
+        ratio = wish(busy[: now + 1], waiting[: now + 1], wanted)
+        wishes = [(then, one) for then, one in wishes if then > now - QUIET]
+        wishes.append((now, min(MOST, max(LEAST, math.ceil(ratio)))))
+        goal = wishes[-1][1]
+        if goal > wanted and ratio > 1.1 * wanted:  # within a tenth it leaves things as they are
+            new = min(goal, 2 * wanted)
+            coming += [now + START_UP] * (new - wanted)
+            wanted = new
+        elif max(one for _, one in wishes) < wanted and now - last_down >= 60:
+            ready, wanted, last_down = ready - 1, wanted - 1, now
+    return Course(pods.astype(np.int64), waiting, latency, refused)
+
+
+def p99_by_minute(course: Course, arrivals: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of the images that came in each minute."""
+    minutes = len(arrivals) // 60
+    return np.array(
+        [
+            np.quantile(np.repeat(course.latency[60 * m : 60 * m + 60], arrivals[60 * m : 60 * m + 60]), 0.99)
+            for m in range(minutes)
+        ]
+    )
+
+
+def draw(arrivals: NDArray[np.int64], courses: dict[str, Course], capacity: float, path: Path) -> None:
+    """Left the day by the minute, right the first batch by the second."""
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(3, 2, figsize=(12, 8), sharex="col", sharey="row", layout="constrained")
+    for column, (step, start, stop) in enumerate(((60, 6, 20), (1, 9.48, 9.6))):
+        load, pods, latency = axes[:, column]
+        part = slice(int(start * 3600), int(stop * 3600))
+        hours = np.arange(part.start, part.stop, step) / 3600
+        load.plot(hours, arrivals[part].reshape(-1, step).mean(axis=1), color="0.2", label="load")
+        for (name, course), style in zip(courses.items(), ("C1", "C0"), strict=True):
+            in_use = course.pods[part][::step]
+            load.plot(hours, in_use * capacity, color=style, label=f"capacity, by {name}")
+            pods.step(hours, in_use, color=style, label=f"by {name}")
+            of_all = course.latency if step == 1 else p99_by_minute(course, arrivals)
+            latency.semilogy(hours, of_all[part.start // step : part.stop // step], color=style, label=f"by {name}")
+        latency.axhline(1, color="0.6", ls=":", label="promised")
+        latency.set_xlabel("hour of the day")
+        latency.set_xlim(start, stop)
+    for axis, label in zip(axes[:, 0], ("images a second", "pods", "p99 in seconds"), strict=True):
+        axis.set_ylabel(label)
+        axis.legend(loc="upper right", frameon=False, fontsize="small")
+    figure.suptitle(f"The autoscaler's day at {capacity:.0f} images a second a pod, {START_UP} s to a ready pod")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.autoscaling", description=__doc__)
+    parser.add_argument("--capacity", type=float, default=CAPACITY, help="images a second a pod (default %(default)s)")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+    options = parser.parse_args()
+    arrivals = np.random.default_rng(0).poisson(day())
+    courses = {
+        "CPU": simulate(arrivals, by_cpu, options.capacity),
+        "queue": simulate(arrivals, by_queue, options.capacity),
+    }
+    for name, course in courses.items():
+        late = float(arrivals[course.latency > 1].sum() / arrivals.sum())
+        refused = float(course.refused.sum() / arrivals.sum())
+        worst = p99_by_minute(course, arrivals).max()
+        print(
+            f"by {name:6} late {late:.2%}  refused {refused:.2%}  worst p99 {worst:.1f} s"
+            f"  {course.pods.sum() / 3600:.0f} pod hours"
+        )
+    draw(arrivals, courses, options.capacity, options.picture)
+
+
+if __name__ == "__main__":
+    main()

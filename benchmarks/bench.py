@@ -1,0 +1,333 @@
+"""`python -m benchmarks.bench`: the service beside the bare loop and other people's servers, as one table.
+
+Each contender is started once, warmed and then left idle but for its turn: an idle process takes no CPU and there is
+memory for all, while one that starts again each round would be measured cold. A round gives each a turn of some
+seconds, so that whatever else the machine does falls on all alike. Writes docs/benchmarks.md and its picture when all
+are measured.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+
+from benchmarks import bench_report, figures, footprint, grpc_load, wrk
+from benchmarks.figures import Row
+from benchmarks.loops import Loops
+from benchmarks.payloads import Payloads, Post
+from benchmarks.wrk import Sample
+from chestct import store
+from chestct.engine import Engine
+from chestct.image import decode
+from chestct.store import StoredModel
+from load_tests import traffic
+from load_tests.images import pictures
+from load_tests.run import BAD_INPUT, MISSED
+from load_tests.server import OUTPUT, ROOT, LoadError, Server, free_ports, serve, start
+from serving.settings import Settings, SettingsError
+
+CONTENDERS: Final = ("http", "oip", "grpc-pixels", "grpc-image", "one-worker", "loops", "fastapi", "bentoml", "flask")
+OURS: Final = frozenset({"http", "oip", "grpc-pixels", "grpc-image"})
+CONNECTIONS: Final = (1, 16, 64)
+PICTURES: Final = 40
+CLOSE_CALLS: Final = 1
+"""So many of them the service computes twice; as phantoms come it would be five."""
+CANDIDATES: Final = 80
+"""Phantoms among which there are enough of either kind."""
+SHARE: Final = 0.7
+"""Of the capacity over 16 connections of the same round, at which requests come by the clock."""
+STARTS: Final = 3
+WARM_UP: Final = 1
+"""Seconds before each measurement that do not count."""
+PATIENCE: Final = 3
+"""Times as long Flask is measured: it answers a few images a second."""
+TOLERANCE: Final = 0.1
+"""Of a probability, between us and a peer with the same weights in float32: bfloat16 moves one by some hundredths."""
+QUIET: Final = 0.05
+"""A server is idle when it takes less of a core than this, over LOOK seconds."""
+LOOK: Final = 0.4
+QUIET_SECONDS: Final = 30
+
+Measure = Callable[[], Sample]
+Plan = dict[Row, Measure]
+"""What to measure in each round, in this order."""
+
+
+def usual_pictures(model: StoredModel) -> list[tuple[str, bytes]]:
+    """Phantoms with as many close calls for the model as there are among real pictures, in the order of their seeds."""
+    card, candidates = model.read_card(), pictures(CANDIDATES)
+    pixels = np.stack([decode(data, card.input).pixels for _, data in candidates])
+    second, first = np.partition(Engine(model.graph).infer(pixels).probabilities, -2, axis=1)[:, -2:].T
+    close = first - second < card.thresholds.refer_margin
+    chosen = [*np.flatnonzero(close)[:CLOSE_CALLS], *np.flatnonzero(~close)[: PICTURES - CLOSE_CALLS]]
+    return [candidates[index] for index in sorted(chosen)]
+
+
+class Bench:
+    """Starts what is asked for and measures it. Use as a context: it ends what it started."""
+
+    def __init__(self, only: frozenset[str], seconds: int) -> None:
+        """Raises chestct.store.NoModel, serving.settings.SettingsError and LoadError."""
+        wrk.check_installed()
+        self.only: Final = only
+        self.seconds: Final = seconds
+        self.settings: Final = Settings.read()
+        self.model: Final = store.find(self.settings.model)
+        self.images: Final = usual_pictures(self.model)
+        self.payloads: Final = Payloads(self.model.read_card(), self.images)
+        self.results: Final[dict[Row, list[Sample]]] = {}
+        self.footprint: Final[dict[str, list[float]]] = {}
+        self.plan: Final[Plan] = {}
+        self._stack: Final = contextlib.ExitStack()
+        self._ours: Server | None = None
+
+    def __enter__(self) -> "Bench":
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, rounds: int) -> None:
+        """Measure all, so many times in turn; a line for each. Raises LoadError."""
+        for number in range(1, rounds + 1):
+            for row, measure in self.plan.items():
+                sample = measure()
+                self.results.setdefault(row, []).append(sample)
+                print(f"{number}/{rounds}  {bench_report.line(row, [sample])}", flush=True)
+        if self._ours:
+            self.footprint["memory"] = [footprint.worker_memory(self._ours)]
+            self.footprint["installed"] = [footprint.installed_size()]
+
+    def _start(self) -> None:
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        answers = {}
+        if self.only & OURS:
+            self._ours = self._start_ours()
+            answers["ours"] = self._ask(self._ours, self.payloads.raw("/v1/predict"))
+            self._plan_ours(self._ours)
+        if "one-worker" in self.only:
+            one = {f"CHESTCT_{name}": "1" for name in ("WORKERS", "ENGINE_THREADS", "DECODE_THREADS")}
+            log = OUTPUT / "one-worker.log"
+            server = self._stack.enter_context(serve(environment={**os.environ, **one}, log=log))
+            self._plan_http("one-worker", server, self.payloads.raw("/v1/predict"), figures.CONNECTIONS)
+        if "loops" in self.only:
+            self._plan_loops()
+        for name, post in (
+            ("fastapi", self.payloads.raw("/predict")),
+            ("bentoml", self.payloads.form("/predict")),
+            ("flask", self.payloads.form("/predict")),
+        ):
+            if name not in self.only:
+                continue
+            server = self._stack.enter_context(self._peer(name))
+            answer = self._ask(server, post)
+            if name == "flask":
+                self._plan_http(name, server, post, figures.CONNECTIONS, times=PATIENCE)
+            else:
+                answers[name] = answer[0] if isinstance(answer, list) else answer
+                self._plan_http(name, server, post, *CONNECTIONS)
+        check_same(answers)
+
+    def _start_ours(self) -> Server:
+        """Several times, since how long that takes is measured; the last one stays."""
+        times = []
+        for number in range(1, STARTS + 1):
+            with contextlib.ExitStack() as stack:
+                started = time.monotonic()
+                server = stack.enter_context(serve(log=OUTPUT / "bench.log"))
+                times.append(time.monotonic() - started)
+                print(f"start {number}/{STARTS}: ready after {times[-1]:.1f} s", flush=True)
+                if number == STARTS:
+                    self._stack.push(stack.pop_all())
+        self.footprint["ready"] = times
+        return server
+
+    @contextlib.contextmanager
+    def _peer(self, name: str) -> Iterator[Server]:
+        workers = str(self.settings.workers)
+        (port,) = free_ports(1)
+        module = f"benchmarks.peers.{name}_peer"
+        commands = {
+            "fastapi": ["uvicorn", f"{module}:app", "--port", str(port), "--workers", workers, "--no-access-log"],
+            "bentoml": ["bentoml", "serve", f"{module}:Peer", "--host", "127.0.0.1", "--port", str(port)],
+            "flask": [module, str(port)],
+        }
+        environment = {**os.environ, "PEER_MODEL": str(self.model.folder), "PEER_WORKERS": workers}
+        with start(commands[name], port, environment=environment, log=OUTPUT / f"{name}.log") as server:
+            print(f"{name}: ready", flush=True)
+            yield server
+
+    def _plan_ours(self, server: Server) -> None:
+        if "http" in self.only:
+            self._plan_http("http", server, self.payloads.raw("/v1/predict"), *CONNECTIONS)
+            self.plan[Row("paced", 0)] = functools.partial(self._by_the_clock, server)
+        if "oip" in self.only:
+            self._plan_http("oip", server, self.payloads.binary(), *CONNECTIONS)
+        tensors = {"grpc-pixels": self.payloads.grpc_pixels, "grpc-image": self.payloads.grpc_image}
+        for name, serialise in tensors.items():
+            requests = serialise()
+            for connections in CONNECTIONS if name in self.only else ():
+                self.plan[Row(name, connections)] = functools.partial(self._grpc, server, requests, connections)
+
+    def _plan_http(self, name: str, server: Server, post: Post, *connections: int, times: int = 1) -> None:
+        requests = self._folder / name
+        post.write(server.url, requests)
+        for count in connections:
+            self.plan[Row(name, count)] = functools.partial(self._http, server, requests, count, times * self.seconds)
+
+    def _plan_loops(self) -> None:
+        files = [data for _, data in self.images]
+        loops = self._stack.enter_context(contextlib.closing(Loops(self.model, files, self.settings)))
+        for name, decoding in (("decode-infer", True), ("infer", False)):
+            for batch in self.settings.batch_sizes:
+                self.plan[Row(name, batch)] = functools.partial(
+                    loops.measure, decoding=decoding, batch=batch, seconds=self.seconds
+                )
+
+    def _http(self, server: Server, requests: Path, connections: int, seconds: int) -> Sample:
+        wrk.load(server.url, requests, connections, WARM_UP)  # a slow peer may answer nothing in that time
+        settle(server)
+        sample = wrk.load(server.url, requests, connections, seconds)
+        if not sample.rate:
+            raise LoadError(f"{server.url}: no request was answered in {seconds} s; --seconds gives it longer")
+        settle(server)
+        return sample
+
+    def _grpc(self, server: Server, requests: list[bytes], connections: int) -> Sample:
+        sample: Sample = traffic.run(grpc_load.load(server.grpc, requests, connections, WARM_UP, self.seconds))
+        settle(server)
+        return sample
+
+    def _by_the_clock(self, server: Server) -> Sample:
+        rate = SHARE * self.results[Row("http", figures.CONNECTIONS)][-1].rate
+        sample: Sample = traffic.run(by_the_clock(server, self.images, rate, 2 * self.seconds))
+        settle(server)
+        return sample
+
+    def _ask(self, server: Server, post: Post) -> Any:
+        """The answer to the first request. Raises LoadError."""
+        headers, body = post.bodies[0]
+        request = urllib.request.Request(server.url + post.path, body, dict(headers))
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except (OSError, ValueError) as error:
+            raise LoadError(f"{server.url}{post.path}: expected an answer, got {error}; see {server.log}") from error
+
+
+async def by_the_clock(server: Server, images: list[tuple[str, bytes]], rate: float, seconds: float) -> Sample:
+    """So many image files a second over HTTP, sent evenly whatever the service does; the first second is left out.
+
+    Raises LoadError where an answer is not good.
+    """
+    clients = traffic.Clients(server, 30, images)
+    used = time.process_time()
+    outcomes = await traffic.open_loop(clients, rate, WARM_UP + seconds, protocols=("HTTP",))
+    used = time.process_time() - used
+    await clients.close()
+    if bad := {outcome.code for outcome in outcomes} - traffic.GOOD:
+        raise LoadError(f"{server.url}: expected good answers alone at {rate:.1f} requests/s, got {sorted(bad)}")
+    times = [1000 * outcome.seconds for outcome in outcomes[int(WARM_UP * rate) :]]
+    if not times:
+        raise LoadError(f"{server.url}: expected more than one image a second, got {rate / SHARE:.2f}")
+    p50, p99 = np.quantile(times, [0.5, 0.99])
+    return Sample(len(times) / seconds, float(p50), float(p99), used / (WARM_UP + seconds))
+
+
+def check_same(answers: dict[str, Any]) -> None:
+    """Raises LoadError unless the peers with the same weights give the service's probabilities."""
+    if "ours" not in answers:
+        return
+    expected = answers["ours"]["probabilities"]
+    for name, answer in answers.items():
+        apart = max(abs(answer["probabilities"][label] - value) for label, value in expected.items())
+        if apart > TOLERANCE:
+            raise LoadError(f"{name}: expected the service's probabilities within {TOLERANCE}, got {apart:.3f} apart")
+
+
+def settle(server: Server) -> None:
+    """Wait until the server is idle: it may still work on requests whose client has gone. Raises LoadError."""
+    deadline = time.monotonic() + QUIET_SECONDS
+    before = _cpu_seconds(server)
+    while time.monotonic() < deadline:
+        time.sleep(LOOK)
+        now = _cpu_seconds(server)
+        if now - before < LOOK * QUIET:
+            return
+        before = now
+    raise LoadError(f"{server.url} is not idle {QUIET_SECONDS} s after its last request; see {server.log}")
+
+
+def _cpu_seconds(server: Server) -> float:
+    supervisor = psutil.Process(server.process.pid)
+    times = [process.cpu_times() for process in (supervisor, *supervisor.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+def accept(report: bench_report.Report) -> None:
+    """Make its ratios those that later runs are held to. Raises LoadError where it is not to be relied on."""
+    if doubts := bench_report.caution(report):
+        raise LoadError(f"a run with {doubts} is not to be relied on, so its ratios are not accepted; run it again")
+    about = "{commit} on {CPU}, {cores} cores".format(**report.machine)
+    figures.accept(report.values, about)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 no verdict, 3 a ratio fell."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all take their turn (default %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=" ".join(CONTENDERS))
+    parser.add_argument("--accept", action="store_true", help="write the ratios to benchmarks/ratios.yaml")
+    parser.add_argument("--folder", type=Path, help="of benchmarks.md (default docs/ when all are measured)")
+    options = parser.parse_args(arguments)
+    if min(options.seconds, options.rounds) < 1:
+        print("bench: --seconds and --rounds: expected 1 or more", file=sys.stderr)
+        return BAD_INPUT
+    try:
+        load = os.getloadavg()[0]
+        machine = footprint.describe_machine()
+        with Bench(frozenset(options.only or CONTENDERS), options.seconds) as bench:
+            bench.run(options.rounds)
+        values = {**figures.compute(bench.results), **bench.footprint}
+        fallen = figures.find_fallen(values, figures.read_ratios())
+        report = bench_report.Report(
+            {**machine, "model": bench.model.tag, "settings": bench_report.describe_settings(bench.settings)},
+            bench.results,
+            values,
+            bench.images,
+            options.seconds,
+            options.rounds,
+            load,
+        )
+        print(*bench_report.table(report), sep="\n")
+        if folder := options.folder or (None if options.only else ROOT / "docs"):
+            bench_report.write(report, folder)
+        if options.accept:
+            accept(report)
+            return 0
+    except (store.NoModel, SettingsError, LoadError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(*(f"FELL  {line}" for line in fallen), sep="\n", end="\n" if fallen else "")
+    return MISSED if fallen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The bench's table, its document and its picture."""
+
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+
+from benchmarks.figures import CONNECTIONS, Results, Row, read_figures
+from benchmarks.wrk import Sample
+from load_tests.images import SIZE
+from serving.settings import Settings
+
+DOCUMENT: Final = "benchmarks.md"
+PICTURE: Final = "benchmarks.png"
+LEAST_ROUNDS: Final = 5
+MOST_LOAD: Final = 0.5
+LOOPS: Final = ("decode-infer", "infer")
+WORDS: Final = {
+    "http": "service: image file over HTTP",
+    "paced": "the same, by the clock at 70 % of 16",
+    "oip": "service: pixels over OIP's binary HTTP",
+    "grpc-pixels": "service: pixels over gRPC",
+    "grpc-image": "service: image file over gRPC",
+    "one-worker": "service with one worker: image file over HTTP",
+    "decode-infer": "bare loop: decode and infer",
+    "infer": "bare loop: the model alone",
+    "fastapi": "FastAPI by hand, ONNX Runtime fp32",
+    "bentoml": "BentoML's batchable API, ONNX Runtime fp32",
+    "flask": "Flask, Keras, VGG16",
+}
+METHOD: Final = """
+## How it is measured
+
+Each contender starts once, is warmed, and is then idle except in its turn. An idle process takes no CPU, and a process
+that starts again each round would be measured cold. In a round each has its turn in the order of the table, so whatever
+else the machine does falls on all alike. Before each measurement comes a second of the same that does not count, and
+the next one waits until the server is idle. A ratio is that of two measurements of one round, then the median of the
+rounds. An answer that is not good ends the run without a verdict.
+
+- **What is sent**: drawn phantoms in turn, one a request, the same in each run: {files}, of {width} x {height} pixels
+  and {least} to {most} KB, {mean} KB on average. Of the real set's pictures, nearly all of them PNG, the middle one has
+  that size, and half of the files have 78 to 112 KB. Of the real set one picture in forty is a close call, which the
+  service computes again in float32. One phantom in seven is a close call, so phantoms were chosen to have one in forty,
+  too. `pixels` are what decoding makes of them.
+- **HTTP** is driven by wrk, a client in C, with one thread on the same cores. It corrects its latencies for requests
+  that a slow answer kept it from sending. **gRPC** is driven by grpcio's asyncio client with requests that are
+  serialised once. It takes more of the cores, as the column *client* shows, and the service lacks them meanwhile.
+- **By the clock**: image files over HTTP at 70 % of what 16 connections got in the same round, evenly spaced, each
+  timed from when it was due, by an asyncio client. The figure is its p99 over the median of one connection, the time of
+  an answer without a wait.
+- **Bare loop**: as many processes as the service has workers, each with the engine and the settings of a worker, and no
+  server or queue. In each round the faster batch is the limit.
+- **Peers** have as many workers as the service. FastAPI and BentoML have the service's weights in ONNX Runtime fp32
+  with one thread a worker, decode by Pillow and give the same fields. A check compares their probabilities with the
+  service's. FastAPI takes the file as the body and computes in a thread. BentoML takes it as a form, which is its image
+  API. Flask has its threaded server, one process and TensorFlow's own threads, as a tutorial has it. It is measured for
+  longer. Up to 16 of its requests are in work at the end and do not count, out of a few answers a second.
+- **Ready after start** is from the command to the first 200 of `/readyz`, the median of several. **Memory** is the
+  resident set of the largest worker after all rounds, with the libraries' pages that workers share. **Installed size**
+  is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt` pins, without
+  bytecode and without OpenVINO's parts for GPUs and NPUs, which `image/Containerfile` removes.
+
+The ratios last accepted are in `benchmarks/ratios.yaml`. `make bench` fails if one is more than 15 % worse, and
+`python -m benchmarks.bench --accept` writes them. The bounds are in `benchmarks/figures.yaml`.
+"""
+
+
+class Report(NamedTuple):
+    machine: Mapping[str, str]
+    results: Results
+    values: Mapping[str, Sequence[float]]
+    """The figures by name, a value a round."""
+    images: Sequence[tuple[str, bytes]]
+    """Media type and bytes of each that was sent."""
+    seconds: int
+    rounds: int
+    load: float
+    """Processes that wanted a core in the minute before."""
+
+
+def describe_settings(settings: Settings) -> str:
+    return (
+        f"{settings.workers} workers, each with engine threads: {settings.engine_threads},"
+        f" decode threads: {settings.decode_threads}, largest batch: {settings.largest_batch}"
+    )
+
+
+def line(row: Row, samples: Sequence[Sample]) -> str:
+    """A measurement for the terminal."""
+    rate, p50, p99, client = cells(samples)
+    return f"{WORDS[row.contender]:46}{size(row):>10}{rate:>24}{p50:>9}{p99:>9}{client:>8}"
+
+
+def table(report: Report) -> list[str]:
+    """The measurements and the figures for the terminal."""
+    lines = ["", f"{'':46}{'':>10}{'images/s (spread)':>24}{'p50 ms':>9}{'p99 ms':>9}{'client':>8}"]
+    lines += [line(row, samples) for row, samples in report.results.items()]
+    lines += ["", f"{'':12}{'measured (spread)':>24}{'must':>12}{'aim':>12}"]
+    for name, (words, measured, must, aim, verdict) in figure_rows(report.values).items():
+        lines.append(f"{name:12}{measured:>24}{must:>12}{aim:>12}  {verdict:7} {words}")
+    return lines
+
+
+def cells(samples: Sequence[Sample]) -> tuple[str, str, str, str]:
+    """Median and spread of the rate, then medians."""
+    rate = with_spread([sample.rate for sample in samples], ".1f")
+    p50, p99, client = np.median([(sample.p50, sample.p99, sample.client) for sample in samples], axis=0)
+    return (rate, "", "", "") if np.isnan(p50) else (rate, f"{p50:.1f}", f"{p99:.1f}", f"{client:.2f}")
+
+
+def size(row: Row) -> str:
+    return f"batch {row.size}" if row.contender in LOOPS else str(row.size or "")
+
+
+def with_spread(values: Sequence[float], form: str) -> str:
+    """The median, and the least and the most where there are several."""
+    middle = f"{np.median(values):{form}}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):{form}} to {max(values):{form}})"
+
+
+def figure_rows(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, str, str, str, str]]:
+    """Words, what was measured, both bounds and the verdict of each figure that was measured, by name."""
+    rows = {}
+    for name, figure in read_figures().items():
+        if name not in values:
+            continue
+        form = ".0f" if figure.unit == "MB" else ".2f"
+        sign = ">=" if figure.better == "higher" else "<="
+        must, aim = (f"{sign} {bound:g} {figure.unit}" for bound in (figure.must, figure.aim))
+        verdict = figure.verdict(float(np.median(values[name])))
+        rows[name] = figure.words, f"{with_spread(values[name], form)} {figure.unit}", must, aim, verdict
+    return rows
+
+
+def write(report: Report, folder: Path) -> None:
+    """DOCUMENT and PICTURE in that folder, which is made where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(report.results, folder / PICTURE)
+    (folder / DOCUMENT).write_text(document(report), encoding="utf-8")
+
+
+def document(report: Report) -> str:
+    today = datetime.datetime.now(datetime.UTC).date()
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` on {today}: medians of {report.rounds} rounds, of {report.seconds} seconds for each"
+        " measurement, with the least and the most of them.",
+        *(["", f"**Not to be relied on**: this run had {doubts}."] if (doubts := caution(report)) else []),
+        "",
+        "| figure | measured | must | aim | reached |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in figure_rows(report.values).values()),
+        "",
+        f"![Images a second and latencies]({PICTURE})",
+        "",
+        "| | connections | images a second | p50 ms | p99 ms | client, cores |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {WORDS[row.contender]} | {size(row)} | {' | '.join(cells(samples))} |"
+            for row, samples in report.results.items()
+        ),
+        "",
+        "## The machine",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {words} |" for name, words in report.machine.items()),
+    ]
+    return "\n".join(lines) + "\n" + METHOD.format(**describe_images(report.images))
+
+
+def caution(report: Report) -> str:
+    """What speaks against the figures; empty where nothing does."""
+    faults = []
+    if report.rounds < LEAST_ROUNDS:
+        faults.append(f"only {report.rounds} of {LEAST_ROUNDS} rounds")
+    if report.load > MOST_LOAD:
+        faults.append(f"{report.load:.1f} other processes that wanted a core in the minute before it began")
+    return " and ".join(faults)
+
+
+def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
+    """What METHOD says of them."""
+    kinds = Counter(media_type.removeprefix("image/").upper() for media_type, _ in images)
+    sizes = [len(data) / 1000 for _, data in images]
+    return {
+        "files": " and ".join(f"{count} {kind}" for kind, count in kinds.items()),
+        "width": SIZE[0],
+        "height": SIZE[1],
+        "least": round(min(sizes)),
+        "most": round(max(sizes)),
+        "mean": round(sum(sizes) / len(sizes)),
+    }
+
+
+def draw(results: Results, path: Path) -> None:
+    """Left the images a second over 16 connections and of the loops, right latencies by connections."""
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
+    rows = [row for row in results if row.size == CONNECTIONS or row.contender in LOOPS]
+    rates = [[sample.rate for sample in results[row]] for row in rows]
+    middles = [float(np.median(one)) for one in rates]
+    spread = [[middle - min(one) for middle, one in zip(middles, rates, strict=True)]]
+    spread.append([max(one) - middle for middle, one in zip(middles, rates, strict=True)])
+    names = [f"{WORDS[row.contender]}{', ' + size(row) if row.contender in LOOPS else ''}" for row in rows]
+    colours = ["0.6" if row.contender in LOOPS else "C0" if "service" in WORDS[row.contender] else "C1" for row in rows]
+    bars = left.barh(names, middles, xerr=spread, color=colours, capsize=3)
+    left.bar_label(bars, [f"{middle:.0f}" for middle in middles], padding=6)
+    left.invert_yaxis()
+    left.margins(x=0.15)
+    left.set_xlabel("images a second over 16 connections: median, least and most")
+    for contender in dict.fromkeys(row.contender for row in results):
+        points = [(row.size, results[row]) for row in results if row.contender == contender]
+        if contender in LOOPS or len(points) < 2:
+            continue
+        sizes = [one for one, _ in points]
+        p50, p99 = (
+            [np.median([getattr(sample, name) for sample in samples]) for _, samples in points]
+            for name in ("p50", "p99")
+        )
+        (drawn,) = right.plot(sizes, p50, marker="o", markersize=3, label=WORDS[contender])
+        right.plot(sizes, p99, ":", marker="o", markersize=3, color=drawn.get_color())
+    right.set(xscale="log", yscale="log", xlabel="connections", ylabel="milliseconds: p50 (line), p99 (dotted)")
+    right.set_xticks([1, 16, 64], ["1", "16", "64"])
+    right.minorticks_off()
+    if right.lines:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

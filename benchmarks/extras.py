@@ -1,0 +1,59 @@
+"""`python -m benchmarks.extras [FOLDER]`: what heat maps and the score for unlikeness cost the graph.
+
+The graph of FOLDER (release/ unless named) and the same with the output `probabilities` alone take turns on one image
+and one thread, so that whatever else the machine does falls on both alike.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import openvino as ov
+
+from chestct.store import GRAPH
+
+ROUNDS: Final = 400
+WARM_UP: Final = 20
+OPTIONS: Final = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+"""As chestct.engine sets them; it takes no graph without all outputs."""
+
+
+def measure(graph: Path) -> tuple[float, float]:
+    """Median milliseconds of the graph without the extras, and the median of what they add in the same round."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder, GRAPH)
+        onnx.utils.extract_model(str(graph), str(bare), ["pixels"], ["probabilities"])
+        calls = [_compiled(path) for path in (bare, graph)]
+    times = np.array([[_milliseconds(call) for call in calls] for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
+    return float(np.median(times[:, 0])), float(np.median(times[:, 1] - times[:, 0]))
+
+
+def _compiled(graph: Path) -> Callable[[], object]:
+    core = ov.Core()
+    model = core.read_model(graph)
+    _, height, width, channels = model.input("pixels").partial_shape
+    model.reshape({"pixels": [1, height, width, channels]})
+    request = core.compile_model(model, "CPU", OPTIONS).create_infer_request()
+    pixels = np.random.default_rng(0).integers(0, 256, tuple(model.input("pixels").shape), dtype=np.uint8)
+    return lambda: request.infer({"pixels": pixels})
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - started)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "release"
+    bare, added = measure(folder / GRAPH)
+    print(f"probabilities alone {bare:.2f} ms; heat maps and ood_score add {added:.2f} ms, {added / bare:+.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Measurements to the figures that the service is held to, and to what fell since they were last accepted."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from benchmarks.wrk import Sample
+from chestct.card import Frozen
+from load_tests.server import LoadError
+
+FIGURES: Final = Path(__file__).with_name("figures.yaml")
+RATIOS: Final = Path(__file__).with_name("ratios.yaml")
+TOLERANCE: Final = 0.15
+"""A ratio may be so much worse than the accepted one."""
+CONNECTIONS: Final = 16
+"""Those of the figures."""
+
+
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """What one measurement is of."""
+
+    contender: str
+    size: int
+    """Connections at a time; of a loop the images in a batch; 0 where requests come by the clock."""
+
+
+Results = Mapping[Row, Sequence[Sample]]
+"""A sample for each round."""
+
+
+class Figure(Frozen):
+    """A row of figures.yaml."""
+
+    words: str
+    unit: Literal["x", "s", "MB"]
+    better: Literal["higher", "lower"]
+    must: Annotated[float, Field(gt=0)]
+    aim: Annotated[float, Field(gt=0)]
+
+    def holds(self, value: float, bound: float) -> bool:
+        return value >= bound if self.better == "higher" else value <= bound
+
+    def verdict(self, value: float) -> str:
+        return "aim" if self.holds(value, self.aim) else "must" if self.holds(value, self.must) else "missed"
+
+    def worse_by(self, value: float, before: float) -> float:
+        """The share by which the value is worse than before; below 0 it is better."""
+        return 1 - value / before if self.better == "higher" else value / before - 1
+
+
+def read_figures(path: Path = FIGURES) -> dict[str, Figure]:
+    """By name. Raises LoadError."""
+    return _read(path, TypeAdapter(dict[str, Figure]), "figures")
+
+
+def read_ratios(path: Path = RATIOS) -> dict[str, float]:
+    """The ratios last accepted, by name; none where nothing was. Raises LoadError."""
+    if not path.is_file():
+        return {}
+    return _read(path, TypeAdapter(dict[str, Annotated[float, Field(gt=0)]]), "ratios")
+
+
+def _read(path: Path, kind: TypeAdapter[dict[str, T]], what: str) -> dict[str, T]:
+    try:
+        return kind.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise LoadError(f"{path}: expected {what} by name: {' '.join(str(error).split())}") from error
+
+
+def compute(results: Results) -> dict[str, list[float]]:
+    """The ratios by the names in figures.yaml, one value a round; those whose measurements are there."""
+    ours = _rates(results, "http")
+    pixels = _best(results, "infer")
+    pairs = {
+        **{name: (ours, _rates(results, name)) for name in ("fastapi", "bentoml", "flask")},
+        "bare_loop": (ours, _best(results, "decode-infer")),
+        "grpc_pixels": (_rates(results, "grpc-pixels"), pixels),
+        "oip_pixels": (_rates(results, "oip"), pixels),
+        "tail": (
+            [sample.p99 for sample in results.get(Row("paced", 0), ())],
+            [sample.p50 for sample in results.get(Row("http", 1), ())],
+        ),
+        "workers": (ours, _rates(results, "one-worker")),
+    }
+    return {
+        name: [one / other for one, other in zip(above, below, strict=True)]
+        for name, (above, below) in pairs.items()
+        if above and below
+    }
+
+
+def _rates(results: Results, contender: str) -> list[float]:
+    return [sample.rate for sample in results.get(Row(contender, CONNECTIONS), ())]
+
+
+def _best(results: Results, loop: str) -> list[float]:
+    """Of each round the fastest batch: the limit is what the cores can do in the best way."""
+    rows = [[sample.rate for sample in samples] for row, samples in results.items() if row.contender == loop]
+    return [max(rates) for rates in zip(*rows, strict=True)]
+
+
+def find_fallen(values: Mapping[str, Sequence[float]], accepted: Mapping[str, float]) -> list[str]:
+    """Each ratio whose median is worse than the accepted one by more than TOLERANCE, in words."""
+    figures = read_figures()
+    lines = []
+    for name, before in accepted.items():
+        if name not in values or name not in figures:
+            continue
+        now = float(np.median(values[name]))
+        if (worse := figures[name].worse_by(now, before)) > TOLERANCE:
+            lines.append(
+                f"{name}: {now:.2f}, accepted {before:.2f}: {worse:.0%} worse, expected at most {TOLERANCE:.0%}"
+            )
+    return lines
+
+
+def accept(values: Mapping[str, Sequence[float]], about: str, path: Path = RATIOS) -> None:
+    """Write the medians as the accepted ratios, beside those that were not measured."""
+    figures = read_figures()
+    ratios = {name: round(float(np.median(v)), 3) for name, v in values.items() if figures[name].unit == "x"}
+    text = yaml.safe_dump(read_ratios(path) | ratios)
+    path.write_text(f"# The ratios last accepted by `python -m benchmarks.bench --accept`: {about}.\n{text}")

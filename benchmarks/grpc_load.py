@@ -1,0 +1,54 @@
+"""Drives gRPC by grpcio's asyncio client, with requests serialised once and answers left as bytes.
+
+There is no client in C that looks at gRPC's status, so this one's share of the cores is measured beside the rate.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import grpc
+import numpy as np
+
+from benchmarks.wrk import Sample
+from load_tests.server import LoadError
+
+METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
+OPTIONS: Final = [("grpc.use_local_subchannel_pool", 1)]
+"""A connection for each channel."""
+TIMEOUT_SECONDS: Final = 30
+
+
+async def load(address: str, requests: Sequence[bytes], connections: int, warm_up: float, seconds: float) -> Sample:
+    """Each connection sends the requests one after another; what is answered after `warm_up` counts.
+
+    Raises LoadError where an answer is not good.
+    """
+    times: list[float] = []
+    begin = time.perf_counter() + warm_up
+    end = begin + seconds
+
+    async def ask_on(first: int) -> None:
+        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+            for request in itertools.islice(itertools.cycle(requests), first, None):
+                started = time.perf_counter()
+                if started >= end:
+                    return
+                await ask(request, timeout=TIMEOUT_SECONDS)
+                if begin <= (answered := time.perf_counter()) < end:
+                    times.append(answered - started)
+
+    used = time.process_time()
+    try:
+        await asyncio.gather(*(ask_on(number) for number in range(connections)))
+    except grpc.aio.AioRpcError as error:
+        words = f"{error.code().name} {error.details()}"
+        raise LoadError(f"gRPC {address}: expected good answers alone, got {words}") from error
+    used = time.process_time() - used
+    if not times:
+        raise LoadError(f"gRPC {address}: no request was answered within {seconds:g} s")
+    p50, p99 = 1000 * np.quantile(times, [0.5, 0.99])
+    return Sample(len(times) / seconds, float(p50), float(p99), used / (warm_up + seconds))

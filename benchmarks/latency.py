@@ -1,0 +1,90 @@
+"""`python -m benchmarks.latency`: what queue and edge add to decode and inference for one caller at a time.
+
+Serves the newest model of the store, asks it over one connection a protocol, and does the same work in this process.
+They take turns, so that whatever else the machine does falls on all of them alike.
+"""
+
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import grpc
+import numpy as np
+from open_inference.grpc import protocol, service
+
+from chestct import store
+from chestct.card import ModelCard
+from chestct.engine import Engine
+from chestct.image import decode
+from load_tests.images import phantom
+from load_tests.run import BAD_INPUT
+from load_tests.server import LoadError, serve
+from serving.inference.classifier import load_engine
+from serving.settings import Settings
+
+ROUNDS: Final = 300
+WARM_UP: Final = 20
+
+
+def measure(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(WARM_UP + ROUNDS):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if turn >= WARM_UP:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return times
+
+
+def main() -> int:
+    """Print the table. Returns the exit code: 0, or 2 where there is nothing to measure."""
+    settings = Settings.read()
+    try:
+        model = store.find(settings.model)
+        with serve() as server:
+            times = measure(_calls(server.url, server.grpc, load_engine(model, settings), model.read_card()))
+    except (store.NoModel, LoadError) as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return BAD_INPUT
+    bare = np.median(times["decode + infer"])
+    print(f"{'milliseconds':16}{'median':>8}{'p99':>8}{'added':>8}")
+    for name, values in times.items():
+        print(f"{name:16}{np.median(values):8.2f}{np.quantile(values, 0.99):8.2f}{np.median(values) - bare:8.2f}")
+    return 0
+
+
+def _calls(url: str, address: str, engine: Engine, card: ModelCard) -> dict[str, Callable[[], object]]:
+    data = phantom()
+    host, port = urlsplit(url).netloc.split(":")
+    head = (
+        f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    connection = socket.create_connection((host, int(port)))
+    answers = connection.makefile("rb")
+    stub = service.GRPCInferenceServiceStub(grpc.insecure_channel(address))
+    tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(data)
+    request = protocol.ModelInferRequest(model_name=card.name, inputs=[tensor])
+
+    def ask_http() -> None:
+        """By hand: http.client takes longer to read the headers than the service to write them."""
+        connection.sendall(head.encode() + data)
+        if b" 200 " not in (status := answers.readline()):
+            raise LoadError(f"expected the status 200, got {status.decode().strip() or 'none'}")
+        headers = iter(answers.readline, b"\r\n")
+        answers.read(sum(int(line.split(b":")[1]) for line in headers if line.lower().startswith(b"content-length:")))
+
+    return {
+        "decode + infer": lambda: engine.infer(decode(data, card.input).pixels[np.newaxis]),
+        "HTTP": ask_http,
+        "gRPC": lambda: stub.ModelInfer(request),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The bare loop: what the cores can do without a server, a queue or a protocol, one process for each of its workers."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from typing import Final
+
+import numpy as np
+
+from benchmarks.wrk import Sample
+from chestct.card import InputSpec
+from chestct.engine import Engine
+from chestct.image import decode
+from chestct.store import StoredModel
+from serving.inference.classifier import load_engine
+from serving.settings import Settings
+
+START_SECONDS: Final = 60
+WARM_UP: Final = 10
+"""Turns of the loop that do not count."""
+
+
+class Loops:
+    """Processes with an engine each, of the service's own settings, that run at the same time."""
+
+    def __init__(self, model: StoredModel, images: Sequence[bytes], settings: Settings) -> None:
+        context = get_context("spawn")
+        self._workers: Final = settings.workers
+        arguments = (context.Barrier(settings.workers), model, images, settings)
+        self._pool: Final = ProcessPoolExecutor(settings.workers, context, _prepare, arguments)
+
+    def measure(self, *, decoding: bool, batch: int, seconds: float) -> Sample:
+        """Images a second of all, with files decoded to pixels before the graph runs, or the graph alone."""
+        turns = [self._pool.submit(_run, decoding, batch, seconds) for _ in range(self._workers)]
+        return Sample(sum(turn.result() for turn in turns))
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class _Worker:
+    """What one process keeps."""
+
+    barrier: Barrier
+    engine: Engine
+    spec: InputSpec
+    images: Sequence[bytes]
+
+
+def _prepare(barrier: Barrier, model: StoredModel, images: Sequence[bytes], settings: Settings) -> None:
+    _Worker.barrier, _Worker.images = barrier, images
+    _Worker.engine, _Worker.spec = load_engine(model, settings), model.read_card().input
+
+
+def _run(decoding: bool, batch: int, seconds: float) -> float:
+    images, spec = _Worker.images, _Worker.spec
+    pixels = [decode(data, spec).pixels for data in images]
+
+    def turn(number: int) -> None:
+        chosen = [(number * batch + item) % len(images) for item in range(batch)]
+        rows = [decode(images[one], spec).pixels if decoding else pixels[one] for one in chosen]
+        _Worker.engine.infer(rows[0][np.newaxis] if batch == 1 else np.stack(rows))
+
+    for number in range(WARM_UP):
+        turn(number)
+    _Worker.barrier.wait(START_SECONDS)  # it holds a process to one part of the work, and starts all at once
+    started = time.perf_counter()
+    count = 0
+    while (passed := time.perf_counter() - started) < seconds:
+        turn(count)
+        count += 1
+    return count * batch / passed

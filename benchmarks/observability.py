@@ -1,0 +1,109 @@
+"""`python -m benchmarks.observability`: what metrics and the log take from the service's throughput.
+
+One process answers over its HTTP app and the real engine, in turns with metrics and log and without, so that whatever
+else the machine does falls on both alike.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+import numpy as np
+
+from load_tests.images import phantom
+from load_tests.run import MISSED
+
+ROUNDS: Final = 20
+REQUESTS: Final = 60
+AT_ONCE: Final = 8
+MAX_COST: Final = 0.03
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without metrics and log."""
+    from prometheus_client import Counter, Gauge, Histogram
+
+    nothing: Any = lambda *_, **__: None  # noqa: E731
+    with (
+        mock.patch.object(Counter, "inc", nothing),
+        mock.patch.object(Gauge, "inc", nothing),
+        mock.patch.object(Gauge, "dec", nothing),
+        mock.patch.object(Histogram, "observe", nothing),
+        mock.patch.object(logging.getLogger("serving.telemetry.request_record"), "disabled", True),
+    ):
+        yield
+
+
+async def measure(output: int) -> tuple[list[float], list[float]]:
+    """CPU seconds of each round with metrics and log, which goes to the descriptor `output`, and without."""
+    from chestct import store
+    from serving.http.app import create_app
+    from serving.http.middleware import RequestRecording
+    from serving.inference.classifier import Classifier, load_engine
+    from serving.settings import Settings
+    from serving.telemetry import log
+
+    settings = Settings.read()
+    model = store.find(settings.model)
+    classifier = Classifier(load_engine(model, settings), model.read_card(), model.tag, settings)
+    await classifier.warm_up()
+    app = create_app(settings)
+    app.state.classifier = classifier
+    recorded = RequestRecording(app)
+    image = phantom()
+    log.take_over(output)
+    headers = [(b"content-type", b"image/png")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "root_path": "", "query_string": b""}
+
+    async def ask() -> None:
+        parts = [{"type": "http.request", "body": image, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            return parts.pop() if parts else await asyncio.Future()
+
+        async def send(message: Any) -> None:
+            assert message.get("status", 200) == 200
+
+        await recorded({**scope, "headers": headers}, receive, send)
+
+    async def turn() -> float:
+        started = time.process_time()
+        for _ in range(REQUESTS // AT_ONCE):
+            await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
+        return time.process_time() - started
+
+    await turn()
+    loud, quiet = [], []
+    for _ in range(ROUNDS):
+        loud.append(await turn())
+        with silent():
+            quiet.append(await turn())
+    await classifier.close()
+    return loud, quiet
+
+
+def main() -> int:
+    """Print the figures. Returns the exit code: 0 passed, 3 missed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # as in a worker; before prometheus_client is imported
+        with (Path(folder) / "log").open("wb") as output:
+            loud, quiet = asyncio.run(measure(output.fileno()))
+    cost = float(np.median(np.array(loud) / np.array(quiet))) - 1
+    requests = REQUESTS // AT_ONCE * AT_ONCE
+    for name, values in (("with metrics and log", loud), ("without", quiet)):
+        print(f"{name:24}{1000 * np.median(values) / requests:8.2f} ms of CPU a request")
+    print(f"{'cost':24}{cost:8.1%}, expected at most {MAX_COST:.0%}", "PASS" if cost <= MAX_COST else "FAIL", sep="\n")
+    return 0 if cost <= MAX_COST else MISSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Where the stages read and write, relative to the current directory, which is the project's root."""
+
+from pathlib import Path
+from typing import Final
+
+PARAMS: Final = Path("params.yaml")
+
+RAW: Final = Path("data/raw")
+MANIFEST: Final = Path("data/manifest.json")
+LEFT_OUT: Final = Path("reports/left_out.json")
+"""What ingest found in the source and did not take, by reason."""
+
+POOL: Final = Path("data/prepared/pool.npz")
+FACTS: Final = Path("data/prepared/facts.npz")
+"""chestct.image.Facts of the images in POOL, an array each."""
+TEST: Final = Path("data/prepared/test.npz")
+AUDIT: Final = Path("data/prepared/audit.json")
+CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")
+
+BASE_MODEL: Final = Path("models/base.keras")
+FEATURES: Final = Path("models/features.npz")
+
+FOLD_MODELS: Final = Path("models/folds")
+FINAL_MODEL: Final = Path("models/final.keras")
+OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")
+RUN: Final = Path("models/run.json")
+HISTORY: Final = Path("models/history.csv")
+
+SWEEP: Final = Path("sweep.db")
+"""The trials of `make sweep`, so that it can go on after a kill."""
+SWEEP_SCRATCH: Final = Path("models/sweep")
+"""The networks of the trial that is running."""
+
+TRUST: Final = Path("models/trust.npz")
+
+CALIBRATION: Final = Path("models/calibration.json")
+OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
+OTHERS: Final = Path("reports/other_pictures.json")
+OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")
+"""What the model card says of the folds (pipeline.judging.calibration.OutOfFold)."""
+OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")
+
+RELEASE: Final = Path("models/release")
+RELEASED: Final = Path("release")
+"""The released model and the audit of its data, in git."""
+QUANTISATION: Final = Path("reports/quantisation.json")
+
+TEST_METRICS: Final = Path("reports/test.json")
+TEST_PLOTS: Final = Path("reports/test")
+TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")
+
+
+def fold_model(fold: int) -> Path:
+    """The network that never saw the images of `fold`, counted from 0."""
+    return FOLD_MODELS / f"fold{fold}.keras"

@@ -1,0 +1,1 @@
+"""The data set: its files, classes, duplicates and look-alikes, and drawn phantoms."""

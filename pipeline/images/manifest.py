@@ -1,0 +1,67 @@
+"""data/manifest.json: every image file of a data set and its digest, so that a model names exactly what it learned."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal, Self
+
+from chestct.card import Frozen
+from pipeline.core import paths
+from pipeline.core.errors import DataError
+
+Source = Literal["kaggle", "local", "synthetic"]
+SPLITS: Final = ("train", "valid", "test")
+
+
+class ImageFile(Frozen):
+    path: str
+    """split/class folder/name, below data/raw."""
+    sha256: str
+    bytes: int
+
+    @property
+    def split(self) -> str:
+        return PurePosixPath(self.path).parts[0]
+
+    @property
+    def folder(self) -> str:
+        """The class's folder, as this split spells it."""
+        return PurePosixPath(self.path).parts[1]
+
+
+class Manifest(Frozen):
+    source: Source
+    digest: str
+    """SHA-256 over the lines `path sha256` of every file, sorted: the same for the same files, wherever they lay."""
+    files: tuple[ImageFile, ...]
+    """Sorted by path."""
+
+    @classmethod
+    def of(cls, source: Source, images: Mapping[str, Path]) -> Self:
+        """Read and hash the files, each of which has its path below data/raw for a key."""
+        files = tuple(_describe(name, images[name]) for name in sorted(images))
+        lines = "".join(f"{file.path} {file.sha256}\n" for file in files)
+        return cls(source=source, digest=hashlib.sha256(lines.encode()).hexdigest(), files=files)
+
+    @classmethod
+    def read(cls, path: Path = paths.MANIFEST) -> Self:
+        """Raises DataError where there is none, or it is broken."""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"no {path}; `dvc repro` runs ingest, which writes it") from None
+        try:
+            return cls.model_validate_json(content)
+        except ValueError:
+            raise DataError(f"{path} is no manifest; remove it, and `dvc repro` writes it again") from None
+
+    def write(self, path: Path = paths.MANIFEST) -> None:
+        """In one step: a reader sees the old manifest or the new one."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def _describe(name: str, path: Path) -> ImageFile:
+    content = path.read_bytes()
+    return ImageFile(path=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

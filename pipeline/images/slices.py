@@ -1,0 +1,106 @@
+"""Every image of data/raw, decoded as the service decodes, with what its file tells beside."""
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from chestct.card import InputSpec
+from chestct.image import Facts, InvalidImage, decode_encoded, inspect
+from pipeline.core import paths
+from pipeline.core.errors import DataError
+from pipeline.images.classes import label_of
+from pipeline.images.manifest import ImageFile, Manifest
+
+STANDARD: Final = 256
+"""Height and width, in pixels, at which pictures are compared with each other to be grouped."""
+FRAME: Final = 0.03
+"""Width of a picture's frame, as a share of its side."""
+
+
+class Slice(NamedTuple):
+    """A readable image of the data set."""
+
+    file: ImageFile
+    label: int
+    pixels: NDArray[np.uint8]
+    """[size, size, 1], the model's input."""
+    facts: Facts
+    """What the service's rules on the input look at."""
+    mode: str
+    """Pillow's, of the file: RGBA, RGB, L, P ..."""
+    format: str
+    greys: NDArray[np.float64]
+    """`grey_levels` of the picture before it was resized."""
+    standard: NDArray[np.uint8]
+    """[STANDARD, STANDARD, 1], whatever the model's input is: clusters and folds made of it stay the same for all."""
+
+    @property
+    def width(self) -> int:
+        return self.facts.width
+
+    @property
+    def height(self) -> int:
+        return self.facts.height
+
+    @property
+    def identity(self) -> bytes:
+        """Equal for files that are the same picture to the model, whatever their bytes and modes."""
+        return self.pixels.tobytes()
+
+
+def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[str, str]]:
+    """Every image that can be read, and for each other file the reason why not.
+
+    Raises DataError where data/raw is not what the manifest says.
+    """
+    slices, unreadable = [], {}
+    for file in tqdm(manifest.files, desc="decoding", unit="image"):
+        content = _read_checked(paths.RAW / file.path, file.sha256)
+        label = label_of(file.folder)
+        if label is None:
+            raise DataError(f"{paths.RAW / file.path}: its folder is none of the classes; run `dvc repro` again")
+        try:
+            encoded = inspect(content)
+            picture = decode_encoded(encoded, spec)
+        except InvalidImage as error:
+            unreadable[file.path] = f"{error.code}: {error.message}"
+            continue
+        with Image.open(BytesIO(b"".join(encoded.parts))) as image:
+            mode, kind = image.mode, str(image.format)
+        height, width = (min(max(side, 32), 1024) for side in (picture.facts.height, picture.facts.width))
+        whole = InputSpec(height=height, width=width)  # as far as it goes
+        greys = grey_levels(decode_encoded(encoded, whole).pixels)
+        standard = decode_encoded(encoded, InputSpec(height=STANDARD, width=STANDARD)).pixels
+        slices.append(Slice(file, label, *picture, mode, kind, greys, standard))
+    return slices, unreadable
+
+
+def grey_levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """float64 [8]: mean, spread, shares below 8 and above 247 of a picture [height, width, 1], and of its frame."""
+    height, width, _ = pixels.shape
+    frame = np.ones((height, width), bool)
+    top, left = (max(1, round(FRAME * side)) for side in (height, width))
+    frame[top:-top, left:-left] = False
+    return np.array(
+        [
+            figure
+            for part in (pixels, pixels[frame])
+            for figure in (part.mean(), part.std(), (part < 8).mean(), (part > 247).mean())
+        ]
+    )
+
+
+def _read_checked(path: Path, sha256: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; `dvc repro` runs ingest, which fetches it again") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{path}: not the file in {paths.MANIFEST}; `dvc repro` runs ingest, which fetches it again")
+    return content

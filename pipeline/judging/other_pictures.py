@@ -1,0 +1,108 @@
+"""Pictures that are no chest-CT slice, or one shown wrongly, to see which of them the model refuses.
+
+They are made here or come with packages that are installed anyway. None fits or chooses a limit.
+"""
+
+import gzip
+from collections.abc import Iterator
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from sklearn.datasets import load_sample_images
+
+from pipeline.images.classes import CLASSES
+from pipeline.images.phantoms import draw_phantom
+
+COUNT: Final = 24
+"""Pictures of each group that is made here."""
+
+_WORDS: Final = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "do", "eiusmod")
+
+
+def draw_others(slices: NDArray[np.uint8], seed: int) -> Iterator[tuple[str, bytes]]:
+    """Each picture's group and its file, PNG or JPEG; `slices` uint8 [N, S, S, 1] are chest CT to show wrongly."""
+    rng = np.random.default_rng(seed)
+    yield from (("photographs", _encode(image, "JPEG")) for image in _photographs(rng))
+    yield from (("grey_photographs", _encode(image.convert("L"))) for image in _photographs(rng))
+    yield from (("other_scans", _encode(image)) for image in _other_scans())
+    for index in range(COUNT):
+        yield "text", _encode(_page(rng, dark=index % 4 == 3))
+        yield "noise", _encode(_noise(rng, index % 4))
+        yield "drawn_phantoms", _encode(draw_phantom(index % len(CLASSES), rng))
+    for pixels in slices:
+        image = Image.fromarray(pixels[:, :, 0])
+        yield "inverted_ct", _encode(ImageOps.invert(image))
+        yield "upside_down_ct", _encode(ImageOps.flip(image))
+        yield "screenshots_of_ct", _encode(_screenshot(image, rng))
+
+
+def _encode(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _photographs(rng: np.random.Generator) -> Iterator[Image.Image]:
+    """Whole photographs and parts of them."""
+    with Image.open(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")) as portrait:
+        wholes = [*map(Image.fromarray, load_sample_images().images), portrait.convert("RGB")]
+    for whole in wholes:
+        yield whole
+        for _ in range(COUNT // len(wholes) - 1):
+            width, height = (round(side * rng.uniform(0.3, 0.7)) for side in whole.size)
+            left, top = (
+                int(rng.integers(outer - inner)) for outer, inner in zip(whole.size, (width, height), strict=True)
+            )
+            yield whole.crop((left, top, left + width, top + height))
+
+
+def _other_scans() -> Iterator[Image.Image]:
+    """An MR and a CT slice of pydicom's test files and an MR slice of a head of matplotlib's, each in three windows."""
+    spec = find_spec("pydicom")
+    if spec is not None and spec.origin is not None:
+        for name, side in (("MR_small", 64), ("CT_small", 128)):
+            content = (Path(spec.origin).parent / "data" / "test_files" / f"{name}.dcm").read_bytes()
+            start = content.rindex(b"\xe0\x7f\x10\x00OW") + 12  # the element PixelData, not compressed
+            yield from _windows(np.frombuffer(content, "<i2", side * side, start).reshape(side, side))
+    head = gzip.decompress(Path(matplotlib.get_data_path(), "sample_data", "s1045.ima.gz").read_bytes())
+    yield from _windows(np.frombuffer(head, ">u2").reshape(256, 256))
+
+
+def _windows(values: NDArray[np.integer]) -> Iterator[Image.Image]:
+    for low, high in ((0, 100), (1, 99), (10, 90)):
+        black, white = np.percentile(values, (low, high))
+        levels = ((values - black) / max(white - black, 1)).clip(0, 1) * 255
+        yield Image.fromarray(levels.round().astype(np.uint8))
+
+
+def _page(rng: np.random.Generator, *, dark: bool) -> Image.Image:
+    paper, ink = (18, 220) if dark else (255, 20)
+    image = Image.new("L", (420, 560), paper)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(int(rng.integers(11, 20)))
+    for top in range(30, 520, int(rng.integers(18, 30))):
+        draw.text((30, top), " ".join(rng.choice(_WORDS, int(rng.integers(3, 8)))), ink, font)
+    return image
+
+
+def _noise(rng: np.random.Generator, coarseness: int) -> Image.Image:
+    small = rng.integers(0, 256, (256 >> coarseness, 320 >> coarseness), dtype=np.uint8)
+    return Image.fromarray(small).resize((320, 256), Image.Resampling.BICUBIC)
+
+
+def _screenshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A viewer's window: a bar above, a list at the left, the slice in the middle."""
+    paper = int(rng.choice([30, 45, 190, 240, 255]))
+    window = Image.new("L", (640, 480), paper)
+    draw = ImageDraw.Draw(window)
+    for place in range(20, 440, 70):
+        draw.text((place, 14), str(rng.choice(_WORDS)), 255 - paper)
+        draw.text((14, place + 40), str(rng.choice(_WORDS)), 255 - paper)
+    window.paste(image.resize((380, 340)), (150, 80))
+    return window

@@ -1,0 +1,1 @@
+"""The network: its backbone, its head, its augmentation and its training."""

@@ -1,0 +1,1 @@
+"""The HTTP edge: routes, bodies, errors, connections and the page."""

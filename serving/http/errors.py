@@ -1,0 +1,140 @@
+"""Errors as answers over HTTP: their status, code and message, in the form of the route that was asked."""
+
+import math
+from http import HTTPStatus
+from typing import Any, Final
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Scope
+
+from chestct.image import InvalidImage
+from serving.api_keys import Forbidden, Unauthenticated
+from serving.telemetry.request_record import CLIENT_LATE, LONGEST_MESSAGE
+from serving.unavailable import Closed, Overloaded
+
+_OF_CURL: Final = "application/x-www-form-urlencoded"
+CLIENT_GONE: Final = 499
+"""For the metrics: the client hung up before the answer (nginx' number for it)."""
+_CODES: Final = {
+    404: "not_found",
+    405: "method_not_allowed",
+    416: "invalid_range",
+    CLIENT_GONE: "client_gone",
+    503: "not_ready",
+}
+OIP: Final = "/v2"
+"""Below it an error has the Open Inference Protocol's form."""
+
+
+class RequestError(Exception):
+    """The request can't be answered; `code` names the reason for programs, the message says it for people."""
+
+    def __init__(self, status: HTTPStatus, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        message = message[:LONGEST_MESSAGE]
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+
+class ClientLate(TimeoutError):
+    """The deadline has passed that the client chose, and the service would have gone on."""
+
+    def __init__(self) -> None:
+        super().__init__("the answer took longer than the request allows")
+
+
+def bad_request(code: str, message: str) -> RequestError:
+    return RequestError(HTTPStatus.BAD_REQUEST, code, message)
+
+
+def too_large(limit: int, got: str) -> RequestError:
+    return RequestError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"expected a body of at most {limit} bytes, got {got}"
+    )
+
+
+def unsupported(expected: tuple[str, ...], got: str) -> RequestError:
+    hint = "; curl --data-binary sends that unless -H names another" if got == _OF_CURL else ""
+    return RequestError(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        f"expected Content-Type to be {' or '.join(expected)}, got {got[:64] or 'none'}{hint}",
+    )
+
+
+def describe(error: Exception) -> RequestError:
+    """Any error as what the client is told of it."""
+    match error:
+        case RequestError():
+            return error
+        case InvalidImage(code="empty_image"):
+            status = HTTPStatus.BAD_REQUEST
+        case InvalidImage(code="image_too_large"):
+            status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        case InvalidImage():
+            status = HTTPStatus.UNPROCESSABLE_ENTITY
+        case Unauthenticated():
+            challenge = {"WWW-Authenticate": error.challenge}
+            return RequestError(HTTPStatus.UNAUTHORIZED, error.code, str(error), challenge)
+        case Forbidden():
+            challenge = {"WWW-Authenticate": error.challenge}
+            return RequestError(HTTPStatus.FORBIDDEN, error.code, str(error), challenge)
+        case Overloaded():
+            wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+            return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)
+        case Closed():
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", str(error), {"Retry-After": "2"})
+        case ClientLate():
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, CLIENT_LATE, str(error), {"Retry-After": "2"})
+        case TimeoutError():
+            message = "the answer took longer than this service allows"
+            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded", message, {"Retry-After": "2"})
+        case _:
+            return RequestError(
+                HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "the service failed, its log says why"
+            )
+    return RequestError(status, error.code, error.message)
+
+
+def error_body(error: RequestError, request_id: str) -> dict[str, Any]:
+    return {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+
+
+def error_response(error: RequestError, scope: Scope) -> Response:
+    if f"{scope['path']}/".startswith(f"{OIP}/"):
+        return JSONResponse({"error": f"{error.code}: {error.message}"}, error.status, error.headers)
+    return JSONResponse(error_body(error, scope["state"]["call"].request_id), error.status, error.headers)
+
+
+def is_bare(answer: Message) -> bool:
+    """Whether the start of an answer says, otherwise than in our form, that there is no such route, or why not.
+
+    Starlette and BentoML answer so: in plain text, or with a redirect where a slash is too many.
+    """
+    status = answer["status"]
+    refused = 400 <= status < CLIENT_GONE or status in (HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return refused and not Headers(raw=answer["headers"]).get("Content-Type", "").startswith("application/json")
+
+
+def from_bare(answer: Message, scope: Scope) -> RequestError:
+    """The error that `is_bare` found."""
+    status = HTTPStatus(answer["status"])
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return describe(Exception())
+    if status == HTTPStatus.TEMPORARY_REDIRECT:
+        status = HTTPStatus.NOT_FOUND
+    code = code_of(status)
+    headers = Headers(raw=answer["headers"])
+    kept = {name: headers[name] for name in ("Allow", "Content-Range") if name in headers}
+    expected = f", expected {kept['Allow']}" if "Allow" in kept else ""
+    return RequestError(status, code, f"{scope['method']} {scope['path']}: {status.phrase}{expected}", kept)
+
+
+def code_of(status: int) -> str:
+    """The code for an answer that has none of its own."""
+    if code := _CODES.get(status):
+        return code
+    return "invalid_request" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error"

@@ -1,0 +1,20 @@
+"""Whether the model may be asked."""
+
+from starlette.requests import Request
+
+from serving.inference.classifier import Classifier
+from serving.unavailable import Closed
+
+
+def ready_classifier(request: Request) -> Classifier:
+    """Raises Closed until the model is warm, and once the service has stopped."""
+    classifier: Classifier | None = request.app.state.classifier
+    if classifier is None or not classifier.accepting:
+        raise Closed("the model is loading or the service is stopping")
+    return classifier
+
+
+def check_ready(classifier: Classifier) -> None:
+    """Raises Closed where a probe is to learn that the service is told to stop."""
+    if not classifier.ready:
+        raise Closed("the service is stopping")

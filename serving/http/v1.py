@@ -1,0 +1,127 @@
+"""The routes of /v1: predictions in JSON, and the model's card."""
+
+import json
+import re
+from functools import lru_cache
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route, Router
+
+from chestct.prediction import RULES, WARNINGS, Prediction
+from serving.api_keys import Keys
+from serving.http.body import FORM_MEMORY, RAW_MEMORY, media_type, read_body, while_connected
+from serving.http.errors import bad_request, describe, error_body, unsupported
+from serving.http.form import read_files
+from serving.http.middleware import require_api_key
+from serving.http.readiness import ready_classifier
+from serving.http.rendered import Rendered
+from serving.inference.classifier import Classifier
+from serving.inference.window import WINDOW_PARAMETERS, Window, choose_window
+from serving.settings import Settings
+from serving.telemetry.request_record import Call
+from serving.unavailable import Overloaded
+
+IMAGE_TYPES: Final = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
+"""What an image is best sent as. Of others too the bytes decide, since browsers and clients guess the type."""
+_NO_IMAGE: Final = re.compile("multipart/.*|text/(html|xml)|application/(.*json|.*xml|x-www-form-urlencoded)")
+"""Types of which no body is an image."""
+MULTIPART: Final = "multipart/form-data"
+OPTIONS: Final = ("explain", *WINDOW_PARAMETERS)
+"""Query parameters of the two routes that predict."""
+
+
+def routes(keys: Keys | None) -> Mount:
+    """The routes below /v1, each with its name in the metrics; with `keys` they answer only requests that hold one."""
+    answering = [
+        Route("/predict", _predict, methods=["POST"], name="/v1/predict"),
+        Route("/predict/batch", _predict_batch, methods=["POST"], name="/v1/predict/batch"),
+        Route("/model", _model, methods=["GET"], name="/v1/model"),
+    ]
+    return Mount("/v1", Router(require_api_key(answering, keys, "v1"), redirect_slashes=False))
+
+
+async def _predict(request: Request) -> Response:
+    explain, window = _options(request)
+    classifier = ready_classifier(request)
+    image = await _image(request, classifier.settings)
+    prediction = await while_connected(
+        request, classifier.classify(image, request.state.call, explain=explain, window=window)
+    )
+    return Response(_json(prediction), media_type="application/json")
+
+
+async def _predict_batch(request: Request) -> Response:
+    explain, window = _options(request)
+    classifier = ready_classifier(request)
+    settings = classifier.settings
+    if (kind := media_type(request)) != MULTIPART:
+        raise unsupported((MULTIPART,), kind)
+    body = await read_body(request, settings, FORM_MEMORY)
+    images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
+    del body
+    call: Call = request.state.call
+    outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain, window=window))
+    if all(isinstance(outcome, Overloaded) for outcome in outcomes):
+        raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()
+    parts = [
+        _json(outcome)
+        if isinstance(outcome, Prediction)
+        else json.dumps(error_body(describe(outcome), call.request_id))
+        for outcome in outcomes
+    ]
+    head = json.dumps({"request_id": call.request_id, "disclaimer": classifier.card.disclaimer})
+    return Response(f'{head[:-1]}, "outcomes": [{", ".join(parts)}]}}', media_type="application/json")
+
+
+async def _model(request: Request) -> Response:
+    return _describe(ready_classifier(request)).answer(request)
+
+
+@lru_cache(maxsize=1)
+def _describe(classifier: Classifier) -> Rendered:
+    return Rendered(
+        {
+            "model": classifier.tag,
+            **classifier.card.model_dump(mode="json"),
+            "rules": {rule.name: rule.words for rule in RULES},
+            "warnings": WARNINGS,
+        }
+    )
+
+
+def _json(prediction: Prediction) -> str:
+    extras = {"heatmaps", "preview"} if prediction.preview is None else None
+    return prediction.model_dump_json(exclude=extras)
+
+
+def _options(request: Request) -> tuple[bool, Window]:
+    """Whether to explain, and the window for DICOM files."""
+    query = request.query_params
+    unknown = sorted(set(query) - {*OPTIONS})
+    if unknown:
+        expected = f"expected no query parameter but {', '.join(OPTIONS)}"
+        raise bad_request("invalid_query", f"{expected}, got {', '.join(unknown)}")
+    for name in query:
+        if len(values := query.getlist(name)) > 1:
+            raise bad_request("invalid_query", f"{name}: expected one value, got {', '.join(values)!r}")
+    explain = query.get("explain", "false")
+    if explain not in ("true", "false"):
+        raise bad_request("invalid_query", f"explain: expected true or false, got {explain!r}")
+    try:
+        return explain == "true", choose_window(query)
+    except ValueError as error:
+        raise bad_request("invalid_query", str(error)) from None
+
+
+async def _image(request: Request, settings: Settings) -> bytes:
+    """The one encoded image of a raw or multipart body."""
+    kind = media_type(request)
+    if kind != MULTIPART and _NO_IMAGE.fullmatch(kind):
+        raise unsupported((*IMAGE_TYPES, MULTIPART), kind)
+    body = await read_body(request, settings, FORM_MEMORY if kind == MULTIPART else RAW_MEMORY)
+    if kind != MULTIPART:
+        return body
+    (image,) = read_files(request.headers["Content-Type"], body, "image", 1)
+    return image

@@ -1,0 +1,70 @@
+"""The web page: its files, and what it needs to know of this service. None of this is an API."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from serving.api_keys import Keys
+from serving.http.middleware import require_api_key
+from serving.settings import Settings
+
+PAGE: Final = Path(__file__).with_name("page")
+
+_SAMPLES: Final = PAGE / "samples"
+"""Drawn, so nobody's; docs/samples.py writes them."""
+_SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
+_OWN: Final = 50
+"""Pictures of CHESTCT_SAMPLES that are offered at most."""
+
+
+class Web:
+    """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may be somebody's, so they ask for a key as /v1 does.
+
+    Their names may be patients' names, and what is offered is told without a key: so they go by numbers.
+    """
+
+    def __init__(self, settings: Settings, keys: Keys | None) -> None:
+        self._settings = settings
+        self._own = StaticFiles(directory=settings.samples) if settings.samples else None
+        own = require_api_key([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
+        service = Route("/service.json", self._service, name="/page/service.json")
+        self._router = Router([service, *own, Mount("/", GZipMiddleware(StaticFiles(directory=PAGE)))])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._router(scope, receive, send)
+
+    async def _service(self, _: Request) -> Response:
+        settings = self._settings
+        samples: list[dict[str, Any]] = [
+            {"name": file.name, "url": f"page/samples/{file.name}", "synthetic": True} for file in _pictures(_SAMPLES)
+        ]
+        own = self._numbered()
+        samples += [{"name": f"Picture {name}", "url": f"page/own/{name}", "synthetic": False} for name in own]
+        return JSONResponse(
+            {
+                "max_body_bytes": settings.max_body_bytes,
+                "grpc_port": settings.grpc_port,
+                "grpc_tls": settings.grpc_certificate is not None,
+                "samples": samples,
+            }
+        )
+
+    def _numbered(self) -> dict[str, Path]:
+        own = _pictures(self._settings.samples) if self._settings.samples else []
+        return {f"{number}{file.suffix.lower()}": file for number, file in enumerate(own[:_OWN], start=1)}
+
+    async def _own_sample(self, request: Request) -> Response:
+        file = self._numbered().get(request.path_params["name"])
+        if self._own is None or file is None:
+            return Response(status_code=404)
+        return await self._own.get_response(file.name, request.scope)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())

@@ -1,0 +1,229 @@
+"""The Open Inference Protocol v2 free of transport: what the model takes and answers, and the checks between.
+
+Both edges, HTTP under /v2 and gRPC, translate their messages to `Request` and `Tensor` and nothing more.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chestct.card import Frozen, ModelCard
+from chestct.image import InvalidImage
+from chestct.prediction import Prediction
+from serving.inference.classifier import Classifier, Outcome
+from serving.inference.window import LUNG, Window, choose_window
+from serving.telemetry.request_record import Call
+from serving.tensors import (
+    IMAGE,
+    Datatype,
+    Input,
+    InvalidRequest,
+    TensorMetadata,
+    describe_inputs,
+    pack_bytes,
+    quote,
+    read_inputs,
+)
+
+SERVER: Final = "chestct"
+PLATFORM: Final = "onnx_onnxv1"
+"""The protocol's name for a model kept as ONNX, whatever runs it."""
+_UNSUPPORTED: Final = ("classification", "shared_memory_region")
+"""Parameters of Triton's extensions that would change what is read or answered."""
+
+
+class UnknownModel(LookupError):
+    """The request names a model or a version that is not served here; the message names what is."""
+
+    code: Final = "unknown_model"
+
+
+class ModelMetadata(Frozen):
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    properties: dict[str, str]
+
+
+class Request(NamedTuple):
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...] = ()
+    """Names of the wanted outputs; none means all but those that cost extra (`heatmaps`, `preview`)."""
+    window: Window = LUNG
+    """For `image`s that are DICOM files."""
+
+
+class Question(NamedTuple):
+    """A request that was checked: nothing of the message that it came in is left."""
+
+    images: list[bytes] | NDArray[np.uint8]
+    """Encoded files, or pixels uint8 [N, height, width, channels]."""
+    outputs: "tuple[_Output, ...]"
+    window: Window
+
+
+class Tensor(NamedTuple):
+    """An output tensor; `values` has math.prod(shape) elements, row by row: bytes for BYTES, float for FP32."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    values: list[Any]
+    files: bool
+    """The BYTES are PNG files; else they are text."""
+
+    def raw(self) -> bytes:
+        """The protocol's raw form, little-endian; see Input."""
+        if self.datatype == "BYTES":
+            return pack_bytes(self.values)
+        return np.asarray(self.values, "<f4").tobytes()
+
+    def plain(self) -> list[Any]:
+        """The elements as JSON can carry them: files in base64."""
+        if self.datatype != "BYTES":
+            return self.values
+        return [(base64.b64encode(value) if self.files else value).decode() for value in self.values]
+
+
+class _Output(NamedTuple):
+    name: str
+    datatype: Datatype
+    per_class: bool
+    """[N, classes] in the card's order, else [N]."""
+    read: Callable[[Prediction], list[Any]]
+    """The elements of one prediction, row by row."""
+    files: bool = False
+    """PNG files, which take work of their own: only on request."""
+
+
+def _json(values: Sequence[str]) -> list[bytes]:
+    return [json.dumps(values).encode()]
+
+
+def _base64(values: Sequence[str]) -> list[bytes]:
+    return [base64.b64decode(value) for value in values]
+
+
+# A null label is the empty string and a null confidence 0: JSON, the protocol's other encoding, has no NaN, and no
+# label's confidence can be below 1 / classes.
+_OUTPUTS: Final = (
+    _Output("probabilities", "FP32", True, lambda p: list(p.probabilities.values())),
+    _Output("ood_score", "FP32", False, lambda p: [p.ood_score]),
+    _Output("confidence", "FP32", False, lambda p: [p.confidence or 0.0]),
+    _Output("label", "BYTES", False, lambda p: [(p.label or "").encode()]),
+    _Output("decision", "BYTES", False, lambda p: [p.decision.encode()]),
+    _Output("prediction_set", "BYTES", False, lambda p: _json(p.prediction_set)),
+    _Output("between", "BYTES", False, lambda p: _json(p.between)),
+    _Output("reasons", "BYTES", False, lambda p: _json(p.reasons)),
+    _Output("warnings", "BYTES", False, lambda p: _json(p.warnings)),
+    _Output("heatmaps", "BYTES", True, lambda p: _base64(list((p.heatmaps or {}).values())), files=True),
+    _Output("preview", "BYTES", False, lambda p: _base64([p.preview or ""]), files=True),
+)
+
+
+def version(tag: str) -> str:
+    """The version in a tag of the model store: `chestct:abc` is version `abc`."""
+    return tag.partition(":")[2]
+
+
+def metadata(card: ModelCard, tag: str) -> ModelMetadata:
+    """What a client needs to know to ask this model."""
+    return ModelMetadata(
+        name=card.name,
+        versions=(version(tag),),
+        platform=PLATFORM,
+        inputs=describe_inputs(card),
+        outputs=tuple(
+            TensorMetadata(
+                name=output.name,
+                datatype=output.datatype,
+                shape=(-1, len(card.classes)) if output.per_class else (-1,),
+            )
+            for output in _OUTPUTS
+        ),
+        properties={
+            "classes": json.dumps(card.classes),
+            "inputs": "exactly one of `image` (PNG, JPEG or DICOM files) and `pixels` (grey levels of that size)",
+            "disclaimer": card.disclaimer,
+        },
+    )
+
+
+def find(card: ModelCard, tag: str, name: str, wanted: str) -> None:
+    """Check that the model `name` in the version `wanted` (empty: any) is the one served. Raises UnknownModel."""
+    if name != card.name:
+        raise UnknownModel(f"expected the model {card.name!r}, got {quote(name)}")
+    if wanted not in ("", version(tag)):
+        raise UnknownModel(f"expected the version {version(tag)!r} of {card.name!r} or none, got {quote(wanted)}")
+
+
+def check_parameters(names: Container[str]) -> None:
+    """Parameters that this server doesn't know are ignored, as they may be, but for those that change the answer.
+
+    Raises InvalidRequest.
+    """
+    for name in _UNSUPPORTED:
+        if name in names:
+            raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
+
+
+def read_window(parameters: Mapping[str, Any]) -> Window:
+    """The window that the parameters of a request ask for. Raises InvalidRequest."""
+    try:
+        return choose_window(parameters)
+    except ValueError as error:
+        raise InvalidRequest(f"parameters: {error}") from None
+
+
+def read(classifier: Classifier, request: Request) -> Question:
+    """What the request asks for, so that its message need not be kept while the model works. Raises InvalidRequest."""
+    outputs = tuple(_wanted(request.outputs))
+    return Question(
+        read_inputs(request.inputs, classifier.card, classifier.settings.max_images), outputs, request.window
+    )
+
+
+async def infer(classifier: Classifier, question: Question, call: Call) -> tuple[Tensor, ...]:
+    """Answer a request.
+
+    The protocol has one status for a call, so one bad image fails the call: InvalidImage then names its index.
+    Raises InvalidImage, and what Classifier.classify raises.
+    """
+    images, outputs, window = question
+    explain = any(output.files for output in outputs)
+    if isinstance(images, list):
+        outcomes = await classifier.classify_many(images, call, explain=explain, window=window)
+        predictions = [_good(index, outcome) for index, outcome in enumerate(outcomes)]
+    else:
+        predictions = await classifier.classify_pixels(images, call, explain=explain)
+    return tuple(_tensor(output, predictions, classifier.card) for output in outputs)
+
+
+def _wanted(names: Sequence[str]) -> list[_Output]:
+    if not names:
+        return [output for output in _OUTPUTS if not output.files]
+    known = {output.name: output for output in _OUTPUTS}
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(f"outputs: expected some of {', '.join(known)}, got {quote(name)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _good(index: int, outcome: Outcome) -> Prediction:
+    if isinstance(outcome, InvalidImage):
+        raise InvalidImage(outcome.code, f"{IMAGE}[{index}]: {outcome.message}") from outcome
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def _tensor(output: _Output, predictions: Sequence[Prediction], card: ModelCard) -> Tensor:
+    shape = (len(predictions), len(card.classes)) if output.per_class else (len(predictions),)
+    values = [value for prediction in predictions for value in output.read(prediction)]
+    return Tensor(output.name, output.datatype, shape, values, output.files)

@@ -1,0 +1,1 @@
+"""The supervisor that starts the workers, watches them and replaces those that hang."""

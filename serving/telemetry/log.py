@@ -1,0 +1,213 @@
+"""The log of a worker: one line of JSON each on standard output, whichever library writes it, and nothing may wait.
+
+What a library says of a request may quote it, and so may an exception. So of their lines only what stands in the code
+is shown: the words before anything is filled in, the place, the exception's type and the frames that it came through.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import select
+import stat
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+from serving.telemetry import metrics
+
+OUTPUT: Final = 1
+_ERRORS: Final = 2
+_LONGEST_LINE: Final = select.PIPE_BUF - 256
+"""Bytes: a pipe takes a line of this and a notice before it whole or not at all, so no two workers' lines mix."""
+_PIPE_BYTES: Final = 1 << 20
+"""That a pipe holds for a reader that pauses: some four seconds of a busy service. As much as Linux allows anybody."""
+_FRAMES: Final = 12
+"""Of an exception's, the innermost."""
+_LONGEST_WORDS: Final = 300
+_OURS: Final = ("serving", "chestct", "service")
+"""Packages whose words hold nothing of a request."""
+_FOLDERS: Final = re.compile(
+    rf"{re.escape(str(Path(__file__).parents[1]))}/(?!\.venv)|.*/(site-packages|python3\.\d+)/"
+)
+"""Before a file's name that says which one it is."""
+
+_log = logging.getLogger(__name__)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON without the content of any request. request_record's lines are JSON already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == "serving.telemetry.request_record":
+            return record.getMessage()
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "at": _place(record.pathname, record.lineno, record.funcName or ""),
+        }
+        if words := _words(record):
+            line["message"] = words.strip()[:_LONGEST_WORDS]
+        if request_id := getattr(record, "request_id", None):
+            line["request_id"] = request_id
+        if record.exc_info and (error := record.exc_info[1]):
+            line |= {"error": _name(error), "stack": _stack(error)}
+            if causes := [f"{_name(cause)} {''.join(_stack(cause)[-1:])}".strip() for cause in _causes(error)]:
+                line["causes"] = causes[-_FRAMES:]
+        text = json.dumps(line)
+        while len(text) >= _LONGEST_LINE and line.get("stack"):
+            line["stack"] = line["stack"][1:]
+            text = json.dumps(line)
+        return text
+
+
+class NonBlockingHandler(logging.Handler):
+    """Writes lines to a descriptor that `keep_from_waiting` has seen. What does not fit is dropped, and counted."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.setFormatter(JsonFormatter())
+        self._descriptor = descriptor
+        self._dropped = 0
+        mode = os.fstat(descriptor).st_mode
+        self._ready: select.poll | None = None
+        if not stat.S_ISREG(mode) and os.get_blocking(descriptor):
+            self._ready = select.poll()
+            self._ready.register(descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - words and arguments that do not fit must not fail a request
+            line = json.dumps({"logger": record.name, "error": _name(error)})
+        if self._write(f"{self._notice()}\n{line}\n" if self._dropped else f"{line}\n"):
+            self._dropped = 0
+        else:
+            self._dropped += 1
+            metrics.LOG_LINES_DROPPED.inc()
+
+    def _notice(self) -> str:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        words = "lines of the log were dropped, since nobody read them"
+        return json.dumps(
+            {"time": now, "level": "WARNING", "logger": __name__, "message": words, "dropped": self._dropped}
+        )
+
+    def _write(self, text: str) -> bool:
+        if self._ready and not self._ready.poll(0):
+            return False
+        try:
+            os.write(self._descriptor, text.encode())
+        except OSError:  # it is full, or the disk is, or nobody is there to read it any more
+            return False
+        return True
+
+
+def keep_from_waiting() -> None:
+    """Let no write to standard output or error hold up this process, from Python or native code, whoever reads it.
+
+    A pipe or a terminal gets a description of this process' own: O_NONBLOCK on the one that it shares would be there
+    for the shell and the other workers, too.
+    """
+    for descriptor in (OUTPUT, _ERRORS):
+        with contextlib.suppress(OSError):  # another user's, or no /proc: then the handler looks before it writes
+            mode = os.fstat(descriptor).st_mode
+            if not (stat.S_ISFIFO(mode) or os.isatty(descriptor)):
+                continue
+            own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            os.dup2(own, descriptor)
+            os.close(own)
+            if stat.S_ISFIFO(mode) and sys.platform == "linux":
+                fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def take_over_of_supervisor() -> None:
+    """The same in BentoML's supervisor, for what this project and circus say; BentoML's lines of the start stay."""
+    keep_from_waiting()  # or an unread log would keep it from replacing workers
+    handler = NonBlockingHandler(OUTPUT)
+    for name in ("serving", "circus"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
+def take_over(descriptor: int = OUTPUT) -> None:
+    """Send what any logger, warning or uncaught exception of this process says through one handler."""
+    # gRPC's native code would write of each failed handshake, past any handler.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    handler = NonBlockingHandler(descriptor)
+    for logger in [logging.getLogger(name) for name in logging.root.manager.loggerDict]:
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.root.handlers = [handler]
+    logging.getLogger("serving.telemetry.request_record").setLevel(logging.INFO)
+    logging.getLogger("bentoml").setLevel(logging.WARNING)
+    # They warn of each form or request that a client got wrong; its own line says so.
+    for name in ("python_multipart", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.showwarning = _log_warning
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _log.warning("%s at %s", category.__name__, _place(filename, lineno, ""))
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, at: TracebackType | None) -> None:
+    _log.error("nothing caught an exception", exc_info=(kind, error or kind(), at))
+
+
+def _words(record: logging.LogRecord) -> str:
+    """Of ours the whole message; of others what is written in their code, and nothing that was made up at run time."""
+    if record.name.partition(".")[0] in _OURS:
+        return record.getMessage()
+    if record.args:
+        return str(record.msg)
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        if frame.f_code.co_filename == record.pathname and frame.f_code.co_name == record.funcName:
+            return record.msg if isinstance(record.msg, str) and record.msg in frame.f_code.co_consts else ""
+    return ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen = {id(error)}
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        if id(cause) in seen:
+            return
+        seen.add(id(cause))
+        yield cause
+        error = cause
+
+
+def _name(error: BaseException) -> str:
+    number = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    return " ".join(filter(None, (type(error).__qualname__, number)))
+
+
+def _stack(error: BaseException) -> list[str]:
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return [_place(code.co_filename, line, code.co_name) for code, line in frames[-_FRAMES:]]
+
+
+def _place(file: str, line: int, function: str) -> str:
+    return f"{_FOLDERS.sub('', file)[-80:]}:{line} {function}".strip()

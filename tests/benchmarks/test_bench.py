@@ -1,0 +1,203 @@
+"""The bench: what wrk says, the figures made of it, what counts as fallen, and the document."""
+
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench, bench_report, figures, footprint, grpc_load, wrk
+from benchmarks.figures import Row
+from benchmarks.payloads import Post
+from benchmarks.wrk import Sample
+from load_tests import traffic
+from load_tests.images import SIZE, pictures
+from load_tests.run import BAD_INPUT
+from load_tests.server import LoadError, free_ports
+from serving.settings import Settings
+
+GOOD = (
+    '{"requests": 300, "microseconds": 2000000, "p50": 12500, "p99": 40000, '
+    '"connect": 0, "read": 0, "write": 0, "timeout": 0, "status": 0}\n'
+)
+URL = "http://127.0.0.1:1"
+
+RESULTS = {
+    Row("http", 1): [Sample(90, 10, 12), Sample(90, 11, 12)],
+    Row("http", 16): [Sample(200, 80, 90), Sample(220, 70, 80)],
+    Row("paced", 0): [Sample(140, 12, 30), Sample(150, 12, 44)],
+    Row("fastapi", 16): [Sample(100, 160, 170), Sample(88, 160, 170)],
+    Row("decode-infer", 1): [Sample(250), Sample(240)],
+    Row("decode-infer", 2): [Sample(240), Sample(275)],
+}
+
+
+def test_wrk_s_last_line_is_the_sample() -> None:
+    sample = wrk.parse(f"Running 2s test @ {URL}\n  1 threads and 16 connections\n{GOOD}", URL)
+    assert sample == Sample(rate=150, p50=12.5, p99=40)
+
+
+@pytest.mark.parametrize("fault", wrk.FAULTS)
+def test_one_answer_that_is_not_good_is_no_verdict(fault: str) -> None:
+    with pytest.raises(LoadError, match=rf"300 answers and the faults {{'{fault}': 1}}"):
+        wrk.parse(GOOD.replace(f'"{fault}": 0', f'"{fault}": 1'), URL)
+
+
+@pytest.mark.parametrize("output", ["", "unable to connect", "{}"])
+def test_without_wrk_s_result_there_is_no_verdict(output: str) -> None:
+    with pytest.raises(LoadError, match=URL):
+        wrk.parse(output, URL)
+
+
+def test_one_grpc_answer_that_is_not_good_is_no_verdict() -> None:
+    (port,) = free_ports(1)  # where nobody listens
+    with pytest.raises(LoadError, match="expected good answers alone, got UNAVAILABLE"):
+        traffic.run(grpc_load.load(f"127.0.0.1:{port}", [b""], connections=2, warm_up=0, seconds=5))
+
+
+def test_without_wrk_one_line_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert bench.main([]) == BAD_INPUT
+    assert capsys.readouterr().err == "bench: wrk is not installed: apt-get install wrk\n"
+
+
+def test_requests_are_written_byte_by_byte(tmp_path: Path) -> None:
+    body = bytes(range(256))
+    Post("/predict", [({"Content-Type": "image/png"}, body), ({}, b"")]).write("http://host:1", tmp_path / "new")
+    head = b"POST /predict HTTP/1.1\r\nHost: host:1\r\nContent-Type: image/png\r\nContent-Length: 256\r\n\r\n"
+    assert (tmp_path / "new/0").read_bytes() == head + body
+    assert (tmp_path / "new/1").read_bytes().endswith(b"Content-Length: 0\r\n\r\n")
+
+
+def test_ratios_are_of_one_round_and_of_the_faster_batch() -> None:
+    values = figures.compute(RESULTS)
+    assert values == {
+        "fastapi": [2, 2.5],
+        "bare_loop": [200 / 250, 220 / 275],
+        "tail": [3, 4],
+    }
+
+
+def test_every_figure_says_which_way_is_good() -> None:
+    for name, figure in figures.read_figures().items():
+        assert figure.holds(figure.aim, figure.must), name
+        assert [figure.verdict(value) for value in (figure.aim, figure.must)] == ["aim", "must"]
+        worse = figure.must * (0.9 if figure.better == "higher" else 1.1)
+        assert figure.verdict(worse) == "missed"
+        assert figure.worse_by(worse, figure.must) == pytest.approx(0.1)
+
+
+def test_a_ratio_falls_by_more_than_the_tolerance_whichever_way_is_good() -> None:
+    values = {"fastapi": [1.0, 1.7, 3.0], "tail": [2.3], "bentoml": [2.0]}
+    assert figures.find_fallen(values, {"fastapi": 1.9, "tail": 2.1, "bentoml": 1.0, "flask": 50.0}) == []
+    fallen = figures.find_fallen(values, {"fastapi": 2.1, "tail": 1.9})
+    assert [line.partition(":")[0] for line in fallen] == ["fastapi", "tail"]
+    assert fallen[0] == "fastapi: 1.70, accepted 2.10: 19% worse, expected at most 15%"
+
+
+def test_what_is_accepted_stays_beside_what_was_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "ratios.yaml"
+    assert figures.read_ratios(path) == {}
+    figures.accept({"flask": [50.0], "fastapi": [1.0]}, "an older commit", path)
+    figures.accept({"fastapi": [1.0, 2.0, 9.0], "ready": [3.0]}, "this commit", path)
+    assert figures.read_ratios(path) == {"flask": 50, "fastapi": 2}
+    assert "this commit" in path.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("text", ["- 1", "fastapi: fast", "fastapi: 0", "{"])
+def test_ratios_that_make_no_sense_are_said_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ratios.yaml"
+    path.write_text(text)
+    with pytest.raises(LoadError, match="expected ratios by name") as error:
+        figures.read_ratios(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_accepted_ratios_are_figures() -> None:
+    known = {name for name, figure in figures.read_figures().items() if figure.unit == "x"}
+    assert figures.read_ratios().keys() <= known
+
+
+def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path: Path) -> None:
+    values = {**figures.compute(RESULTS), "memory": [212.4]}
+    images = [("image/png", bytes(90_000)), ("image/jpeg", bytes(50_000))]
+    machine = {**footprint.describe_machine(), "settings": bench_report.describe_settings(Settings.read())}
+    report = bench_report.Report(machine, RESULTS, values, images, seconds=1, rounds=2, load=3)
+    folder = tmp_path / "new"
+    bench_report.write(report, folder)
+
+    text = (folder / "benchmarks.md").read_text()
+    assert "| 2.25 (2.00 to 2.50) x | >= 1.7 x | >= 2.5 x | must |" in text
+    assert "| 212 MB | <= 300 MB | <= 200 MB | must |" in text
+    assert "| service: image file over HTTP | 16 | 210.0 (200.0 to 220.0) | 75.0 | 85.0 | 0.00 |" in text
+    assert "| bare loop: decode and infer | batch 2 | 257.5 (240.0 to 275.0) |  |  |  |" in text
+    assert f"| kernel | {machine['kernel']} |" in text
+    assert "1 PNG and 1 JPEG" in text
+    assert "50 to 90 KB, 70 KB on average" in text
+    assert "this run had only 2 of 5 rounds and 3.0 other processes" in text
+    assert "Not to be relied on" not in bench_report.document(report._replace(rounds=5, load=0))
+    assert "nan" not in text
+    assert (folder / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+    assert any("service: image file over HTTP" in line and "210.0" in line for line in bench_report.table(report))
+
+
+def test_ratios_are_accepted_only_of_a_run_to_be_relied_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted: list[tuple[object, ...]] = []
+    monkeypatch.setattr(figures, "accept", lambda *arguments: accepted.append(arguments))
+    machine = {"commit": "abc", "CPU": "a CPU", "cores": "2"}
+    report = bench_report.Report(machine, RESULTS, {"fastapi": [2.0]}, [], seconds=5, rounds=5, load=3)
+    with pytest.raises(LoadError, match=r"3\.0 other processes"):
+        bench.accept(report)
+    bench.accept(report._replace(load=0))
+    assert accepted == [({"fastapi": [2.0]}, "abc on a CPU, 2 cores")]
+
+
+def test_the_pictures_are_the_same_each_time_and_as_large_as_real_ones() -> None:
+    files = pictures(8)
+    assert files == pictures(8)
+    assert [kind for kind, _ in files] == ["image/png"] * 7 + ["image/jpeg"]
+    assert all(25_000 < len(data) < 160_000 for _, data in files)
+    assert SIZE == (414, 282)
+
+
+def test_peers_must_give_the_service_s_probabilities() -> None:
+    ours = {"probabilities": {"a": 0.9, "b": 0.1}}
+    bench.check_same({"ours": ours, "fastapi": {"probabilities": {"a": 0.89, "b": 0.11}}})
+    with pytest.raises(LoadError, match=r"bentoml: .* 0\.200 apart"):
+        bench.check_same({"ours": ours, "bentoml": {"probabilities": {"a": 0.7, "b": 0.3}}})
+
+
+def test_the_installed_size_is_that_of_every_pinned_distribution(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("numpy==1 \\\n    --hash=sha256:0\nabsent==1 ; implementation_name == 'pypy' \\\n")
+    assert 10 < footprint.installed_size(path) < 200
+    path.write_text("absent==1 \\\n")
+    with pytest.raises(LoadError, match="absent"):
+        footprint.installed_size(path)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="no wrk here (Debian: apt-get install wrk)")
+@pytest.mark.usefixtures("tiny_store")
+def test_a_short_run_measures_service_loop_and_peers_and_writes_the_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "read_ratios", dict)
+    monkeypatch.setattr(bench, "STARTS", 1)
+    only = ["http", "oip", "grpc-pixels", "grpc-image", "loops", "fastapi", "bentoml"]
+    arguments = ["--seconds", "1", "--rounds", "1", "--folder", str(tmp_path), "--only", *only]
+    assert bench.main(arguments) == 0, capsys.readouterr().err
+    text = (tmp_path / "benchmarks.md").read_text()
+    for name in (*only[:4], "decode-infer", "infer", *only[5:], "paced"):
+        assert f"| {bench_report.WORDS[name]} |" in text
+    assert len(re.findall(r"\| (?:missed|must|aim) \|$", text, re.MULTILINE)) == 9
+
+
+def test_what_the_image_leaves_out_is_a_part_of_what_is_installed() -> None:
+    installed = {str(file).split("/", 1)[1] for file in metadata.files("openvino") or [] if "/" in str(file)}
+    for path in footprint.left_out():
+        assert any(file == path or file.startswith(f"{path}/") for file in installed), path
+    assert "libs/libopenvino_intel_gpu_plugin.so" in footprint.left_out()

@@ -1,0 +1,401 @@
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import mlflow
+import numpy as np
+import pytest
+
+from pipeline.core import tracking, tracking_address
+from pipeline.core.errors import StageError, TrackingError
+from pipeline.core.params import Params
+from pipeline.images.manifest import Manifest
+from tests.graphs import tiny_graph
+from tests.pipeline.conftest import start_run
+from tests.server import ROOT
+
+DIGEST = "ab" * 32
+
+
+@pytest.fixture
+def params() -> Params:
+    return Params.read(ROOT / "params.yaml")
+
+
+def start(params: Params, digest: str = DIGEST) -> str:
+    return start_run(params, data_digest=digest, image_count=4)
+
+
+def finished(params: Params, score: float, digest: str = DIGEST, megabytes: float = 8) -> str:
+    run_id = start(params, digest)
+    tracking.log_metrics(run_id, {tracking.SCORE: score, tracking.SIZE: megabytes})
+    tracking.finish_run(run_id, "FINISHED")
+    return run_id
+
+
+def read_back(run_id: str) -> mlflow.entities.Run:
+    return mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id)
+
+
+def test_a_run_holds_what_it_is_trained_by_with_full_names_and_the_usual_ones_with_short_ones_too(
+    tracked: Path, params: Params
+) -> None:
+    logged = read_back(start(params)).data.params
+    assert logged["learning_rate"] == logged["train.learning_rate"] == str(params.train.learning_rate)
+    assert logged["batch_size"] == str(params.train.batch_size)
+    assert logged["image_size"] == logged["prepare.image_size"] == str(params.prepare.image_size)
+    assert logged["train.augment.flip"] == "True"
+    assert logged["image_count"] == "4"
+    assert {name.split(".")[0] for name in logged if "." in name} == {"data", "prepare", "base_model", "train"}
+
+
+def test_a_run_names_the_data_and_the_commit_it_came_from(tracked: Path, params: Params) -> None:
+    run = read_back(start(params))
+    assert run.data.tags.items() >= {"data_source": "synthetic", "data_digest": DIGEST, "git_commit": "c0ffee"}.items()
+    assert run.inputs is not None
+    assert run.inputs.dataset_inputs[0].dataset.digest == DIGEST[:8]
+
+
+def test_artifacts_come_back_as_they_were_logged(tracked: Path, params: Params, tmp_path: Path) -> None:
+    run_id = start(params)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a", encoding="utf-8")
+    tracking.log_artifact(run_id, folder, "reports")
+    assert (tracking.fetch(run_id, "reports", tmp_path) / "a.txt").read_text(encoding="utf-8") == "a"
+
+
+def test_local_runs_stay_in_the_working_directory(tracked: Path, params: Params) -> None:
+    start(params)
+    assert sorted(path.name for path in tracked.iterdir()) == ["mlflow.db"]
+
+
+def test_a_metric_with_steps_keeps_its_curve(tracked: Path, params: Params) -> None:
+    run_id = start(params)
+    for epoch, loss in enumerate((0.9, 0.5, 0.7), 1):
+        tracking.log_metrics(run_id, {"loss": loss}, step=epoch)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 0.9), (2, 0.5), (3, 0.7)]
+
+
+def test_the_model_is_logged_with_its_signature_and_loads_again(tracked: Path, params: Params, tmp_path: Path) -> None:
+    run_id = start(params)
+    graph = tiny_graph(tmp_path / "model.onnx")
+    outputs = {"probabilities": np.zeros((2, 4), np.float32), "ood_score": np.zeros(2, np.float32)}
+    tracking.log_model(run_id, graph, np.zeros((2, 32, 32, 1), np.uint8), outputs)
+    folder = tracking.fetch(run_id, "model", tmp_path)
+    signature = mlflow.models.Model.load(str(folder)).signature
+    assert signature.inputs.to_dict() == [
+        {"name": "pixels", "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": (-1, 32, 32, 1)}}
+    ]
+    assert [(each["name"], each["tensor-spec"]["shape"]) for each in signature.outputs.to_dict()] == [
+        ("probabilities", (-1, 4)),
+        ("ood_score", (-1,)),
+    ]
+    assert [value.name for value in mlflow.onnx.load_model(str(folder)).graph.input] == ["pixels"]
+
+
+def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params: Params) -> None:
+    finished(params, 0.7)
+    best = finished(params, 0.9)
+    finished(params, 0.8)
+    record = tracking.best_run(DIGEST, 10)
+    assert record is not None
+    assert record.run_id == best
+    assert record.metrics[tracking.SCORE] == 0.9
+    assert record.tags["data_digest"] == DIGEST
+
+
+def test_what_is_too_large_is_left_out_before_the_best_is_chosen(tracked: Path, params: Params) -> None:
+    finished(params, 0.95, megabytes=30)
+    best = finished(params, 0.9, megabytes=10)
+    finished(params, 0.8)
+    record = tracking.best_run(DIGEST, 10)
+    assert record is not None
+    assert record.run_id == best
+    assert tracking.best_run(DIGEST, 7.5) is None
+
+
+def test_runs_on_other_data_unfinished_and_failed_ones_are_no_candidates(tracked: Path, params: Params) -> None:
+    finished(params, 0.99, digest="cd" * 32)
+    unfinished, failed = start(params), start(params)
+    for run_id in (unfinished, failed):
+        tracking.log_metrics(run_id, {tracking.SCORE: 0.99, tracking.SIZE: 8})
+    tracking.finish_run(failed, "FAILED")
+    tracking.finish_run(start(params), "FINISHED")  # without a score
+    assert tracking.best_run(DIGEST, 10) is None
+
+
+def test_what_a_killed_training_left_open_is_closed_and_nothing_of_another_checkout(
+    tracked: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///{tracking.STORE.resolve()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    killed, reported = start(params), finished(params, 0.9)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    theirs = start(params)
+    monkeypatch.chdir(tracked)
+    tracking.fail_unfinished()
+    status = {run_id: read_back(run_id).info.status for run_id in (killed, reported, theirs)}
+    assert status == {killed: "FAILED", reported: "FINISHED", theirs: "RUNNING"}
+
+
+def test_an_artifact_that_is_not_there_is_an_error_of_one_line(tracked: Path, params: Params, tmp_path: Path) -> None:
+    run_id = start(params)
+    with pytest.raises(StageError, match=r"none\.json") as caught:
+        tracking.fetch(run_id, "none.json", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_commit_is_marked_where_code_differs_from_it(workspace: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert tracking.git_commit() == "unknown"
+    git("init", "-q")
+    code = workspace / "pipeline"
+    code.mkdir()
+    (code / "train.py").write_text("", encoding="utf-8")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    (workspace / "notes.txt").write_text("no code", encoding="utf-8")
+    assert tracking.git_commit() == commit
+    (code / "train.py").write_text("changed", encoding="utf-8")
+    assert tracking.git_commit() == f"{commit}-dirty"
+
+
+def test_telemetry_is_off() -> None:
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert mlflow.telemetry.get_telemetry_client() is None
+
+
+@pytest.fixture
+def server(tracked: Path) -> Iterator[str]:
+    """A tracking server that asks for a password; its address."""
+    (tracked / "auth.ini").write_text(
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = sqlite:///{tracked}/auth.db\n"
+        "admin_username = ann\n"
+        "admin_password = correct-horse-battery\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+        encoding="utf-8",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tracked / tracking.STORE).rename(tracked / "server.db")
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tracked}/server.db", "--artifacts-destination", f"{tracked}/kept"]
+    environment = {
+        **os.environ,
+        "MLFLOW_AUTH_CONFIG_PATH": str(tracked / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for this test",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with (tracked / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = monotonic() + 180
+        while not _answers(f"{address}/health"):
+            assert process.poll() is None, (tracked / "server.log").read_text(encoding="utf-8")
+            assert monotonic() < deadline, "the server does not answer"
+            sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=300)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urlopen(address, timeout=2):
+            return True
+    except (URLError, OSError):
+        return False
+
+
+@pytest.mark.long
+def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_line(
+    server: str, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that what `.env` sets goes when the test ends
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    tracking_address.DOTENV.write_text(
+        f"MLFLOW_TRACKING_URI={server}\nMLFLOW_TRACKING_USERNAME=ann\nMLFLOW_TRACKING_PASSWORD=correct-horse-battery\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(StageError, match=re.escape(server)) as caught:
+        start(params)
+    assert "401" in str(caught.value)
+    assert "MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    run_id = finished(params, 0.75)
+    note = tmp_path / "note.txt"
+    note.write_text("kept", encoding="utf-8")
+    tracking.log_artifact(run_id, note)
+    note.unlink()
+    best = tracking.best_run(DIGEST, 10)
+    assert best is not None
+    assert best.run_id == run_id
+    assert tracking.fetch(run_id, "note.txt", tmp_path).read_text(encoding="utf-8") == "kept"
+    assert not tracking.STORE.exists()
+    with sqlite3.connect("server.db") as database:
+        assert database.execute("select run_uuid from runs").fetchall() == [(run_id,)]
+
+
+PW = "MARKER-correct/horse@battery"
+QUOTED = "MARKER-correct%2Fhorse%40battery"
+
+
+@pytest.mark.long
+def test_a_password_in_the_address_opens_the_server_and_is_said_nowhere(
+    server: str, params: Params, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for password, works in (("correct-horse-battery", True), ("MARKER-wrong", False)):
+        for name in (tracking_address.USERNAME, tracking_address.PASSWORD):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.replace("//", f"//ann:{password}@"))
+        if works:
+            run_id = finished(params, 0.75)
+            best = tracking.best_run(DIGEST, 10)
+            assert best is not None
+            assert best.run_id == run_id
+            tracking.log_artifact(run_id, tracking_address.DOTENV.parent / "auth.ini")
+            assert tracking.fetch(run_id, "auth.ini", tmp_path).exists()
+        else:
+            with pytest.raises(StageError, match="401") as caught:
+                start(params)
+            assert password not in str(caught.value)
+        said = capfd.readouterr()
+        assert password not in said.out + said.err
+
+
+@pytest.mark.parametrize("where", ["environment", ".env"])
+def test_a_password_in_the_address_is_not_printed_where_no_server_answers(
+    workspace: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process: MLflow's own warnings and those of its libraries count, too."""
+    shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
+    (workspace / "data").mkdir()
+    Manifest(source="local", digest=DIGEST, files=()).write()
+    uri = f"http://ann:{QUOTED}@127.0.0.1:9"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "DEBUG"}
+    if where == "environment":
+        environment["MLFLOW_TRACKING_URI"] = uri
+    else:
+        tracking_address.DOTENV.write_text(f"MLFLOW_TRACKING_URI={uri}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline.store"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "http://127.0.0.1:9" in done.stderr.splitlines()[-1]
+    assert "MARKER" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("postgresql://ann:MARKER@127.0.0.1/db", "Python package psycopg is not installed"),
+        ("gopher://ann:MARKER@host", "gopher://host"),
+        ("http://ann:MARKER@[host", "MLFLOW_TRACKING_USERNAME"),
+        ("http://ann:MARKER/slash@host", "MLFLOW_TRACKING_USERNAME"),
+        ("http://", "MLFLOW_TRACKING_USERNAME"),
+        ("a folder of runs", "a folder of runs"),
+        ("sqlite:////dev/null/mlflow.db", "/dev/null"),
+        ("sqlite:///text.db", "file is not a database"),
+    ],
+)
+def test_an_address_that_cannot_be_used_ends_in_one_line(
+    workspace: Path,
+    params: Params,
+    uri: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if PostgreSQL's driver were not installed
+    (workspace / "text.db").write_text("no database, but a text that is longer than the header of one would be\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError) as caught:
+        tracking.best_run(DIGEST, 10)
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+    said = capfd.readouterr()
+    assert "MARKER" not in message + said.out + said.err
+    assert "Traceback" not in said.err
+
+
+def test_a_deleted_experiment_ends_in_one_line_that_says_how_to_bring_it_back(
+    tracked: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = finished(params, 0.9)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    experiment = client.get_run(run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    for use in (lambda: start(params), lambda: tracking.best_run(DIGEST, 10), tracking.fail_unfinished):
+        with pytest.raises(TrackingError, match="the experiment chestct was deleted") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    setting, *command = shlex.split(str(caught.value).split("`")[1])
+    name, _, value = setting.partition("=")
+    environment = {**os.environ, name: value}
+    subprocess.run([sys.executable, "-m", *command], env=environment, check=True, capture_output=True, timeout=300)
+    best = tracking.best_run(DIGEST, 10)
+    assert best is not None
+    assert best.run_id == run_id
+
+
+def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> None:
+    run_id = start(params)
+    history = tracked / "history.csv"
+    history.write_text(
+        "network,epoch,loss,accuracy,val_loss,val_accuracy\n"
+        "fold_1,1,0.5,0.7,nan,0.6\nfold_1,2,0.25,0.8,0.4,0.7\nfinal,1,0.5,0.75,,\nfinal,2,0.125,0.875,,\n",
+        encoding="utf-8",
+    )
+    tracking.log_training(run_id, history)
+    tracking.log_training(run_id, history)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    curve = [(point.step, point.value) for point in client.get_metric_history(run_id, "final_loss")]
+    assert curve == [(1, 0.5), (2, 0.125)]
+    metrics = read_back(run_id).data.metrics
+    assert metrics["best_epoch"] == 2
+    assert metrics["fold_1_val_accuracy"] == 0.7
+    assert "final_val_loss" not in metrics
+    assert tracking.fetch(run_id, "history.csv", tracked).read_bytes() == history.read_bytes()
+
+
+def test_where_no_server_answers_it_ends_soon_with_its_address(
+    workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    begun = monotonic()
+    with pytest.raises(StageError, match=r"http://127\.0\.0\.1:9"):
+        start(params)
+    assert monotonic() - begun < 20

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from pipeline.core.errors import DataError
+from pipeline.images.duplicates import cluster, find_twins, require_no_twins
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, 64, 64, 1)).astype(np.uint8)
+
+
+def test_clusters_are_connected_through_a_third_image() -> None:
+    rng = np.random.default_rng(0)
+    left, right, apart = rng.normal(0, 40, (3, 64, 64))
+    images = np.stack([left, (left + right) / 2**0.5, right, apart]) + 128
+    pixels = images.clip(0, 255).astype(np.uint8)[..., np.newaxis]
+
+    assert len(np.unique(cluster(pixels, 0.6)[:3])) == 1
+    assert len(np.unique(cluster(pixels, 0.6))) == 2
+    assert len(np.unique(cluster(pixels, 0.95))) == 4
+
+
+def test_a_blank_picture_is_like_no_other() -> None:
+    pixels = np.zeros((3, 64, 64, 1), np.uint8)
+    pixels[1] = 90
+    pixels[2] = np.random.default_rng(0).integers(0, 255, (64, 64, 1))
+    assert len(np.unique(cluster(pixels, 0.9))) == 3
+
+
+def test_a_twin_is_the_picture_with_equal_pixels_else_the_one_most_like_it() -> None:
+    others = noise(3)
+    marked = others[1].copy()
+    marked[10, 10:14] = 255
+    brighter = (others[[1]] * 0.9 + 20).astype(np.uint8)
+    found = find_twins(np.concatenate([others[[2]], marked[np.newaxis], brighter, noise(1, seed=1)]), others, 0.98)
+    assert found.tolist() == [2, 1, 1, -1]
+
+
+def test_a_blank_picture_has_a_twin_only_in_an_equal_one() -> None:
+    black, grey = np.zeros((1, 64, 64, 1), np.uint8), np.full((1, 64, 64, 1), 90, np.uint8)
+    assert find_twins(black, np.concatenate([grey, black]), 0.98).tolist() == [1]
+    assert find_twins(black, grey, 0.98).tolist() == [-1]
+
+
+def test_an_image_that_should_have_no_twin_and_has_one_is_named() -> None:
+    pool = noise(3)
+    require_no_twins(noise(2, seed=1), ["a", "b"], pool, ["x", "y", "z"], 0.98)
+    require_no_twins(pool[:0], [], pool, ["x", "y", "z"], 0.98)
+    with pytest.raises(DataError, match=r"1 test images .* b = z") as caught:
+        require_no_twins(np.concatenate([noise(1, seed=1), pool[[2]]]), ["a", "b"], pool, ["x", "y", "z"], 0.98)
+    assert caught.value.exit_code == 2

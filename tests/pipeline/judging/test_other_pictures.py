@@ -1,0 +1,58 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from chestct.card import InputSpec
+from chestct.image import Picture, decode
+from chestct.prediction import RULES, Evidence
+from pipeline.core.params import Params
+from pipeline.images.phantoms import draw_phantom
+from pipeline.judging.calibration import average_layout
+from pipeline.judging.other_pictures import COUNT, draw_others
+from tests.graphs import tiny_card
+from tests.pipeline.conftest import ROOT
+
+SPEC = InputSpec(height=64, width=64)
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> np.ndarray:
+    """Slices, as stage prepare hands them on."""
+    drawn = [draw_phantom(index % 4, np.random.default_rng(index)).convert("L").resize((64, 64)) for index in range(12)]
+    return np.stack([np.asarray(image)[:, :, np.newaxis] for image in drawn])
+
+
+@pytest.fixture(scope="module")
+def others(phantoms: np.ndarray) -> list[tuple[str, Picture]]:
+    return [(group, decode(content, SPEC)) for group, content in draw_others(phantoms, seed=1)]
+
+
+def rejected(picture: Picture, layouts: tuple[float, ...]) -> set[str]:
+    """The rules on the input that object, with the numbers of params.yaml."""
+    rules = Params.read(ROOT / "params.yaml").evaluate.input_rules
+    limits = tiny_card().input_limits.model_copy(update={**rules.model_dump(), "average_layout": layouts})
+    evidence = Evidence(np.full(4, 0.25), 0.0, 2, tiny_card().thresholds, picture.facts, limits)
+    return {rule.name for rule in RULES if rule.on == "input" and rule.fires(evidence)}
+
+
+def test_every_kind_of_picture_is_there(others: list[tuple[str, Picture]]) -> None:
+    counts = Counter(group for group, _ in others)
+    assert counts == {
+        **dict.fromkeys(("photographs", "grey_photographs", "text", "noise", "drawn_phantoms"), COUNT),
+        **dict.fromkeys(("inverted_ct", "upside_down_ct", "screenshots_of_ct"), 12),
+        "other_scans": 9,
+    }
+
+
+def test_the_rules_on_the_input_know_what_they_are_for(phantoms: np.ndarray, others: list[tuple[str, Picture]]) -> None:
+    slices = [picture for group, picture in others if group == "drawn_phantoms"]
+    layouts = average_layout([picture.facts for picture in slices])
+    found: dict[str, list[set[str]]] = {}
+    for group, picture in others:
+        found.setdefault(group, []).append(rejected(picture, layouts))
+    assert all("not_grey" in reasons for reasons in found["photographs"])
+    assert all("screenshot_frame" in reasons for reasons in found["screenshots_of_ct"])
+    assert sum("inverted" in reasons for reasons in found["inverted_ct"]) >= 10
+    assert not any(found["drawn_phantoms"])
+    assert not any(found["upside_down_ct"]), "a slice that is only turned is the OOD score's business"

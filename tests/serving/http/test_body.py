@@ -1,0 +1,159 @@
+"""Bodies as they are read: too slow, too many at once, and what they leave behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serving.http import body
+from serving.http.body import RAW_MEMORY, read_body
+from serving.http.middleware import ErrorBoundary, RequestRecording
+from serving.memory_budget import OF_A_REQUEST, MemoryBudget
+from serving.settings import Settings
+
+MIB = 1 << 20
+SETTINGS = Settings(max_body_bytes=4 * MIB, request_timeout=30)
+
+
+async def echo_size(scope: Scope, receive: Receive, send: Send) -> None:
+    read = await read_body(Request(scope, receive), SETTINGS)
+    await Response(str(len(read)))(scope, receive, send)
+
+
+def ask(
+    talk: Callable[[httpx.AsyncClient], Awaitable[Any]], memory: MemoryBudget | None = None, limit: float = 30
+) -> Any:
+    """What `talk` returns that asks an app which answers with a body's size."""
+    app = RequestRecording(ErrorBoundary(echo_size, Settings(request_timeout=limit)), memory)
+
+    async def run() -> Any:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await talk(client)
+
+    return asyncio.run(run())
+
+
+def sending(*parts: bytes, until: asyncio.Event | None = None, pause: float = 0) -> AsyncIterator[bytes]:
+    async def send() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+            await asyncio.sleep(pause)
+        if until is not None:
+            await until.wait()
+
+    return send()
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": "100"}])
+def test_a_body_that_stalls_is_given_up_and_its_bytes_given_back(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr(body, "LONGEST_PAUSE", 0.05)
+    memory = MemoryBudget(MIB)
+    answer = ask(
+        lambda client: client.post("/", content=sending(b"some", until=asyncio.Event()), headers=headers), memory
+    )
+    assert code(answer) == (408, "body_timeout")
+    assert memory.used == 0
+
+
+def test_a_trickle_is_given_up_though_it_never_pauses_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "LONGEST_PAUSE", 0.1)
+    answer = ask(lambda client: client.post("/", content=sending(*[b"x"] * 1000, pause=0.01)))
+    assert code(answer) == (408, "body_timeout")
+
+
+def test_a_body_that_does_not_come_within_the_time_limit_is_its_client_s_failure() -> None:
+    answer = ask(lambda client: client.post("/", content=sending(b"some", until=asyncio.Event())), limit=0.1)
+    assert code(answer) == (408, "body_timeout")
+
+
+def test_a_slow_body_above_the_least_rate_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "LONGEST_PAUSE", 10)
+    answer = ask(lambda client: client.post("/", content=sending(*[bytes(100)] * 20, pause=0.01)))
+    assert (answer.status_code, answer.text) == (200, "2000")
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_the_largest_that_still_comes_goes_for_a_smaller_one(announced: bool) -> None:
+    memory = MemoryBudget(4 * MIB)
+
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        never = asyncio.Event()
+        first = bytes(10) if announced else bytes(3 * MIB)
+        headers = {"Content-Length": str(3 * MIB)} if announced else {}
+        large = asyncio.create_task(client.post("/", content=sending(first, until=never), headers=headers))
+        while memory.used < 3 * MIB:
+            await asyncio.sleep(0.001)
+        good = await client.post("/", content=bytes(MIB))
+        return [await large, good]
+
+    evicted, good = ask(talk, memory)
+    assert code(evicted) == (429, "overloaded")
+    assert "memory was given to others" in evicted.json()["error"]["message"]
+    assert evicted.headers["Retry-After"] == "1"
+    assert (good.status_code, good.text) == (200, str(MIB))
+    assert memory.used == 0
+
+
+def test_unfinished_bodies_that_take_all_memory_keep_no_smaller_one_out() -> None:
+    memory = MemoryBudget(4 * MIB)
+
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        never = asyncio.Event()
+        size = 200_000
+        unfinished = [
+            asyncio.create_task(
+                client.post("/", content=sending(bytes(10), until=never), headers={"Content-Length": str(size)})
+            )
+            for _ in range(86)
+        ]
+        while memory.used < 4 * MIB - size - OF_A_REQUEST:
+            await asyncio.sleep(0.001)
+        good = [await client.post("/", content=bytes(50_000)) for _ in range(86)]
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+        return good
+
+    assert [answer.status_code for answer in ask(talk, memory)] == [200] * 86
+    assert memory.used == 0
+
+
+def test_without_room_the_larger_one_that_comes_next_is_refused_and_the_first_is_answered() -> None:
+    memory = MemoryBudget(4 * MIB)
+
+    async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
+        end = asyncio.Event()
+        first = asyncio.create_task(client.post("/", content=sending(bytes(2 * MIB), until=end)))
+        while memory.used < 2 * MIB:
+            await asyncio.sleep(0.001)
+        refused = await client.post("/", content=bytes(3 * MIB))
+        end.set()
+        return [refused, await first, await client.post("/", content=bytes(3 * MIB))]
+
+    refused, first, again = ask(talk, memory)
+    assert code(refused) == (429, "overloaded")
+    assert "memory" in refused.json()["error"]["message"]
+    assert [first.text, again.text] == [str(2 * MIB), str(3 * MIB)]
+
+
+def test_an_announced_length_is_counted_before_a_byte_is_read() -> None:
+    memory = MemoryBudget(4 * MIB)
+    counted = []
+
+    async def watched() -> AsyncIterator[bytes]:
+        counted.append(memory.used)
+        yield bytes(MIB)
+
+    ask(lambda client: client.post("/", content=watched(), headers={"Content-Length": str(MIB)}), memory)
+    assert counted == [MIB * RAW_MEMORY + OF_A_REQUEST]

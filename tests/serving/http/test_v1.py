@@ -1,0 +1,480 @@
+import asyncio
+import base64
+import json
+import logging
+import math
+import zlib
+from collections.abc import AsyncIterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestct.card import DISCLAIMER, ModelCard
+from chestct.image import encode_png
+from chestct.prediction import RULES, WARNINGS
+from serving.http.app import create_app
+from serving.http.middleware import RequestRecording
+from serving.memory_budget import OF_A_REQUEST, Holder, MemoryBudget
+from tests.graphs import tiny_picture
+from tests.serving.gated_engine import GatedEngine
+from tests.serving.http.client import (
+    LIMIT,
+    SETTINGS,
+    TAG,
+    Client,
+    assert_error,
+    files,
+    jpeg,
+    png,
+    running,
+)
+
+
+def huge_png(side: int = 10_000) -> bytes:
+    """A hundred megapixels of black in about ten kilobytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+    header = side.to_bytes(4, "big") * 2 + bytes((1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes(side * (side // 8 + 1)), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        *("image/png", "image/jpeg", "image/jpg", "image/pjpeg", "image/heic", "image/svg+xml", "Image/PNG", "image/*"),
+        *("application/octet-stream", "application/dicom", "application/x-raw-disk-image", "application/zip"),
+        *("text/plain; charset=undefined", "", ";;", "nonsense", " image/png ", b"\xff\xfe"),
+    ],
+)
+@pytest.mark.parametrize("encode", [png, jpeg])
+def test_a_raw_image_is_answered_whatever_it_is_called(client: Client, encode: Any, media_type: str | bytes) -> None:
+    response = client.post("/v1/predict", content=encode(), headers={"Content-Type": media_type})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert set(answer) == {
+        *("request_id", "decision", "label", "confidence", "probabilities", "ood_score", "prediction_set"),
+        *("between", "reasons", "warnings", "model", "disclaimer"),
+    }
+    assert answer["label"] == "large_cell_carcinoma"
+    assert answer["confidence"] == answer["probabilities"]["large_cell_carcinoma"]
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert (answer["model"], answer["disclaimer"]) == (TAG, DISCLAIMER)
+
+
+def test_a_form_is_answered_like_the_raw_image(client: Client) -> None:
+    form = client.post("/v1/predict", files=files("image", png())).json()
+    raw = client.post("/v1/predict", content=png(), headers={"Content-Type": "image/png"}).json()
+    assert {**form, "request_id": ""} == {**raw, "request_id": ""}
+
+
+def test_a_rejected_image_has_a_null_label(client: Client) -> None:
+    white = encode_png(np.full((32, 32), 255, np.uint8))
+    answer = client.post("/v1/predict", files=files("image", white)).json()
+    assert (answer["decision"], answer["label"], answer["confidence"]) == ("reject", None, None)
+    assert answer["reasons"] == ["out_of_distribution"]
+
+
+def test_a_picture_that_breaks_rules_on_the_input_is_rejected_with_each_in_words(client: Client) -> None:
+    strip = Image.merge("RGB", [Image.fromarray(tiny_picture(0)[:, :, 0]).resize((200, 20))] * 3)
+    strip.paste((255, 0, 0), (0, 0, 100, 20))
+    buffer = BytesIO()
+    strip.save(buffer, "PNG")
+    answer = client.post("/v1/predict", files=files("image", buffer.getvalue())).json()
+    assert (answer["decision"], answer["label"]) == ("reject", None)
+    assert answer["reasons"] == ["not_grey", "extreme_aspect"]
+    words = client.get("/v1/model").json()["rules"]
+    assert "a CT slice is grey" in words["not_grey"]
+
+
+def test_a_close_call_names_both_classes(client: Client) -> None:
+    both = np.maximum(tiny_picture(0), tiny_picture(3))[:, :, 0]
+    answer = client.post("/v1/predict", files=files("image", encode_png(both))).json()
+    assert (answer["decision"], answer["reasons"]) == ("refer", ["two_cancers"])
+    assert set(answer["between"]) == {"adenocarcinoma", "squamous_cell_carcinoma"}
+
+
+def test_an_explanation_is_given_on_request(client: Client) -> None:
+    explained = client.post("/v1/predict?explain=true", files=files("image", png())).json()
+    assert set(explained["heatmaps"]) == set(explained["probabilities"])
+    assert "preview" in explained
+    plain = client.post("/v1/predict?explain=false", files=files("image", png())).json()
+    assert not {"heatmaps", "preview"} & set(plain)
+
+
+@pytest.mark.parametrize("query", ["explain=yes", "explain=", "explain=true&explain=true", "explian=true"])
+def test_a_bad_query_is_refused(client: Client, query: str) -> None:
+    response = client.post(f"/v1/predict?{query}", files=files("image", png()))
+    assert_error(response, 400, "invalid_query", "expected", "got")
+
+
+def test_a_request_id_is_echoed_everywhere(client: Client) -> None:
+    response = client.post("/v1/predict", files=files("image", png()), headers={"X-Request-ID": "abc-1"})
+    assert response.headers["X-Request-ID"] == response.json()["request_id"] == "abc-1"
+
+
+@pytest.mark.parametrize("wanted", ["", "x" * 129, "tab\there", "caf\u00e9".encode("latin-1")])
+def test_a_request_id_that_can_t_be_trusted_is_replaced(client: Client, wanted: str | bytes) -> None:
+    response = client.get("/v1/model", headers={"X-Request-ID": wanted})
+    assert len(response.headers["X-Request-ID"]) == 32
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "word"),
+    [
+        (b"", 400, "empty_body", "empty"),
+        (b"this is text", 422, "undecodable_image", "12 bytes"),
+        (png()[:-30], 422, "undecodable_image", "truncated"),
+        (jpeg()[:-30], 422, "undecodable_image", "runcated"),
+        (huge_png(), 413, "image_too_large", "at most 16777216 pixels"),
+    ],
+    ids=["empty", "text", "truncated PNG", "truncated JPEG", "100 megapixels"],
+)
+def test_a_bad_image_is_refused_and_the_next_good_one_answered(
+    client: Client, body: bytes, status: int, code: str, word: str
+) -> None:
+    response = client.post("/v1/predict", content=body, headers={"Content-Type": "application/octet-stream"})
+    assert_error(response, status, code, "expected" if code != "undecodable_image" else "", word)
+    if body:
+        assert_error(client.post("/v1/predict", files=files("image", body)), status, code, word)
+    assert client.post("/v1/predict", files=files("image", png())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"files": files("picture", png())}, ("'image'", "'picture'")),
+        ({"files": files("image", png(), png())}, ("got more",)),
+        ({"files": [("image", (None, b"text"))]}, ("'image'", "file", "text")),
+        ({"files": [*files("image", png()), ("note", (None, b"text"))]}, ("'note'",)),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, ("boundary",)),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, ("'image'",)),
+        ({"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, ("got none",)),
+    ],
+    ids=["name", "two", "text", "stray", "no boundary", "no form", "no field"],
+)
+def test_a_bad_form_is_refused(client: Client, request_: dict[str, Any], words: tuple[str, ...]) -> None:
+    assert_error(client.post("/v1/predict", **request_), 400, "invalid_form", "expected", *words)
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/predict/batch"])
+def test_a_body_over_the_limit_is_refused_by_its_announced_length(client: Client, path: str) -> None:
+    response = client.post(path, files=files("images", bytes(LIMIT)))
+    assert_error(response, 413, "body_too_large", f"at most {LIMIT} bytes")
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tuple[GatedEngine, ModelCard]) -> None:
+    async def run() -> tuple[httpx.Response, int]:
+        sent = 0
+
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal sent
+            for _ in range(100):
+                sent += LIMIT // 4
+                yield bytes(LIMIT // 4)
+
+        async with running(model) as app:
+            transport = httpx.ASGITransport(RequestRecording(app))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                response = await client.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
+        return response, sent
+
+    response, sent = asyncio.run(run())
+    assert_error(response, 413, "body_too_large", f"at most {LIMIT} bytes")
+    assert sent <= 2 * LIMIT
+
+
+def test_a_batch_has_one_outcome_an_image_in_order(client: Client) -> None:
+    response = client.post("/v1/predict/batch", files=files("images", png(2), b"text", png(0)))
+    assert response.status_code == 200
+    first, second, third = response.json()["outcomes"]
+    assert (first["label"], third["label"]) == ("normal", "adenocarcinoma")
+    assert second["error"]["code"] == "undecodable_image"
+    assert response.json()["disclaimer"] == DISCLAIMER
+    ids = {first["request_id"], second["error"]["request_id"], response.json()["request_id"]}
+    assert ids == {response.headers["X-Request-ID"]}
+
+
+def test_a_batch_may_be_longer_than_the_queue(model: tuple[GatedEngine, ModelCard]) -> None:
+    settings = SETTINGS.model_copy(update={"max_images": 64, "max_body_bytes": 1 << 20})
+    app_files = files("images", *(png(index % 4) for index in range(40)))
+
+    async def run() -> httpx.Response:
+        async with running(model, settings) as app:
+            transport = httpx.ASGITransport(RequestRecording(app))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.post("/v1/predict/batch", files=app_files)
+
+    labels = [outcome.get("label") for outcome in asyncio.run(run()).json()["outcomes"]]
+    assert labels == [model[1].classes[index % 4] for index in range(40)]
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_batch_of_no_or_too_many_images_is_refused(client: Client, count: int) -> None:
+    request: dict[str, Any] = {"files": files("images", *[png()] * count)}
+    if not count:
+        request = {"content": b"--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
+    assert_error(client.post("/v1/predict/batch", **request), 400, "invalid_form", "1 to 4 files")
+
+
+def test_the_model_is_described(client: Client, model: tuple[GatedEngine, ModelCard]) -> None:
+    about = client.get("/v1/model").json()
+    rules, warnings, tag = (about.pop(name) for name in ("rules", "warnings", "model"))
+    assert ModelCard.model_validate_json(json.dumps(about)) == model[1]
+    assert (rules, warnings, tag) == ({rule.name: rule.words for rule in RULES}, WARNINGS, TAG)
+
+
+def test_documents_are_rendered_once_and_not_sent_to_who_has_them(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {path: client.get(path) for path in ("/v1/model", "/docs.json", "/v2/models/chestct")}
+    monkeypatch.setattr("json.dumps", None)
+    for path, answer in first.items():
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+        again = client.get(path)
+        assert (again.content, again.headers["ETag"]) == (answer.content, answer.headers["ETag"])
+        unchanged = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+
+
+def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[GatedEngine, ModelCard]) -> None:
+    class Watched(MemoryBudget):
+        most = 0
+
+        def reserve(self, holder: Holder, size: int) -> None:
+            super().reserve(holder, size)
+            self.most = max(self.most, self.used)
+
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(png()).decode()]}
+    bodies: list[tuple[float, str, dict[str, Any]]] = [
+        (1, "/v1/predict", {"content": png()}),
+        (2, "/v1/predict", {"files": files("image", png())}),
+        (2, "/v1/predict/batch", {"files": files("images", png())}),
+        (3.75, "/v2/models/chestct/infer", {"json": {"inputs": [tensor]}}),
+    ]
+
+    async def run(path: str, arguments: dict[str, Any]) -> tuple[int, int]:
+        memory = Watched()
+        async with running(model) as app:
+            transport = httpx.ASGITransport(RequestRecording(app, memory))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                answer = await client.post(path, **arguments)
+        assert answer.status_code == 200, answer.text
+        assert memory.used == 0
+        return memory.most, int(answer.request.headers["Content-Length"])
+
+    for factor, path, arguments in bodies:
+        counted, length = asyncio.run(run(path, arguments))
+        assert counted == OF_A_REQUEST + math.ceil(factor * length)
+
+
+def test_until_the_model_is_ready_it_is_not_asked() -> None:
+    with asyncio.Runner() as runner:
+        client = Client(create_app(SETTINGS), runner.get_loop())
+        for response in (client.get("/v1/model"), client.post("/v1/predict", files=files("image", png()))):
+            assert_error(response, 503, "not_ready")
+            assert "Retry-After" in response.headers
+        assert client.get("/").status_code == 200
+
+
+def test_a_full_queue_says_when_to_come_back(model: tuple[GatedEngine, ModelCard]) -> None:
+    async def run() -> list[httpx.Response]:
+        async with running(model) as app:
+            transport = httpx.ASGITransport(RequestRecording(app))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                model[0].open.clear()
+                posts = [
+                    asyncio.create_task(client.post("/v1/predict", files=files("image", png()))) for _ in range(12)
+                ]
+                while sum(post.done() for post in posts) < 6:
+                    await asyncio.sleep(0.01)
+                model[0].open.set()
+                return await asyncio.gather(*posts)
+
+    responses = asyncio.run(run())
+    refused = [response for response in responses if response.status_code != 200]
+    assert 6 <= len(refused) <= 8  # two in the engine and four in the queue are answered
+    for response in refused:
+        assert_error(response, 429, "overloaded")
+        assert int(response.headers["Retry-After"]) >= 1
+
+
+def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[GatedEngine, ModelCard]) -> None:
+    async def run() -> httpx.Response:
+        async with running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app:
+            transport = httpx.ASGITransport(RequestRecording(app))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                model[0].open.clear()
+                try:
+                    return await client.post("/v1/predict", files=files("image", png()))
+                finally:
+                    model[0].open.set()
+
+    assert_error(asyncio.run(run()), 503, "deadline_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "code"),
+    [
+        ("0", "deadline_exceeded"),
+        ("-1.5", "deadline_exceeded"),
+        ("soon", "invalid_timeout"),
+        ("inf", "invalid_timeout"),
+    ],
+)
+def test_a_deadline_in_the_past_and_one_that_is_none_are_refused(client: Client, timeout: str, code: str) -> None:
+    response = client.post("/v1/predict", files=files("image", png()), headers={"X-Request-Timeout": timeout})
+    assert_error(response, 400, code, "expected seconds above 0")
+
+
+def test_a_request_s_own_deadline_frees_its_place(model: tuple[GatedEngine, ModelCard]) -> None:
+    async def run() -> tuple[list[httpx.Response], int]:
+        async with running(model) as app:
+            transport = httpx.ASGITransport(RequestRecording(app))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+                async def ask(timeout: str) -> httpx.Response:
+                    headers = {"X-Request-Timeout": timeout}
+                    return await client.post("/v1/predict", files=files("image", png()), headers=headers)
+
+                model[0].open.clear()
+                before = model[0].images
+                first = asyncio.create_task(ask("4"))
+                await asyncio.sleep(0.1)
+                late = await asyncio.gather(*(ask("0.2") for _ in range(4)))  # as many as the queue holds
+                others = [asyncio.create_task(ask("4")) for _ in range(3)]
+                await asyncio.sleep(0.1)
+                model[0].open.set()
+                return [*late, await first, *await asyncio.gather(*others)], model[0].images - before
+
+    responses, images = asyncio.run(run())
+    for response in responses[:4]:
+        assert_error(response, 503, "client_deadline_exceeded")
+    assert [response.status_code for response in responses[4:]] == [200] * 4
+    assert images == 4
+
+
+def test_a_failure_inside_keeps_its_secrets_and_is_logged(
+    client: Client, model: tuple[GatedEngine, ModelCard], caplog: pytest.LogCaptureFixture
+) -> None:
+    model[0].fails = True
+    try:
+        response = client.post("/v1/predict", files=files("image", png()), headers={"X-Request-ID": "r-500"})
+    finally:
+        model[0].fails = False
+    assert_error(response, 500, "internal_error")
+    assert "secret" not in response.text
+    assert "secret" in caplog.text
+    assert "r-500" in caplog.text
+    assert client.post("/v1/predict", files=files("image", png())).status_code == 200
+
+
+def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[GatedEngine, ModelCard]) -> None:
+    async def run() -> int:
+        async with running(model) as app:
+            model[0].open.clear()
+            before = model[0].images
+            sent: list[dict[str, Any]] = []
+            gone = [asyncio.Event() for _ in range(4)]
+
+            def call(event: asyncio.Event) -> Any:
+                parts = [{"type": "http.request", "body": png(), "more_body": False}]
+
+                async def receive() -> dict[str, Any]:
+                    if parts:
+                        return parts.pop()
+                    await event.wait()
+                    return {"type": "http.disconnect"}
+
+                async def send(message: Any) -> None:
+                    sent.append(message)
+
+                scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [], "query_string": b""}
+                return asyncio.create_task(RequestRecording(app)({**scope, "root_path": ""}, receive, send))
+
+            first = call(gone[0])
+            await asyncio.sleep(0.1)
+            others = [call(event) for event in gone[1:]]
+            await asyncio.sleep(0.1)
+            for event in gone[1:]:
+                event.set()
+            await asyncio.gather(*others)
+            model[0].open.set()
+            await first
+            assert [message["status"] for message in sent if "status" in message] == [499, 499, 499, 200]
+            return model[0].images - before
+
+    assert asyncio.run(run()) == 1
+
+
+def test_every_answer_carries_the_security_headers(client: Client) -> None:
+    for response in (client.get("/"), client.get("/page/page.js"), client.get("/v1/model"), client.get("/v1/nothing")):
+        policy = response.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_the_page_and_its_files_are_served_and_nothing_beside_them(client: Client) -> None:
+    index = client.get("/")
+    assert index.headers["Content-Type"].startswith("text/html")
+    assert "Not a medical device" in index.text
+    assert client.get("/page/page.css").headers["Content-Type"].startswith("text/css")
+    for path in ("/page/../http.py", "/page/%2e%2e/http.py", "/page/", "/http.py"):
+        assert client.get(path).status_code == 404
+
+
+def test_metrics_tell_routes_and_not_paths_apart(client: Client, model: tuple[GatedEngine, ModelCard]) -> None:
+    client.post("/v1/predict", files=files("image", png()))
+    for index in range(20):
+        client.get(f"/v1/scan-{index}")
+    text = client.get("/metrics").text
+    assert "scan" not in text
+    assert 'chestct_requests_total{code="200",protocol="http",route="/v1/predict"}' in text
+    assert 'chestct_requests_total{code="404",protocol="http",route="other"}' in text
+    for name in (
+        "chestct_stage_seconds_count",
+        "chestct_batch_size_count",
+        "chestct_queue_depth",
+        "chestct_predictions",
+        "chestct_confidence_count",
+        "chestct_ood_score_count",
+        f'chestct_model_info{{data_digest="{model[1].lineage.data_digest}"',
+    ):
+        assert name in text
+
+
+def test_each_request_leaves_one_line_of_json_without_its_content(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = {"User-Agent": "secret-agent", "Cookie": "secret-cookie"}
+    with caplog.at_level(logging.INFO, logger="serving.telemetry.request_record"):
+        client.post("/v1/predict", files=[("image", ("secret-name.png", png()))], headers=secrets)
+        client.post("/v1/predict", content=b"secret-bytes", headers={"Content-Type": "image/png"})
+        client.get("/v1/model", headers={"X-Request-ID": "r-77"})
+        client.get("/v1/a%0Aforged line", headers={"X-Request-ID": "r-78"})
+    answered, refused, model, unknown = (json.loads(record.getMessage()) for record in caplog.records)
+    assert (answered["route"], answered["code"], answered["outcome"]) == ("/v1/predict", "200", "answered")
+    stages = [answered[f"{stage}_seconds"] for stage in ("decode", "queue", "infer")]
+    assert min(stages) >= 0
+    assert answered["images"] == 1
+    assert sum(stages) <= answered["total_seconds"]
+    assert (refused["code"], refused["outcome"]) == ("422", "undecodable_image")
+    assert (model["request_id"], model["route"]) == ("r-77", "/v1/model")
+    assert (unknown["request_id"], unknown["route"], unknown["code"]) == ("r-78", "other", "404")
+    assert "secret" not in caplog.text
+    assert "forged" not in caplog.text
+
+
+def test_a_form_leaves_no_file_behind(client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))  # a read-only root file system
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)
+    assert client.post("/v1/predict", files=files("image", encode_png(noise))).status_code == 200

@@ -1,0 +1,337 @@
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from chestct.engine import Scores
+from serving.inference.batcher import Batcher, BatchReport, EngineFailed
+from serving.unavailable import Closed, Overloaded
+
+
+class Gate:
+    """An engine whose answer for an image is its grey level; a batch waits in it until `open` is set."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.poison: int | None = None
+        self.short = False
+
+    def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+        levels = [int(level) for level in pixels[:, 0, 0, 0]]
+        self.batches.append(levels)
+        self.threads.add(threading.current_thread().name)
+        self.entered.set()
+        assert self.open.wait(300)
+        if self.poison in levels:
+            raise RuntimeError("poisoned")
+        values = np.array(levels[:-1] if self.short else levels, np.float32)
+        return Scores(np.repeat(values[:, None], 4, 1), values, np.zeros((len(values), 4, 2, 2), np.float32))
+
+
+def image(level: int) -> NDArray[np.uint8]:
+    return np.full((4, 4, 1), level, np.uint8)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+async def occupy(batcher: Batcher, gate: Gate, level: int = 0) -> asyncio.Task[object]:
+    """Put an image into the engine and keep it there."""
+    gate.open.clear()
+    gate.entered.clear()
+    task = asyncio.create_task(batcher.score(image(level)))
+    assert await asyncio.to_thread(gate.entered.wait, 10)
+    return task
+
+
+async def enqueue(batcher: Batcher, *levels: int) -> list[asyncio.Task[object]]:
+    tasks = [asyncio.create_task(batcher.score(image(level))) for level in levels]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_an_idle_engine_takes_a_single_image_without_a_timer(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[float] = []
+
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=8, queue_size=8)
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_at", lambda when, *_, **__: timers.append(when))
+        await batcher.score(image(1))
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[1]]
+    assert timers == []
+
+
+def test_while_the_engine_is_busy_the_next_batch_grows_up_to_the_largest(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=64)
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, *range(1, 8))
+        gate.open.set()
+        await asyncio.gather(first, *others)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_under_load_everyone_gets_the_answer_to_their_own_image(gate: Gate) -> None:
+    async def client(batcher: Batcher, level: int) -> bool:
+        await asyncio.sleep(level % 7 / 1000)
+        score = await batcher.score(image(level))
+        return score.ood_score == level and score.probabilities.tolist() == [level] * 4
+
+    async def run() -> list[bool]:
+        batcher = Batcher(gate.infer, largest_batch=8, queue_size=256)
+        right = await asyncio.gather(*(client(batcher, level) for level in range(200)))
+        await batcher.close()
+        return right
+
+    assert all(asyncio.run(run()))
+    assert len(gate.batches) < 200
+    assert len(gate.threads) == 1
+
+
+def test_an_error_in_the_engine_fails_its_batch_alone(gate: Gate) -> None:
+    gate.poison = 13
+
+    async def run() -> list[object]:
+        batcher = Batcher(gate.infer, largest_batch=2, queue_size=64)
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, 13, 1, 2, 3)
+        gate.open.set()
+        outcomes = await asyncio.gather(first, *others, return_exceptions=True)
+        await batcher.close()
+        return outcomes
+
+    outcomes = asyncio.run(run())
+    assert gate.batches == [[0], [13, 1], [2, 3]]
+    assert [isinstance(outcome, EngineFailed) for outcome in outcomes] == [False, True, True, False, False]
+    assert "batch of 2: poisoned" in str(outcomes[1])
+
+
+def test_too_few_scores_fail_the_batch_instead_of_shifting_answers(gate: Gate) -> None:
+    gate.short = True
+
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=4)
+        with pytest.raises(EngineFailed):
+            await batcher.score(image(1))
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_image_never_reaches_the_engine(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=3)
+        first = await occupy(batcher, gate)
+        second, third, fourth = await enqueue(batcher, 1, 2, 3)
+        with pytest.raises(Overloaded):
+            batcher.check_room()
+        third.cancel()
+        await asyncio.sleep(0)
+        batcher.check_room()  # its place is free before the engine is
+        gate.open.set()
+        await asyncio.gather(first, second, fourth)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[0], [1, 3]]
+
+
+def test_an_image_cancelled_in_the_engine_leaves_the_others_their_answers(gate: Gate) -> None:
+    async def run() -> object:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=64)
+        first = await occupy(batcher, gate, 9)
+        first.cancel()
+        (other,) = await enqueue(batcher, 1)
+        gate.open.set()
+        score = await other
+        await batcher.close()
+        return score.ood_score  # type: ignore[attr-defined]
+
+    assert asyncio.run(run()) == 1
+
+
+def test_a_full_queue_says_when_to_come_back(gate: Gate) -> None:
+    async def run() -> Overloaded:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
+        task = await occupy(batcher, gate)
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        await task  # now the engine's pace is known: 50 ms an image or more
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, 1, 2, 3)
+        with pytest.raises(Overloaded) as caught:
+            await batcher.score(image(4))
+        gate.open.set()
+        await asyncio.gather(first, *others)
+        await batcher.close()
+        return caught.value
+
+    error = asyncio.run(run())
+    assert 0.15 <= error.retry_after < 10
+    assert gate.batches == [[0], [0], [1], [2], [3]]
+
+
+def test_what_can_t_be_answered_in_time_is_refused_before_it_waits(gate: Gate) -> None:
+    def infer(pixels: NDArray[np.uint8]) -> Scores:
+        time.sleep(0.01)
+        return gate.infer(pixels)
+
+    async def run() -> None:
+        batcher = Batcher(infer, largest_batch=1, queue_size=64)
+        for _ in range(32):  # now the engine's pace is known: 10 ms an image or more
+            await batcher.score(image(0))
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, *range(1, 5))
+        batcher.check_room(time.monotonic() + 300)
+        with pytest.raises(Overloaded) as caught:
+            await batcher.score(image(9), time.monotonic() + 0.06)
+        assert caught.value.retry_after >= 0.04
+        gate.open.set()
+        await asyncio.gather(first, *others)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert [9] not in gate.batches
+
+
+def test_a_pause_of_the_process_does_not_stand_for_the_pace(gate: Gate) -> None:
+    async def run() -> float:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
+        for _ in range(31):
+            await batcher.score(image(1))
+        waiting = asyncio.ensure_future(batcher.score(image(1)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # the pause
+        await waiting
+        batcher.coming = 8
+        with pytest.raises(Overloaded) as caught:
+            batcher.check_room()
+        batcher.coming = 0
+        await batcher.close()
+        return caught.value.retry_after
+
+    assert asyncio.run(run()) < 0.5 * 8 / 2  # the pause alone would say 8 times 0.5
+
+
+def test_an_image_whose_deadline_passed_never_reaches_the_engine(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=8)
+        first = await occupy(batcher, gate)
+        late = asyncio.create_task(batcher.score(image(1), time.monotonic() + 0.05))
+        (other,) = await enqueue(batcher, 2)
+        await asyncio.sleep(0.1)
+        gate.open.set()
+        with pytest.raises(TimeoutError):
+            await late
+        await asyncio.gather(first, other)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[0], [2]]
+
+
+def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_queue(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
+        first = await occupy(batcher, gate)
+        second = asyncio.create_task(batcher.score(image(1), time.monotonic() + 0.02))
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        time.sleep(0.1)  # the loop stands still, so that the engine's answer and the cancellation meet in one turn
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        async with asyncio.timeout(300):
+            await first
+            await batcher.score(image(2))
+            await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[0], [2]]
+
+
+def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
+        batcher.coming = 2
+        batcher.check_room()
+        batcher.coming = 3
+        with pytest.raises(Overloaded):
+            batcher.check_room()
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+def test_what_was_let_in_is_not_turned_away_for_what_came_after_it(gate: Gate) -> None:
+    async def run() -> float:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
+        batcher.coming = 4  # they came while this one was decoded
+        with pytest.raises(Overloaded):
+            await batcher.score(image(1))
+        score = await batcher.score(image(2), admitted=True)
+        batcher.coming = 0
+        await batcher.close()
+        with pytest.raises(Closed):
+            await batcher.score(image(3), admitted=True)
+        return score.ood_score
+
+    assert asyncio.run(run()) == 2
+    assert gate.batches == [[2]]
+
+
+def test_closing_finishes_what_waits_and_takes_no_more(gate: Gate) -> None:
+    async def run() -> list[object]:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, 1, 2)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Closed):
+            await batcher.score(image(3))
+        gate.open.set()
+        scores = await asyncio.gather(first, *others)
+        await closing
+        return scores
+
+    assert len(asyncio.run(run())) == 3
+    assert gate.batches == [[0], [1], [2]]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+
+
+def test_each_batch_is_reported(gate: Gate) -> None:
+    reports: list[BatchReport] = []
+
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=8, report=reports.append)
+        first = await occupy(batcher, gate)
+        others = await enqueue(batcher, 1, 2)
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        await asyncio.gather(first, *others)
+        await batcher.close()
+
+    asyncio.run(run())
+    assert [report.size for report in reports] == [1, 2]
+    assert reports[0].seconds >= 0.05
+    assert min(reports[1].waited) >= 0.05
