@@ -21,7 +21,7 @@ from serving import run_folder
 from serving.api_keys import Keys, KeysError
 from serving.http import bentoml_api, connections
 from serving.http.app import create_app
-from serving.http.connection_balancing import Spread
+from serving.http.connection_balancing import ConnectionBalancing
 from serving.http.middleware import AdmissionControl, RequestRecording
 from serving.http.private_port import Gate, PrivatePort
 from serving.http.rendered import Rendered
@@ -29,7 +29,7 @@ from serving.memory_budget import MemoryBudget
 from serving.settings import Settings, SettingsError
 from serving.supervision import heartbeat
 from serving.telemetry import log, metrics
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 
 try:
     SETTINGS = Settings.read()
@@ -41,7 +41,7 @@ heartbeat.end_with_supervisor()
 RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
-LOAD = Load(SETTINGS.workers)
+LOAD = WorkerLoad(SETTINGS.workers)
 app = create_app(SETTINGS, KEYS)
 connections.install()
 
@@ -202,7 +202,7 @@ def _is_stopping() -> bool:
     return app.state.classifier is not None and not app.state.classifier.ready
 
 
-ChestCT.add_asgi_middleware(Spread, load=LOAD)
+ChestCT.add_asgi_middleware(ConnectionBalancing, load=LOAD)
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
 ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)

@@ -16,7 +16,7 @@ from chestct.image import InvalidImage
 from chestct.prediction import Prediction
 from serving.inference.classifier import Classifier, Outcome
 from serving.inference.window import LUNG, Window, choose_window
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.tensors import (
     IMAGE,
     Datatype,
@@ -189,7 +189,7 @@ def read(classifier: Classifier, request: Request) -> Question:
     )
 
 
-async def infer(classifier: Classifier, question: Question, call: Call) -> tuple[Tensor, ...]:
+async def infer(classifier: Classifier, question: Question, call: RequestRecord) -> tuple[Tensor, ...]:
     """Answer a request.
 
     The protocol has one status for a call, so one bad image fails the call: InvalidImage then names its index.

@@ -15,7 +15,7 @@ SHARE: Final = 1 / 8
 """And so much of the mean, where that is more."""
 
 
-class Load:
+class WorkerLoad:
     """What the workers of a run tell each other and their supervisor, in memory that they share.
 
     How many requests each has taken and not answered, over HTTP and gRPC, whether its engine idles, and its last beat.

@@ -340,7 +340,7 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
             calls += [asyncio.ensure_future(raw(clients, sample)) for sample in samples[1:4]]
             calls += [asyncio.ensure_future(grpc_image(clients, sample)) for sample in samples[4:]]
             await queued(7)
-            while classifier._batcher.coming:
+            while classifier._batcher.decoding:
                 await asyncio.sleep(0.001)
             engine.go.set()
             outcomes = await asyncio.gather(*calls)

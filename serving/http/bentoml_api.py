@@ -26,14 +26,14 @@ from serving.http.errors import RequestError, bad_request, describe, error_body,
 from serving.http.middleware import ErrorBoundary, RequireApiKey
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
 
 ROUTE: Final = "/classify"
 SCOPE: Final = "classify"
 MEDIA_TYPE: Final = "application/json"
 
-_CALL: Final[ContextVar[Call]] = ContextVar("call")
+_CALL: Final[ContextVar[RequestRecord]] = ContextVar("call")
 """Whose body is being parsed."""
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 class Item(NamedTuple):
     data: bytes
     """The encoded image."""
-    call: Call
+    call: RequestRecord
 
 
 def _parse(value: object) -> Item:
@@ -71,7 +71,7 @@ Base64Image = Annotated[
 async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[str, Any]]:
     """A prediction or an error for each item, in order, as JSON. Never raises: that would fail every caller."""
 
-    async def of_one_caller(call: Call, images: list[bytes]) -> list[dict[str, Any]]:
+    async def of_one_caller(call: RequestRecord, images: list[bytes]) -> list[dict[str, Any]]:
         outcomes: Sequence[Prediction | Exception]
         if call.remaining <= 0:  # while it waited in BentoML's batcher
             return [_body(TimeoutError(), call.request_id)] * len(images)
@@ -123,7 +123,7 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        call: Call = request.state.call
+        call: RequestRecord = request.state.call
         if request.method != "POST":
             raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"})
         if (kind := media_type(request)) != MEDIA_TYPE:

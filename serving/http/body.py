@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from serving.http.errors import RequestError, bad_request, too_large
 from serving.settings import Settings
-from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, Call
+from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, RequestRecord
 
 MAX_JSON: Final = {b",": 300_000, b"[": 300_000, b":": 10_000}
 """How often each may stand in a JSON body. Every value follows one of them, so they bound the number of values and the
@@ -45,7 +45,7 @@ async def read_body(request: Request, settings: Settings, memory: float = RAW_ME
     check_encoding(request.headers.getlist("Content-Encoding"))
     check_encoding(request.headers.getlist("Transfer-Encoding"))
     limit = settings.max_body_bytes
-    call: Call = request.state.call
+    call: RequestRecord = request.state.call
     announced = request.headers.get("Content-Length", "")
     if announced.isdecimal():
         if int(announced) > limit:
@@ -59,7 +59,7 @@ async def read_body(request: Request, settings: Settings, memory: float = RAW_ME
     return body
 
 
-async def _receive(request: Request, call: Call, limit: int, memory: float) -> bytes:
+async def _receive(request: Request, call: RequestRecord, limit: int, memory: float) -> bytes:
     """Ends where the body is larger than `limit` bytes, stalls, trickles, or is evicted."""
     now = asyncio.get_running_loop().time
     begun = now()

@@ -7,13 +7,13 @@ alive, they would stay there while another worker idles. A new one goes to whoev
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 
 
-class Spread:
+class ConnectionBalancing:
     """ASGI middleware around the whole service: counts its requests, and ends connections while it is crowded."""
 
-    def __init__(self, app: ASGIApp, load: Load) -> None:
+    def __init__(self, app: ASGIApp, load: WorkerLoad) -> None:
         self._app = app
         self._load = load
 

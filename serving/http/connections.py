@@ -19,10 +19,10 @@ from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.http.errors import RequestError, error_response
+from serving.http.least_rate import LeastRate
 from serving.http.middleware import COMMON_HEADERS, REQUEST_ID
-from serving.http.pace import Pace
 from serving.http.parser import Parser
-from serving.telemetry.request_record import LEAST_RATE, Call, choose_id
+from serving.telemetry.request_record import LEAST_RATE, RequestRecord, choose_id
 
 HEAD_SECONDS: Final = 10.0
 """From a connection's start, or from a head's first byte, to the head's end."""
@@ -142,8 +142,8 @@ class BoundedConnection(HttpToolsProtocol):
         self._draining = False
         """Whether the rest of a message is dropped that was answered before it was read, to go on with the next."""
         self._dropped = 0
-        self._dropping: Pace
-        self._writing: Pace
+        self._dropping: LeastRate
+        self._writing: LeastRate
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
         """When the last request had come whole, or was answered."""
@@ -157,8 +157,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         self._wire = transport
-        self._dropping = Pace(lambda: self._dropped, transport.abort)
-        self._writing = Pace(self._count_written, transport.abort)
+        self._dropping = LeastRate(lambda: self._dropped, transport.abort)
+        self._writing = LeastRate(self._count_written, transport.abort)
         super().connection_made(cast("asyncio.Transport", _Transport(self, transport)))
         self._idle_since = self.loop.time()
         self._await_head()
@@ -355,7 +355,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._busy and (waiting or self._stage is not _Stage.BODY or self.cycle.response_started):
             return  # on_response_complete ends it
         path = ""
-        call = Call(choose_id(), route="other", outcome=error.code)
+        call = RequestRecord(choose_id(), route="other", outcome=error.code)
         if self._stage is not _Stage.BODY:
             call.finish("http", str(error.status.value), {})
         elif self._busy:  # its app counts it
@@ -369,7 +369,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._wire.write(self._answer(error, call, path))
         self._linger()
 
-    def _answer(self, error: RequestError, call: Call, path: str) -> bytes:
+    def _answer(self, error: RequestError, call: RequestRecord, path: str) -> bytes:
         body = error_response(error, {"path": path, "state": {"call": call}}).body
         headers = [
             *self.server_state.default_headers,

@@ -30,7 +30,7 @@ from serving.http.errors import (
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
-from serving.telemetry.request_record import Call, choose_id
+from serving.telemetry.request_record import RequestRecord, choose_id
 from serving.unavailable import Closed, Overloaded
 
 REQUEST_ID: Final = "X-Request-ID"
@@ -88,7 +88,7 @@ class RequestRecording:
             return
         scope["headers"] = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         headers = Headers(scope=scope)
-        call = Call(choose_id(headers.get(REQUEST_ID)), memory=self._memory)
+        call = RequestRecord(choose_id(headers.get(REQUEST_ID)), memory=self._memory)
         scope.setdefault("state", {})["call"] = call
         status = 0
         replaced = False
@@ -151,7 +151,7 @@ class AdmissionControl:
         if scope["type"] == "http" and scope["method"] == "POST":
             for path, name, key_scope in _ANSWERING:
                 if path.fullmatch(scope["path"]) and (overloaded := self._overloaded(scope, key_scope)):
-                    call: Call = scope["state"]["call"]
+                    call: RequestRecord = scope["state"]["call"]
                     call.route = name
                     answer = describe(overloaded)
                     call.outcome = answer.code
@@ -160,7 +160,7 @@ class AdmissionControl:
         await self._app(scope, receive, send)
 
     def _overloaded(self, scope: Scope, key_scope: str) -> Overloaded | None:
-        call: Call = scope["state"]["call"]
+        call: RequestRecord = scope["state"]["call"]
         headers = Headers(scope=scope)
         classifier = self._classifier()
         try:
@@ -188,7 +188,7 @@ class ErrorBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        call: Call = scope["state"]["call"]
+        call: RequestRecord = scope["state"]["call"]
         clock = asyncio.get_running_loop().time
         begun = False
 
@@ -229,7 +229,7 @@ class RequireApiKey:
         self._scope = scope
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["state"]["call"]
+        call: RequestRecord = scope["state"]["call"]
         call.key = self._keys.check(Headers(scope=scope).get("Authorization"), self._scope)
         await self._app(scope, receive, send)
 

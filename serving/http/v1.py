@@ -20,7 +20,7 @@ from serving.http.rendered import Rendered
 from serving.inference.classifier import Classifier
 from serving.inference.window import WINDOW_PARAMETERS, Window, choose_window
 from serving.settings import Settings
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Overloaded
 
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
@@ -61,7 +61,7 @@ async def _predict_batch(request: Request) -> Response:
     body = await read_body(request, settings, FORM_MEMORY)
     images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
     del body
-    call: Call = request.state.call
+    call: RequestRecord = request.state.call
     outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain, window=window))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()

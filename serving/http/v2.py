@@ -23,7 +23,7 @@ from serving.http.middleware import REQUEST_ID, require_api_key
 from serving.http.readiness import check_ready, ready_classifier
 from serving.http.rendered import Rendered
 from serving.inference.classifier import Classifier
-from serving.telemetry.request_record import Call, choose_id
+from serving.telemetry.request_record import RequestRecord, choose_id
 from serving.tensors import IMAGE, Input, InvalidRequest
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
@@ -141,7 +141,7 @@ async def _infer(request: Request) -> Response:
     try:
         # Not in a thread: the parser holds the interpreter's lock all along, so the event loop would wait as long.
         wanted, form = _parse(request.headers, body)
-        call: Call = request.state.call
+        call: RequestRecord = request.state.call
         call.request_id = choose_id(request.headers.get(REQUEST_ID), form.id, call.request_id)
         question = open_inference.read(classifier, wanted)
         del body, wanted  # several times the size of the images

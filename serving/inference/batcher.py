@@ -18,7 +18,7 @@ from serving.unavailable import Closed, Overloaded
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Scores
-    from serving.inference.engine_sharing import Lending
+    from serving.inference.engine_sharing import EngineSharing
 
 _PACE_MEMORY: Final = 32
 """Batches whose mean tells how long an image takes: so many that one pause of the process says little."""
@@ -30,7 +30,7 @@ class EngineFailed(RuntimeError):
     """The engine could not score a batch; its cause is chained. Every image of that batch gets this, no other does."""
 
 
-class Lost(RuntimeError):
+class PeerLost(RuntimeError):
     """Another worker did not give back a batch that it was lent."""
 
 
@@ -103,7 +103,7 @@ class Batcher:
         self._due = False
         """`_start_batches` will run in this turn of the loop."""
         self._closed = False
-        self._others: Lending | None = None
+        self._others: EngineSharing | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._recent: deque[tuple[float, int]] = deque(maxlen=_PACE_MEMORY)
@@ -114,7 +114,7 @@ class Batcher:
         """When the last batch ended, if more was to be done then."""
         self.busy_since = math.inf
         """When the batch that is in the engine began, on time.monotonic's clock; infinity while there is none."""
-        self.coming = 0
+        self.decoding = 0
         """Images that are made ready for the queue. They have their place in it, and their time is part of the pace."""
 
     def check_room(self, deadline: float = math.inf) -> None:
@@ -124,7 +124,7 @@ class Batcher:
         """
         if self._closed:
             raise Closed("the service is shutting down")
-        waiting = len(self._queue) + self.coming
+        waiting = len(self._queue) + self.decoding
         seconds = waiting * self._pace
         known = len(self._recent) == _PACE_MEMORY
         if waiting >= self._queue_size or (known and seconds > PATIENCE * max(0, deadline - time.monotonic())):
@@ -133,7 +133,7 @@ class Batcher:
     async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf, *, admitted: bool = False) -> Score:
         """Score one image, uint8 [height, width, 1].
 
-        `admitted`: it was counted in `coming` until now, so it has its place, and what came after it does not delay
+        `admitted`: it was counted in `decoding` until now, so it has its place, and what came after it does not delay
         it. Cancelled while it waits, it leaves the queue. Raises Overloaded, unless admitted, Closed, EngineFailed, and
         TimeoutError where the deadline, on time.monotonic's clock, passes before the engine takes it.
         """
@@ -163,7 +163,7 @@ class Batcher:
         await self._idle.wait()
         self._thread.shutdown()
 
-    def share(self, others: Lending) -> None:
+    def share(self, others: EngineSharing) -> None:
         """Give what waits to others that idle, too, and tell them when this engine does."""
         self._others = others
         self._announce()
@@ -236,10 +236,10 @@ class Batcher:
             self._engaged -= 1
             # While there is a backlog, what holds up the engine (decoding, the event loop) is part of the pace.
             self._recent.append((ended - min(started, self._backlog_since), len(batch)))
-            self._backlog_since = ended if self._queue or self.coming else math.inf
+            self._backlog_since = ended if self._queue or self.decoding else math.inf
         else:
             self._lent -= 1
-            if isinstance(error, Lost):
+            if isinstance(error, PeerLost):
                 for item in reversed(batch):
                     item.at_home = True
                     self._queue.appendleft(item)

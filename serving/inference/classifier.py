@@ -25,14 +25,14 @@ from chestct.prediction import Prediction, decide
 from chestct.signatures import describe
 from chestct.store import StoredModel
 from serving.inference.batcher import Batcher, BatchReport, EngineFailed, Score
-from serving.inference.engine_sharing import Lending
+from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.window import LUNG, Window
 from serving.settings import Settings
 from serving.telemetry import metrics
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Overloaded
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
@@ -57,7 +57,7 @@ class Classifier:
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._reader = GuardedReader(card.input)
-        self._lending: Lending | None = None
+        self._lending: EngineSharing | None = None
         self._warm = False
         self._stopping = False
 
@@ -84,7 +84,9 @@ class Classifier:
         """Raise Overloaded or Closed where `classify` would at once for a call with this deadline."""
         self._batcher.check_room(deadline)
 
-    async def classify(self, data: bytes, call: Call, *, explain: bool = False, window: Window = LUNG) -> Prediction:
+    async def classify(
+        self, data: bytes, call: RequestRecord, *, explain: bool = False, window: Window = LUNG
+    ) -> Prediction:
         """Answer for one encoded image.
 
         `window` is for a DICOM file and says nothing to others; `explain` adds the heat maps and the preview. Raises
@@ -110,7 +112,7 @@ class Classifier:
         return await self._answer(picture.pixels, picture.facts, call, explain=explain)
 
     async def classify_many(
-        self, images: Sequence[bytes], call: Call, *, explain: bool = False, window: Window = LUNG
+        self, images: Sequence[bytes], call: RequestRecord, *, explain: bool = False, window: Window = LUNG
     ) -> list[Outcome]:
         """One outcome per encoded image, in order; what fails one leaves the others alone.
 
@@ -126,7 +128,7 @@ class Classifier:
         return await self._in_part([partial(outcome, data) for data in images])
 
     async def classify_pixels(
-        self, pixels: NDArray[np.uint8], call: Call, *, explain: bool = False
+        self, pixels: NDArray[np.uint8], call: RequestRecord, *, explain: bool = False
     ) -> list[Prediction]:
         """Answer for uint8 [N, height, width, 1] of the size the card names, with the warning `pixels_input`.
 
@@ -151,7 +153,7 @@ class Classifier:
         metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
         self._warm = True
 
-    async def share(self, load: Load, folder: Path) -> None:
+    async def share(self, load: WorkerLoad, folder: Path) -> None:
         """After the warm-up: lend the engine to the other workers in `load`, and borrow theirs while they idle.
 
         `folder` is for their sockets. Raises OSError where one can't be made there.
@@ -160,7 +162,7 @@ class Classifier:
         model = self.tag.rpartition(":")[2]
         if sys.platform == "linux":  # a socket's path is short: 107 bytes
             folder = Path(f"/proc/self/fd/{os.open(folder, os.O_PATH)}")
-        self._lending = Lending(
+        self._lending = EngineSharing(
             load,
             lambda worker: folder / f"engine-{os.getppid()}-{model}-{worker}",
             self._batcher.lend,
@@ -180,7 +182,7 @@ class Classifier:
         await asyncio.to_thread(self._decoders.shutdown)
         await self._reader.close()
 
-    async def _read_guarded(self, data: bytes, call: Call, window: Window | None = None) -> Picture:
+    async def _read_guarded(self, data: bytes, call: RequestRecord, window: Window | None = None) -> Picture:
         """The picture of a file that only the guarded process may decode.
 
         It has no place in the engine's queue meanwhile: one slow file after the other would else keep others out.
@@ -194,18 +196,20 @@ class Classifier:
     @contextmanager
     def _coming(self) -> Iterator[None]:
         """One image more has its place in the queue, and is not in it yet."""
-        self._batcher.coming += 1
+        self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
                 yield
         finally:
-            self._batcher.coming -= 1
+            self._batcher.decoding -= 1
 
     async def _in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         """The result of work that would hold up the event loop, done where images are decoded."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
-    async def _answer(self, pixels: NDArray[np.uint8], facts: Facts | None, call: Call, *, explain: bool) -> Prediction:
+    async def _answer(
+        self, pixels: NDArray[np.uint8], facts: Facts | None, call: RequestRecord, *, explain: bool
+    ) -> Prediction:
         with metrics.QUEUE_DEPTH.track_inprogress():
             # What was decoded was let in before: to turn it away now would be work for nothing.
             score = await self._batcher.score(pixels, call.deadline, admitted=facts is not None)
@@ -292,7 +296,7 @@ def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | No
     return picture, time.perf_counter() - started
 
 
-def _count_decoding(call: Call, seconds: float) -> None:
+def _count_decoding(call: RequestRecord, seconds: float) -> None:
     metrics.DECODE_SECONDS.observe(seconds)
     call.decode_seconds += seconds
 

@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from serving.inference.batcher import Lost, Pixels, Row
+from serving.inference.batcher import PeerLost, Pixels, Row
 from serving.telemetry import metrics
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 
 ANSWER_SECONDS: Final = 5
 """A worker that takes longer for a batch hangs, and the batch is done at home."""
@@ -26,12 +26,12 @@ _COUNT: Final = struct.Struct("=I")
 _BUFFER: Final = 1 << 20
 
 
-class Lending:
+class EngineSharing:
     """This worker's engine for the others, and theirs for it, over sockets in a folder that they share."""
 
     def __init__(
         self,
-        load: Load,
+        load: WorkerLoad,
         name: Callable[[int], Path],
         run: Callable[[Sequence[Pixels]], Awaitable[list[Row]]],
         image: tuple[int, ...],
@@ -81,7 +81,7 @@ class Lending:
         return self._load.find_idle(self._not_before)
 
     def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
-        """A batch by that worker's engine, which is not found until it is done. Raises Lost where the worker is."""
+        """A batch by that worker's engine, which is not found until it is done. Raises PeerLost where the worker is."""
         self._not_before[worker] = math.inf
         return self._ask(worker, pixels)
 
@@ -99,7 +99,7 @@ class Lending:
             if writer:
                 writer.close()
             self._not_before[worker] = time.monotonic() + AGAIN_SECONDS
-            raise Lost(f"worker {worker} did not answer: {error}") from error
+            raise PeerLost(f"worker {worker} did not answer: {error}") from error
         self._open[worker] = reader, writer
         del self._not_before[worker]
         metrics.BORROWED.inc(len(pixels))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from serving.inference.batcher import PATIENCE
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
 
 _PACE_MEMORY: Final = 8
@@ -16,7 +16,7 @@ _PACE_MEMORY: Final = 8
 
 @dataclass(eq=False, slots=True)
 class _Turn:
-    call: Call
+    call: RequestRecord
     granted: asyncio.Future[None]
     began: float = 0.0
 
@@ -33,7 +33,7 @@ class FairTurns:
         """So many requests wait at most."""
         self._most_waiting = most_waiting
         self._waiting: list[_Turn] = []
-        self._used: dict[Call, float] = {}
+        self._used: dict[RequestRecord, float] = {}
         """Seconds, of each request that has or had a turn, while it waits for another."""
         self._current: _Turn | None = None
         self._last_was_first = False
@@ -42,7 +42,7 @@ class FairTurns:
         """Seconds of the last turns."""
         self._closed = False
 
-    async def enter(self, call: Call) -> None:
+    async def enter(self, call: RequestRecord) -> None:
         """Wait for a turn, which `leave` ends.
 
         Raises Closed, and of a request's first turn Overloaded, where too many wait or it would come late for the
@@ -107,7 +107,7 @@ class FairTurns:
         turn.began = time.monotonic()
         turn.granted.set_result(None)
 
-    def _forget(self, call: Call) -> None:
+    def _forget(self, call: RequestRecord) -> None:
         known = [*self._waiting, self._current]
         if not any(turn is not None and turn.call is call for turn in known):
             self._used.pop(call, None)

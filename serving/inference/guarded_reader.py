@@ -13,7 +13,7 @@ from serving.inference.fair_turns import FairTurns
 from serving.inference.reader_process import SECONDS, Cause, Ended, ReaderProcess
 from serving.inference.window import Window
 from serving.telemetry import metrics
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
 
 MOST_WAITING: Final = 8
@@ -53,7 +53,7 @@ class GuardedReader:
         """The id of the process, where one runs."""
         return self._process.id
 
-    async def read(self, data: bytes, call: Call, window: Window | None = None) -> Reading:
+    async def read(self, data: bytes, call: RequestRecord, window: Window | None = None) -> Reading:
         """The picture in a DICOM file, if with a window, or in a PNG or JPEG.
 
         A process that ended is replaced, and the file tried once more. Raises InvalidImage as chestct.dicom.read and

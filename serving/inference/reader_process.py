@@ -26,7 +26,7 @@ STILL: Final = 3
 """Seconds without a moment of CPU time after which a process that owes something is taken for hung."""
 
 COMMAND: Final = (sys.executable, "-P", "-m", "serving.inference.reader_child")
-_ROOT: Final = Path(__file__).parents[1]
+_ROOT: Final = Path(__file__).parents[2]
 _LONGEST_REPLY: Final = 2 * 1024 * 1024
 """Bytes: a picture of the largest input that a card may have, and its facts."""
 _BY_ITS_FILE: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})

@@ -21,7 +21,7 @@ from serving.memory_budget import MemoryBudget
 from serving.rpc import codec
 from serving.rpc.connections import Context, Untaken
 from serving.rpc.reading import MessageReader, NoMessage, TooSlow
-from serving.telemetry.request_record import LONGEST_MESSAGE, Call, choose_id
+from serving.telemetry.request_record import LONGEST_MESSAGE, RequestRecord, choose_id
 from serving.tensors import InvalidRequest
 from serving.unavailable import Closed, Overloaded
 
@@ -43,14 +43,14 @@ _PIXEL_BYTES: Final = 2
 _UNKNOWN: Final = "other"
 """The route of all methods that are not served, since a scan may invent any number."""
 
-_CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
+_CALL: Final[ContextVar[RequestRecord | None]] = ContextVar("call", default=None)
 """Of the task that answers it; none for health and reflection."""
 
 _Handler = Any
 """grpc.RpcMethodHandler, which is generic only in the type stubs."""
 
 
-def current_call() -> Call:
+def current_call() -> RequestRecord:
     """The call of SERVICE that this task answers."""
     call = _CALL.get()
     assert call is not None
@@ -58,7 +58,7 @@ def current_call() -> Call:
 
 
 class BoundedCalls(grpc.aio.ServerInterceptor):
-    """Checks a call before its message is read, and makes each call of SERVICE a Call.
+    """Checks a call before its message is read, and makes each call of SERVICE a RequestRecord.
 
     Every handler becomes one of a stream of messages: on the wire it is the same as of one, and gRPC leaves the
     reading to it.
@@ -117,7 +117,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         async def recorded(context: Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             memory = self._memory if name == _ANSWERING else self._memory_of_others
-            call = Call(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
+            call = RequestRecord(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
             left = context.time_remaining()
             call.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
             _CALL.set(call)
@@ -211,7 +211,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         self._streams += 1
 
     async def _refuse_unknown(self, _: Any, context: Context) -> NoReturn:
-        call = Call(choose_id(), route=_UNKNOWN)
+        call = RequestRecord(choose_id(), route=_UNKNOWN)
         _CALL.set(call)
         try:
             words = f"expected a method of {SERVICE}, of the health or of reflection"
@@ -219,7 +219,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         finally:
             call.finish("grpc", StatusCode.UNIMPLEMENTED.name, {})
 
-    async def _check_key(self, authorization: str | bytes | None, call: Call, context: Context) -> None:
+    async def _check_key(self, authorization: str | bytes | None, call: RequestRecord, context: Context) -> None:
         if self._keys is None:
             return
         try:
@@ -229,7 +229,7 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         except Forbidden as refused:
             await abort(context, StatusCode.PERMISSION_DENIED, refused.code, str(refused))
 
-    async def _check_room(self, call: Call, context: Context) -> None:
+    async def _check_room(self, call: RequestRecord, context: Context) -> None:
         try:
             if not self._classifier.accepting:
                 raise Closed("the model is loading or the service is stopping")
@@ -255,15 +255,15 @@ class BoundedCalls(grpc.aio.ServerInterceptor):
         return parse
 
     @contextmanager
-    def _uncounted(self) -> Iterator[Call]:
+    def _uncounted(self) -> Iterator[RequestRecord]:
         """A call of the health or of reflection while its message is read; it is in no metrics and no log."""
-        call = Call("", time.monotonic() + self._settings.request_timeout, memory=self._memory_of_others)
+        call = RequestRecord("", time.monotonic() + self._settings.request_timeout, memory=self._memory_of_others)
         try:
             yield call
         finally:
             self._memory_of_others.release(call)
 
-    async def _read(self, context: Context, call: Call, parse: Callable[[bytes], Any]) -> Any:
+    async def _read(self, context: Context, call: RequestRecord, parse: Callable[[bytes], Any]) -> Any:
         """The request of a call, whose bytes are counted until its end."""
         try:
             return parse(await self._reader.read(context, call))

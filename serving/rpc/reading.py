@@ -14,7 +14,7 @@ import grpc
 
 from serving.rpc import connections
 from serving.rpc.connections import Context
-from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, Call
+from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, RequestRecord
 from serving.unavailable import Overloaded
 
 MEMORY: Final = 1.25
@@ -42,7 +42,7 @@ class NoMessage(ValueError):
 class _Read:
     """A message that is not whole yet."""
 
-    call: Call
+    call: RequestRecord
     peer: str
     task: asyncio.Task[Any]
     begun: float = field(default_factory=time.monotonic)
@@ -76,7 +76,7 @@ class MessageReader:
         """Bytes of the messages that came whole, by connection."""
         self._looking = False
 
-    async def read(self, context: Context, call: Call) -> bytes:
+    async def read(self, context: Context, call: RequestRecord) -> bytes:
         """The next message of a call, whose bytes are counted until the call is finished.
 
         Raises TooSlow, NoMessage, and Overloaded where there is no memory for it.

@@ -8,7 +8,7 @@ from typing import Final
 
 from serving.parent_process import end_with
 from serving.run_folder import SUPERVISOR
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 
 SECONDS: Final = 1
 """Between two beats."""
@@ -26,7 +26,7 @@ def end_with_supervisor() -> None:
 class Heartbeat:
     """Beats in memory that the supervisor reads while the event loop turns and the engine comes back."""
 
-    def __init__(self, load: Load, busy_since: Callable[[], float]) -> None:
+    def __init__(self, load: WorkerLoad, busy_since: Callable[[], float]) -> None:
         """`busy_since`: when the engine's batch began, on time.monotonic's clock; infinity where there is none.
 
         While a batch is in the engine the beat is its beginning. So one that never ends is seen as a hung loop is.

@@ -26,7 +26,7 @@ from serving import run_folder
 from serving.settings import Settings
 from serving.supervision.watch import Watch
 from serving.telemetry import log
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 
 END_SECONDS: Final = 10
 """A worker that was told to stop may take so much longer than its drain and its slowest request."""
@@ -50,7 +50,7 @@ def take_over(settings: Settings) -> None:
     held = [_hold(settings.grpc_host, settings.grpc_port)] if settings.grpc_port else []
     if "private" in (settings.metrics, settings.bentoml_routes):
         held.append(_hold(settings.private_host, settings.private_port))
-    load = Load(settings.workers)
+    load = WorkerLoad(settings.workers)
     try:
         folder = run_folder.make()
         atexit.register(run_folder.remove, folder)
@@ -65,7 +65,7 @@ class Supervisor(bentoml_circus.Arbiter):
     """Looks once a second: kills who hangs, starts another in the place of who died, gives up where that is in vain."""
 
     def __init__(
-        self, *args: Any, settings: Settings, folder: Path, load: Load, held: list[socket.socket], **options: Any
+        self, *args: Any, settings: Settings, folder: Path, load: WorkerLoad, held: list[socket.socket], **options: Any
     ) -> None:
         """`folder`: of this run. `held`: ports that are the workers' alone as long as these are open."""
         # Circus listens for commands on loopback, where every user of the machine may give some; here its owner alone.

@@ -37,7 +37,7 @@ _LONGEST_WORDS: Final = 300
 _OURS: Final = ("serving", "chestct", "service")
 """Packages whose words hold nothing of a request."""
 _FOLDERS: Final = re.compile(
-    rf"{re.escape(str(Path(__file__).parents[1]))}/(?!\.venv)|.*/(site-packages|python3\.\d+)/"
+    rf"{re.escape(str(Path(__file__).parents[2]))}/(?!\.venv)|.*/(site-packages|python3\.\d+)/"
 )
 """Before a file's name that says which one it is."""
 

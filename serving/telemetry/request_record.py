@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)  # two calls are never equal
-class Call:
+class RequestRecord:
     """What the protocols' edges, the queue and the engine write down of one request; `finish` makes it known."""
 
     request_id: str

@@ -18,7 +18,7 @@ from chestct.store import GRAPH
 from serving import open_inference
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.tensors import Input, InvalidRequest, pack_bytes, unpack_bytes
 from tests.graphs import tiny_card, tiny_model, tiny_picture
 
@@ -40,7 +40,7 @@ class Model:
             classifier = Classifier(self._engine, self.card, TAG, Settings(max_images=8))
             try:
                 question = open_inference.read(classifier, open_inference.Request(inputs, tuple(outputs)))
-                return await open_inference.infer(classifier, question, Call("r"))
+                return await open_inference.infer(classifier, question, RequestRecord("r"))
             finally:
                 await classifier.close()
 

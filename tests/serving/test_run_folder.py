@@ -23,10 +23,10 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from serving import run_folder
-from serving.spread import Load
+from serving.worker_load import WorkerLoad
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # as a file system with no more room: no block, but for a file
 try:
-    Load(64).open(Path(sys.argv[1]) / "load")
+    WorkerLoad(64).open(Path(sys.argv[1]) / "load")
 except OSError as error:
     print(error)
 """

@@ -20,7 +20,7 @@ from pipeline.graph import rounding
 from pipeline.judging.calibration import Answers, Calibration
 from tests.graphs import plain_facts, tiny_card
 
-PARAMS = Params.read(Path(__file__).parents[2] / "params.yaml")
+PARAMS = Params.read(Path(__file__).parents[3] / "params.yaml")
 SMALL = PARAMS.model_copy(
     update={
         "prepare": PARAMS.prepare.model_copy(update={"image_size": 32}),

@@ -26,7 +26,7 @@ from pipeline.judging.calibration import (
 )
 from tests.graphs import plain_facts, tiny_card
 
-WANTED = Params.read(Path(__file__).parents[2] / "params.yaml").evaluate
+WANTED = Params.read(Path(__file__).parents[3] / "params.yaml").evaluate
 COSTS = Costs(refer=1, wrong_cancer=4, false_alarm=4, missed_cancer=20)
 
 

@@ -28,7 +28,7 @@ LITE0 = {"backbone": "efficientnet_lite0", "weights": "imagenet"}
 
 
 def params_with(**sections) -> Params:
-    params = Params.read(Path(__file__).parents[2] / "params.yaml")
+    params = Params.read(Path(__file__).parents[3] / "params.yaml")
     small = {"prepare": {"image_size": 64}, "base_model": {"backbone": "small", "weights": "none"}}
     sections = {name: small.get(name, {}) | sections.get(name, {}) for name in small | sections}
     changed = {name: getattr(params, name).model_copy(update=change) for name, change in sections.items()}

@@ -18,7 +18,7 @@ from serving.http.middleware import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.memory_budget import OF_A_REQUEST
 from serving.settings import Settings
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from tests.graphs import tiny_model, tiny_picture
 
 SETTINGS = Settings(queue_size=2, max_body_bytes=1024, largest_batch=2, request_timeout=5)
@@ -148,7 +148,7 @@ def test_other_paths_pass() -> None:
 def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])
-    a, b, c = (Call(request_id) for request_id in "abc")
+    a, b, c = (RequestRecord(request_id) for request_id in "abc")
     items = [bentoml_api.Item(png, a), bentoml_api.Item(b"text", b), bentoml_api.Item(png, b), bentoml_api.Item(b"", c)]
 
     async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -171,7 +171,7 @@ def test_what_fails_one_caller_leaves_the_others_alone(tmp_path: Path, monkeypat
     png = encode_png(tiny_picture(1)[:, :, 0])
     whole = Classifier.classify_many
 
-    async def failing(self: Classifier, images: list[bytes], call: Call) -> Any:
+    async def failing(self: Classifier, images: list[bytes], call: RequestRecord) -> Any:
         if call.request_id == "bad":
             raise RuntimeError("secret")
         return await whole(self, images, call)
@@ -182,7 +182,7 @@ def test_what_fails_one_caller_leaves_the_others_alone(tmp_path: Path, monkeypat
         classifier = Classifier(Engine(tmp_path / GRAPH, threads=1), card, "chestct:abc", Settings(largest_batch=1))
         await classifier.warm_up()
         outcomes = await bentoml_api.classify(
-            classifier, [bentoml_api.Item(png, Call("good")), bentoml_api.Item(png, Call("bad"))]
+            classifier, [bentoml_api.Item(png, RequestRecord("good")), bentoml_api.Item(png, RequestRecord("bad"))]
         )
         await classifier.close()
         return outcomes
@@ -196,7 +196,7 @@ def test_what_fails_one_caller_leaves_the_others_alone(tmp_path: Path, monkeypat
 def test_an_abandoned_call_leaves_the_queue(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])
-    call = Call("gone")
+    call = RequestRecord("gone")
 
     async def run() -> list[dict[str, Any]]:
         engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1, 2))

@@ -15,15 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from chestct.image import encode_png
-from serving.http.connection_balancing import Spread
-from serving.worker_load import LEAST, Load
+from serving.http.connection_balancing import ConnectionBalancing
+from serving.worker_load import LEAST, WorkerLoad
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server
 
 WORKER = """
 import sys, pathlib
-from serving.spread import Load
-load = Load(2)
+from serving.worker_load import WorkerLoad
+load = WorkerLoad(2)
 load.join(pathlib.Path(sys.argv[1]), 2)
 for _ in range(int(sys.argv[2])):
     load.__enter__()
@@ -33,8 +33,8 @@ sys.stdin.read()
 
 IDLER = """
 import sys, pathlib
-from serving.spread import Load
-load = Load(3)
+from serving.worker_load import WorkerLoad
+load = WorkerLoad(3)
 load.join(pathlib.Path(sys.argv[1]), 4)
 load.set_idle(True)
 """
@@ -49,7 +49,7 @@ def other_worker(file: Path, requests: int) -> "subprocess.Popen[bytes]":
     return process
 
 
-def take(load: Load, requests: int) -> None:
+def take(load: WorkerLoad, requests: int) -> None:
     for _ in range(requests):
         load.__enter__()
 
@@ -60,7 +60,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_worker_is_crowded_beside_an_idle_one_and_not_beside_a_dead_one(file: Path) -> None:
-    load = Load(2)
+    load = WorkerLoad(2)
     load.join(file, 1)
     take(load, 2 * LEAST - 1)
     with other_worker(file, 0) as other:
@@ -73,7 +73,7 @@ def test_a_worker_is_crowded_beside_an_idle_one_and_not_beside_a_dead_one(file: 
 
 
 def test_what_a_dead_worker_had_is_forgotten_by_the_one_in_its_place(file: Path) -> None:
-    load = Load(2)
+    load = WorkerLoad(2)
     load.join(file, 1)
     take(load, 10)
     with other_worker(file, 10) as other:
@@ -85,7 +85,7 @@ def test_what_a_dead_worker_had_is_forgotten_by_the_one_in_its_place(file: Path)
 
 
 def test_of_many_requests_a_share_above_the_mean_is_chance(file: Path) -> None:
-    loads = Load(2), Load(2)
+    loads = WorkerLoad(2), WorkerLoad(2)
     for worker, load in enumerate(loads, 1):
         load.join(file, worker)
     take(loads[0], 100)
@@ -97,7 +97,7 @@ def test_of_many_requests_a_share_above_the_mean_is_chance(file: Path) -> None:
 
 
 def test_alone_no_worker_is_crowded(file: Path) -> None:
-    load = Load(1)
+    load = WorkerLoad(1)
     take(load, 100)
     assert not load.is_crowded()
     load.join(file, 1)
@@ -106,7 +106,7 @@ def test_alone_no_worker_is_crowded(file: Path) -> None:
 
 
 def test_an_idle_worker_is_found_by_the_others_as_long_as_it_lives(file: Path) -> None:
-    loads = [Load(3) for _ in range(3)]
+    loads = [WorkerLoad(3) for _ in range(3)]
     for worker, load in enumerate(loads, 1):
         load.join(file, worker)
     assert [load.find_idle() for load in loads] == [None, None, None]
@@ -125,7 +125,7 @@ def test_an_idle_worker_is_found_by_the_others_as_long_as_it_lives(file: Path) -
 
 
 def test_a_crowded_worker_ends_connections_and_counts_what_it_has_taken(file: Path) -> None:
-    load, idle = Load(2), Load(2)
+    load, idle = WorkerLoad(2), WorkerLoad(2)
     load.join(file, 1)
     idle.join(file, 2)
 
@@ -137,7 +137,7 @@ def test_a_crowded_worker_ends_connections_and_counts_what_it_has_taken(file: Pa
 
     async def main() -> None:
         app = Starlette(routes=[Route("/good", good), Route("/bad", bad)])
-        transport = httpx.ASGITransport(Spread(app, load), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(ConnectionBalancing(app, load), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for _ in range(2 * LEAST):
                 assert "connection" not in (await client.get("/good")).headers

@@ -618,7 +618,7 @@ def test_an_upgrade_is_not_taken_and_the_body_behind_it_is_read(server: Listenin
 def test_more_open_files_are_asked_for_and_half_of_them_are_for_connections() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1000));"
-        "from serving import connections; connections.install();"
+        "from serving.http import connections; connections.install();"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], connections.BoundedConnection.most)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=300)

@@ -222,10 +222,10 @@ def test_a_pause_of_the_process_does_not_stand_for_the_pace(gate: Gate) -> None:
         await asyncio.sleep(0)
         time.sleep(0.5)  # the pause
         await waiting
-        batcher.coming = 8
+        batcher.decoding = 8
         with pytest.raises(Overloaded) as caught:
             batcher.check_room()
-        batcher.coming = 0
+        batcher.decoding = 0
         await batcher.close()
         return caught.value.retry_after
 
@@ -273,9 +273,9 @@ def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_que
 def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
     async def run() -> None:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
-        batcher.coming = 2
+        batcher.decoding = 2
         batcher.check_room()
-        batcher.coming = 3
+        batcher.decoding = 3
         with pytest.raises(Overloaded):
             batcher.check_room()
         await batcher.close()
@@ -286,11 +286,11 @@ def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
 def test_what_was_let_in_is_not_turned_away_for_what_came_after_it(gate: Gate) -> None:
     async def run() -> float:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
-        batcher.coming = 4  # they came while this one was decoded
+        batcher.decoding = 4  # they came while this one was decoded
         with pytest.raises(Overloaded):
             await batcher.score(image(1))
         score = await batcher.score(image(2), admitted=True)
-        batcher.coming = 0
+        batcher.decoding = 0
         await batcher.close()
         with pytest.raises(Closed):
             await batcher.score(image(3), admitted=True)

@@ -22,7 +22,7 @@ from serving.inference.guarded_reader import MOST_WAITING, ReaderFailed
 from serving.inference.reader_process import Cause, Ended
 from serving.settings import Settings
 from serving.telemetry import metrics
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
 from tests.dicom import dicom_file
 from tests.graphs import tiny_model, tiny_picture
@@ -63,14 +63,14 @@ def grey(encoded: str) -> NDArray[np.uint8]:
 def test_an_image_gets_the_label_of_its_brightest_band(model: tuple[Engine, ModelCard]) -> None:
     for label, name in enumerate(model[1].classes):
         data = png(label)
-        prediction = use(model, lambda c, data=data: c.classify(data, Call("r")))  # type: ignore[misc]
+        prediction = use(model, lambda c, data=data: c.classify(data, RequestRecord("r")))  # type: ignore[misc]
         assert (prediction.label, prediction.request_id, prediction.model) == (name, "r", "chestct:abc")
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
         assert prediction.heatmaps is None
 
 
 def test_an_explanation_holds_a_map_a_class_and_the_models_view(model: tuple[Engine, ModelCard]) -> None:
-    prediction = use(model, lambda c: c.classify(png(1), Call("r"), explain=True))
+    prediction = use(model, lambda c: c.classify(png(1), RequestRecord("r"), explain=True))
     assert prediction.heatmaps is not None
     assert prediction.preview is not None
     maps = {name: grey(encoded) for name, encoded in prediction.heatmaps.items()}
@@ -85,7 +85,7 @@ def test_an_explanation_holds_a_map_a_class_and_the_models_view(model: tuple[Eng
 
 def test_many_images_get_one_outcome_each_in_order(model: tuple[Engine, ModelCard]) -> None:
     images = [png(0), b"no picture", png(2), b"", *(png(label % 4) for label in range(40))]
-    outcomes = use(model, lambda c: c.classify_many(images, Call("r")), queue_size=8)
+    outcomes = use(model, lambda c: c.classify_many(images, RequestRecord("r")), queue_size=8)
     labels = [outcome.label if isinstance(outcome, Prediction) else outcome.code for outcome in outcomes]  # type: ignore[union-attr]
     classes = model[1].classes
     expected = [
@@ -100,10 +100,10 @@ def test_many_images_get_one_outcome_each_in_order(model: tuple[Engine, ModelCar
 
 def test_pixels_are_answered_like_their_file_with_a_warning(model: tuple[Engine, ModelCard]) -> None:
     pixels = np.stack([tiny_picture(label) for label in (3, 1, 0, 2, 1)])
-    predictions = use(model, lambda c: c.classify_pixels(pixels, Call("r")))
+    predictions = use(model, lambda c: c.classify_pixels(pixels, RequestRecord("r")))
     assert [prediction.label for prediction in predictions] == [model[1].classes[label] for label in (3, 1, 0, 2, 1)]
     assert {prediction.warnings for prediction in predictions} == {("pixels_input",)}
-    file = use(model, lambda c: c.classify(png(3), Call("r")))
+    file = use(model, lambda c: c.classify(png(3), RequestRecord("r")))
     assert list(file.probabilities.values()) == pytest.approx(list(predictions[0].probabilities.values()), abs=1e-6)
 
 
@@ -116,12 +116,12 @@ def test_pixels_of_another_shape_or_type_are_refused(
     model: tuple[Engine, ModelCard], pixels: NDArray[np.uint8]
 ) -> None:
     with pytest.raises(ValueError, match=r"expected pixels uint8 \[N, 32, 32, 1\]"):
-        use(model, lambda c: c.classify_pixels(pixels, Call("r")))
+        use(model, lambda c: c.classify_pixels(pixels, RequestRecord("r")))
 
 
 def test_a_bad_image_is_refused_before_the_queue(model: tuple[Engine, ModelCard]) -> None:
     with pytest.raises(InvalidImage, match="a DICOM file, got 4 bytes that are none of them"):
-        use(model, lambda c: c.classify(b"text", Call("r")))
+        use(model, lambda c: c.classify(b"text", RequestRecord("r")))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_picture_that_may_be_costly_is_decoded_by_the_guarded_process(
     picture = encode_png(np.asarray(Image.open(BytesIO(data)).resize(size, Image.Resampling.NEAREST)))
 
     async def label(classifier: Classifier) -> tuple[str | None, bool]:
-        prediction = await classifier.classify(picture, Call("r"))
+        prediction = await classifier.classify(picture, RequestRecord("r"))
         return prediction.label, classifier._reader.process is not None
 
     assert use(model, label) == (model[1].classes[2], guarded)
@@ -145,7 +145,7 @@ def test_a_picture_that_may_be_costly_is_decoded_by_the_guarded_process(
 def test_a_costly_picture_that_is_too_large_starts_no_process(model: tuple[Engine, ModelCard]) -> None:
     async def code(classifier: Classifier) -> tuple[str, bool]:
         with pytest.raises(InvalidImage) as refused:
-            await classifier.classify(png_header(1, 16_777_216), Call("r"))
+            await classifier.classify(png_header(1, 16_777_216), RequestRecord("r"))
         return refused.value.code, classifier._reader.process is None
 
     assert use(model, code) == ("image_too_large", True)
@@ -153,7 +153,7 @@ def test_a_costly_picture_that_is_too_large_starts_no_process(model: tuple[Engin
 
 def test_what_is_no_picture_is_named(model: tuple[Engine, ModelCard]) -> None:
     with pytest.raises(InvalidImage, match=r"or a DICOM file, got a GIF file, which is not read here; save it as PNG"):
-        use(model, lambda c: c.classify(b"GIF89a" + bytes(99), Call("r")))
+        use(model, lambda c: c.classify(b"GIF89a" + bytes(99), RequestRecord("r")))
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, decoder: str) -> threading.Event:
@@ -174,7 +174,7 @@ def test_images_being_decoded_count_against_the_queue(
     release = hold(monkeypatch, "serving.inference.classifier.decode_encoded")
 
     async def flood(classifier: Classifier) -> tuple[float, list[Any]]:
-        tasks = [asyncio.create_task(classifier.classify(png(1), Call("r"))) for _ in range(10)]
+        tasks = [asyncio.create_task(classifier.classify(png(1), RequestRecord("r"))) for _ in range(10)]
         await asyncio.sleep(0.05)
         depth = metrics.QUEUE_DEPTH._value.get()
         release.set()
@@ -191,9 +191,9 @@ def test_a_flood_of_dicom_files_is_bounded_and_leaves_pictures_alone(
     release = hold(monkeypatch, "serving.inference.reader_process.ReaderProcess.decode")
 
     async def flood(classifier: Classifier) -> tuple[Prediction, list[Any]]:
-        tasks = [asyncio.create_task(classifier.classify(DICOM, Call("r"))) for _ in range(12)]
+        tasks = [asyncio.create_task(classifier.classify(DICOM, RequestRecord("r"))) for _ in range(12)]
         await asyncio.sleep(0.05)
-        prediction = await classifier.classify(png(1), Call("r"))
+        prediction = await classifier.classify(png(1), RequestRecord("r"))
         release.set()
         return prediction, await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -211,7 +211,7 @@ def test_a_process_that_fails_costs_one_file_and_not_its_batch(
 
     monkeypatch.setattr("serving.inference.reader_process.ReaderProcess.decode", hang)
     images = [png(1), DICOM, png(0)]
-    first, second, third = use(model, lambda c: c.classify_many(images, Call("r")))
+    first, second, third = use(model, lambda c: c.classify_many(images, RequestRecord("r")))
     assert isinstance(first, Prediction)
     assert isinstance(second, ReaderFailed)
     assert isinstance(third, Prediction)
@@ -232,9 +232,9 @@ def test_an_engine_that_fails_is_named_and_the_next_image_is_answered(model: tup
     async def twice(classifier: Classifier) -> Prediction:
         flaky.fails = True
         with pytest.raises(EngineFailed, match="out of memory"):
-            await classifier.classify(png(0), Call("r"))
+            await classifier.classify(png(0), RequestRecord("r"))
         flaky.fails = False
-        return await classifier.classify(png(0), Call("r"))
+        return await classifier.classify(png(0), RequestRecord("r"))
 
     assert use((flaky, model[1]), twice).label == "adenocarcinoma"
 
@@ -248,7 +248,7 @@ def test_ready_after_the_warm_up_and_never_after_closing(model: tuple[Engine, Mo
         await classifier.close()
         states.append(classifier.ready)
         with pytest.raises(Closed):
-            await classifier.classify(png(0), Call("r"))
+            await classifier.classify(png(0), RequestRecord("r"))
         return states
 
     assert asyncio.run(run()) == [False, True, False]
@@ -257,4 +257,4 @@ def test_ready_after_the_warm_up_and_never_after_closing(model: tuple[Engine, Mo
 def test_a_synthetic_model_says_so(tmp_path: Path) -> None:
     card = tiny_model(tmp_path, data_source="synthetic")
     engine = Engine(tmp_path / GRAPH, threads=1, batch_sizes=(1,))
-    assert use((engine, card), lambda c: c.classify(png(0), Call("r"))).warnings == ("synthetic_model",)
+    assert use((engine, card), lambda c: c.classify(png(0), RequestRecord("r"))).warnings == ("synthetic_model",)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from serving.inference.fair_turns import FairTurns
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
 
 
@@ -16,7 +16,7 @@ class Order:
         self.turns = turns
         self.taken: list[str] = []
 
-    async def take(self, call: Call, seconds: float = 0) -> None:
+    async def take(self, call: RequestRecord, seconds: float = 0) -> None:
         await self.turns.enter(call)
         self.taken.append(call.request_id)
         await asyncio.sleep(seconds)
@@ -38,7 +38,7 @@ async def settle() -> None:
 
 def test_turns_of_requests_come_as_they_came() -> None:
     async def check(order: Order) -> None:
-        await asyncio.gather(*(order.take(Call(name)) for name in "abcd"))
+        await asyncio.gather(*(order.take(RequestRecord(name)) for name in "abcd"))
         assert order.taken == list("abcd")
 
     run(check)
@@ -46,11 +46,13 @@ def test_turns_of_requests_come_as_they_came() -> None:
 
 def test_requests_of_many_slow_turns_delay_a_single_one_by_two_at_most() -> None:
     async def check(order: Order) -> None:
-        tasks = [asyncio.create_task(order.take(batch, 0.02)) for batch in map(Call, "abcdef") for _ in range(4)]
+        tasks = [
+            asyncio.create_task(order.take(batch, 0.02)) for batch in map(RequestRecord, "abcdef") for _ in range(4)
+        ]
         while len(order.taken) < 16:
             await asyncio.sleep(0.001)
         before = len(order.taken)
-        await order.take(Call("single"))
+        await order.take(RequestRecord("single"))
         assert order.taken.index("single") <= before + 1
         await asyncio.gather(*tasks)
         assert len(order.taken) == 25
@@ -60,7 +62,7 @@ def test_requests_of_many_slow_turns_delay_a_single_one_by_two_at_most() -> None
 
 def test_of_requests_of_many_turns_the_least_served_is_next() -> None:
     async def check(order: Order) -> None:
-        slow, quick = Call("slow"), Call("quick")
+        slow, quick = RequestRecord("slow"), RequestRecord("quick")
         await asyncio.gather(*(order.take(call, 0.05 if call is slow else 0) for call in [slow] * 3 + [quick] * 3))
         assert order.taken == ["slow", "slow", "quick", "quick", "quick", "slow"]
 
@@ -69,10 +71,10 @@ def test_of_requests_of_many_turns_the_least_served_is_next() -> None:
 
 def test_a_request_of_many_turns_is_not_starved_by_a_stream_of_others() -> None:
     async def check(order: Order) -> None:
-        batch = [asyncio.create_task(order.take(call, 0.005)) for call in [Call("batch")] * 4]
+        batch = [asyncio.create_task(order.take(call, 0.005)) for call in [RequestRecord("batch")] * 4]
         others = []
         while not all(task.done() for task in batch):
-            others.append(asyncio.create_task(order.take(Call("other"), 0.005)))
+            others.append(asyncio.create_task(order.take(RequestRecord("other"), 0.005)))
             await asyncio.sleep(0.005)
         await asyncio.gather(*others)
         assert order.taken.count("batch") == 4
@@ -82,12 +84,12 @@ def test_a_request_of_many_turns_is_not_starved_by_a_stream_of_others() -> None:
 
 def test_only_so_many_requests_wait_and_each_may_take_further_turns() -> None:
     async def check(order: Order) -> None:
-        first = Call("first")
+        first = RequestRecord("first")
         await order.turns.enter(first)
-        waiting = [asyncio.create_task(order.take(call)) for call in (Call("second"), Call("third"))]
+        waiting = [asyncio.create_task(order.take(call)) for call in (RequestRecord("second"), RequestRecord("third"))]
         await settle()
         with pytest.raises(Overloaded):
-            await order.take(Call("fourth"))
+            await order.take(RequestRecord("fourth"))
         again = asyncio.create_task(order.take(first))
         await settle()
         order.turns.leave()
@@ -99,12 +101,12 @@ def test_only_so_many_requests_wait_and_each_may_take_further_turns() -> None:
 
 def test_a_turn_that_would_come_too_late_is_refused_with_the_time_it_takes() -> None:
     async def check(order: Order) -> None:
-        await order.take(Call("slow"), 0.2)
-        await order.turns.enter(Call("current"))
+        await order.take(RequestRecord("slow"), 0.2)
+        await order.turns.enter(RequestRecord("current"))
         with pytest.raises(Overloaded) as caught:
-            await order.take(Call("hasty", deadline=time.monotonic() + 0.1))
+            await order.take(RequestRecord("hasty", deadline=time.monotonic() + 0.1))
         assert caught.value.retry_after == pytest.approx(0.2, abs=0.15)
-        patient = asyncio.create_task(order.take(Call("patient", deadline=time.monotonic() + 600)))
+        patient = asyncio.create_task(order.take(RequestRecord("patient", deadline=time.monotonic() + 600)))
         await settle()
         order.turns.leave()
         await patient
@@ -115,8 +117,8 @@ def test_a_turn_that_would_come_too_late_is_refused_with_the_time_it_takes() -> 
 @pytest.mark.parametrize("granted", [False, True], ids=["while it waits", "in the moment its turn comes"])
 def test_who_gives_up_leaves_the_turns_to_others(granted: bool) -> None:
     async def check(order: Order) -> None:
-        await order.turns.enter(Call("current"))
-        gone, stays = (asyncio.create_task(order.take(Call(name))) for name in ("gone", "stays"))
+        await order.turns.enter(RequestRecord("current"))
+        gone, stays = (asyncio.create_task(order.take(RequestRecord(name))) for name in ("gone", "stays"))
         await settle()
         if granted:
             order.turns.leave()
@@ -134,10 +136,10 @@ def test_who_gives_up_leaves_the_turns_to_others(granted: bool) -> None:
 
 def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
     async def check(order: Order) -> None:
-        batch = Call("batch")
+        batch = RequestRecord("batch")
         await order.turns.enter(batch)
         second, third = (asyncio.create_task(order.turns.enter(batch)) for _ in range(2))
-        other = asyncio.create_task(order.turns.enter(Call("other")))
+        other = asyncio.create_task(order.turns.enter(RequestRecord("other")))
         await settle()
         for turn in (second, other):
             order.turns.leave()
@@ -152,11 +154,11 @@ def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
 
 def test_closed_turns_refuse_who_waits_and_who_comes() -> None:
     async def check(order: Order) -> None:
-        await order.turns.enter(Call("current"))
-        waiting = asyncio.create_task(order.take(Call("waiting")))
+        await order.turns.enter(RequestRecord("current"))
+        waiting = asyncio.create_task(order.take(RequestRecord("waiting")))
         await settle()
         order.turns.close()
-        for refused in (waiting, order.take(Call("late"))):
+        for refused in (waiting, order.take(RequestRecord("late"))):
             with pytest.raises(Closed):
                 await refused
         order.turns.leave()

@@ -24,7 +24,7 @@ from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.reader_process import Cause, Ended
 from serving.inference.window import LUNG, Window
 from serving.telemetry import metrics
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
 from tests.dicom import dicom_file
 from tests.server import ROOT
@@ -54,7 +54,7 @@ def new_reader() -> Iterator[GuardedReader]:
 def read(reader: GuardedReader, data: bytes, window: Window | None = LUNG, *, seconds: float = 30) -> object:
     """The grey levels, or the code of the refusal."""
     try:
-        reading = asyncio.run(reader.read(data, Call("r", deadline=time.monotonic() + seconds), window))
+        reading = asyncio.run(reader.read(data, RequestRecord("r", deadline=time.monotonic() + seconds), window))
     except InvalidImage as refusal:
         return refusal.code
     return reading.picture.pixels[:, :, 0]
@@ -93,7 +93,7 @@ def test_files_are_read_one_after_the_other_in_one_process(reader: GuardedReader
 
 def test_pictures_are_decoded_there_as_they_are_here(reader: GuardedReader) -> None:
     data = encode_png(LEVELS)
-    (pixels, facts), *_ = asyncio.run(reader.read(data, Call("r")))
+    (pixels, facts), *_ = asyncio.run(reader.read(data, RequestRecord("r")))
     expected = image.decode(data, SPEC)
     assert np.array_equal(pixels, expected.pixels)
     assert np.array_equal(facts.layout, expected.facts.layout)
@@ -117,11 +117,11 @@ def test_the_process_dies_with_a_worker_that_is_killed_even_if_it_is_stopped() -
     code = """
 import asyncio, os, sys, time
 from chestct.card import InputSpec
-from serving.call import Call
-from serving.guarded_reader import GuardedReader
+from serving.telemetry.request_record import RequestRecord
+from serving.inference.guarded_reader import GuardedReader
 reader = GuardedReader(InputSpec(height=64, width=64))
 try:
-    asyncio.run(reader.read(b"text", Call("r")))
+    asyncio.run(reader.read(b"text", RequestRecord("r")))
 except ValueError:
     print(reader.process, flush=True)
 time.sleep(60)

@@ -17,7 +17,7 @@ from serving import api_keys, rpc
 from serving.rpc import calls, connections, reading
 from serving.rpc import server as rpc_server
 from serving.telemetry import metrics
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.http2 import Connection, message
 from tests.serving.rpc.server import Model, Server, ask, labels, occupy, png, refusal
@@ -199,7 +199,7 @@ def ended(connection: Connection, call: int) -> bool:
 
 def test_probes_are_answered_while_images_take_all_memory(model: Model) -> None:
     with model.serve() as server:
-        server.memory.reserve(images := Call("images"), server.classifier.settings.max_bytes_in_flight)
+        server.memory.reserve(images := RequestRecord("images"), server.classifier.settings.max_bytes_in_flight)
         server.memory.keep(images)
         assert refusal(server.stub.ModelInfer, ask(png(1))).code() is StatusCode.RESOURCE_EXHAUSTED
         assert server.health.Check(WATCHED, timeout=300).status == health_pb2.HealthCheckResponse.SERVING

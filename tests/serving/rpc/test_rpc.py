@@ -294,16 +294,20 @@ def test_a_client_s_own_deadline_is_not_counted_as_the_service_s_failure(model: 
 
     codes = ("client_deadline_exceeded", "CANCELLED", "DEADLINE_EXCEEDED")
     before = {code: count(code) for code in codes}
-    with model.serve(gate, request_timeout=20) as server:
-        gate.open.clear()
-        assert refusal(server.stub.ModelInfer, ask(png(1)), timeout=0.2).code() is StatusCode.DEADLINE_EXCEEDED
+    with model.serve(gate, request_timeout=200) as server:
+        gate.close()
+        for patience in (0.2, 2, 20):  # on a busy machine the first may be over before it arrives
+            if not gate.entered.is_set():
+                error = refusal(server.stub.ModelInfer, ask(png(1)), timeout=patience)
+                assert error.code() is StatusCode.DEADLINE_EXCEEDED
         deadline = time.monotonic() + 300
         while server.load.count and time.monotonic() < deadline:
             time.sleep(0.01)
         gate.open.set()
     own, cancelled, service_s = (count(code) - before[code] for code in codes)
     # By the server's clock it may not have passed yet when the client ends the call.
-    assert (own + cancelled, service_s) == (1, 0)
+    assert own + cancelled >= 1
+    assert service_s == 0
 
 
 def test_a_call_is_part_of_the_workers_load_until_it_is_answered(model: Model, gate: GatedEngine) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from serving.supervision import heartbeat
 from serving.supervision.heartbeat import Heartbeat
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 from tests.server import ROOT
 
 WORKER = """
@@ -32,7 +32,7 @@ time.sleep(99)
 """
 
 
-def beats(busy_since: list[float], load: Load, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def beats(busy_since: list[float], load: WorkerLoad, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The beats after each turn, as many as there are."""
     monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
     seen = []
@@ -48,29 +48,29 @@ def beats(busy_since: list[float], load: Load, turns: int, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Load:
-    load = Load(2)
+def load(tmp_path: Path) -> WorkerLoad:
+    load = WorkerLoad(2)
     load.join(tmp_path / "load", 1)
     return load
 
 
-def test_it_beats_while_the_loop_turns(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_beats_while_the_loop_turns(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = beats([math.inf], load, 3, monkeypatch)
     assert seen[0] < seen[1] < seen[2]
 
 
-def test_it_stands_still_while_the_engine_is_at_one_batch(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stands_still_while_the_engine_is_at_one_batch(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
     since = time.monotonic()
     assert beats([since], load, 3, monkeypatch) == [since] * 3
 
 
 def test_the_place_of_a_worker_tells_the_next_one_that_it_replaces_somebody(tmp_path: Path) -> None:
-    assert not Load(2).join(tmp_path / "load", 1)
-    assert not Load(2).join(tmp_path / "load", 2)
-    assert Load(2).join(tmp_path / "load", 1)
+    assert not WorkerLoad(2).join(tmp_path / "load", 1)
+    assert not WorkerLoad(2).join(tmp_path / "load", 2)
+    assert WorkerLoad(2).join(tmp_path / "load", 1)
 
 
-def test_it_notices_a_supervisor_that_shows_nothing(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_notices_a_supervisor_that_shows_nothing(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
     monkeypatch.setattr(heartbeat, "WATCHER_SECONDS", 0.3)
 

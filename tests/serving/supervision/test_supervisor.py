@@ -22,7 +22,7 @@ from chestct.image import encode_png
 from chestct.store import CARD, GRAPH
 from load_tests.server import free_ports
 from serving import run_folder
-from serving.worker_load import Load
+from serving.worker_load import WorkerLoad
 from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
 
@@ -86,7 +86,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def supervised(home: Path) -> Iterator[Server]:
     """Two workers, of which one that hangs is found soon, as in a container of BentoML, which replaces none."""
     with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3", BENTOML_CONTAINERIZED="true") as running:
-        load = Load(2)
+        load = WorkerLoad(2)
         load.open(run_folder_of(running) / run_folder.LOAD)
         wait_until(lambda: len(load.beats) == 2, "both are ready")
         yield running
@@ -133,7 +133,7 @@ def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> No
     client.call({"command": "restart", "properties": {"name": "service", "waiting": True}})
     client.stop()
     assert not set(before) & set(workers_of(supervisor))
-    load = Load(2)
+    load = WorkerLoad(2)
     load.open(run_folder_of(supervised) / run_folder.LOAD)
     wait_until(lambda: load.beats.keys() == {worker.pid for worker in workers_of(supervisor)}, "the new ones are ready")
     assert not re.search("worker process|page: ", supervised.log.read_text().removeprefix(said))

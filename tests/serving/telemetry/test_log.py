@@ -124,12 +124,12 @@ def test_a_full_pipe_drops_lines_counts_them_and_says_how_many_once_it_flows(wai
 HOLDS_UP_NOBODY = """
 import logging, os, sys, threading, warnings
 from serving.telemetry import log
-from serving.call import Call
+from serving.telemetry.request_record import RequestRecord
 
 log.keep_from_waiting()
 log.take_over()
 for number in range(9000):
-    Call("0" * 128, route="/v1/predict").finish("http", "200", {})
+    RequestRecord("0" * 128, route="/v1/predict").finish("http", "200", {})
 warnings.warn("what was sent")
 thread = threading.Thread(target=int, args=("what was sent",))
 thread.start()

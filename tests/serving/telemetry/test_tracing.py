@@ -18,7 +18,7 @@ from serving.http.errors import RequestError
 from serving.http.middleware import ErrorBoundary, RequestRecording
 from serving.settings import Settings
 from serving.telemetry import tracing
-from serving.telemetry.request_record import Call
+from serving.telemetry.request_record import RequestRecord
 from serving.telemetry.tracing import UNKNOWN_ROUTE
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -100,7 +100,7 @@ def test_a_method_and_a_path_that_are_unknown_are_not_names(spans: InMemorySpanE
 def test_a_failure_of_the_service_alone_is_an_error(
     spans: InMemorySpanExporter, protocol: str, code: str, outcome: str, failed: bool
 ) -> None:
-    Call("mine", route="/a/B", outcome=outcome).finish(protocol, code, SAMPLED)
+    RequestRecord("mine", route="/a/B", outcome=outcome).finish(protocol, code, SAMPLED)
     (span,) = spans.get_finished_spans()
     assert span.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
     assert (span.attributes or {}).get("error.type") == (code if failed else None)
@@ -108,18 +108,18 @@ def test_a_failure_of_the_service_alone_is_an_error(
 
 def test_each_grpc_status_has_its_number(spans: InMemorySpanExporter) -> None:
     for status in grpc.StatusCode:
-        Call("mine", route="/a.B/C").finish("grpc", status.name, SAMPLED)
+        RequestRecord("mine", route="/a.B/C").finish("grpc", status.name, SAMPLED)
     found = [(span.attributes or {})["rpc.grpc.status_code"] for span in spans.get_finished_spans()]
     assert found == [status.value[0] for status in grpc.StatusCode]
 
 
 @pytest.mark.parametrize("carrier", [{}, NOT_SAMPLED, {"traceparent": "nonsense"}])
 def test_what_is_not_sampled_leaves_no_span(spans: InMemorySpanExporter, carrier: dict[str, str]) -> None:
-    Call("mine", route="/v1/predict").finish("http", "200", carrier)
+    RequestRecord("mine", route="/v1/predict").finish("http", "200", carrier)
     assert spans.get_finished_spans() == ()
 
 
 def test_a_probe_that_succeeds_leaves_no_span(spans: InMemorySpanExporter) -> None:
     for code in ("200", "503"):
-        Call("mine", route="/readyz").finish("http", code, SAMPLED)
+        RequestRecord("mine", route="/readyz").finish("http", code, SAMPLED)
     assert [(span.attributes or {})["http.response.status_code"] for span in spans.get_finished_spans()] == [503]

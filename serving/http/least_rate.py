@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 
-class Pace:
+class LeastRate:
     """While started, looks at a count of bytes from time to time and ends what moves too slowly."""
 
     def __init__(self, count: Callable[[], float], too_slow: Callable[[], object]) -> None:
