@@ -20,11 +20,12 @@ from chestct import store
 from serving import run_folder
 from serving.api_keys import Keys, KeysError
 from serving.http import bentoml_api, connections
+from serving.http.admission_control import AdmissionControl
 from serving.http.app import create_app
 from serving.http.connection_balancing import ConnectionBalancing
-from serving.http.middleware import AdmissionControl, RequestRecording
-from serving.http.private_port import Gate, PrivatePort
+from serving.http.private_port import PortSeparation, PrivatePort
 from serving.http.rendered import Rendered
+from serving.http.request_recording import RequestRecording
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings, SettingsError
 from serving.supervision import heartbeat
@@ -204,6 +205,6 @@ def _is_stopping() -> bool:
 
 ChestCT.add_asgi_middleware(ConnectionBalancing, load=LOAD)
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
-ChestCT.add_asgi_middleware(Gate, port=PRIVATE)
+ChestCT.add_asgi_middleware(PortSeparation, port=PRIVATE)
 ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)
-ChestCT.add_asgi_middleware(bentoml_api.Guard, settings=SETTINGS, keys=KEYS)
+ChestCT.add_asgi_middleware(bentoml_api.ClassifyBoundary, settings=SETTINGS, keys=KEYS)

@@ -47,7 +47,7 @@ async def measure(output: int) -> tuple[list[float], list[float]]:
     """CPU seconds of each round with metrics and log, which goes to the descriptor `output`, and without."""
     from chestct import store
     from serving.http.app import create_app
-    from serving.http.middleware import RequestRecording
+    from serving.http.request_recording import RequestRecording
     from serving.inference.classifier import Classifier, load_engine
     from serving.settings import Settings
     from serving.telemetry import log

@@ -28,12 +28,15 @@ LAYERS = [
 ]
 """What serving/ is made of. A module imports those of its own part and those of the layers below it."""
 HTTP = (
+    "admission_control",
     "app",
     "bentoml_api",
     "body",
     "connection_balancing",
+    "error_boundary",
     "errors",
-    "middleware",
+    "request_recording",
+    "require_api_key",
     "private_port",
     "readiness",
     "rendered",

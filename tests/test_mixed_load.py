@@ -30,7 +30,7 @@ from chestct.store import CARD, GRAPH
 from load_tests import images
 from serving import rpc
 from serving.http.app import create_app
-from serving.http.middleware import RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from serving.api_keys import Keys
 from serving.http import v1, v2
-from serving.http.middleware import ErrorBoundary
+from serving.http.error_boundary import ErrorBoundary
 from serving.http.readiness import ready_classifier
 from serving.http.rendered import Rendered
 from serving.http.web import PAGE, Web
@@ -22,7 +22,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
     """The routes, each with its name in the metrics. With `keys`, /v1 and /v2 answer only requests that hold one.
 
     They answer 503 until `app.state.classifier` holds a Classifier that is ready. `app.state.document` is then to hold
-    serving.http.openapi's document, rendered. The app needs serving.http.middleware.RequestRecording around it.
+    serving.http.openapi's document, rendered. The app needs serving.http.request_recording.RequestRecording around it.
     """
     routes: list[BaseRoute] = [
         v1.routes(keys),

@@ -1,4 +1,4 @@
-"""What BentoML's own clients call: `classify`, behind `Guard`.
+"""What BentoML's own clients call: `classify`, behind `ClassifyBoundary`.
 
 BentoML's batcher joins the lists of many callers into one, so an item carries its caller's call, nothing raises
 in `classify`, and each item has an outcome of its own, in order. What a caller can get wrong besides the images (body,
@@ -22,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chestct.prediction import Prediction
 from serving.api_keys import Keys
 from serving.http.body import BENTOML_MEMORY, check_json, media_type, read_body, while_connected
+from serving.http.error_boundary import ErrorBoundary
 from serving.http.errors import RequestError, bad_request, describe, error_body, unsupported
-from serving.http.middleware import ErrorBoundary, RequireApiKey
+from serving.http.require_api_key import RequireApiKey
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
@@ -101,7 +102,7 @@ def _body(outcome: Prediction | Exception, request_id: str) -> dict[str, Any]:
     return error_body(describe(outcome), request_id)
 
 
-class Guard:
+class ClassifyBoundary:
     """ASGI middleware before BentoML: bounds ROUTE's bodies and callers, and gives its errors our schema.
 
     So that /v1 and /v2 keep their error forms too, it answers for paths that the router would not give them.
@@ -117,13 +118,13 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
         if scope["type"] == "http" and scope["path"] == ROUTE:
-            scope["state"]["call"].route = ROUTE
+            scope["state"]["record"].route = ROUTE
             app = self._guard
         await app(scope, receive, send)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        call: RequestRecord = request.state.call
+        call: RequestRecord = request.state.record
         if request.method != "POST":
             raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"})
         if (kind := media_type(request)) != MEDIA_TYPE:

@@ -45,7 +45,7 @@ async def read_body(request: Request, settings: Settings, memory: float = RAW_ME
     check_encoding(request.headers.getlist("Content-Encoding"))
     check_encoding(request.headers.getlist("Transfer-Encoding"))
     limit = settings.max_body_bytes
-    call: RequestRecord = request.state.call
+    call: RequestRecord = request.state.record
     announced = request.headers.get("Content-Length", "")
     if announced.isdecimal():
         if int(announced) > limit:

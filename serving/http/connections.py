@@ -20,8 +20,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http.errors import RequestError, error_response
 from serving.http.least_rate import LeastRate
-from serving.http.middleware import COMMON_HEADERS, REQUEST_ID
 from serving.http.parser import Parser
+from serving.http.request_recording import COMMON_HEADERS, REQUEST_ID
 from serving.telemetry.request_record import LEAST_RATE, RequestRecord, choose_id
 
 HEAD_SECONDS: Final = 10.0
@@ -362,7 +362,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             path = self.cycle.scope["path"]
-            call = self.cycle.scope["state"].get("call", call)
+            call = self.cycle.scope["state"].get("record", call)
         else:  # the message has its answer
             self._linger()
             return
@@ -370,7 +370,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._linger()
 
     def _answer(self, error: RequestError, call: RequestRecord, path: str) -> bytes:
-        body = error_response(error, {"path": path, "state": {"call": call}}).body
+        body = error_response(error, {"path": path, "state": {"record": call}}).body
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),

@@ -106,7 +106,7 @@ def error_body(error: RequestError, request_id: str) -> dict[str, Any]:
 def error_response(error: RequestError, scope: Scope) -> Response:
     if f"{scope['path']}/".startswith(f"{OIP}/"):
         return JSONResponse({"error": f"{error.code}: {error.message}"}, error.status, error.headers)
-    return JSONResponse(error_body(error, scope["state"]["call"].request_id), error.status, error.headers)
+    return JSONResponse(error_body(error, scope["state"]["record"].request_id), error.status, error.headers)
 
 
 def is_bare(answer: Message) -> bool:

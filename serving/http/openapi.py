@@ -13,7 +13,8 @@ from chestct.image import Facts, encode_png
 from chestct.prediction import RULES, WARNINGS, Prediction, decide
 from serving import open_inference
 from serving.http import bentoml_api, v1, v2
-from serving.http.middleware import REQUEST_ID, TIMEOUT
+from serving.http.error_boundary import TIMEOUT
+from serving.http.request_recording import REQUEST_ID
 from serving.inference.window import CENTERS, LUNG, WIDTHS, WINDOW_PARAMETERS
 from serving.settings import Settings
 from serving.tensors import IMAGE, Datatype

@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.http.bentoml_api import ROUTE
 from serving.http.connections import BoundedConnection
+from serving.http.error_boundary import ErrorBoundary
 from serving.http.errors import RequestError
-from serving.http.middleware import ErrorBoundary, RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
 
@@ -22,7 +23,7 @@ _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
 
 
 class PrivatePort:
-    """Where /metrics and BentoML's routes answer. `Gate` connects it to the service; `start` listens."""
+    """Where /metrics and BentoML's routes answer. `PortSeparation` connects it to the service; `start` listens."""
 
     def __init__(self, settings: Settings, memory: MemoryBudget) -> None:
         self.settings: Final = settings
@@ -64,7 +65,7 @@ class PrivatePort:
             await self._task
 
 
-class Gate:
+class PortSeparation:
     """ASGI middleware: on each of the two ports only what the settings put there is found."""
 
     def __init__(self, app: ASGIApp, port: PrivatePort) -> None:

@@ -14,9 +14,9 @@ from serving.api_keys import Keys
 from serving.http.body import FORM_MEMORY, RAW_MEMORY, media_type, read_body, while_connected
 from serving.http.errors import bad_request, describe, error_body, unsupported
 from serving.http.form import read_files
-from serving.http.middleware import require_api_key
 from serving.http.readiness import ready_classifier
 from serving.http.rendered import Rendered
+from serving.http.require_api_key import require_api_key
 from serving.inference.classifier import Classifier
 from serving.inference.window import WINDOW_PARAMETERS, Window, choose_window
 from serving.settings import Settings
@@ -47,7 +47,7 @@ async def _predict(request: Request) -> Response:
     classifier = ready_classifier(request)
     image = await _image(request, classifier.settings)
     prediction = await while_connected(
-        request, classifier.classify(image, request.state.call, explain=explain, window=window)
+        request, classifier.classify(image, request.state.record, explain=explain, window=window)
     )
     return Response(_json(prediction), media_type="application/json")
 
@@ -61,7 +61,7 @@ async def _predict_batch(request: Request) -> Response:
     body = await read_body(request, settings, FORM_MEMORY)
     images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
     del body
-    call: RequestRecord = request.state.call
+    call: RequestRecord = request.state.record
     outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain, window=window))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()

@@ -19,9 +19,10 @@ from serving import open_inference
 from serving.api_keys import Keys
 from serving.http.body import TENSORS_MEMORY, check_json, read_body, while_connected
 from serving.http.errors import RequestError, bad_request
-from serving.http.middleware import REQUEST_ID, require_api_key
 from serving.http.readiness import check_ready, ready_classifier
 from serving.http.rendered import Rendered
+from serving.http.request_recording import REQUEST_ID
+from serving.http.require_api_key import require_api_key
 from serving.inference.classifier import Classifier
 from serving.telemetry.request_record import RequestRecord, choose_id
 from serving.tensors import IMAGE, Input, InvalidRequest
@@ -141,7 +142,7 @@ async def _infer(request: Request) -> Response:
     try:
         # Not in a thread: the parser holds the interpreter's lock all along, so the event loop would wait as long.
         wanted, form = _parse(request.headers, body)
-        call: RequestRecord = request.state.call
+        call: RequestRecord = request.state.record
         call.request_id = choose_id(request.headers.get(REQUEST_ID), form.id, call.request_id)
         question = open_inference.read(classifier, wanted)
         del body, wanted  # several times the size of the images

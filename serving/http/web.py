@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from serving.api_keys import Keys
-from serving.http.middleware import require_api_key
+from serving.http.require_api_key import require_api_key
 from serving.settings import Settings
 
 PAGE: Final = Path(__file__).with_name("page")

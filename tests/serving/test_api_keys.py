@@ -12,7 +12,8 @@ import pytest
 
 from serving import api_keys
 from serving.api_keys import Forbidden, Keys, KeysError, Unauthenticated
-from serving.http import middleware
+from serving.http.admission_control import AdmissionControl
+from serving.http.request_recording import RequestRecording
 from serving.settings import Settings
 from serving.unavailable import Overloaded
 from tests.server import ROOT
@@ -134,7 +135,7 @@ def test_a_request_that_finds_no_room_is_logged_with_its_key(file: Path, caplog:
     key, line = api_keys.new("ann")
     write(file, line)
     full = Mock(check_room=Mock(side_effect=Overloaded(1)))
-    app = middleware.RequestRecording(middleware.AdmissionControl(Mock(), Settings(), Keys(file), lambda: full))
+    app = RequestRecording(AdmissionControl(Mock(), Settings(), Keys(file), lambda: full))
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:

@@ -2,19 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
 import httpx
+import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 
 from chestct.card import ModelCard
 from chestct.image import encode_png
 from serving.http.app import create_app
-from serving.http.middleware import RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from tests.graphs import tiny_picture
@@ -32,6 +34,29 @@ async def running(model: tuple[Any, ModelCard], settings: Settings = SETTINGS) -
     app.state.classifier = classifier
     yield app
     await classifier.close()
+
+
+def ask(app: ASGIApp, path: str = "/v1/predict", method: str = "POST", **headers: str) -> httpx.Response:
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.request(method, path, content=b"body", headers=headers)
+
+    return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp) -> Iterator[int]:
+    """The port of a real server before this app."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 class Client:

@@ -14,7 +14,7 @@ from chestct.image import encode_png
 from chestct.store import GRAPH
 from serving.api_keys import Keys, new
 from serving.http import bentoml_api, body
-from serving.http.middleware import RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.memory_budget import OF_A_REQUEST
 from serving.settings import Settings
@@ -35,7 +35,7 @@ def ask(
     """The answers to so many requests at once, through the guard before `app`."""
 
     async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(RequestRecording(bentoml_api.Guard(app, SETTINGS, keys)))
+        transport = httpx.ASGITransport(RequestRecording(bentoml_api.ClassifyBoundary(app, SETTINGS, keys)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             sent = {"Content-Type": "application/json", **headers}
             return await asyncio.gather(*(client.post(path, content=body, headers=sent) for _ in range(count)))
@@ -72,7 +72,7 @@ def test_what_a_body_takes_in_memory_is_what_is_counted() -> None:
     counted = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        counted.append(Request(scope).state.call.memory.used)
+        counted.append(Request(scope).state.record.memory.used)
         await JSONResponse([])(scope, receive, send)
 
     ask(app, body=bytes(1000))
@@ -115,7 +115,7 @@ def test_an_answer_that_comes_as_the_deadline_passes_is_whole_or_is_none() -> No
 
         headers = [(b"content-type", b"application/json"), (b"x-request-timeout", b"0.1")]
         scope = {"type": "http", "method": "POST", "path": bentoml_api.ROUTE, "query_string": b"", "headers": headers}
-        await RequestRecording(bentoml_api.Guard(app, SETTINGS))(scope, receive, send)
+        await RequestRecording(bentoml_api.ClassifyBoundary(app, SETTINGS))(scope, receive, send)
         return sent
 
     assert [message.get("status") for message in asyncio.run(run())] == [503, None]

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from serving.http import body
 from serving.http.body import RAW_MEMORY, read_body
-from serving.http.middleware import ErrorBoundary, RequestRecording
+from serving.http.error_boundary import ErrorBoundary
+from serving.http.request_recording import RequestRecording
 from serving.memory_budget import OF_A_REQUEST, MemoryBudget
 from serving.settings import Settings
 

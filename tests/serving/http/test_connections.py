@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.http import connections
 from serving.http.connections import BoundedConnection
-from serving.http.middleware import RequestRecording
+from serving.http.request_recording import RequestRecording
 from tests.server import ROOT, needs_curl
 
 UNREAD = 8_000_000

@@ -18,7 +18,7 @@ from chestct.card import DISCLAIMER, ModelCard
 from chestct.image import encode_png
 from chestct.prediction import RULES, WARNINGS
 from serving.http.app import create_app
-from serving.http.middleware import RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.memory_budget import OF_A_REQUEST, Holder, MemoryBudget
 from tests.graphs import tiny_picture
 from tests.serving.gated_engine import GatedEngine

@@ -21,7 +21,7 @@ from serving.http import body
 from serving.http.app import create_app
 from serving.http.body import check_json
 from serving.http.errors import RequestError
-from serving.http.middleware import RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from serving.tensors import pack_bytes, unpack_bytes

@@ -14,8 +14,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.types import Receive, Scope, Send
 
+from serving.http.error_boundary import ErrorBoundary
 from serving.http.errors import RequestError
-from serving.http.middleware import ErrorBoundary, RequestRecording
+from serving.http.request_recording import RequestRecording
 from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.request_record import RequestRecord
@@ -39,7 +40,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
 
 def ask(status: HTTPStatus, headers: dict[str, str], method: str = "POST", route: str = "/v1/predict") -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["call"].route = route
+        scope["state"]["record"].route = route
         raise RequestError(status, "internal_error" if status == 500 else "overloaded", "")
 
     async def run() -> None:
