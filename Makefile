@@ -39,7 +39,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain hold tune bench check lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -107,10 +107,10 @@ overload: $(development) ## three times the load that a server of its own can be
 drain: $(development) ## stop a server of its own under load, ten times; PASS where no request is lost
 	@python -m serving.release && python -m load_tests.drain
 
-hold: $(development) ## bad input, slow clients and faults against a server of its own, in 45 minutes; PASS or FAIL; writes docs/reliability.md
+hold: $(development) ## bad input, slow clients and faults against a server of its own, in 45 minutes; PASS or FAIL; writes docs/reference/reliability.md
 	@python -m serving.release && python -m load_tests.hold
 
-bench: $(development) ## beside the bare loop and other people's servers, in 20 minutes; writes docs/benchmarks.md; needs wrk
+bench: $(development) ## beside the bare loop and other people's servers, in 20 minutes; writes docs/reference/benchmarks.md; needs wrk
 	@python -m serving.release && python -m benchmarks.bench
 
 tune: $(development) ## look for the settings that do most within P99 (milliseconds), in ten minutes: build/tune/settings.env
@@ -128,6 +128,9 @@ check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain
 	for version in $(KUBERNETES); do kubernetes-validate -k $$version --strict --no-warn --quiet build/k8s/*.yaml || exit; done
 	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml --directory build/k8s
 
+docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 mlflow: $(training) ## browse the runs on http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
 
@@ -141,6 +144,7 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	$(compile:pyproject.toml=--group clients) -o requirements/clients.txt $(UPGRADE)
 	$(compile) --group load -c requirements/development.txt -o requirements/load.txt
 	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
+	$(compile:pyproject.toml=--group docs) -o requirements/docs.txt $(UPGRADE)
 
 clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 	rm -rf .demo build .pytest_cache .mypy_cache .ruff_cache
@@ -155,7 +159,7 @@ image = $(call quote,$(value IMAGE))
 save = $(if $(filter buildah,$(builder)),buildah push $(image) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(image))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
-.venv .venv-clients .venv-checkov:
+.venv .venv-clients .venv-checkov .venv-docs:
 	@$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
 	  { echo 'error: '$(call quote,$(value PYTHON))' is not a Python 3.11, 3.12 or 3.13; name one that is: make PYTHON=python3.12' >&2; exit 2; }
 	@if $(python) -m pip --version >/dev/null 2>&1; then $(python) -m venv --without-pip $@; \
@@ -171,6 +175,9 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 	$(install)
 
 .venv-checkov/.checkov: requirements/checkov.txt | .venv-checkov
+	$(install)
+
+.venv-docs/.docs: requirements/docs.txt | .venv-docs
 	$(install)
 
 define install

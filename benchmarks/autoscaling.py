@@ -2,7 +2,7 @@
 
 A simulation by the second: images come at random around the day's shape, pods answer up to their measured capacity and
 what can't be answered waits, up to the queue's bound. The autoscaler is Kubernetes': it looks every 15 seconds, by the
-targets and the behaviour of the manifests. What follows from it is in docs/operations.md.
+targets and the behaviour of the manifests. docs/how-to/plan-capacity.md says what follows from it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-PICTURE: Final = Path(__file__).parents[1] / "docs" / "autoscaling.png"
+PICTURE: Final = Path(__file__).parents[1] / "docs" / "images" / "autoscaling.png"
 CAPACITY: Final = 187.0
 """Images a second of a pod of two cores with the released network in bfloat16, as `make overload` measures it there."""
 START_UP: Final = 20

@@ -2,8 +2,8 @@
 
 Each contender is started once, warmed and then left idle but for its turn: an idle process takes no CPU and there is
 memory for all, while one that starts again each round would be measured cold. A round gives each a turn of some
-seconds, so that whatever else the machine does falls on all alike. Writes docs/benchmarks.md and its picture when all
-are measured.
+seconds, so that whatever else the machine does falls on all alike. If all are measured, it writes
+docs/reference/benchmarks.md and its picture.
 """
 
 import argparse
@@ -295,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="how often all take their turn (default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=" ".join(CONTENDERS))
     parser.add_argument("--accept", action="store_true", help="write the ratios to benchmarks/ratios.yaml")
-    parser.add_argument("--folder", type=Path, help="of benchmarks.md (default docs/ when all are measured)")
+    parser.add_argument("--folder", type=Path, help="of benchmarks.md (default docs/reference/ when all are measured)")
     options = parser.parse_args(arguments)
     if min(options.seconds, options.rounds) < 1:
         print("bench: --seconds and --rounds: expected 1 or more", file=sys.stderr)
@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
             load,
         )
         print(*bench_report.table(report), sep="\n")
-        if folder := options.folder or (None if options.only else ROOT / "docs"):
+        if folder := options.folder or (None if options.only else ROOT / "docs" / "reference"):
             bench_report.write(report, folder)
         if options.accept:
             accept(report)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.engines`: which runtime, arithmetic and input size to serve with; writes docs/engines.md.
+"""Compares runtimes, arithmetics and input sizes: `python -m benchmarks.engines` writes docs/reference/engines.md.
 
 Run it where `make train` has left the networks of the folds. Each variant of their graphs answers the images that its
 fold held out, so its accuracy is out of fold; how fast it runs is measured on one of those graphs. Variants take turns,
@@ -37,8 +37,8 @@ from pipeline.core.params import Params
 from pipeline.graph import rounding
 from pipeline.judging.calibration import Calibration
 
-DOCUMENT: Final = ROOT / "docs" / "engines.md"
-PICTURE: Final = ROOT / "docs" / "engines.png"
+DOCUMENT: Final = ROOT / "docs" / "reference" / "engines.md"
+PICTURE: Final = ROOT / "docs" / "reference" / "engines.png"
 BATCHES: Final = (1, 2, 4, 8)
 ROUNDS: Final = 7
 SECONDS: Final = 0.5

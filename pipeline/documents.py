@@ -18,9 +18,9 @@ from chestct.store import CARD, GRAPH
 from pipeline.core import paths
 from pipeline.judging.plots import draw_metrics, draw_ood, in_words
 
-MODEL_CARD: Final = Path("docs/MODEL_CARD.md")
-DATA_SHEET: Final = Path("docs/DATA_SHEET.md")
-PICTURES: Final = Path("docs/metrics")
+MODEL_CARD: Final = Path("docs/reference/model-card.md")
+DATA_SHEET: Final = Path("docs/reference/data-sheet.md")
+PICTURES: Final = Path("docs/images/model")
 README: Final = Path("README.md")
 
 NOT_MEASURED: Final = "not measured"
@@ -128,7 +128,7 @@ def _model_card(card: ModelCard) -> str:
         f"**{card.disclaimer}**",
         f"{lineage.backbone} with a global average and one dense layer on {card.input.height} x {card.input.width} grey"
         f" pixels, started from {lineage.weights} weights, trained on {lineage.image_count} distinct images"
-        f" ({lineage.data_source}; [data sheet](DATA_SHEET.md)). One ONNX graph of {size:.1f} MB, made"
+        f" ({lineage.data_source}; [data sheet](data-sheet.md)). One ONNX graph of {size:.1f} MB, made"
         f" {lineage.created} from commit `{lineage.git_commit[:12]}`, trained from commit"
         f" `{lineage.trained_commit[:12]}`, run `{lineage.run_id}`, data `"
         f"{lineage.data_digest[:12]}`, SHA-256 `{lineage.model_sha256}`.",
@@ -153,7 +153,11 @@ def _model_card(card: ModelCard) -> str:
         *(f"{_sentence(_SPLITS[name])}:\n\n{_classes_table(metrics, card)}" for name, metrics in known.items()),
         "## Pictures",
         "Drawn from the card, out-of-fold.",
-        *(f"![{words}](metrics/{name}.png)" for name, words in _PICTURES.items() if f"{name}.png" in picture_names()),
+        *(
+            f"![{words}](../images/model/{name}.png)"
+            for name, words in _PICTURES.items()
+            if f"{name}.png" in picture_names()
+        ),
         *([] if card.ood_scores else [f"Scores for being unlike the training images: {NOT_MEASURED}."]),
         "## When it does not answer",
         f"`reject` above {thresholds.ood_limit:.3f} of the score for being unlike the training images, or by a rule on"
@@ -165,7 +169,7 @@ def _model_card(card: ModelCard) -> str:
             f"{card.titles[name]} {least:.3f}"
             for name, least in zip(card.classes, thresholds.least_confidence, strict=True)
         )
-        + ". All of these come from train + valid or from `params.yaml`; [trust.md](trust.md) says how.",
+        + ". All of these come from train + valid or from `params.yaml`; [trust.md](../explanation/trust.md) says how.",
         _table(
             ("images", "accepted", "referred", "rejected"),
             (

@@ -3,7 +3,7 @@
 In each fold the new head learns first, on cached features; then the whole network is fine-tuned on augmented pictures
 until the held-out loss stops falling. The best epoch is one number for all folds, the one with the lowest held-out loss
 over all of them: a best epoch for each fold would be chosen on the very images it is then judged by. The one number is
-too, together with all others, so the figures are a little too good; docs/experiments.md says how much. Each fold's
+too, together with all others, so the figures are a little too good (docs/explanation/evaluation.md). Each fold's
 network goes back to its checkpoint of that epoch, is kept and scores its held-out images; the released network is
 trained on all images for that many epochs.
 """

@@ -1,6 +1,6 @@
 """How the service runs, from environment variables with the prefix CHESTCT_. What the model is stands in its card.
 
-`python -m serving.settings` writes the table of them into docs/operations.md.
+`python -m serving.settings` writes the table of them into docs/reference/settings.md.
 """
 
 import math
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX: Final = "CHESTCT_"
-PAGE: Final = Path(__file__).parents[1] / "docs" / "operations.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "settings.md"
 
 Exposure = Literal["open", "private", "closed"]
 """Where routes answer: on the HTTP port, on the private port instead, or nowhere."""

@@ -311,7 +311,7 @@ def test_the_grace_period_holds_the_pause_the_drain_and_the_slowest_request(obje
 
 
 def test_the_memory_limit_holds_the_worst_of_every_part_at_once(objects: Objects) -> None:
-    page = (HERE.parent / "docs" / "capacity.md").read_text(encoding="utf-8")
+    page = (HERE.parent / "docs" / "explanation" / "performance.md").read_text(encoding="utf-8")
     table = page.partition("## Memory of a pod")[2].partition("\n\nWith two workers")[0]
     rows = re.findall(r"^\| [^|]+ \| (\d+) \| (.+?) \|", table, re.MULTILINE)
     supervisor, worker, bodies, json_, picture, guarded = (int(figure) * 2**20 for figure, _ in rows)

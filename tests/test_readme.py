@@ -48,7 +48,7 @@ def test_every_route_is_documented() -> None:
 
 
 def test_the_table_of_settings_is_the_one_that_the_settings_write() -> None:
-    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/settings.md").read_text(encoding="utf-8")
     assert in_page(page) == page, "run python -m serving.settings"
     assert [line for line in table().splitlines() if line.endswith("|  |")] == []
     for name in Settings.model_fields:

@@ -93,4 +93,4 @@ def test_chest_x_rays_are_rejected(card: ModelCard, faster: Engine) -> None:
     files = sorted(XRAYS.glob("**/*.jpg"))
     assert len(files) > 50
     scores = faster.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
-    assert scores.ood_score.min() > card.thresholds.ood_limit, "README and docs/trust.md say that it rejects all"
+    assert scores.ood_score.min() > card.thresholds.ood_limit, "README says that it rejects all"

@@ -1,4 +1,4 @@
-"""docs/security.md names a test for each threat, and the pins have hashes."""
+"""docs/explanation/security.md names a test for each threat, and the pins have hashes."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.server import ROOT
 
-PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "security.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (?!threat|---)(.+?) \|.*\| (.+?) \|$", PAGE, re.MULTILINE)
 
 

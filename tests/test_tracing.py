@@ -1,4 +1,4 @@
-"""The traces that docs/operations.md promises: a real service, a real exporter, and a collector that keeps them."""
+"""The traces of docs/reference/logs-and-traces.md: a real service, a real exporter and a collector that keeps them."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`python -m load_tests.hold`: runs every part and writes docs/reliability.md. PASS or FAIL.
+"""`python -m load_tests.hold`: runs every part and writes docs/reference/reliability.md. PASS or FAIL.
 
 Serves the newest model of the store, for each part anew. A run that was ended goes on after its last whole part.
 """

@@ -12,7 +12,7 @@ import yaml
 
 from load_tests.server import ROOT, Server
 
-PAGE: Final = ROOT / "docs" / "reliability.md"
+PAGE: Final = ROOT / "docs" / "reference" / "reliability.md"
 RESULTS: Final = ROOT / "build" / "hold"
 """One file a part, so that a run that was ended goes on after the last whole part."""
 HUNG_SECONDS: Final = 60

@@ -3,7 +3,7 @@
 Each fold's images are predicted by a network trained on the other folds; pooled, these out-of-fold predictions cover
 train + valid. What ships is fitted on all of them. What is reported is cross-fitted: each fold is answered with numbers
 fitted on the other folds. Two choices are made on all folds, the number of epochs (pipeline.train) and the method of
-scaling, so the figures are a little too good; docs/experiments.md says how much.
+scaling, so the figures are a little too good; docs/explanation/evaluation.md says how much.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The examples of docs/clients for these clients run as they stand."""
+"""The examples of docs/how-to/clients for these clients run as they stand."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "docs" / "clients"
+FOLDER = Path(__file__).parents[2] / "docs" / "how-to" / "clients"
 EXAMPLES = [
     pytest.param(example, id=f"{page}-{number}")
     for page in ("tritonclient", "kserve")

@@ -1,4 +1,4 @@
-"""The example of docs/clients/bentoml.md runs as it stands, against a real server of the tiny model."""
+"""The example of docs/how-to/clients/bentoml.md runs as it stands, against a real server of the tiny model."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ NORMAL = 2
 
 
 def test_the_example_prints_a_label_for_each_image(server: Server, tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "clients" / "bentoml.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "clients" / "bentoml.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "slice.png").write_bytes(encode_png(tiny_picture(NORMAL)[:, :, 0]))
     command = [sys.executable, "-c", example.replace("http://localhost:3000", server.url)]

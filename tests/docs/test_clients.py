@@ -1,4 +1,4 @@
-"""The examples of docs/clients run as they stand, against a real server of the tiny model.
+"""The examples of docs/how-to/clients run as they stand, against a real server of the tiny model.
 
 Those of other people's clients run in tests/clients.
 """
@@ -20,7 +20,7 @@ from serving.tensors import pack_bytes
 from tests.graphs import tiny_card, tiny_picture
 from tests.server import ROOT, Server, needs_curl
 
-FOLDER = ROOT / "docs" / "clients"
+FOLDER = ROOT / "docs" / "how-to" / "clients"
 NORMAL = 2
 
 
@@ -81,6 +81,6 @@ def test_the_grpcurl_example_sends_a_message_of_the_protocol() -> None:
 
 def test_every_output_of_the_metadata_is_in_the_table() -> None:
     about = open_inference.metadata(tiny_card(), "chestct:abc")
-    index = (FOLDER / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/open-inference-protocol.md").read_text(encoding="utf-8")
     for spec in (*about.inputs, *about.outputs):
-        assert f"`{spec.name}`" in index
+        assert f"`{spec.name}`" in page

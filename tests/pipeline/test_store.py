@@ -131,7 +131,7 @@ def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(params: Pa
     assert json.loads(Path("release", CARD).read_text("utf-8"))["disclaimer"].startswith("Research and education only")
     assert Path("release", paths.AUDIT.name).read_text("utf-8") == "{}"
     check_sums(Path("release"), *(path.name for path in Path("release").iterdir() if path.name != SUMS))
-    assert best_on_folds in Path("docs/MODEL_CARD.md").read_text("utf-8")
+    assert best_on_folds in Path("docs/reference/model-card.md").read_text("utf-8")
 
 
 def test_below_the_gate_it_ends_with_3_and_a_table_of_what_missed_and_stores_nothing(params: Params) -> None:
