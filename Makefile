@@ -108,7 +108,7 @@ drain: $(development) ## stop a server of its own under load, ten times; PASS wh
 	@python -m serving.release && python -m load_tests.drain
 
 hold: $(development) ## bad input, slow clients and faults against a server of its own, in 45 minutes; PASS or FAIL; writes docs/reference/reliability.md
-	@python -m serving.release && python -m load_tests.hold
+	@python -m serving.release && python -m load_tests.promises
 
 bench: $(development) ## beside the bare loop and other people's servers, in 20 minutes; writes docs/reference/benchmarks.md; needs wrk
 	@python -m serving.release && python -m benchmarks.bench

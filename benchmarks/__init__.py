@@ -1,1 +1,4 @@
-"""What measures and compares speed: commands that write figures, and the servers to compare with."""
+"""Measures and compares speed, and writes figures: tables, pictures and settings.
+
+load_tests/ judges the running service. This package uses its server, images and traffic.
+"""

@@ -33,8 +33,8 @@ from chestct.image import decode
 from chestct.store import StoredModel
 from load_tests import traffic
 from load_tests.images import pictures
-from load_tests.run import BAD_INPUT, MISSED
-from load_tests.server import OUTPUT, ROOT, LoadError, Server, free_ports, serve, start
+from load_tests.server import OUTPUT, ROOT, Server, free_ports, serve, start
+from load_tests.verdict import MISSED, LoadError, command
 from serving.settings import Settings, SettingsError
 
 CONTENDERS: Final = ("http", "oip", "grpc-pixels", "grpc-image", "one-worker", "loops", "fastapi", "bentoml", "flask")
@@ -288,43 +288,39 @@ def accept(report: bench_report.Report) -> None:
     figures.accept(report.values, about)
 
 
+@command("bench", store.NoModel, SettingsError)
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 no verdict, 3 a ratio fell."""
+    """Return the exit code: 0, 2 no result, 3 a ratio fell."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=5, help="of each measurement (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often all take their turn (default %(default)s)")
+    parser.add_argument("--seconds", type=int, default=5, help="length of each measurement (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=" ".join(CONTENDERS))
     parser.add_argument("--accept", action="store_true", help="write the ratios to benchmarks/ratios.yaml")
     parser.add_argument("--folder", type=Path, help="of benchmarks.md (default docs/reference/ when all are measured)")
     options = parser.parse_args(arguments)
     if min(options.seconds, options.rounds) < 1:
-        print("bench: --seconds and --rounds: expected 1 or more", file=sys.stderr)
-        return BAD_INPUT
-    try:
-        load = os.getloadavg()[0]
-        machine = footprint.describe_machine()
-        with Bench(frozenset(options.only or CONTENDERS), options.seconds) as bench:
-            bench.run(options.rounds)
-        values = {**figures.compute(bench.results), **bench.footprint}
-        fallen = figures.find_fallen(values, figures.read_ratios())
-        report = bench_report.Report(
-            {**machine, "model": bench.model.tag, "settings": bench_report.describe_settings(bench.settings)},
-            bench.results,
-            values,
-            bench.images,
-            options.seconds,
-            options.rounds,
-            load,
-        )
-        print(*bench_report.table(report), sep="\n")
-        if folder := options.folder or (None if options.only else ROOT / "docs" / "reference"):
-            bench_report.write(report, folder)
-        if options.accept:
-            accept(report)
-            return 0
-    except (store.NoModel, SettingsError, LoadError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return BAD_INPUT
+        raise LoadError("--seconds and --rounds: expected 1 or more")
+    load = os.getloadavg()[0]
+    machine = footprint.describe_machine()
+    with Bench(frozenset(options.only or CONTENDERS), options.seconds) as bench:
+        bench.run(options.rounds)
+    values = {**figures.compute(bench.results), **bench.footprint}
+    fallen = figures.find_fallen(values, figures.read_ratios())
+    report = bench_report.Report(
+        {**machine, "model": bench.model.tag, "settings": bench_report.describe_settings(bench.settings)},
+        bench.results,
+        values,
+        bench.images,
+        options.seconds,
+        options.rounds,
+        load,
+    )
+    print(*bench_report.table(report), sep="\n")
+    if folder := options.folder or (None if options.only else ROOT / "docs" / "reference"):
+        bench_report.write(report, folder)
+    if options.accept:
+        accept(report)
+        return 0
     print(*(f"FELL  {line}" for line in fallen), sep="\n", end="\n" if fallen else "")
     return MISSED if fallen else 0
 

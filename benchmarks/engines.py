@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from benchmarks.footprint import describe_machine
 from chestct.card import InputSpec
 from chestct.image import decode
-from load_tests.run import BAD_INPUT
-from load_tests.server import ROOT, LoadError
+from load_tests.server import ROOT
+from load_tests.verdict import LoadError, command
 from pipeline import export
 from pipeline.core import paths
 from pipeline.core.params import Params
@@ -331,16 +331,13 @@ def draw(answers: Answers, rates: dict[tuple[Variant, int], float], path: Path) 
     plt.close(figure)
 
 
+@command("engines")
 def main() -> int:
-    """Returns the exit code: 0, or 2 where there is nothing to measure."""
+    """Return the exit code: 0, or 2 if there is nothing to measure."""
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            answers = answer_held_out(folder)
-        except LoadError as error:
-            print(f"engines: {error}", file=sys.stderr)
-            return BAD_INPUT
+        answers = answer_held_out(folder)
         graphs = folder / "0"
         rates = measure_speed(graphs, list(answers.best))
         all_cores = measure_ways(graphs / "float32.onnx", next(iter(answers.best)).size, cores)

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from benchmarks.wrk import Sample
 from chestct.card import Frozen
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 FIGURES: Final = Path(__file__).with_name("figures.yaml")
 RATIOS: Final = Path(__file__).with_name("ratios.yaml")

@@ -3,14 +3,14 @@
 import os
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from load_tests.server import ROOT, LoadError, Server
+from load_tests.server import ROOT, Server, served_commit
+from load_tests.verdict import LoadError
 
 REQUIREMENTS: Final = ROOT / "requirements" / "serving.txt"
 CONTAINERFILE: Final = ROOT / "image" / "Containerfile"
@@ -67,15 +67,8 @@ def describe_machine() -> dict[str, str]:
         "Python": platform.python_version(),
         "packages": _versions(PACKAGES),
         "peers' packages": _versions(PEER_PACKAGES),
-        "commit": commit(),
+        "commit": served_commit(),
     }
-
-
-def commit() -> str:
-    """What git calls the working tree."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "not in git"
 
 
 def _versions(names: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 
 from benchmarks.wrk import Sample
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 OPTIONS: Final = [("grpc.use_local_subchannel_pool", 1)]

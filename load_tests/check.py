@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from chestct.card import Frozen
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 CSV: Final = "locust"
 """What the names of Locust's files begin with."""

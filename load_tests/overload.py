@@ -1,7 +1,7 @@
-"""`python -m load_tests.overload`: does the service stay useful under three times the load it can bear? PASS or FAIL.
+"""`python -m load_tests.overload`: checks that the service stays useful at three times its capacity. PASS or FAIL.
 
 Serves the newest model of the store, measures its capacity over both protocols, then sends requests in an open loop:
-they come at their time whether or not those before were answered, as they would from many people.
+each is sent at its time, whether or not the earlier ones are answered. Requests from many people come like this.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from load_tests import check, traffic
-from load_tests.run import BAD_INPUT, MISSED
-from load_tests.server import LoadError, Server, serve
+from load_tests.server import Server, serve
+from load_tests.verdict import command, conclude
 
 TIMES: Final = 3
 MIN_GOODPUT: Final = 0.75
-"""Of the capacity."""
+"""Good answers a second, as a share of the capacity."""
 MAX_GROWTH: Final = 1.1
-"""Memory in the last third of the time over that in the first."""
+"""Memory in the last third of the time, as a multiple of the first third's."""
 ALLOWED: Final = traffic.GOOD | traffic.BUSY | {"503", "UNAVAILABLE", "DEADLINE_EXCEEDED"}
 
 
@@ -28,9 +28,11 @@ class Result(NamedTuple):
     """Good answers a second in a closed loop."""
     outcomes: list[traffic.Outcome]
     memory: list[float]
-    """Bytes that the server has written, once a second."""
+    """Bytes that the server has written, a value a second."""
     seconds: float
+    """Length of the overload."""
     deadline: float
+    """Seconds that a request may take."""
 
 
 async def measure(server: Server, seconds: float, deadline: float) -> Result:
@@ -43,7 +45,7 @@ async def measure(server: Server, seconds: float, deadline: float) -> Result:
 
 
 def judge(result: Result) -> tuple[list[str], list[str]]:
-    """The table's lines, and what was missed in words."""
+    """Return the lines of the table, and each miss in words."""
     codes = Counter(outcome.code for outcome in result.outcomes)
     good = np.array([outcome.seconds for outcome in result.outcomes if outcome.code in traffic.GOOD] or [np.inf])
     p50, p99 = np.quantile(good, [0.5, 0.99])
@@ -56,7 +58,7 @@ def judge(result: Result) -> tuple[list[str], list[str]]:
         f"{'goodput':24}{goodput:8.1f} requests/s, {goodput / result.capacity:.0%} of the capacity",
         f"{'accepted, median':24}{p50:8.2f} s",
         f"{'accepted, p99':24}{p99:8.2f} s of {result.deadline:g} s",
-        f"{'told to come back':24}{sum(codes[code] for code in traffic.BUSY):8}",
+        f"{'rejected, busy':24}{sum(codes[code] for code in traffic.BUSY):8}",
         f"{'memory, first third':24}{before:8.0f} MB",
         f"{'memory, last third':24}{after:8.0f} MB",
         f"{'outcomes':24}{', '.join(f'{code} {count}' for code, count in sorted(codes.items()))}",
@@ -73,21 +75,18 @@ def judge(result: Result) -> tuple[list[str], list[str]]:
     return table, misses
 
 
+@command("overload")
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 passed, 2 no verdict, 3 missed."""
+    """Return the exit code: 0 passed, 2 no verdict, 3 missed."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.overload", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long the overload lasts (default 60)")
+    parser.add_argument("--seconds", type=float, default=60, help="length of the overload (default 60)")
     parser.add_argument("--deadline", type=float, default=5, help="seconds a request may take (default 5)")
     options = parser.parse_args(arguments)
-    try:
-        with serve() as server:
-            result = traffic.run(measure(server, options.seconds, options.deadline))
-    except LoadError as error:
-        print(f"overload: {error}", file=sys.stderr)
-        return BAD_INPUT
+    with serve() as server:
+        result = traffic.run(measure(server, options.seconds, options.deadline))
     table, misses = judge(result)
-    print(*table, *(f"FAIL  {miss}" for miss in misses), "FAIL" if misses else "PASS", sep="\n")
-    return MISSED if misses else 0
+    print(*table, sep="\n")
+    return conclude(misses)
 
 
 if __name__ == "__main__":

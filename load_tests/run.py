@@ -1,7 +1,7 @@
-"""`python -m load_tests.run`: puts the service under a scenario's load with Locust. PASS or FAIL by slo.yaml.
+"""`python -m load_tests.run`: loads the service with a Locust scenario. PASS or FAIL by slo.yaml.
 
-Without --host it serves the newest model of the store on free ports, and stops that server at the end. What the
-scenarios are stands in load_tests/shapes.py; build/load/SCENARIO/report.md has the figures and a picture.
+Without --host it serves the newest model of the store on free ports, and stops that server at the end.
+load_tests/shapes.py defines the scenarios. build/load/SCENARIO/report.md has the figures and a picture.
 """
 
 import argparse
@@ -14,29 +14,27 @@ from pathlib import Path
 from typing import Final
 
 from load_tests import check, shapes, traffic
-from load_tests.server import OUTPUT, ROOT, LoadError, Server, serve
+from load_tests.server import OUTPUT, ROOT, Server, serve
+from load_tests.verdict import LoadError, command, conclude
 
 HERE: Final = Path(__file__).parent
 MORE_SECONDS: Final = 120
-"""That Locust may take to start and, for answers under way, to end."""
-
-BAD_INPUT: Final = 2
-MISSED: Final = 3
+"""Time for Locust to start and to receive its last answers."""
 
 
 async def run_locust(
     folder: Path, http: str, grpc: str, users: int, seconds: int, server: Server | None
 ) -> list[float]:
-    """Load the service by the scenario that the folder is named for, with Locust's table on standard output.
+    """Load the service with the scenario that the folder is named for. Locust prints its table.
 
-    Locust's CSV files lie in the folder then. Returns the bytes that the server has written, once a second; none where
-    there is no server to look at. Raises LoadError where Locust does not end, or not well.
+    Leaves Locust's CSV files in the folder. Returns the bytes that `server` has written, a value a second, or an empty
+    list without a server. Raises LoadError if Locust fails or does not end in time.
     """
     command = ["-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--host", http]
     command += ["--headless", "--only-summary", "--loglevel", "WARNING", "--users", str(users)]
     command += ["--run-time", f"{seconds}s", "--stop-timeout", "10"]
     command += ["--csv", str(folder / check.CSV), "--csv-full-history"]
-    command += ["--exit-code-on-error", "0"]  # the bounds decide
+    command += ["--exit-code-on-error", "0"]  # the bounds of slo.yaml decide
     environment = {**os.environ, "LOAD_GRPC": grpc, "LOAD_SCENARIO": folder.name, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, env=environment)
     try:
@@ -47,46 +45,39 @@ async def run_locust(
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    if code != 0:  # what it had written by then is no test of so many seconds
+    if code != 0:  # the figures do not cover the whole time
         raise LoadError(f"Locust ended with the code {code}, expected 0 after {seconds} s")
     return memory
 
 
+@command("load")
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 all bounds held, 2 no verdict, 3 a bound was missed."""
+    """Return the exit code: 0 all bounds held, 2 no verdict, 3 a bound was missed."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.run", description=__doc__)
     parser.add_argument("--scenario", default="steady", help=f"{', '.join(shapes.SCENARIOS)} (default %(default)s)")
     parser.add_argument("--users", type=int, help="connections at most (default: the scenario's)")
-    parser.add_argument("--seconds", type=int, help="how long (default: as the scenario says)")
-    parser.add_argument("--host", help="URL of a running service instead of one of its own")
+    parser.add_argument("--seconds", type=int, help="length of the test (default: the scenario's)")
+    parser.add_argument("--host", help="URL of a running service to load, instead of a server of its own")
     parser.add_argument("--grpc", default="127.0.0.1:3001", help="gRPC address of that service (default %(default)s)")
     parser.add_argument("--slo", type=Path, default=HERE / "slo.yaml", help="the bounds (default load_tests/slo.yaml)")
     options = parser.parse_args(arguments)
-    try:
-        scenario = shapes.find(options.scenario)
-        users, seconds = scenario.size(options.users, options.seconds)
-        objectives = check.read_objectives(options.slo, options.scenario)
-        if options.host and objectives.max_memory_growth is not None:
-            raise LoadError(
-                f"{options.scenario} holds the memory of a server of its own to a bound; expected no --host"
-            )
-        folder = OUTPUT / options.scenario
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.ExitStack() as stack:
-            server = None if options.host else stack.enter_context(serve())
-            http, grpc = (server.url, server.grpc) if server else (options.host, options.grpc)
-            memory = traffic.run(run_locust(folder, http, grpc, users, seconds, server))
-        misses = check.judge(check.read_rows(folder), memory, objectives)
-        heading = f"Load test {options.scenario}, {users} users, {seconds} s"
-        report = check.write_report(folder, heading, scenario.words, objectives, memory, misses)
-    except LoadError as error:
-        print(f"load: {error}", file=sys.stderr)
-        return BAD_INPUT
-    for miss in misses:
-        print(f"FAIL  {miss}")
-    print("FAIL" if misses else f"PASS  every bound of {options.slo.name} held")
+    scenario = shapes.find(options.scenario)
+    users, seconds = scenario.size(options.users, options.seconds)
+    objectives = check.read_objectives(options.slo, options.scenario)
+    if options.host and objectives.max_memory_growth is not None:
+        raise LoadError(f"{options.scenario} holds the memory of a server of its own to a bound; expected no --host")
+    folder = OUTPUT / options.scenario
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        server = None if options.host else stack.enter_context(serve())
+        http, grpc = (server.url, server.grpc) if server else (options.host, options.grpc)
+        memory = traffic.run(run_locust(folder, http, grpc, users, seconds, server))
+    misses = check.judge(check.read_rows(folder), memory, objectives)
+    heading = f"Load test {options.scenario}, {users} users, {seconds} s"
+    report = check.write_report(folder, heading, scenario.words, objectives, memory, misses)
+    code = conclude(misses, f"PASS  every bound of {options.slo.name} held")
     print(f"{report} has the figures and a picture")
-    return MISSED if misses else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The real service in processes of its own, on free ports of loopback: for the load tests, and for the tests."""
+"""Starts the real service in its own processes, on free loopback ports. The load tests, benchmarks and tests use it."""
 
 import contextlib
 import os
@@ -15,14 +15,12 @@ from typing import Final, NamedTuple
 
 import psutil
 
+from load_tests.verdict import LoadError
+
 ROOT: Final = Path(__file__).parents[1]
 OUTPUT: Final = ROOT / "build" / "load"
 READY_SECONDS: Final = 60
 STOP_SECONDS: Final = 60
-
-
-class LoadError(Exception):
-    """No verdict is possible; the message says what to do."""
 
 
 class Server(NamedTuple):
@@ -52,6 +50,13 @@ class Server(NamedTuple):
             with contextlib.suppress(psutil.NoSuchProcess):
                 total += measure(process)
         return total
+
+
+def served_commit() -> str:
+    """The name that git gives to the code that is served, or `not in git`."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "not in git"
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,7 +7,7 @@ threads of whatever process imports it, and the command and the tests want to kn
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 STEPS: Final = 8
 BURSTS: Final = 3

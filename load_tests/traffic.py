@@ -17,7 +17,8 @@ import uvloop
 from open_inference.grpc import protocol
 
 from load_tests.images import phantom
-from load_tests.server import LoadError, Server
+from load_tests.server import Server
+from load_tests.verdict import LoadError
 
 CHANNELS: Final = 8
 """A gRPC connection stays with one worker; so many reach two or three."""

@@ -12,11 +12,15 @@ from tests.server import ROOT
 PACKAGES = ("chestct", "pipeline", "serving")
 FILES = [*(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))), ROOT / "service.py"]
 
+TOOLS = {"benchmarks", "docs", "image", "k8s", "load_tests", "tests"}
+"""Packages that use the service and the pipeline, and that neither of them uses."""
 FORBIDDEN = {
-    "chestct": {"pipeline", "serving", "service"},
-    "pipeline": {"serving", "service"},
-    "serving": {"pipeline", "service"},
-    "service": {"pipeline"},
+    "chestct": {"pipeline", "serving", "service", *TOOLS},
+    "pipeline": {"serving", "service", *TOOLS},
+    "serving": {"pipeline", "service", *TOOLS},
+    "service": {"pipeline", *TOOLS},
+    "load_tests": {"benchmarks", "tests"},
+    "benchmarks": {"tests"},
 }
 LAYERS = [
     {"serving.http", "serving.rpc", "serving.supervision", "serving.shutdown", "serving.release"},
@@ -137,7 +141,10 @@ def import_each(folder: Path, names: list[str]) -> tuple[set[str], list[str], li
     return set(modules.split()), handlers.split(), files.split()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+MEASURING = [path for name in ("load_tests", "benchmarks") for path in sorted((ROOT / name).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", [*FILES, *MEASURING], ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0].removesuffix(".py")
     assert not imported(path) & FORBIDDEN[package]

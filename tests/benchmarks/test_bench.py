@@ -13,8 +13,8 @@ from benchmarks.payloads import Post
 from benchmarks.wrk import Sample
 from load_tests import traffic
 from load_tests.images import SIZE, pictures
-from load_tests.run import BAD_INPUT
-from load_tests.server import LoadError, free_ports
+from load_tests.server import free_ports
+from load_tests.verdict import BAD_INPUT, LoadError
 from serving.settings import Settings
 
 GOOD = (

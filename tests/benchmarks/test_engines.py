@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import engines
 from benchmarks.engines import Answers, Variant
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 from tests.graphs import tiny_card, tiny_graph
 
 EXACT, FASTER = Variant("OpenVINO", "float32", 256), Variant("OpenVINO", "bfloat16", 256)

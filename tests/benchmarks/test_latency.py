@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import latency
+from load_tests.verdict import BAD_INPUT
 
 
 def test_calls_take_turns_and_the_first_rounds_do_not_count() -> None:
@@ -19,5 +20,5 @@ def test_a_store_without_a_model_ends_in_one_line(
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
     monkeypatch.setenv("CHESTCT_MODEL", "chestct:absent")
-    assert latency.main() == latency.BAD_INPUT
+    assert latency.main() == BAD_INPUT
     assert capsys.readouterr().err.startswith("latency: ")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from benchmarks import tune
 from benchmarks.tune import Configuration, Latency, Measurement
-from load_tests.run import BAD_INPUT, MISSED
 from load_tests.traffic import Outcome
+from load_tests.verdict import BAD_INPUT, INTERRUPTED, MISSED
 from serving.settings import Settings
 
 BOUND = 0.2
@@ -200,7 +200,7 @@ def test_an_interrupt_leaves_no_server_and_no_file(
     monkeypatch.setattr(tune.store, "find", lambda _: SimpleNamespace(tag="chestct:5eed"))
     monkeypatch.setattr(tune, "serve", serve)
     monkeypatch.setattr(tune.traffic, "run", interrupt)
-    assert tune.main([]) == tune.INTERRUPTED
+    assert tune.main([]) == INTERRUPTED
     assert events == ["1 started, tune.log", "stopped"]
     assert not machine.exists()
     assert "interrupted" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from load_tests import check, shapes
 from load_tests.run import HERE
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 HTTP, OIP = "/v1/predict", "/v2/models/chestct/infer"
 BOUND = check.Bound(max_error_rate=0, max_p95_ms=300, max_p99_ms=500, min_requests_per_second=5)

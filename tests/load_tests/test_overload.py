@@ -3,8 +3,8 @@
 import pytest
 
 from load_tests import overload
-from load_tests.run import BAD_INPUT, MISSED
 from load_tests.traffic import Outcome
+from load_tests.verdict import BAD_INPUT, MISSED
 
 
 def result(*, good: int = 900, seconds: float = 1.0, other: str = "429", growth: float = 1.0) -> overload.Result:

@@ -13,6 +13,7 @@ import yaml
 
 from load_tests import check, run, shapes, traffic
 from load_tests.server import serve
+from load_tests.verdict import BAD_INPUT, MISSED
 
 HTTP, OIP, GRPC = "/v1/predict", "/v2/models/chestct/infer", "/inference.GRPCInferenceService/ModelInfer"
 
@@ -27,7 +28,7 @@ HTTP, OIP, GRPC = "/v1/predict", "/v2/models/chestct/infer", "/inference.GRPCInf
     ],
 )
 def test_bad_input_ends_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(arguments) == run.BAD_INPUT
+    assert run.main(arguments) == BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("load: ")
     assert words in line
@@ -38,7 +39,7 @@ def test_a_server_that_can_t_start_ends_in_one_line_with_its_reason(
 ) -> None:
     monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
     monkeypatch.setattr(run, "OUTPUT", tmp_path)
-    assert run.main(["--seconds", "3"]) == run.BAD_INPUT
+    assert run.main(["--seconds", "3"]) == BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert "no model trained on real images" in line
 
@@ -106,7 +107,7 @@ def test_wrong_answers_and_a_dead_port_fail(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
         grpc = f"127.0.0.1:{closed.getsockname()[1]}"
-        assert run.main(["--host", wrong_service, "--grpc", grpc, "--users", "4", "--seconds", "3"]) == run.MISSED
+        assert run.main(["--host", wrong_service, "--grpc", grpc, "--users", "4", "--seconds", "3"]) == MISSED
     output = capfd.readouterr().out
     for name in (HTTP, OIP, GRPC):
         assert f"FAIL  {name}: error rate 1.0000" in output
@@ -126,7 +127,7 @@ def test_a_locust_that_dies_is_no_verdict(
     locust.chmod(0o755)
     monkeypatch.setattr(run, "OUTPUT", tmp_path)
     monkeypatch.setattr(run.sys, "executable", str(locust))
-    assert run.main(["--host", wrong_service, "--users", "4", "--seconds", "3"]) == run.BAD_INPUT
+    assert run.main(["--host", wrong_service, "--users", "4", "--seconds", "3"]) == BAD_INPUT
     assert "Locust ended with the code -9, expected 0 after 3 s" in capsys.readouterr().err
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from load_tests import shapes
-from load_tests.server import LoadError
+from load_tests.verdict import LoadError
 
 
 def users(scenario: str, most: int = 16, looks: int = 96) -> list[int]:

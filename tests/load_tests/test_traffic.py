@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from load_tests import traffic
-from load_tests.server import LoadError, Server, free_ports
+from load_tests.server import Server, free_ports
+from load_tests.verdict import LoadError
 
 
 def test_a_service_that_answers_nothing_has_no_capacity(tmp_path: Path) -> None:

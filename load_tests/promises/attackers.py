@@ -1,4 +1,4 @@
-"""`python -m load_tests.hold.attackers URL GRPC`: clients that hold what they can get, until they are ended.
+"""`python -m load_tests.promises.attackers URL GRPC`: clients that hold what they can get, until they are ended.
 
 Prints a line once all have begun. Each starts anew when the service ends it.
 """
@@ -14,8 +14,8 @@ from typing import Final
 
 from PIL import Image
 
-from load_tests.hold import wire
 from load_tests.images import phantom
+from load_tests.promises import wire
 
 HEAD: Final = "POST /v1/predict HTTP/1.1\r\nHost: chestct\r\nContent-Type: image/png\r\n"
 TRICKLE_SECONDS: Final = 3

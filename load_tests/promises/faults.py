@@ -10,9 +10,10 @@ from typing import Final, NamedTuple
 import psutil
 
 from load_tests import traffic
-from load_tests.hold.rows import Row, readers, workers
 from load_tests.images import dicom_file, pictures
-from load_tests.server import LoadError, Server, serve
+from load_tests.promises.results import Row, readers, workers
+from load_tests.server import Server, serve
+from load_tests.verdict import LoadError
 
 SHARE: Final = 0.4
 """Of the capacity, so that one worker of two can bear it."""

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 
 from load_tests import traffic
-from load_tests.hold.rows import Row, memory_row
 from load_tests.images import pictures
-from load_tests.server import ROOT, LoadError, Server, serve
+from load_tests.promises.results import Row, memory_row
+from load_tests.server import ROOT, Server, serve
+from load_tests.verdict import LoadError
 
 ROUNDS: Final = 5
 SECONDS: Final = 10
@@ -50,8 +51,8 @@ async def measure(scale: float) -> list[Row]:
 
 @contextlib.contextmanager
 def _attackers(server: Server) -> Iterator[None]:
-    """All of load_tests.hold.attackers, in a process of their own: they must not delay those who measure."""
-    command = [sys.executable, "-m", "load_tests.hold.attackers", server.url, server.grpc]
+    """All of load_tests.promises.attackers, in a process of their own: they must not delay those who measure."""
+    command = [sys.executable, "-m", "load_tests.promises.attackers", server.url, server.grpc]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout
         try:

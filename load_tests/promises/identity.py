@@ -18,9 +18,9 @@ from tqdm import tqdm
 from chestct import store
 from chestct.card import ModelCard
 from chestct.image import decode
-from load_tests.hold import wire
-from load_tests.hold.rows import HUNG_SECONDS, Row
 from load_tests.images import pictures
+from load_tests.promises import wire
+from load_tests.promises.results import HUNG_SECONDS, Row
 from load_tests.server import Server, serve
 
 IMAGES: Final = 192

@@ -10,25 +10,26 @@ import pytest
 
 from chestct import dicom
 from load_tests import images
-from load_tests.hold import __main__ as hold
-from load_tests.hold import fuzz, privacy, rows, wire
+from load_tests.promises import __main__ as hold
+from load_tests.promises import fuzz, privacy, results, wire
+from load_tests.verdict import INTERRUPTED, MISSED
 from tests.server import Server
 
-GOOD = rows.Row("what", "3", "0", False)
+GOOD = results.Row("what", "3", "0", False)
 
 
 @pytest.fixture
-def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(rows, "RESULTS", tmp_path / "hold")
-    monkeypatch.setattr(rows, "PAGE", tmp_path / "page.md")
-    rows.PAGE.write_text(
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "hold")
+    monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
+    results.PAGE.write_text(
         "above\n<!-- begin of what `make hold` writes -->\n<!-- end of what `make hold` writes -->\nbelow\n"
     )
     return tmp_path
 
 
 def a_part(calls: list[str], name: str, held: bool = True) -> Callable[[float], object]:
-    async def measure(_: float) -> list[rows.Row]:
+    async def measure(_: float) -> list[results.Row]:
         calls.append(name)
         return [GOOD._replace(held=held)]
 
@@ -36,15 +37,15 @@ def a_part(calls: list[str], name: str, held: bool = True) -> Callable[[float], 
 
 
 def test_a_run_goes_on_after_its_last_whole_part(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[str] = []
 
-    async def interrupted(_: float) -> list[rows.Row]:
+    async def interrupted(_: float) -> list[results.Row]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(hold, "PARTS", {"one": a_part(calls, "one"), "two": interrupted})
-    assert hold.main([]) == hold.INTERRUPTED
+    assert hold.main([]) == INTERRUPTED
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setattr(hold, "PARTS", {"one": a_part(calls, "one"), "two": a_part(calls, "two")})
     assert hold.main([]) == 0
@@ -54,12 +55,12 @@ def test_a_run_goes_on_after_its_last_whole_part(
 
 
 def test_what_does_not_hold_fails_and_stands_in_the_page(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hold, "PARTS", {"one": a_part([], "one", held=False)})
-    assert hold.main([]) == hold.MISSED
+    assert hold.main([]) == MISSED
     assert capsys.readouterr().out.endswith("FAIL\n")
-    page = rows.PAGE.read_text()
+    page = results.PAGE.read_text()
     assert page.startswith("above\n")
     assert page.endswith("below\n")
     assert "| one | what | 3 | 0 | **no** |" in page
@@ -108,9 +109,9 @@ def test_a_slow_link_delivers_a_refusal_before_the_reset_that_follows_it() -> No
     assert asyncio.run(run()) == wire.Answer("413", b"no")
 
 
-def test_a_kept_result_is_of_one_commit(results: Path) -> None:
-    rows.keep(rows.Part("one", 0.1, [GOOD]), "abc", 1)
-    assert rows.kept("one", "abc", 1) == rows.Part("one", 0.1, [GOOD])
-    assert rows.kept("one", "abd", 1) is None
-    assert rows.kept("two", "abc", 1) is None
-    assert json.loads((rows.RESULTS / "one.json").read_text())["commit"] == "abc"
+def test_a_kept_result_is_of_one_commit(folder: Path) -> None:
+    results.keep(results.Part("one", 0.1, [GOOD]), "abc", 1)
+    assert results.kept("one", "abc", 1) == results.Part("one", 0.1, [GOOD])
+    assert results.kept("one", "abd", 1) is None
+    assert results.kept("two", "abc", 1) is None
+    assert json.loads((results.FOLDER / "one.json").read_text())["commit"] == "abc"

@@ -13,8 +13,8 @@ from open_inference.grpc import protocol
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from load_tests.hold import wire
-from load_tests.hold.rows import Row
+from load_tests.promises import wire
+from load_tests.promises.results import Row
 from load_tests.server import Server, serve
 
 INFER: Final = "/v2/models/chestct/infer"

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 import requests
 
-from load_tests.hold import wire
-from load_tests.hold.rows import Row
+from load_tests.promises import wire
+from load_tests.promises.results import Row
 from load_tests.server import serve
 from serving.api_keys import new
 

@@ -5,8 +5,8 @@ from typing import Final
 import numpy as np
 
 from load_tests import traffic
-from load_tests.hold.rows import Row, megabytes
 from load_tests.images import pictures
+from load_tests.promises.results import Row, megabytes
 from load_tests.server import serve
 
 SHARE: Final = 0.6

@@ -14,9 +14,9 @@ from open_inference.grpc import protocol
 from tqdm import tqdm
 
 from load_tests import traffic
-from load_tests.hold import wire
-from load_tests.hold.rows import HUNG_SECONDS, Row, memory_row, workers
 from load_tests.images import pictures
+from load_tests.promises import wire
+from load_tests.promises.results import HUNG_SECONDS, Row, memory_row, workers
 from load_tests.server import Server, serve
 
 REQUESTS: Final = 20_000

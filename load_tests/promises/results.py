@@ -13,7 +13,7 @@ import yaml
 from load_tests.server import ROOT, Server
 
 PAGE: Final = ROOT / "docs" / "reference" / "reliability.md"
-RESULTS: Final = ROOT / "build" / "hold"
+FOLDER: Final = ROOT / "build" / "hold"
 """One file a part, so that a run that was ended goes on after the last whole part."""
 HUNG_SECONDS: Final = 60
 """A request without an answer for so long hangs: the service's own limit is half of it."""
@@ -58,7 +58,7 @@ def memory_row(memory: Sequence[float]) -> Row:
 
 
 def keep(part: Part, commit: str, scale: float) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"commit": commit, "scale": scale, **part._asdict()})
     unfinished = _file(part.name).with_suffix(".tmp")
     unfinished.write_text(text, encoding="utf-8")
@@ -100,7 +100,7 @@ def write_page(parts: Sequence[Part], commit: str, scale: float) -> None:
 
 
 def _file(name: str) -> Path:
-    return RESULTS / f"{name}.json"
+    return FOLDER / f"{name}.json"
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -1,0 +1,47 @@
+"""How a command ends: its exit code, PASS or FAIL, and one line for each error."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, ParamSpec
+
+BAD_INPUT: Final = 2
+MISSED: Final = 3
+INTERRUPTED: Final = 130
+
+P = ParamSpec("P")
+
+
+class LoadError(Exception):
+    """No verdict is possible. The message says what to do."""
+
+
+def command(
+    name: str, *errors: type[Exception], interrupted: str = "interrupted"
+) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Make a `main` report LoadError, `errors` and Ctrl-C in one line that begins with `name`.
+
+    It then returns BAD_INPUT, or INTERRUPTED after Ctrl-C.
+    """
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def run(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except (LoadError, *errors) as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                return BAD_INPUT
+            except KeyboardInterrupt:
+                print(f"{name}: {interrupted}", file=sys.stderr)
+                return INTERRUPTED
+
+        return run
+
+    return decorate
+
+
+def conclude(misses: Sequence[str], passed: str = "PASS") -> int:
+    """Print each miss and the verdict. Returns the exit code: 0, or MISSED."""
+    print(*(f"FAIL  {miss}" for miss in misses), "FAIL" if misses else passed, sep="\n")
+    return MISSED if misses else 0
