@@ -142,8 +142,7 @@ class ChestCT:
         self.heartbeat = heartbeat.Heartbeat(LOAD, lambda: self.classifier.busy_since)
         # Only now: workers share the port, and one that is not warm would take calls from those that are.
         self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD, MEMORY)
-        spec = ChestCT.openapi_spec.asdict()
-        app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS, spec))
+        app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS))
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)

@@ -3,12 +3,13 @@
 import json
 import re
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 
+from chestct.card import ModelCard
 from chestct.prediction import RULES, WARNINGS, Prediction
 from serving.api_keys import Keys
 from serving.http.body import FORM_MEMORY, RAW_MEMORY, media_type, read_body, while_connected
@@ -76,19 +77,18 @@ async def _predict_batch(request: Request) -> Response:
 
 
 async def _model(request: Request) -> Response:
-    return _describe(ready_classifier(request)).answer(request)
+    return _rendered_model(ready_classifier(request)).answer(request)
 
 
 @lru_cache(maxsize=1)
-def _describe(classifier: Classifier) -> Rendered:
-    return Rendered(
-        {
-            "model": classifier.tag,
-            **classifier.card.model_dump(mode="json"),
-            "rules": {rule.name: rule.words for rule in RULES},
-            "warnings": WARNINGS,
-        }
-    )
+def _rendered_model(classifier: Classifier) -> Rendered:
+    return Rendered(describe_model(classifier.card, classifier.tag))
+
+
+def describe_model(card: ModelCard, tag: str) -> dict[str, Any]:
+    """The answer of /v1/model: the model card, and explanations of its rules and warnings."""
+    rules = {rule.name: rule.words for rule in RULES}
+    return {"model": tag, **card.model_dump(mode="json"), "rules": rules, "warnings": WARNINGS}
 
 
 def _json(prediction: Prediction) -> str:
