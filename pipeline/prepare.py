@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from chestct.card import InputSpec
 from pipeline.core import paths, runner
@@ -18,6 +17,7 @@ from pipeline.images.audit import Findings
 from pipeline.images.classes import CLASSES
 from pipeline.images.contact_sheet import Section
 from pipeline.images.duplicates import cluster
+from pipeline.images.folds import make_folds
 from pipeline.images.input_facts import facts_arrays
 from pipeline.images.listing import name_some
 from pipeline.images.manifest import Manifest
@@ -47,7 +47,7 @@ def prepare(params: Params) -> None:
     clusters, test_clusters = (
         cluster(np.stack([item.standard for item in part]), settings.cluster_correlation) for part in (pool, test)
     )
-    folds = split(labels, clusters, settings.folds, params.seed)
+    folds = make_folds(labels, clusters, settings.folds, params.seed)
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)
     np.savez(paths.POOL, **_arrays(pool), folds=folds, clusters=clusters)
@@ -71,26 +71,6 @@ def prepare(params: Params) -> None:
         f" ({len(findings.twins)} twins, {near} of them near); {len(unreadable)} unreadable, {len(findings.copies)}"
         f" with copies, {len(findings.conflicts)} with several labels; see {paths.CONTACT_SHEET}"
     )
-
-
-def split(labels: NDArray[np.int64], clusters: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """The fold, 0 to folds - 1, of each image: classes balanced, no cluster in two folds. All arrays int64 [N].
-
-    Raises DataError for a class that does not reach every fold.
-    """
-    fold_of = np.zeros(len(labels), np.int64)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(labels, labels, clusters)):
-        fold_of[held_out] = fold
-    for label, name in enumerate(CLASSES):
-        reached = len(np.unique(fold_of[labels == label]))
-        if reached < folds:
-            groups = len(np.unique(clusters[labels == label]))
-            raise DataError(
-                f"{name}: its images form {groups} clusters and reach {reached} of {folds} folds; add images, or lower"
-                " prepare.folds, or raise prepare.cluster_correlation"
-            )
-    return fold_of
 
 
 def _require(slices: Sequence[Slice], least: int, where: str) -> None:

@@ -37,9 +37,9 @@ from pipeline.base_model import build
 from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import DataError, StageError, TrackingError
 from pipeline.core.params import Params
+from pipeline.images.folds import make_folds
 from pipeline.images.manifest import Manifest
 from pipeline.judging.calibration import fit_temperature
-from pipeline.prepare import split
 from pipeline.train import History, Pool, best_epoch, fit
 
 LOSS: Final = "out_of_fold_loss"
@@ -103,7 +103,7 @@ def _read_pool(params: Params) -> Pool:
     """The images of train and valid, in as many folds as the sweep wants."""
     try:
         with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
-            folds = split(file["labels"], file["clusters"], params.sweep.folds, params.seed)
+            folds = make_folds(file["labels"], file["clusters"], params.sweep.folds, params.seed)
             return Pool(file["pixels"], file["labels"], folds, cached["features"])
     except FileNotFoundError as error:
         raise DataError(f"no {error.filename}; `dvc repro base_model` makes it") from error

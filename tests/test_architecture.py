@@ -62,7 +62,7 @@ OWNERS = {
     "open_inference": {f"serving/rpc/{name}.py" for name in ("calls", "inference", "server")},
     "opentelemetry": {"serving/telemetry/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
-    "pydicom": {"chestct/dicom.py"},
+    "pydicom": {"chestct/dicom.py", "pipeline/judging/other_pictures.py"},
     "starlette": {f"serving/http/{name}.py" for name in HTTP},
     "uvicorn": {"serving/http/connections.py", "serving/http/private_port.py"},
     "prometheus_client": {"serving/telemetry/metrics.py"},

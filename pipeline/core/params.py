@@ -125,7 +125,7 @@ class Costs(Frozen):
 
 
 class Evaluate(Frozen):
-    ood_score: Literal["mahalanobis", "relative", "neighbours"]
+    ood_score: Literal["mahalanobis", "neighbours"]
     """Which of pipeline.judging.ood's scores serves."""
     ood_false_rejection: Fraction
     """Share of chest-CT slices that may be rejected as something else."""

@@ -1,4 +1,4 @@
-"""What ways to answer without the network reach on the same folds: a figure means something only beside them."""
+"""Baselines: simple ways to answer, measured on the same folds as the network to put its figures into context."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,10 +11,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from chestct.card import Estimate
 from chestct.image import Facts
+from pipeline.images.classes import CLASSES
+from pipeline.judging.calibration import Answers
+from pipeline.judging.metrics import Evaluation
 
 THUMBNAIL: Final = 32
-"""Rows and columns of the pictures that are compared pixel by pixel, at most."""
+"""Largest height and width of the pictures that are compared pixel by pixel."""
 
 Ints = NDArray[np.int64]
 
@@ -26,9 +30,9 @@ def predict(
     labels: Ints,
     folds: Ints,
 ) -> dict[str, Ints]:
-    """Each baseline's labels [N], a fold's by what the others taught it.
+    """Each baseline's labels [N]. Each fold is predicted by a model that was fitted on the other folds.
 
-    `pixels` [N, S, S, 1], N facts of the files, `features` [N, F] of the pretrained backbone.
+    `pixels` [N, S, S, 1], N `facts` of the files, `features` [N, F] of the pretrained backbone.
     """
     geometry = np.log([[each.width, each.height, each.width / each.height] for each in facts])
     step = max(1, pixels.shape[1] // THUMBNAIL)
@@ -43,6 +47,15 @@ def predict(
         "nearest_pixels": cross_val_predict(KNeighborsClassifier(1), thumbnails, labels, cv=held_out),
         "frozen_features": cross_val_predict(_logistic(), features, labels, cv=held_out),
     }
+
+
+def measure(predicted: Ints, labels: Ints, clusters: Ints, *, resamples: int, seed: int) -> dict[str, Estimate]:
+    """Accuracy and macro F1 of a baseline's labels [N], with intervals from resampling whole clusters."""
+    certain = np.eye(len(CLASSES))[predicted]
+    every = np.ones(len(labels), bool)
+    answers = Answers(certain, every, ~every, certain > 0, ~every)
+    figures = Evaluation(answers, labels, groups=clusters, resamples=resamples, seed=seed).figures
+    return {name: figures[name] for name in ("accuracy", "macro_f1")}
 
 
 def _logistic() -> Pipeline:

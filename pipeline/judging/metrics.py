@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from chestct.card import ClassMetrics, Estimate, Fold, Metrics, ReliabilityBin, RiskPoint
 from pipeline.images.classes import CLASSES, NORMAL, TITLES
-from pipeline.judging.calibration import Answers, margin
+from pipeline.judging.calibration import Answers
 from pipeline.judging.plots import draw_metrics
+from pipeline.judging.thresholds import margin
 
 BINS: Final = 10
 """Bins of equally many images, by confidence, in the reliability diagram and the expected calibration error."""

@@ -1,11 +1,10 @@
-"""Pictures that are no chest-CT slice, or one shown wrongly, to see which of them the model refuses.
+"""Makes pictures that are not upright chest-CT slices, to measure which of them the model rejects.
 
-They are made here or come with packages that are installed anyway. None fits or chooses a limit.
+They are drawn here or come with installed packages. No threshold is fitted or chosen with them.
 """
 
 import gzip
 from collections.abc import Iterator
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -14,19 +13,23 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from pydicom import examples
 from sklearn.datasets import load_sample_images
 
 from pipeline.images.classes import CLASSES
 from pipeline.images.phantoms import draw_phantom
 
 COUNT: Final = 24
-"""Pictures of each group that is made here."""
+"""Pictures in each group that is drawn here."""
 
 _WORDS: Final = ("lorem", "ipsum", "dolor", "sit", "amet", "consectetur", "adipiscing", "elit", "sed", "do", "eiusmod")
 
 
-def draw_others(slices: NDArray[np.uint8], seed: int) -> Iterator[tuple[str, bytes]]:
-    """Each picture's group and its file, PNG or JPEG; `slices` uint8 [N, S, S, 1] are chest CT to show wrongly."""
+def draw_other_pictures(slices: NDArray[np.uint8], seed: int) -> Iterator[tuple[str, bytes]]:
+    """Yield each picture's group and its PNG or JPEG file.
+
+    `slices` uint8 [N, S, S, 1] are chest CT, which is shown inverted, upside down and in a screenshot.
+    """
     rng = np.random.default_rng(seed)
     yield from (("photographs", _encode(image, "JPEG")) for image in _photographs(rng))
     yield from (("grey_photographs", _encode(image.convert("L"))) for image in _photographs(rng))
@@ -49,7 +52,7 @@ def _encode(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def _photographs(rng: np.random.Generator) -> Iterator[Image.Image]:
-    """Whole photographs and parts of them."""
+    """Whole photographs and random crops of them."""
     with Image.open(Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")) as portrait:
         wholes = [*map(Image.fromarray, load_sample_images().images), portrait.convert("RGB")]
     for whole in wholes:
@@ -63,13 +66,9 @@ def _photographs(rng: np.random.Generator) -> Iterator[Image.Image]:
 
 
 def _other_scans() -> Iterator[Image.Image]:
-    """An MR and a CT slice of pydicom's test files and an MR slice of a head of matplotlib's, each in three windows."""
-    spec = find_spec("pydicom")
-    if spec is not None and spec.origin is not None:
-        for name, side in (("MR_small", 64), ("CT_small", 128)):
-            content = (Path(spec.origin).parent / "data" / "test_files" / f"{name}.dcm").read_bytes()
-            start = content.rindex(b"\xe0\x7f\x10\x00OW") + 12  # the element PixelData, not compressed
-            yield from _windows(np.frombuffer(content, "<i2", side * side, start).reshape(side, side))
+    """An MR and a small CT slice of pydicom and an MR slice of a head of matplotlib, each in three windows."""
+    yield from _windows(examples.mr.pixel_array)
+    yield from _windows(examples.ct.pixel_array)
     head = gzip.decompress(Path(matplotlib.get_data_path(), "sample_data", "s1045.ima.gz").read_bytes())
     yield from _windows(np.frombuffer(head, ">u2").reshape(256, 256))
 
@@ -82,6 +81,7 @@ def _windows(values: NDArray[np.integer]) -> Iterator[Image.Image]:
 
 
 def _page(rng: np.random.Generator, *, dark: bool) -> Image.Image:
+    """A page of text."""
     paper, ink = (18, 220) if dark else (255, 20)
     image = Image.new("L", (420, 560), paper)
     draw = ImageDraw.Draw(image)
@@ -97,7 +97,7 @@ def _noise(rng: np.random.Generator, coarseness: int) -> Image.Image:
 
 
 def _screenshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A viewer's window: a bar above, a list at the left, the slice in the middle."""
+    """A viewer's window: a menu at the top, a list on the left and the slice in the middle."""
     paper = int(rng.choice([30, 45, 190, 240, 255]))
     window = Image.new("L", (640, 480), paper)
     draw = ImageDraw.Draw(window)

@@ -17,7 +17,7 @@ from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
 from pipeline.images.manifest import Manifest
 from pipeline.ingest import ingest
-from pipeline.prepare import main, prepare, split
+from pipeline.prepare import main, prepare
 
 ADENOCARCINOMA, LARGE_CELL, NORMAL, SQUAMOUS = range(4)
 SIZE = 64
@@ -354,19 +354,6 @@ def test_clusters_and_folds_are_the_same_at_every_size_of_the_input(
     coarse, finer = (run(image_size=size, cluster_correlation=0.99, duplicate_correlation=0.99) for size in (32, 96))
     for name in ("clusters", "folds", "paths"):
         assert np.array_equal(coarse.pool[name], finer.pool[name])
-
-
-def test_folds_keep_clusters_whole_and_classes_balanced() -> None:
-    rng = np.random.default_rng(3)
-    clusters = rng.integers(0, 60, 300)
-    labels = clusters % 4
-    folds = split(labels, clusters, 3, seed=7)
-    assert all(len(np.unique(folds[clusters == index])) == 1 for index in np.unique(clusters))
-    for label in range(4):
-        counts = np.bincount(folds[labels == label], minlength=3)
-        assert counts.min() >= 0.5 * counts.max()
-    assert np.array_equal(folds, split(labels, clusters, 3, seed=7))
-    assert not np.array_equal(folds, split(labels, clusters, 3, seed=8))
 
 
 def test_a_class_with_fewer_images_than_folds_is_named(run: Callable[..., Prepared], data_set: Path) -> None:

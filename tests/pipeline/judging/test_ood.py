@@ -52,14 +52,6 @@ def test_with_all_directions_kept_it_is_the_mahalanobis_distance():
     assert np.allclose(model(rows), np.sqrt(exact / 4), rtol=1e-2)
 
 
-def test_the_relative_distance_is_the_difference_of_two():
-    rows, labels = features(600)
-    relative = ood.fit("relative", rows, labels, 3)
-    units = ood.unit(rows)
-    assert np.allclose(relative(rows), relative.by_class(units, np) - relative.to_all(units, np))
-    assert len(relative.to_all.means) == 1
-
-
 def test_the_neighbours_score_is_a_cosine_distance():
     rows, labels = features(60)
     similarities = np.sort(ood.unit(rows[:1]) @ ood.unit(rows).T)[0]

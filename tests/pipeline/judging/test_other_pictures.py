@@ -9,7 +9,7 @@ from chestct.prediction import RULES, Evidence
 from pipeline.core.params import Params
 from pipeline.images.phantoms import draw_phantom
 from pipeline.judging.calibration import average_layout
-from pipeline.judging.other_pictures import COUNT, draw_others
+from pipeline.judging.other_pictures import COUNT, draw_other_pictures
 from tests.graphs import tiny_card
 from tests.pipeline.conftest import ROOT
 
@@ -25,7 +25,7 @@ def phantoms() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def others(phantoms: np.ndarray) -> list[tuple[str, Picture]]:
-    return [(group, decode(content, SPEC)) for group, content in draw_others(phantoms, seed=1)]
+    return [(group, decode(content, SPEC)) for group, content in draw_other_pictures(phantoms, seed=1)]
 
 
 def rejected(picture: Picture, layouts: tuple[float, ...]) -> set[str]:

@@ -1,0 +1,128 @@
+"""Fits the thresholds that decide whether an answer is accepted, referred or rejected."""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chestct.card import Thresholds
+from chestct.prediction import cancer_probability
+from pipeline.core.params import Costs, Evaluate
+from pipeline.images.classes import CLASSES, NORMAL
+
+MIN_ACCEPTED: Final = 0.5
+"""Share of answers that the refer margin always accepts, even if their risk is above the target."""
+
+_NORMAL: Final = CLASSES.index(NORMAL)
+_ROUNDING: Final = 1e-6
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+
+
+def fit_thresholds(probabilities: Floats, ood_scores: Floats, labels: Ints, wanted: Evaluate) -> Thresholds:
+    """Fit every threshold on calibrated `probabilities` [N, classes], `ood_scores` [N] and true `labels` [N]."""
+    return Thresholds(
+        ood_limit=float(np.quantile(ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
+        refer_margin=fit_refer_margin(probabilities, labels, wanted.refer_risk),
+        any_cancer=fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity),
+        least_confidence=fit_least_confidence(probabilities, labels, wanted.costs),
+        conformal_quantile=fit_conformal_quantile(probabilities, labels, wanted.conformal_coverage),
+        conformal_coverage=wanted.conformal_coverage,
+    )
+
+
+def fit_refer_margin(probabilities: Floats, labels: Ints, risk: float) -> float:
+    """The smallest margin between the two highest probabilities with at most `risk` errors among accepted answers.
+
+    If no margin that accepts MIN_ACCEPTED of the answers meets `risk`, the one of them with the lowest risk.
+    """
+    margins = margin(probabilities)
+    wrong = probabilities.argmax(axis=1) != labels
+    widest_first = np.argsort(-margins, kind="stable")
+    accepted = np.arange(1, len(labels) + 1)
+    risks = np.cumsum(wrong[widest_first]) / accepted
+    margins = margins[widest_first]
+    last_of_ties = np.append(margins[1:] != margins[:-1], True)  # equal margins are accepted together
+    allowed = last_of_ties & (accepted >= MIN_ACCEPTED * len(labels))
+    if risks[-1] <= risk:
+        return 0.0
+    good = np.flatnonzero(allowed & (risks <= risk))
+    if len(good):
+        return float(margins[good[-1]])
+    candidates = np.flatnonzero(allowed)
+    return float(margins[candidates[np.argmin(risks[candidates])]])
+
+
+def fit_any_cancer(probabilities: Floats, labels: Ints, sensitivity: float) -> float:
+    """The highest threshold on the cancers' summed probability that catches `sensitivity` of the cancers.
+
+    The rule applies only to answers labelled normal, so the label of any cancer catches a cancer too. The threshold is
+    slightly below the last probability that it must catch, because the service computes in float32.
+    """
+    cancer = labels != _NORMAL
+    missed = cancer & (probabilities.argmax(axis=1) == _NORMAL)
+    to_catch = int(np.ceil(sensitivity * cancer.sum())) - int(cancer.sum() - missed.sum())
+    if to_catch <= 0:
+        return 1.0
+    summed = np.sort(cancer_probability(probabilities[missed], _NORMAL))[::-1]
+    return max(float(summed[to_catch - 1]) - _ROUNDING, 0.0)
+
+
+def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> tuple[float, ...]:
+    """For each class, the lowest probability at which its label is accepted: the one with the least total cost.
+
+    An answer below it costs `costs.refer`; an accepted answer costs its error. Of equal costs, the lowest probability.
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    table = costs_of_errors(costs)
+    thresholds = []
+    for label in range(probabilities.shape[1]):
+        chosen = np.flatnonzero(predicted == label)
+        chosen = chosen[np.argsort(confidence[chosen], kind="stable")]
+        errors = table[labels[chosen], label]
+        total = np.append(0, np.cumsum(costs.refer - errors)) + errors.sum()  # if the k least confident are referred
+        best = int(np.argmin(total))
+        if best == 0:
+            thresholds.append(0.0)
+        elif best == len(chosen):
+            thresholds.append(1.0)
+        else:
+            thresholds.append(float(confidence[chosen[best]]))
+    return tuple(thresholds)
+
+
+def costs_of_errors(costs: Costs) -> Floats:
+    """Cost of an accepted label, float [true class, label]."""
+    table = np.full((len(CLASSES), len(CLASSES)), costs.wrong_cancer)
+    table[:, _NORMAL] = costs.missed_cancer
+    table[_NORMAL, :] = costs.false_alarm
+    np.fill_diagonal(table, 0)
+    return table
+
+
+def mean_costs(probabilities: Floats, accepted: NDArray[np.bool_], labels: Ints, costs: Costs) -> dict[str, float]:
+    """Mean cost of an answer: as decided, if all were accepted, and if all were referred."""
+    errors = costs_of_errors(costs)[labels, probabilities.argmax(axis=1)]
+    return {
+        "cost": round(float(np.where(accepted, errors, costs.refer).mean()), 4),
+        "cost_if_all_stood": round(float(errors.mean()), 4),
+        "cost_if_all_referred": round(costs.refer, 4),
+    }
+
+
+def fit_conformal_quantile(probabilities: Floats, labels: Ints, coverage: float) -> float:
+    """The quantile for split conformal prediction with the score 1 - probability of the true class.
+
+    It is corrected for a finite number of images. The coverage is guaranteed for images that are exchangeable with
+    these. Slices of one scan are alike, so here it is approximate.
+    """
+    scores = np.sort(1 - probabilities[np.arange(len(labels)), labels])
+    rank = int(np.ceil((len(labels) + 1) * coverage))
+    return float(scores[rank - 1]) if rank <= len(labels) else 1.0
+
+
+def margin(probabilities: Floats) -> Floats:
+    """Difference between the two highest probabilities, [N]."""
+    highest = np.sort(probabilities, axis=1)
+    return np.asarray(highest[:, -1] - highest[:, -2])
