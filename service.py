@@ -38,7 +38,7 @@ try:
 except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
-heartbeat.end_with_supervisor()
+heartbeat.die_with_supervisor()
 RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
@@ -108,7 +108,7 @@ class ChestCT:
 
         try:
             _find()
-            supervisor.take_over(SETTINGS)
+            supervisor.install(SETTINGS)
         except (BentoMLException, supervisor.CannotStart) as error:
             sys.exit(f"error: {error}")
 
@@ -121,7 +121,7 @@ class ChestCT:
             if RUN is None:
                 raise
             logging.getLogger(__name__).debug("the start failed", exc_info=True)
-            run_folder.give_up(RUN, error)
+            run_folder.exit_cannot_start(RUN, error)
 
     async def _start(self) -> None:
         log.take_over()  # before gRPC is imported, which then reads how much its native code may say
@@ -157,7 +157,7 @@ class ChestCT:
         worker = bentoml.server_context.worker_index
         replaces = False
         if worker and RUN:
-            replaces = LOAD.join(RUN / run_folder.LOAD, worker)
+            replaces = LOAD.join(RUN / run_folder.WORKER_LOAD, worker)
             metrics.WORKER_RESTARTS.inc(replaces)
             self.heartbeat.start()
             if SETTINGS.workers > 1:
@@ -192,7 +192,7 @@ class ChestCT:
         await self.classifier.close()
 
     async def __is_alive__(self) -> bool:
-        return self.heartbeat.watched
+        return self.heartbeat.supervisor_alive
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready

@@ -10,10 +10,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from chestct import jpeg, png, signatures
+from chestct import jpeg, png
 from chestct.card import LAYOUT, InputSpec
-from chestct.encoded import BrokenFile, Encoded
+from chestct.encoded_image import BrokenFile, EncodedImage
 from chestct.exif import UPRIGHT
+from chestct.unsupported_formats import describe_unsupported
 
 SIGNATURES: Final = (png.SIGNATURE, jpeg.SIGNATURE)
 """How the files begin that `decode` reads."""
@@ -97,7 +98,7 @@ def decode(data: bytes, spec: InputSpec) -> Picture:
     return decode_encoded(inspect(data), spec)
 
 
-def inspect(data: bytes) -> Encoded:
+def inspect(data: bytes) -> EncodedImage:
     """Read what a PNG or JPEG says of itself; nothing is decompressed, so a bomb is refused before it costs anything.
 
     Raises InvalidImage for empty data, for anything but a whole PNG or JPEG, above MAX_SIDE or MAX_PIXELS, and for a
@@ -112,10 +113,10 @@ def inspect(data: bytes) -> Encoded:
             return jpeg.read_jpeg(data, _check_size)
     except BrokenFile as error:
         raise InvalidImage("undecodable_image", f"the image {error}") from None
-    raise InvalidImage("undecodable_image", f"expected a PNG or JPEG image, got {signatures.describe(data)}")
+    raise InvalidImage("undecodable_image", f"expected a PNG or JPEG image, got {describe_unsupported(data)}")
 
 
-def decode_encoded(encoded: Encoded, spec: InputSpec) -> Picture:
+def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
     """Decode what `inspect` read. Raises InvalidImage where its pixels are corrupt."""
     try:
         image = _load(encoded, (spec.width, spec.height))
@@ -149,7 +150,7 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _load(encoded: Encoded, size: tuple[int, int]) -> Image.Image:
+def _load(encoded: EncodedImage, size: tuple[int, int]) -> Image.Image:
     """The pixels, upright."""
     data = b"".join(encoded.parts)
     image = _load_plain(encoded, data)
@@ -160,7 +161,7 @@ def _load(encoded: Encoded, size: tuple[int, int]) -> Image.Image:
     return image if encoded.orientation == UPRIGHT else image.transpose(_TURNS[encoded.orientation])
 
 
-def _load_plain(encoded: Encoded, data: bytes) -> Image.Image | None:
+def _load_plain(encoded: EncodedImage, data: bytes) -> Image.Image | None:
     """The pixels of a plain PNG. Pillow has the word on whatever kornia_rs does not take."""
     if encoded.kind != "PNG" or encoded.bits != 8 or encoded.mode not in _EIGHT_BIT:
         return None

@@ -3,7 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
-from chestct.encoded import BrokenFile, CheckSize, Encoded
+from chestct.encoded_image import BrokenFile, CheckSize, EncodedImage
 from chestct.exif import UPRIGHT, read_orientation
 
 SIGNATURE: Final = b"\xff\xd8\xff"
@@ -47,7 +47,7 @@ class _Frame(NamedTuple):
     """Of a colour by its id, in its own resolution; times _ARITHMETIC_COST where that is due."""
 
 
-def read_jpeg(data: bytes, check_size: CheckSize) -> Encoded:
+def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
     """Keep what the decoder needs, up to the end of the first picture; drop EXIF, comments, profiles and indexes.
 
     So the decoder meets the scans that were counted here and no others. Raises BrokenFile for a file that is cut off,
@@ -91,7 +91,7 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> Encoded:
         raise BrokenFile(f"has too many parts: expected a JPEG of at most {MAX_SEGMENTS} segments")
     if frame is None or not scans:
         raise BrokenFile("is corrupt: it has no pixels")
-    return Encoded(
+    return EncodedImage(
         kind="JPEG",
         width=frame.width,
         height=frame.height,

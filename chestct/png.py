@@ -4,7 +4,7 @@ import struct
 import zlib
 from typing import Final
 
-from chestct.encoded import BrokenFile, CheckSize, Encoded
+from chestct.encoded_image import BrokenFile, CheckSize, EncodedImage
 from chestct.exif import UPRIGHT, read_orientation
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -19,7 +19,7 @@ _PALETTE: Final = 3
 _MODES: Final = {0: "L", 2: "RGB", _PALETTE: "P", 4: "LA", 6: "RGBA"}
 
 
-def read_png(data: bytes, check_size: CheckSize) -> Encoded:
+def read_png(data: bytes, check_size: CheckSize) -> EncodedImage:
     """Keep the header, the palette where one is used, and the compressed pixels; drop every other chunk.
 
     Nothing is decompressed. Transparency is dropped too: it decides no grey level. Raises BrokenFile for a file that
@@ -62,7 +62,7 @@ def read_png(data: bytes, check_size: CheckSize) -> Encoded:
     if colours == _PALETTE and not palette:  # Pillow would make up one
         raise BrokenFile("is corrupt: it has no palette")
     mode = _MODES[colours]
-    return Encoded(
+    return EncodedImage(
         kind="PNG",
         width=width,
         height=height,

@@ -6,9 +6,9 @@ from typing import Final, Protocol
 
 from serving.unavailable import Overloaded
 
-OF_A_REQUEST: Final = 64 * 1024
+REQUEST_BYTES: Final = 64 * 1024
 """Bytes that a request takes beside its body: its connection's buffers, its task and its headers."""
-STALLED: Final = 1.0
+STALL_SECONDS: Final = 1.0
 """Seconds without a byte after which a request that is still coming may be the first to go."""
 
 
@@ -43,7 +43,7 @@ class MemoryBudget:
         """
         held = self._held.get(holder, 0)
         if holder not in self._held:
-            size += OF_A_REQUEST
+            size += REQUEST_BYTES
             self._receiving.add(holder)
         wanted = min(held + size, self._most)
         if self.used + wanted - held > self._most:
@@ -63,7 +63,7 @@ class MemoryBudget:
     def _make_room(self, holder: Holder, wanted: float) -> None:
         room = self._most - wanted + self._held.get(holder, 0)
         others = self._receiving - {holder}
-        stalled = [other for other in others if time.monotonic() - other.progressed > STALLED]
+        stalled = [other for other in others if time.monotonic() - other.progressed > STALL_SECONDS]
         for other in sorted(stalled, key=lambda other: other.progressed):
             self._evict(other)
             if self.used <= room:

@@ -1,8 +1,8 @@
-"""The folder of one run of the service: its metrics, what its workers share in memory, their sockets.
+"""The folder of one run of the service: its metrics, the memory that its workers share, and their sockets.
 
-It is in memory where the machine has room there, so that no full or slow disk holds up a worker. Nobody else uses it:
-two services of one user have one each. The blocks of what is mapped into memory are taken ahead by `reserve`: a write
-to a mapped page for which there is no block ends the process (SIGBUS).
+The folder is in memory if the machine has room there, so that a full or slow disk holds up no worker. Each run has a
+folder of its own. `reserve_blocks` takes the blocks of mapped files ahead: a write to a mapped page without a block
+ends the process (SIGBUS).
 """
 
 import contextlib
@@ -17,48 +17,49 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 SUPERVISOR: Final = "_CHESTCT_SUPERVISOR"
-"""Variable of a worker: the process id of its supervisor."""
+"""Environment variable of a worker: process id of its supervisor."""
 CANNOT_START: Final = 78
-"""Exit code of a worker whose start failed for a reason that another try does not change."""
-LOAD: Final = "load"
-"""The file of serving.worker_load.Load."""
+"""Exit code of a worker that failed to start and would fail again."""
+WORKER_LOAD: Final = "load"
+"""Name of the file of serving.worker_load.WorkerLoad."""
 
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Variable of a worker: this folder. prometheus_client reads it."""
+"""Environment variable of a worker: this folder. prometheus_client reads it."""
 _PREFIX: Final = "chestct-run-"
 _MEMORY: Final = Path("/dev/shm")
 _ROOM: Final = 16 * 1024 * 1024
-"""Bytes that must be free: more than the metrics of some ten workers take."""
+"""Bytes that must be free, more than the metrics of ten workers take."""
 _FAILURE: Final = "failure"
 _METRICS: Final = {"counter": 1 << 17, "histogram": 1 << 18, "gauge_livesum": 1 << 14, "gauge_livemax": 1 << 14}
-"""prometheus_client's files of a process, and bytes: several times what all series of all labels take."""
+"""prometheus_client's files of a process and their bytes, several times what all series need."""
 _USED: Final = struct.Struct("i")
-"""How such a file begins: with the bytes that are used, these and four more included."""
-_LONGEST: Final = 500
+"""Head of such a file: the bytes in use, including these and four more."""
+_LONGEST_REASON: Final = 500
+"""Characters of a failure's reason."""
 _MINUTE: Final = 60
 
 
-def make() -> Path:
-    """A new folder of this process, which holds a lock on it until it ends. Those of dead runs are removed.
+def create() -> Path:
+    """Make a new folder and lock it until this process ends. Remove the folders of dead runs.
 
-    Raises OSError where there is no room for one.
+    Raises OSError if there is no room for one.
     """
     parents = [_MEMORY, Path(tempfile.gettempdir())]
     parent = next(filter(_has_room, parents), parents[-1])
     for old in parent.glob(f"{_PREFIX}*"):
         _remove_if_dead(old)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)  # the kernel lets go of it
+    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)  # the kernel unlocks it
     return folder
 
 
-def variables(folder: Path) -> dict[str, str]:
-    """What the workers of this process need in their environment to use the folder."""
+def environment(folder: Path) -> dict[str, str]:
+    """Environment variables by which the workers of this process find the folder."""
     return {SUPERVISOR: str(os.getpid()), _FOLDER: str(folder)}
 
 
 def current() -> Path | None:
-    """The folder of the run that this process is a worker of; None where it is no worker."""
+    """The folder of this worker's run; None if this process is no worker."""
     return Path(os.environ[_FOLDER]) if SUPERVISOR in os.environ else None
 
 
@@ -67,8 +68,8 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def reserve(file: Path, size: int) -> None:
-    """Make the file, or let it grow, with blocks for `size` bytes. Raises OSError where the file system is full."""
+def reserve_blocks(file: Path, size: int) -> None:
+    """Make the file, or grow it, with blocks for `size` bytes. Raises OSError if the file system is full."""
     with file.open("ab") as opened:
         try:
             if hasattr(os, "posix_fallocate"):
@@ -80,13 +81,13 @@ def reserve(file: Path, size: int) -> None:
 
 
 def reserve_metrics(folder: Path, pid: int) -> None:
-    """Take the room for a process' metrics, which prometheus_client would only map. Raises what `reserve` does."""
+    """Reserve the blocks of a process' metrics, which prometheus_client only maps. Raises OSError."""
     for kind, size in _METRICS.items():
-        reserve(folder / f"{kind}_{pid}.db", size)
+        reserve_blocks(folder / f"{kind}_{pid}.db", size)
 
 
 def trim_metrics(folder: Path, pid: int) -> None:
-    """Give back the room that a process which has ended did not use. Its counters still count."""
+    """Free the blocks that an ended process did not use. Its counters still count."""
     for kind in _METRICS:
         with contextlib.suppress(OSError, struct.error):
             file = folder / f"{kind}_{pid}.db"
@@ -95,9 +96,9 @@ def trim_metrics(folder: Path, pid: int) -> None:
             os.truncate(file, max(used, 8))
 
 
-def give_up(folder: Path, error: Exception) -> NoReturn:
-    """End this worker with CANNOT_START, and leave the supervisor one line of why. The first to do so is heard."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST]
+def exit_cannot_start(folder: Path, error: Exception) -> NoReturn:
+    """End this worker with CANNOT_START. Leave the supervisor the reason in one line, unless another worker has."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
     try:
         with (folder / _FAILURE).open("x", encoding="utf-8") as file:
             file.write(reason)
@@ -108,8 +109,8 @@ def give_up(folder: Path, error: Exception) -> NoReturn:
     os._exit(CANNOT_START)
 
 
-def take_failure(folder: Path) -> str:
-    """The word that a worker left, once; else nothing."""
+def pop_failure(folder: Path) -> str:
+    """Read and remove the reason that a worker left; empty if there is none."""
     try:
         reason = (folder / _FAILURE).read_text(encoding="utf-8")
         (folder / _FAILURE).unlink()
@@ -127,7 +128,7 @@ def _has_room(parent: Path) -> bool:
 
 
 def _remove_if_dead(folder: Path) -> None:
-    """Remove the folder of a run that was killed, which nobody locks; a new one may not be locked yet."""
+    """Remove the folder of a killed run, which nobody locks. A folder of the last minute may not be locked yet."""
     with contextlib.suppress(OSError):
         found = folder.stat()
         if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _MINUTE:

@@ -28,7 +28,7 @@ LAYERS = [
     {"serving.inference"},
     {"serving.telemetry"},
     {"serving.memory_budget", "serving.tensors", "serving.worker_load"},
-    {"serving.api_keys", "serving.parent_process", "serving.run_folder", "serving.settings", "serving.unavailable"},
+    {"serving.api_keys", "serving.processes", "serving.run_folder", "serving.settings", "serving.unavailable"},
 ]
 """What serving/ is made of. A module imports those of its own part and those of the layers below it."""
 HTTP = (
@@ -48,6 +48,7 @@ HTTP = (
     "v2",
     "web",
 )
+RPC = ("calls", "connections", "health", "inference", "interceptor", "message_reader", "server")
 OWNERS = {
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
@@ -56,10 +57,10 @@ OWNERS = {
     "optuna": {"pipeline/sweep.py"},
     "onnxruntime": {"pipeline/graph/rounding.py"},
     "kagglehub": {"pipeline/ingest.py"},
-    "grpc": {f"serving/rpc/{name}.py" for name in ("calls", "connections", "health", "inference", "reading", "server")},
+    "grpc": {f"serving/rpc/{name}.py" for name in RPC},
     "grpc_health": {"serving/rpc/health.py", "serving/rpc/server.py"},
     "grpc_reflection": {"serving/rpc/server.py"},
-    "open_inference": {f"serving/rpc/{name}.py" for name in ("calls", "inference", "server")},
+    "open_inference": {f"serving/rpc/{name}.py" for name in ("calls", "inference", "interceptor", "server")},
     "opentelemetry": {"serving/telemetry/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py", "pipeline/judging/other_pictures.py"},

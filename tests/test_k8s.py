@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 import chestct
-from chestct.encoded import CHEAP_MEMORY, MAX_MEMORY
+from chestct.encoded_image import CHEAP_MEMORY, MAX_MEMORY
 from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
 from serving.inference import reader_child
 from serving.settings import PREFIX, Settings

@@ -186,7 +186,7 @@ class Batcher:
             running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [one.pixels for one in batch])
             self._follow(batch, running, at_home=True)
         while self._others and self._queue and not self._queue[0].at_home:
-            worker = self._others.find_idle()
+            worker = self._others.find_idle_worker()
             if worker is None:
                 break
             if batch := self._next_batch():

@@ -22,8 +22,8 @@ from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
 from chestct.image import SIGNATURES, Facts, InvalidImage, Picture, decode_encoded, encode_png, inspect
 from chestct.prediction import Prediction, decide
-from chestct.signatures import describe
 from chestct.store import StoredModel
+from chestct.unsupported_formats import describe_unsupported
 from serving.inference.batcher import Batcher, BatchReport, EngineFailed, Score
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
@@ -105,7 +105,7 @@ class Classifier:
                 picture, seconds = decoded
                 _count_decoding(call, seconds)
         elif data:
-            words = f"expected a PNG or JPEG image or a DICOM file, got {describe(data)}"
+            words = f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}"
             raise InvalidImage("undecodable_image", words)
         else:
             raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")

@@ -56,7 +56,7 @@ class EngineSharing:
 
     async def start(self) -> None:
         """Lend to who asks. Raises OSError where the socket can't be made."""
-        own = self._name(self._load.own)
+        own = self._name(self._load.slot)
         own.unlink(missing_ok=True)  # of a worker that crashed
         self._server = await asyncio.start_unix_server(self._lend, own, limit=_BUFFER)
 
@@ -65,7 +65,7 @@ class EngineSharing:
         if self._server is None:
             return
         self._server.close()
-        self._name(self._load.own).unlink(missing_ok=True)
+        self._name(self._load.slot).unlink(missing_ok=True)
         for writer in (*self._serving, *(writer for _, writer in self._open.values())):
             writer.close()
 
@@ -73,12 +73,12 @@ class EngineSharing:
         """Tell the others whether this engine idles."""
         self._load.set_idle(idle)
 
-    def find_idle(self) -> int | None:
+    def find_idle_worker(self) -> int | None:
         """A worker whose engine idles, and that has no batch of this one; None where there is none."""
         now = time.monotonic()
         if self._not_before and min(self._not_before.values()) <= now:
             self._not_before = {worker: until for worker, until in self._not_before.items() if until > now}
-        return self._load.find_idle(self._not_before)
+        return self._load.find_idle_worker(self._not_before)
 
     def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
         """A batch by that worker's engine, which is not found until it is done. Raises PeerLost where the worker is."""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from chestct.card import InputSpec
 from chestct.image import InvalidImage, Picture
-from serving.inference.fair_turns import FairTurns
+from serving.inference.fair_lock import FairLock
 from serving.inference.reader_process import SECONDS, Cause, Ended, ReaderProcess
 from serving.inference.window import Window
 from serving.telemetry import metrics
@@ -46,7 +46,7 @@ class GuardedReader:
         self._spec = spec
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=_block_signals)
         self._process = ReaderProcess()
-        self._turns = FairTurns(MOST_WAITING)
+        self._turns = FairLock(MOST_WAITING)
 
     @property
     def process(self) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from chestct import image
 from chestct.card import InputSpec
 from chestct.image import InvalidImage, Picture
-from serving.parent_process import end_with
+from serving.processes import die_with_parent
 
 CPU_SECONDS: Final = 6
 """Of CPU time that one file takes at most: a slice takes some hundredths, one of the largest size a second or two."""
@@ -50,7 +50,7 @@ def main() -> None:
         return image.from_dicom(dicom.read(data, *request["window"]), spec)
 
     connection, worker = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    end_with(worker)  # also while it is stopped or within native code
+    die_with_parent(worker)  # also while it is stopped or within native code
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -15,7 +15,7 @@ import grpc
 
 from serving.telemetry.request_record import LEAST_RATE
 
-UNTAKEN_SECONDS: Final = 10.0
+DELIVERY_SECONDS: Final = 10.0
 """In which an answer is taken, beside what LEAST_RATE allows for its bytes. It fits into each client's first window."""
 
 _OPEN_FILES: Final = Path("/proc/self/fd")
@@ -28,7 +28,7 @@ Address = tuple[str, str]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Untaken:
+class DeliveryTimeouts:
     """Ends the connections of clients that do not take what they asked for.
 
     gRPC keeps such a call, and its place among all calls, as long as the connection: four could keep everybody out.
@@ -39,7 +39,7 @@ class Untaken:
 
     def expect(self, context: Context, size: int = 0) -> asyncio.TimerHandle:
         """An answer of so many bytes is sent from now on; cancel the handle when it is taken."""
-        seconds = UNTAKEN_SECONDS + size / LEAST_RATE
+        seconds = DELIVERY_SECONDS + size / LEAST_RATE
         return asyncio.get_running_loop().call_later(seconds, self.end, context)
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any, Final
 from grpc import StatusCode
 from grpc_health.v1 import health, health_pb2
 
-from serving.rpc.connections import Context, Untaken
+from serving.rpc.connections import Context, DeliveryTimeouts
 
 _SAY_SO: Final = 0.1
 """Seconds in which the watches wake up and tell."""
@@ -19,7 +19,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
     the stop of the service, from it for ever.
     """
 
-    def __init__(self, untaken: Untaken) -> None:
+    def __init__(self, untaken: DeliveryTimeouts) -> None:
         super().__init__()
         self._untaken = untaken
         self._watches: set[asyncio.Task[Any]] = set()

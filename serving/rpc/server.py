@@ -11,10 +11,11 @@ from open_inference.grpc import service
 from serving.api_keys import Keys
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
-from serving.rpc.calls import SERVICE, BoundedCalls
-from serving.rpc.connections import Untaken
+from serving.rpc.calls import SERVICE
+from serving.rpc.connections import DeliveryTimeouts
 from serving.rpc.health import Health
 from serving.rpc.inference import Inference
+from serving.rpc.interceptor import CallInterceptor
 from serving.settings import Settings
 
 _OVERALL: Final = ""
@@ -60,15 +61,15 @@ async def start(
 ) -> RpcServer:
     """Listen on the settings' gRPC address in this event loop; with `keys`, SERVICE answers only who holds one.
 
-    Each call of SERVICE is answered within `load`, which serving.worker_load.Load counts, and messages are counted in
+    Each call of SERVICE is answered within `load`, which WorkerLoad counts, and messages are counted in
     `memory`, by default one of the settings' size.
     A classifier that is not ready yet is served as NOT_SERVING; after its warm-up call `announce`. Several processes
     may share the port (SO_REUSEPORT). Raises RuntimeError where the port can't be bound.
     """
     memory = memory or MemoryBudget(settings.max_bytes_in_flight)
-    untaken = Untaken()
+    untaken = DeliveryTimeouts()
     server = grpc.aio.server(
-        interceptors=[BoundedCalls(classifier, keys, load or nullcontext(), memory, untaken)],
+        interceptors=[CallInterceptor(classifier, keys, load or nullcontext(), memory, untaken)],
         options=_options(settings),
         maximum_concurrent_rpcs=_MOST_CALLS,
     )

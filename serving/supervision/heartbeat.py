@@ -1,4 +1,4 @@
-"""A worker's side of being watched: it shows that it is alive, notices a dead watcher, and ends with its supervisor."""
+"""A worker's side of supervision: it beats while it is alive, notices a dead supervisor, and dies with it."""
 
 import asyncio
 import os
@@ -6,41 +6,41 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serving.parent_process import end_with
+from serving.processes import die_with_parent
 from serving.run_folder import SUPERVISOR
 from serving.worker_load import WorkerLoad
 
 SECONDS: Final = 1
-"""Between two beats."""
-WATCHER_SECONDS: Final = 60
-"""A supervisor that shows nothing for so long hangs."""
+"""Seconds between two beats."""
+SUPERVISOR_SECONDS: Final = 60
+"""Seconds without a beat of the supervisor after which it counts as hung."""
 
 
-def end_with_supervisor() -> None:
-    """Linux: be killed when the supervisor dies, however it does; end at once where it is dead already."""
+def die_with_supervisor() -> None:
+    """On Linux, be killed when the supervisor dies. End at once if it is dead already."""
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor is not None:
-        end_with(int(supervisor))
+        die_with_parent(int(supervisor))
 
 
 class Heartbeat:
-    """Beats in memory that the supervisor reads while the event loop turns and the engine comes back."""
+    """Beats in memory that the supervisor reads, as long as the event loop runs and the engine finishes its batches."""
 
     def __init__(self, load: WorkerLoad, busy_since: Callable[[], float]) -> None:
-        """`busy_since`: when the engine's batch began, on time.monotonic's clock; infinity where there is none.
+        """`busy_since` gives the start of the engine's batch (time.monotonic), or infinity if it has none.
 
-        While a batch is in the engine the beat is its beginning. So one that never ends is seen as a hung loop is.
+        During a batch the beat is the batch's start. So the supervisor notices a batch that never ends.
         """
         self._load = load
         self._busy_since = busy_since
-        self._watcher = 0.0
+        self._supervisor_beat = 0.0
         self._silent = 0
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def watched(self) -> bool:
-        """Whether the supervisor does its part: who hangs is replaced. True where there is none of ours."""
-        return self._silent < WATCHER_SECONDS
+    def supervisor_alive(self) -> bool:
+        """Whether the supervisor still beats. True without a supervisor of ours."""
+        return self._silent < SUPERVISOR_SECONDS
 
     def start(self) -> None:
         """Beat from now on, until the running event loop ends."""
@@ -49,7 +49,7 @@ class Heartbeat:
     async def _run(self) -> None:
         while True:
             self._load.beat(min(time.monotonic(), self._busy_since()))
-            watcher = self._load.watcher
-            self._silent = self._silent + SECONDS if watcher == self._watcher and watcher else 0
-            self._watcher = watcher
+            beat = self._load.supervisor_beat
+            self._silent = self._silent + SECONDS if beat == self._supervisor_beat and beat else 0
+            self._supervisor_beat = beat
             await asyncio.sleep(SECONDS)

@@ -1,7 +1,7 @@
-"""BentoML's supervisor, with what it lacks: it replaces workers that hang, and ends where none can live.
+"""Extends BentoML's supervisor: it replaces workers that hang, and ends if no worker can live.
 
-The only module that knows circus, which keeps BentoML's processes. Its import sets up logging, so only the service's
-hook in the supervisor does it.
+The only module that imports circus, which runs BentoML's processes. Import it only in the supervisor process, because
+circus sets up logging when it is imported.
 """
 
 import asyncio
@@ -24,90 +24,90 @@ from tornado.ioloop import PeriodicCallback
 
 from serving import run_folder
 from serving.settings import Settings
-from serving.supervision.watch import Watch
+from serving.supervision.worker_health import WorkerHealth
 from serving.telemetry import log
 from serving.worker_load import WorkerLoad
 
 END_SECONDS: Final = 10
-"""A worker that was told to stop may take so much longer than its drain and its slowest request."""
-_LOOK_SECONDS: Final = 1
+"""Seconds that a stopping worker gets beyond its drain and its slowest request."""
+_CHECK_SECONDS: Final = 1
 _LONGEST_PATH: Final = 96
-"""Bytes of a folder, with room for a socket's name: its whole path has 107 at most."""
+"""Bytes of a folder's path. A socket's name follows, and its whole path has 107 bytes at most."""
 _WORKERS: Final = "service"
-"""BentoML's name for the keeper of the workers."""
-_ANOTHER: Final = "choose others: make serve PORT=3100 GRPC_PORT=3101"
+"""BentoML's name for the circus watcher that runs the workers."""
+_OTHER_PORTS: Final = "choose others: make serve PORT=3100 GRPC_PORT=3101"
 
 _log = logging.getLogger(__name__)
 
 
 class CannotStart(Exception):
-    """Another try would fail, too; the message is one line and says what to do."""
+    """The service can't start, and a retry would fail, too. The message is one line that says what to do."""
 
 
-def take_over(settings: Settings) -> None:
-    """Watch the workers that BentoML starts from now on in this process. Raises CannotStart."""
+def install(settings: Settings) -> None:
+    """Make BentoML use this supervisor for the workers that it starts in this process. Raises CannotStart."""
     _check_certificate(settings)
-    held = [_hold(settings.grpc_host, settings.grpc_port)] if settings.grpc_port else []
+    ports = [_reserve_port(settings.grpc_host, settings.grpc_port)] if settings.grpc_port else []
     if "private" in (settings.metrics, settings.bentoml_routes):
-        held.append(_hold(settings.private_host, settings.private_port))
+        ports.append(_reserve_port(settings.private_host, settings.private_port))
     load = WorkerLoad(settings.workers)
     try:
-        folder = run_folder.make()
+        folder = run_folder.create()
         atexit.register(run_folder.remove, folder)
-        load.open(folder / run_folder.LOAD)
+        load.open(folder / run_folder.WORKER_LOAD)
     except OSError as error:
         raise CannotStart(f"no folder for metrics and sockets: {error}") from error
-    supervisor = functools.partial(Supervisor, settings=settings, folder=folder, load=load, held=held)
+    supervisor = functools.partial(Supervisor, settings=settings, folder=folder, load=load, ports=ports)
     bentoml_circus.Arbiter = supervisor  # type: ignore[assignment, misc]
 
 
 class Supervisor(bentoml_circus.Arbiter):
-    """Looks once a second: kills who hangs, starts another in the place of who died, gives up where that is in vain."""
+    """Checks the workers once a second: kills those that hang, replaces the dead, and ends if replacing is in vain."""
 
     def __init__(
-        self, *args: Any, settings: Settings, folder: Path, load: WorkerLoad, held: list[socket.socket], **options: Any
+        self, *args: Any, settings: Settings, folder: Path, load: WorkerLoad, ports: list[socket.socket], **options: Any
     ) -> None:
-        """`folder`: of this run. `held`: ports that are the workers' alone as long as these are open."""
-        # Circus listens for commands on loopback, where every user of the machine may give some; here its owner alone.
+        """`folder` is the run's folder. `ports` are open sockets that reserve ports for the workers."""
+        # By default circus takes commands on loopback from every user. A socket in the folder is for its owner alone.
         if len(str(folder)) < _LONGEST_PATH:
             options |= {"endpoint": f"ipc://{folder}/control", "pubsub_endpoint": f"ipc://{folder}/events"}
-        super().__init__(*args, **{**options, "check_delay": -1})  # `_look` does what circus would
+        super().__init__(*args, **{**options, "check_delay": -1})  # `_check_workers` does what circus would
         self._settings = settings
         self._folder = folder
         self._load = load
-        self._held = held
-        self._watch = Watch(settings.hang_seconds)
-        self._told_to_stop = False
-        self._looking = PeriodicCallback(self._look, 1000 * _LOOK_SECONDS)
+        self._ports = ports
+        self._health = WorkerHealth(settings.hang_seconds)
+        self._stop_requested = False
+        self._checks = PeriodicCallback(self._check_workers, 1000 * _CHECK_SECONDS)
 
     def initialize(self) -> None:
-        """Take the HTTP port, and tell the workers of this run. Ends the process where the port is taken."""
+        """Bind the HTTP port and configure the workers. Raises SystemExit if the port is taken."""
         for one in self.sockets.values():
             try:
                 _check_free(one.host, one.port)
             except CannotStart as error:
                 raise SystemExit(f"error: {error}") from None
         super().initialize()
-        for watcher in self._keepers():
-            watcher.respawn = True  # BentoML's is False in its own containers, which would go on with fewer workers
-            watcher.env.update(run_folder.variables(self._folder))
+        for watcher in self._worker_watchers():
+            watcher.respawn = True  # in its own containers BentoML sets False, which leaves fewer workers
+            watcher.env.update(run_folder.environment(self._folder))
             watcher.graceful_timeout = self._settings.drain_seconds + self._settings.request_timeout + END_SECONDS
             watcher.hooks.update(after_spawn=self._on_start, after_reap=self._on_end)
         log.take_over_of_supervisor()
-        self._looking.start()
+        self._checks.start()
 
-    def _keepers(self) -> list[Any]:
-        """Circus' keepers of workers; with `--reload` there is one, too, of a process that looks for changed files."""
+    def _worker_watchers(self) -> list[Any]:
+        """Circus' watchers of workers. With `--reload` another watcher runs a process that looks for changed files."""
         return [watcher for watcher in self.watchers if watcher.name == _WORKERS]
 
     def stop(self) -> Any:
-        """Stop the workers, then the process; awaitable. Circus refuses while it does something else: try again."""
+        """Stop the workers, then the process. Returns an awaitable. Retries while circus is busy."""
         return asyncio.ensure_future(self._stop())
 
     async def _stop(self) -> None:
-        if self._told_to_stop:
+        if self._stop_requested:
             return
-        self._told_to_stop = True
+        self._stop_requested = True
         while True:
             try:
                 await cast(Any, super()).stop()
@@ -116,30 +116,30 @@ class Supervisor(bentoml_circus.Arbiter):
             else:
                 return
 
-    async def _look(self) -> None:
-        self._load.watcher = time.monotonic()
-        if not self._told_to_stop:
+    async def _check_workers(self) -> None:
+        self._load.supervisor_beat = time.monotonic()
+        if not self._stop_requested:
             with contextlib.suppress(ConflictError):
                 await self.manage_watchers()
-            if type(failed := vars(self)["_exception"]) is RuntimeError:  # circus could start no worker at all
+            if type(failed := vars(self)["_exception"]) is RuntimeError:  # circus could not start any worker
                 self._exception = SystemExit(f"error: {failed}")
-        # Last, since circus forgets without a word who dies while it looks.
-        alive = {pid: watcher for watcher in self._keepers() for pid in watcher.processes}
-        for pid, why in self._watch.look(self._load.beats, alive):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, and circus did not look yet
+        # Last, because circus silently forgets a worker that dies during its own check.
+        alive = {pid: watcher for watcher in self._worker_watchers() for pid in watcher.processes}
+        for pid, why in self._health.find_hung(self._load.worker_beats, alive):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since circus' last check
                 alive[pid].send_signal(pid, signal.SIGKILL)
                 _log.warning("worker process %d is %s: killed", pid, why)
 
     def _on_start(self, watcher: Any, pid: int, **_: object) -> bool:
-        self._watch.start(pid, watcher.processes[pid].wid)
+        self._health.add(pid, watcher.processes[pid].wid)
         return True
 
     def _on_end(self, watcher: Any, process_pid: int, exit_code: int | None, **_: object) -> None:
         run_folder.trim_metrics(self._folder, process_pid)
-        if self._told_to_stop or watcher.is_stopping():  # the latter to start again, with `--reload`
+        if self._stop_requested or watcher.is_stopping():  # a stopping watcher restarts its workers, with `--reload`
             return
-        death = self._watch.end(process_pid, exit_code)
-        reason = (exit_code == run_folder.CANNOT_START and run_folder.take_failure(self._folder)) or death.reason
+        death = self._health.record_death(process_pid, exit_code)
+        reason = (exit_code == run_folder.CANNOT_START and run_folder.pop_failure(self._folder)) or death.reason
         if death.fatal:
             self._exception = SystemExit(f"error: no worker can live: {reason}")
             self.stop()
@@ -157,24 +157,24 @@ def _check_certificate(settings: Settings) -> None:
             raise CannotStart(f"CHESTCT_GRPC_CERTIFICATE and its key: {error}") from error
 
 
-def _hold(host: str, port: int) -> socket.socket:
-    """Keep a port for this run: its workers may listen on it (SO_REUSEPORT), another run may not.
+def _reserve_port(host: str, port: int) -> socket.socket:
+    """Reserve a port for this run, so that only its workers can listen on it (SO_REUSEPORT). Raises CannotStart.
 
-    Without it, a second service of the same user would take half of the calls. Raises CannotStart.
+    Otherwise a second service of the same user could share the port and take half of the calls.
     """
-    held = _bind(host, port)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    return held
+    reserved = _bind(host, port)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return reserved
 
 
 def _check_free(host: str, port: int) -> None:
-    """Raises CannotStart where somebody has the port."""
+    """Raises CannotStart if the port is taken."""
     _bind(host, port).close()
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A socket that nobody shares, but with connections that have ended. Raises CannotStart."""
+    """Bind a socket to the port, also if ended connections linger on it. Raises CannotStart if the port is taken."""
     name = host.strip("[]")
     try:
         family = socket.AF_INET6 if ":" in name else socket.AF_INET
@@ -182,6 +182,6 @@ def _bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((name, port))
     except OSError as error:
-        taken = f" is taken; {_ANOTHER}" if error.errno == errno.EADDRINUSE else f": {error.strerror}"
+        taken = f" is taken; {_OTHER_PORTS}" if error.errno == errno.EADDRINUSE else f": {error.strerror}"
         raise CannotStart(f"port {port} of {host}{taken}") from error
     return bound

@@ -15,7 +15,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from serving import run_folder
-from serving.worker_load import is_alive
+from serving.processes import is_alive
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -25,7 +25,7 @@ if _FOLDER:
     try:
         run_folder.reserve_metrics(_FOLDER, os.getpid())  # before the first metric opens its file
     except OSError as error:
-        run_folder.give_up(_FOLDER, error)
+        run_folder.exit_cannot_start(_FOLDER, error)
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from chestct.encoded import CHEAP_MEMORY, CHEAP_PIXELS, MAX_MEMORY
+from chestct.encoded_image import CHEAP_MEMORY, CHEAP_PIXELS, MAX_MEMORY
 from chestct.image import MAX_PIXELS, MAX_SIDE, inspect
 from tests.pictures import chunk, encoded, exif, orientation, png, png_header, with_chunks
 from tests.server import ROOT

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from serving.memory_budget import OF_A_REQUEST, STALLED, MemoryBudget
+from serving.memory_budget import REQUEST_BYTES, STALL_SECONDS, MemoryBudget
 from serving.unavailable import Overloaded
 
 MIB = 1 << 20
@@ -21,7 +21,7 @@ class Request:
 
 def holding(budget: MemoryBudget, size: int, stalled_for: float = 0) -> Request:
     request = Request(stalled_for)
-    budget.reserve(request, size - OF_A_REQUEST)
+    budget.reserve(request, size - REQUEST_BYTES)
     return request
 
 
@@ -37,7 +37,7 @@ def test_what_is_given_back_may_be_taken_again() -> None:
 
 
 def test_each_request_counts_itself_beside_its_body() -> None:
-    budget = MemoryBudget(10 * OF_A_REQUEST)
+    budget = MemoryBudget(10 * REQUEST_BYTES)
     for _ in range(10):
         request = Request()
         budget.reserve(request, 0)
@@ -82,14 +82,14 @@ def test_one_that_has_come_whole_does_not_go() -> None:
 def test_who_stalls_goes_first_the_longest_stalled_ahead_whatever_its_size() -> None:
     budget = MemoryBudget(10 * MIB)
     large = holding(budget, 7 * MIB)
-    stalled = [holding(budget, MIB, stalled_for=STALLED + seconds) for seconds in (2, 3, 1)]
+    stalled = [holding(budget, MIB, stalled_for=STALL_SECONDS + seconds) for seconds in (2, 3, 1)]
     new = holding(budget, 2 * MIB)
     assert [request.evicted for request in (*stalled, large, new)] == [True, True, False, False, False]
 
 
 def test_small_unfinished_requests_keep_nobody_out_for_longer_than_they_may_stall() -> None:
     budget = MemoryBudget(2 * MIB)
-    unfinished = [holding(budget, OF_A_REQUEST, stalled_for=2 * STALLED) for _ in range(32)]
+    unfinished = [holding(budget, REQUEST_BYTES, stalled_for=2 * STALL_SECONDS) for _ in range(32)]
     good = [holding(budget, MIB), holding(budget, MIB)]
     assert all(request.evicted for request in unfinished)
     assert not any(request.evicted for request in good)

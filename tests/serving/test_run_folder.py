@@ -16,7 +16,7 @@ HOLDER = """
 import pathlib, sys
 from serving import run_folder
 run_folder._MEMORY = pathlib.Path(sys.argv[1])
-print(run_folder.make(), flush=True)
+print(run_folder.create(), flush=True)
 sys.stdin.read()
 """
 FULL = """
@@ -45,20 +45,20 @@ def age(folder: Path) -> None:
 
 
 def test_each_run_has_a_folder_of_its_own_for_its_user_alone(parent: Path) -> None:
-    first, second = run_folder.make(), run_folder.make()
+    first, second = run_folder.create(), run_folder.create()
     assert first != second
     assert first.parent == second.parent == parent
     assert first.stat().st_mode & 0o777 == 0o700
 
 
 def test_what_a_killed_run_left_is_removed_and_a_live_one_kept(parent: Path) -> None:
-    live, dead, strange = run_folder.make(), parent / "chestct-run-dead", parent / "another"
+    live, dead, strange = run_folder.create(), parent / "chestct-run-dead", parent / "another"
     for folder in (dead, strange):
         folder.mkdir()
         (folder / "load").touch()
     for folder in (live, dead, strange):
         age(folder)
-    run_folder.make()
+    run_folder.create()
     assert live.is_dir()
     assert strange.is_dir()
     assert not dead.exists()
@@ -71,10 +71,10 @@ def test_the_kernel_unlocks_the_folder_of_a_run_that_is_killed(parent: Path) -> 
         folder = Path(other.stdout.readline().decode().strip())
         assert folder.parent == parent
         age(folder)
-        run_folder.make()
+        run_folder.create()
         assert folder.is_dir()
         other.kill()
-    run_folder.make()
+    run_folder.create()
     assert not folder.exists()
 
 
@@ -91,7 +91,7 @@ def test_where_the_system_takes_no_blocks_they_are_written(tmp_path: Path, monke
     file = tmp_path / "load"
     file.write_bytes(b"one")
     for _ in range(2):
-        run_folder.reserve(file, 100_000)
+        run_folder.reserve_blocks(file, 100_000)
         assert file.read_bytes() == b"one" + bytes(99_997)
 
 
@@ -117,9 +117,9 @@ def test_the_metrics_of_a_process_have_their_blocks_before_they_are_written(tmp_
 
 def test_the_first_worker_that_gives_up_is_heard_once(tmp_path: Path) -> None:
     code = "import pathlib, sys\nfrom serving import run_folder\n"
-    code += "run_folder.give_up(pathlib.Path(sys.argv[1]), OSError(1, sys.argv[2]))"
+    code += "run_folder.exit_cannot_start(pathlib.Path(sys.argv[1]), OSError(1, sys.argv[2]))"
     for reason in ("first", "second"):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path), reason], cwd=ROOT, timeout=300, check=False)
         assert done.returncode == run_folder.CANNOT_START
-    assert run_folder.take_failure(tmp_path) == "PermissionError: [Errno 1] first"
-    assert run_folder.take_failure(tmp_path) == ""
+    assert run_folder.pop_failure(tmp_path) == "PermissionError: [Errno 1] first"
+    assert run_folder.pop_failure(tmp_path) == ""

@@ -16,7 +16,7 @@ from serving.api_keys import Keys, new
 from serving.http import bentoml_api, body
 from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
-from serving.memory_budget import OF_A_REQUEST
+from serving.memory_budget import REQUEST_BYTES
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
 from tests.graphs import tiny_model, tiny_picture
@@ -76,7 +76,7 @@ def test_what_a_body_takes_in_memory_is_what_is_counted() -> None:
         await JSONResponse([])(scope, receive, send)
 
     ask(app, body=bytes(1000))
-    assert counted == [OF_A_REQUEST + 4750]
+    assert counted == [REQUEST_BYTES + 4750]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from serving.http import body
 from serving.http.body import RAW_MEMORY, read_body
 from serving.http.error_boundary import ErrorBoundary
 from serving.http.request_recording import RequestRecording
-from serving.memory_budget import OF_A_REQUEST, MemoryBudget
+from serving.memory_budget import REQUEST_BYTES, MemoryBudget
 from serving.settings import Settings
 
 MIB = 1 << 20
@@ -118,7 +118,7 @@ def test_unfinished_bodies_that_take_all_memory_keep_no_smaller_one_out() -> Non
             )
             for _ in range(86)
         ]
-        while memory.used < 4 * MIB - size - OF_A_REQUEST:
+        while memory.used < 4 * MIB - size - REQUEST_BYTES:
             await asyncio.sleep(0.001)
         good = [await client.post("/", content=bytes(50_000)) for _ in range(86)]
         for task in unfinished:
@@ -157,4 +157,4 @@ def test_an_announced_length_is_counted_before_a_byte_is_read() -> None:
         yield bytes(MIB)
 
     ask(lambda client: client.post("/", content=watched(), headers={"Content-Length": str(MIB)}), memory)
-    assert counted == [MIB * RAW_MEMORY + OF_A_REQUEST]
+    assert counted == [MIB * RAW_MEMORY + REQUEST_BYTES]

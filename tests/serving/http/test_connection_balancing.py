@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from chestct.image import encode_png
 from serving.http.connection_balancing import ConnectionBalancing
-from serving.worker_load import LEAST, WorkerLoad
+from serving.worker_load import MIN_EXCESS, WorkerLoad
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server
 
@@ -62,7 +62,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_worker_is_crowded_beside_an_idle_one_and_not_beside_a_dead_one(file: Path) -> None:
     load = WorkerLoad(2)
     load.join(file, 1)
-    take(load, 2 * LEAST - 1)
+    take(load, 2 * MIN_EXCESS - 1)
     with other_worker(file, 0) as other:
         assert not load.is_crowded()
         with load:
@@ -109,19 +109,19 @@ def test_an_idle_worker_is_found_by_the_others_as_long_as_it_lives(file: Path) -
     loads = [WorkerLoad(3) for _ in range(3)]
     for worker, load in enumerate(loads, 1):
         load.join(file, worker)
-    assert [load.find_idle() for load in loads] == [None, None, None]
+    assert [load.find_idle_worker() for load in loads] == [None, None, None]
     loads[1].set_idle(True)
-    assert [load.find_idle() for load in loads] == [1, None, 1]
+    assert [load.find_idle_worker() for load in loads] == [1, None, 1]
     loads[0].set_idle(True)
-    assert [load.find_idle() for load in loads] == [1, 0, 0]
-    assert loads[2].find_idle({0}) == 1
-    assert loads[2].find_idle({0, 1}) is None
+    assert [load.find_idle_worker() for load in loads] == [1, 0, 0]
+    assert loads[2].find_idle_worker({0}) == 1
+    assert loads[2].find_idle_worker({0, 1}) is None
     loads[1].set_idle(False)
     with subprocess.Popen([sys.executable, "-c", IDLER, str(file)], cwd=ROOT, stdout=subprocess.PIPE) as dead:
         dead.wait()
-    assert loads[0].find_idle() is None
+    assert loads[0].find_idle_worker() is None
     loads[0].join(file, 1)
-    assert loads[2].find_idle() is None
+    assert loads[2].find_idle_worker() is None
 
 
 def test_a_crowded_worker_ends_connections_and_counts_what_it_has_taken(file: Path) -> None:
@@ -139,10 +139,10 @@ def test_a_crowded_worker_ends_connections_and_counts_what_it_has_taken(file: Pa
         app = Starlette(routes=[Route("/good", good), Route("/bad", bad)])
         transport = httpx.ASGITransport(ConnectionBalancing(app, load), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            for _ in range(2 * LEAST):
+            for _ in range(2 * MIN_EXCESS):
                 assert "connection" not in (await client.get("/good")).headers
                 assert (await client.get("/bad")).status_code == 500
-            take(load, 2 * LEAST - 1)
+            take(load, 2 * MIN_EXCESS - 1)
             assert (await client.get("/good")).headers["connection"] == "close"
 
     asyncio.run(main())

@@ -19,7 +19,7 @@ from chestct.image import encode_png
 from chestct.prediction import RULES, WARNINGS
 from serving.http.app import create_app
 from serving.http.request_recording import RequestRecording
-from serving.memory_budget import OF_A_REQUEST, Holder, MemoryBudget
+from serving.memory_budget import REQUEST_BYTES, Holder, MemoryBudget
 from tests.graphs import tiny_picture
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
@@ -272,7 +272,7 @@ def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[GatedEngine
 
     for factor, path, arguments in bodies:
         counted, length = asyncio.run(run(path, arguments))
-        assert counted == OF_A_REQUEST + math.ceil(factor * length)
+        assert counted == REQUEST_BYTES + math.ceil(factor * length)
 
 
 def test_until_the_model_is_ready_it_is_not_asked() -> None:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from open_inference.grpc import protocol
 
 from serving import api_keys, rpc
-from serving.rpc import calls, connections, reading
+from serving.rpc import connections, interceptor, message_reader
 from serving.rpc import server as rpc_server
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -37,8 +37,8 @@ def until(condition: Callable[[], bool], words: str) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(message_reader, "_LOOK_SECONDS", 0.05)
 
 
 def unfinished(port: int, method: str, size: int, **metadata: str) -> tuple[Connection, int]:
@@ -132,7 +132,7 @@ def test_a_message_that_grows_slowly_is_waited_for(server: Server) -> None:
 def test_calls_that_stall_do_not_end_another_one_of_their_connection(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "LONGEST_PAUSE", 1)
+    monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 1)
     request = ask(png(1), id="x" * 50_000).SerializeToString()
     with Connection(server.rpc.port) as connection:
         stalled = [connection.open(INFER) for _ in range(40)]
@@ -153,8 +153,8 @@ def test_calls_that_stall_do_not_end_another_one_of_their_connection(
 def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
     model: Model, gate: GatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "LONGEST_PAUSE", 300)
-    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 300)
+    monkeypatch.setattr(message_reader, "_LOOK_SECONDS", 0.05)
     request = ask(png(1)).SerializeToString()
     with model.serve(gate) as server, Connection(server.rpc.port) as connection:
         gate.close()
@@ -175,7 +175,7 @@ def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
 def test_unfinished_messages_take_a_bounded_memory_and_leave_room_for_others(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(message_reader, "_LOOK_SECONDS", 0.05)
     budget = 8_000_000
     with model.serve(max_body_bytes=8_000_000, max_bytes_in_flight=budget) as server:
         with ThreadPoolExecutor(12) as pool:
@@ -228,7 +228,7 @@ def test_a_compressed_message_is_refused(server: Server) -> None:
 
 
 def test_watches_and_reflections_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MOST_STREAMS", 2)
+    monkeypatch.setattr(interceptor, "MOST_STREAMS", 2)
     ended = [next_watch(server) for _ in range(2)]
     error = refusal(lambda request, timeout: list(server.health.Watch(request, timeout=timeout)), WATCHED)
     assert error.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -261,7 +261,7 @@ def began(connection: Connection) -> int:
 def test_a_watch_that_is_not_read_holds_up_neither_another_one_nor_the_stop(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "UNTAKEN_SECONDS", 300)
+    monkeypatch.setattr(connections, "DELIVERY_SECONDS", 300)
     with model.serve() as server, untaken(server.rpc.port, WATCH):
         watch = next_watch(server)
         server.run(server.rpc.announce())
@@ -271,7 +271,7 @@ def test_a_watch_that_is_not_read_holds_up_neither_another_one_nor_the_stop(
 
 def test_calls_whose_answers_are_not_taken_lose_their_places(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_server, "_MOST_CALLS", 8)
-    monkeypatch.setattr(connections, "UNTAKEN_SECONDS", 1)
+    monkeypatch.setattr(connections, "DELIVERY_SECONDS", 1)
     with model.serve() as server:
         greedy = [untaken(server.rpc.port, method, 4) for method in (CHECK, f"/{rpc.SERVICE}/ServerLive")]
         until(lambda: is_answered(server), "they kept their places")
@@ -373,7 +373,7 @@ def test_the_memory_of_a_message_is_counted_while_it_is_answered(model: Model, g
         gate.close()
         running = server.stub.ModelInfer.future(request, timeout=300)
         assert gate.entered.wait(300)
-        assert server.memory.used >= math.ceil(reading.MEMORY * request.ByteSize())
+        assert server.memory.used >= math.ceil(message_reader.MEMORY * request.ByteSize())
         gate.open.set()
         running.result(300)
         until(lambda: server.memory.used == 0, "its memory stayed counted")

@@ -9,12 +9,12 @@ from grpc import StatusCode
 from open_inference.grpc import protocol
 
 from serving import rpc
-from serving.rpc import codec
+from serving.rpc import message_limits
 from tests.serving.rpc.server import SIZE, Server, ask, labels, png, refusal
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
-LAYOUT = codec.read_layout(protocol.DESCRIPTOR.message_types_by_name["ModelInferRequest"])
-LIMITS = codec.Limits(fields=100, pixel_bytes=2 * SIZE * SIZE)
+LAYOUT = message_limits.read_layout(protocol.DESCRIPTOR.message_types_by_name["ModelInferRequest"])
+LIMITS = message_limits.Limits(fields=100, pixel_bytes=2 * SIZE * SIZE)
 PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, SIZE, SIZE, 1]}
 
 
@@ -56,8 +56,8 @@ EXPLOSIONS = {
 
 @pytest.mark.parametrize("name", EXPLOSIONS)
 def test_what_grows_when_it_is_parsed_is_refused_unparsed(server: Server, name: str) -> None:
-    with pytest.raises((codec.TooMuch, codec.NotProtobuf)):
-        codec.check_size(EXPLOSIONS[name], LAYOUT, LIMITS)
+    with pytest.raises((message_limits.TooMuch, message_limits.NotProtobuf)):
+        message_limits.check_size(EXPLOSIONS[name], LAYOUT, LIMITS)
     error = refusal(server.channel.unary_unary(INFER), EXPLOSIONS[name])
     assert error.code() is StatusCode.INVALID_ARGUMENT
     assert error.details().startswith("invalid_request: expected a message of ModelInfer")
@@ -73,7 +73,7 @@ def test_ordinary_messages_pass_in_microseconds() -> None:
         ask(png(1), parameters={"window_center": {"double_param": -600.0}, "window_width": {"int64_param": -1}}),
     ]
     for message in messages:
-        codec.check_size(message.SerializeToString(), LAYOUT, LIMITS)
+        message_limits.check_size(message.SerializeToString(), LAYOUT, LIMITS)
 
 
 @pytest.mark.parametrize("at", range(40))
@@ -81,8 +81,8 @@ def test_a_message_cut_anywhere_is_none_or_a_shorter_one(at: int) -> None:
     whole = ask(png(1), id="a").SerializeToString()
     cut = whole[: at * len(whole) // 40]
     try:
-        codec.check_size(cut, LAYOUT, LIMITS)
-    except codec.NotProtobuf:
+        message_limits.check_size(cut, LAYOUT, LIMITS)
+    except message_limits.NotProtobuf:
         with pytest.raises(Exception, match="parsing"):
             protocol.ModelInferRequest.FromString(cut)
     else:

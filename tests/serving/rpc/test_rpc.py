@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 import chestct
 from chestct.image import encode_png
 from serving import rpc
-from serving.memory_budget import OF_A_REQUEST
+from serving.memory_budget import REQUEST_BYTES
 from serving.telemetry import metrics, tracing
 from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_picture
@@ -241,7 +241,7 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
 
 
 def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine) -> None:
-    with model.serve(gate, max_bytes_in_flight=OF_A_REQUEST * 3 // 2, max_body_bytes=OF_A_REQUEST) as server:
+    with model.serve(gate, max_bytes_in_flight=REQUEST_BYTES * 3 // 2, max_body_bytes=REQUEST_BYTES) as server:
         running = occupy(server, gate)
         refused = refusal(server.stub.ModelInfer, ask(png(1)))
         assert refused.code() is StatusCode.RESOURCE_EXHAUSTED

@@ -19,7 +19,7 @@ from tests.server import ROOT
 WORKER = """
 import time
 from serving.supervision import heartbeat
-heartbeat.end_with_supervisor()
+heartbeat.die_with_supervisor()
 print("here", flush=True)
 time.sleep(99)
 """
@@ -41,7 +41,7 @@ def beats(busy_since: list[float], load: WorkerLoad, turns: int, monkeypatch: py
         Heartbeat(load, lambda: busy_since[0]).start()
         for _ in range(turns):
             await asyncio.sleep(0.1)
-            seen.append(load.beats[os.getpid()])
+            seen.append(load.worker_beats[os.getpid()])
 
     asyncio.run(main())
     return seen
@@ -72,19 +72,19 @@ def test_the_place_of_a_worker_tells_the_next_one_that_it_replaces_somebody(tmp_
 
 def test_it_notices_a_supervisor_that_shows_nothing(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
-    monkeypatch.setattr(heartbeat, "WATCHER_SECONDS", 0.3)
+    monkeypatch.setattr(heartbeat, "SUPERVISOR_SECONDS", 0.3)
 
     async def main() -> None:
         beating = Heartbeat(load, lambda: math.inf)
         beating.start()
-        for watcher in range(20):
-            load.watcher = watcher + 1.0
+        for beat in range(20):
+            load.supervisor_beat = beat + 1.0
             await asyncio.sleep(0.05)
-        assert beating.watched
+        assert beating.supervisor_alive
         deadline = time.monotonic() + 300
-        while beating.watched and time.monotonic() < deadline:
+        while beating.supervisor_alive and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        assert not beating.watched
+        assert not beating.supervisor_alive
 
     asyncio.run(main())
 

@@ -87,8 +87,8 @@ def supervised(home: Path) -> Iterator[Server]:
     """Two workers, of which one that hangs is found soon, as in a container of BentoML, which replaces none."""
     with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3", BENTOML_CONTAINERIZED="true") as running:
         load = WorkerLoad(2)
-        load.open(run_folder_of(running) / run_folder.LOAD)
-        wait_until(lambda: len(load.beats) == 2, "both are ready")
+        load.open(run_folder_of(running) / run_folder.WORKER_LOAD)
+        wait_until(lambda: len(load.worker_beats) == 2, "both are ready")
         yield running
 
 
@@ -134,8 +134,10 @@ def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> No
     client.stop()
     assert not set(before) & set(workers_of(supervisor))
     load = WorkerLoad(2)
-    load.open(run_folder_of(supervised) / run_folder.LOAD)
-    wait_until(lambda: load.beats.keys() == {worker.pid for worker in workers_of(supervisor)}, "the new ones are ready")
+    load.open(run_folder_of(supervised) / run_folder.WORKER_LOAD)
+    wait_until(
+        lambda: load.worker_beats.keys() == {worker.pid for worker in workers_of(supervisor)}, "the new ones are ready"
+    )
     assert not re.search("worker process|page: ", supervised.log.read_text().removeprefix(said))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serving.inference.fair_turns import FairTurns
+from serving.inference.fair_lock import FairLock
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
 
@@ -12,7 +12,7 @@ from serving.unavailable import Closed, Overloaded
 class Order:
     """Takes turns for calls, each for as long as it is told, and writes down whose turns came."""
 
-    def __init__(self, turns: FairTurns) -> None:
+    def __init__(self, turns: FairLock) -> None:
         self.turns = turns
         self.taken: list[str] = []
 
@@ -26,7 +26,7 @@ class Order:
 def run(check: Callable[[Order], Awaitable[None]], most_waiting: int = 8) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(300):
-            await check(Order(FairTurns(most_waiting)))
+            await check(Order(FairLock(most_waiting)))
 
     asyncio.run(bounded())
 

@@ -39,6 +39,6 @@ _KINDS: Final = tuple(
 )
 
 
-def describe(data: bytes) -> str:
+def describe_unsupported(data: bytes) -> str:
     """Words for bytes that are neither PNG nor JPEG nor DICOM, to follow "got"."""
     return next((words for begins, words in _KINDS if begins.match(data)), f"{len(data)} bytes that are none of them")

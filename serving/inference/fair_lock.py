@@ -21,7 +21,7 @@ class _Turn:
     began: float = 0.0
 
 
-class FairTurns:
+class FairLock:
     """Turns at something that can serve but one at a time. Used from one event loop.
 
     They go by turns to requests that had none yet, as they came, and to the others, of which the one with the least

@@ -23,7 +23,7 @@ class BrokenFile(Exception):
     """The file is truncated, corrupt or of a kind that is not read; the message completes "the image ..."."""
 
 
-class Encoded(NamedTuple):
+class EncodedImage(NamedTuple):
     """A PNG or JPEG whose container is whole. Its pixels may still turn out to be corrupt."""
 
     kind: Literal["PNG", "JPEG"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestct.signatures import describe
+from chestct.unsupported_formats import describe_unsupported
 from tests.pictures import encoded, ramp, refusal
 
 
@@ -56,13 +56,13 @@ def saved(array: np.ndarray) -> bytes:
     ],
 )
 def test_what_is_no_picture_here_is_named_by_its_content(data, named):
-    assert named in describe(data)
+    assert named in describe_unsupported(data)
     code, message = refusal(data)
     assert code == "undecodable_image"
     assert named in message
 
 
 def test_a_kind_of_picture_comes_with_what_to_do():
-    assert describe(encoded(Image.new("L", (8, 8)), "WEBP")) == (
+    assert describe_unsupported(encoded(Image.new("L", (8, 8)), "WEBP")) == (
         "a WebP file, which is not read here; save it as PNG or JPEG"
     )

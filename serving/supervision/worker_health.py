@@ -1,7 +1,7 @@
-"""Which workers hang, and whether they die in a loop: rules over what the supervisor sees, without a clock.
+"""Rules by which the supervisor finds workers that hang or that die again and again. They use no clock.
 
-Time is counted in looks, one a second. So a machine that was paused, or whose cores are too busy for the supervisor
-itself, kills no worker: it looks less often, too.
+Time is counted in checks, one a second. A machine that was paused or that is too busy for the supervisor makes fewer
+checks, so it kills no worker.
 """
 
 import signal
@@ -13,15 +13,14 @@ from typing import Final, NamedTuple
 from serving.run_folder import CANNOT_START
 
 START_SECONDS: Final = 120
-"""A worker that takes longer to be ready hangs. Some seconds are usual, a minute on a busy machine."""
+"""Checks after which a worker that is not ready counts as hung. A start takes seconds, on a busy machine a minute."""
 DEATHS: Final = 5
-"""So many in a row in one worker's place end the service ..."""
-MINUTE: Final = 60
-"""... where none of them lived longer, in seconds."""
+"""Deaths in a row in one place that end the service, if none of the dead lived longer than LIFE_SECONDS."""
+LIFE_SECONDS: Final = 60
 
 
 class Death(NamedTuple):
-    """Why a worker ended, and whether another one in its place would end, too."""
+    """Why a worker ended, and whether a replacement would end, too."""
 
     reason: str
     fatal: bool
@@ -31,32 +30,32 @@ class Death(NamedTuple):
 class _Worker:
     place: int
     age: int = 0
-    """Looks since it was started."""
+    """Checks since its start."""
     beat: float | None = None
-    """The last one seen; None: it is not ready yet."""
+    """Last beat; None before the worker is ready."""
     silent: int = 0
-    """Looks since then."""
+    """Checks since the last beat."""
     hung: bool = False
 
 
-class Watch:
-    """What is known of the workers that run, and of the deaths in their places."""
+class WorkerHealth:
+    """State of the running workers, and the number of deaths in each place."""
 
     def __init__(self, hang_seconds: int, start_seconds: int = START_SECONDS) -> None:
-        """A worker without a new beat for `hang_seconds` hangs."""
+        """A worker without a new beat for `hang_seconds` counts as hung."""
         self._hang_seconds = hang_seconds
         self._start_seconds = start_seconds
         self._workers: dict[int, _Worker] = {}
         self._deaths: Counter[int] = Counter()
 
-    def start(self, pid: int, place: int) -> None:
-        """A worker was started; `place` is the one of who died before it."""
+    def add(self, pid: int, place: int) -> None:
+        """Add a worker that was started. A replacement has the `place` of the worker that died."""
         self._workers[pid] = _Worker(place)
 
-    def look(self, beats: Mapping[int, float], alive: Iterable[int]) -> list[tuple[int, str]]:
-        """Look once more, and forget who is not `alive`. Who is found to hang now, by process id, and why.
+    def find_hung(self, beats: Mapping[int, float], alive: Iterable[int]) -> list[tuple[int, str]]:
+        """Make one check. Returns the process id of each worker found hung now, with the reason.
 
-        `beats`: of each worker that is ready, by process id, another number each time.
+        `beats` holds the last beat of each ready worker by process id. Workers that are not `alive` are forgotten.
         """
         self._workers = {pid: worker for pid, worker in self._workers.items() if pid in set(alive)}
         found = []
@@ -71,10 +70,10 @@ class Watch:
                 found.append((pid, f"{'not ready' if worker.beat is None else 'silent'} for {limit} s"))
         return found
 
-    def end(self, pid: int, code: int | None) -> Death:
-        """A worker ended with this exit code, or less than zero: by this signal."""
+    def record_death(self, pid: int, code: int | None) -> Death:
+        """Remove a worker that ended with this exit code. A negative code is a signal's number."""
         worker = self._workers.pop(pid, _Worker(0))
-        if worker.age > MINUTE:
+        if worker.age > LIFE_SECONDS:
             self._deaths[worker.place] = 0
         self._deaths[worker.place] += 1
         reason = "it hung and was killed" if worker.hung else _explain(code)
