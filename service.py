@@ -12,7 +12,6 @@ import sys
 from typing import Annotated, Any
 
 import bentoml
-from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 from pydantic import Field
 
@@ -134,8 +133,7 @@ class ChestCT:
 
         _let_no_thread_interrupt_another()
         bentoml_api.log_failures_alone()
-        if BentoMLContainer.tracing.exporter_type.get():
-            tracing.start(BentoMLContainer.tracer_provider.get())
+        tracing.export_from_environment(_describe_process())
         stored = _find()
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
@@ -196,6 +194,18 @@ class ChestCT:
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready
+
+
+def _describe_process() -> dict[str, str | int]:
+    """This worker in OpenTelemetry's words for resources."""
+    context = bentoml.server_context
+    described = {
+        "service.name": context.service_name,
+        "service.namespace": context.bento_name,
+        "service.version": context.bento_version,
+        "service.instance.id": context.worker_index,
+    }
+    return {name: value for name, value in described.items() if value}
 
 
 def _is_stopping() -> bool:

@@ -1,4 +1,4 @@
-"""Spans: one a request over either protocol, below the client's, and none where the client's is not sampled."""
+"""Spans: one per request over both protocols, below the client's span, and none if the client's is not sampled."""
 
 import asyncio
 from collections.abc import Iterator
@@ -124,3 +124,17 @@ def test_a_probe_that_succeeds_leaves_no_span(spans: InMemorySpanExporter) -> No
     for code in ("200", "503"):
         RequestRecord("mine", route="/readyz").finish("http", code, SAMPLED)
     assert [(span.attributes or {})["http.response.status_code"] for span in spans.get_finished_spans()] == [503]
+
+
+def test_an_exporter_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier-pigeon")
+    with pytest.raises(ValueError, match=r"installed exporter \(.*otlp_proto_http.*\), got otlp_proto_carrier-pigeon"):
+        tracing.export_from_environment({})
+
+
+def test_nothing_is_exported_without_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_tracer", None)
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER", raising=False)
+    tracing.export_from_environment({})
+    assert tracing._tracer is None
