@@ -129,7 +129,7 @@ check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain
 	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml --directory build/k8s
 
 docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 mlflow: $(training) ## browse the runs on http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///mlflow.db

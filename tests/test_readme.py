@@ -1,4 +1,4 @@
-"""The pages say what is there: commands, endpoints, settings, files (figures: pipeline/test_documents.py)."""
+"""The pages name commands, endpoints, settings and files that exist (figures: pipeline/test_documents.py)."""
 
 import re
 import subprocess
@@ -13,7 +13,8 @@ from tests.server import ROOT, Server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", README)
+ROUTES = (ROOT / "docs/reference/http-api.md").read_text(encoding="utf-8")
+ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", ROUTES)
 
 
 def test_every_make_command_in_the_docs_runs() -> None:

@@ -16,8 +16,9 @@ def test_the_package_takes_its_version_from_the_code() -> None:
 
 def test_the_image_of_the_load_test_has_one_tag_wherever_it_is_named() -> None:
     pages = [*(ROOT / "k8s").rglob("*.yaml"), *(ROOT / ".github/workflows").glob("*.yaml")]
+    pages.append(ROOT / "docs/tutorials/deploy-on-kind.md")
     named = re.findall(r"chestct-load:(\d[\w.-]*\w)", "".join(page.read_text(encoding="utf-8") for page in pages))
-    assert len(named) == 4
+    assert len(named) == 6
     assert set(named) == {chestct.__version__}
 
 

@@ -1,0 +1,128 @@
+"""Write the tables of docs/reference/ that follow from the code: commands, metrics, fields of answers and cards.
+
+python -m docs.tables
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client.metrics import MetricWrapperBase
+from pydantic import BaseModel
+
+from chestct import card
+from chestct.prediction import Prediction
+from serving.telemetry import metrics
+
+ROOT: Final = Path(__file__).parents[1]
+REFERENCE: Final = ROOT / "docs" / "reference"
+_BEGIN: Final = "<!-- begin of what `python -m docs.tables` writes -->\n"
+_END: Final = "<!-- end of what `python -m docs.tables` writes -->\n"
+
+
+def commands() -> str:
+    """Every target of the Makefile with the words that `make` alone prints."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z-]+):.*?## (.*)$", makefile, re.MULTILINE)
+    return _table(("command", "what it does"), ((f"`make {name}`", words) for name, words in targets))
+
+
+def metric_rows() -> str:
+    """Every metric of /metrics, in the order of the code."""
+    rows = []
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase) and not metric._labelvalues:  # the public API names no labels
+            (family,) = metric.describe()
+            name = family.name + ("_total" if family.type == "counter" else "")
+            rows.append((f"`{name}`", family.type, ", ".join(metric._labelnames), family.documentation))
+    return _table(("metric", "type", "labels", "what it counts or measures"), rows)
+
+
+def card_fields() -> str:
+    """The card's fields, and below them those of each part of the card."""
+    parts = {card.ModelCard.__name__: card.ModelCard}
+    schemas = card.ModelCard.model_json_schema()["$defs"]
+    parts |= {name: getattr(card, name) for name in schemas}
+    return "\n".join(f"## {name}\n\n{_about(part)}{_fields(part)}" for name, part in parts.items()).rstrip("\n") + "\n"
+
+
+def answer_fields() -> str:
+    """The fields of one image's answer."""
+    return _fields(Prediction)
+
+
+PAGES: Final[dict[str, Callable[[], str]]] = {
+    "commands.md": commands,
+    "metrics.md": metric_rows,
+    "model-card-fields.md": card_fields,
+    "http-api.md": answer_fields,
+}
+
+
+def in_page(name: str) -> str:
+    """The page of this name with its table as the code has it now."""
+    page = (REFERENCE / name).read_text(encoding="utf-8")
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    return f"{before}{begin}\n{PAGES[name]()}\n{end}{after}"
+
+
+def _about(model: type[BaseModel]) -> str:
+    words = " ".join((model.__dict__.get("__doc__") or "").split())
+    return f"{words}\n\n" if words else ""
+
+
+def _fields(model: type[BaseModel]) -> str:
+    properties = model.model_json_schema(ref_template="{model}")["properties"]
+    words = dict(_docstrings(model))
+    rows = ((f"`{name}`", _kind(properties[name]), words.get(name, "")) for name in properties)
+    return _table(("field", "type", "meaning"), rows)
+
+
+def _docstrings(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The strings below the fields of a model and of its bases."""
+    for part in reversed(model.__mro__):
+        if part.__module__ == model.__module__:
+            (tree,) = ast.parse(inspect.getsource(part)).body
+            assert isinstance(tree, ast.ClassDef)
+            for field, after in zip(tree.body, tree.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                    yield ast.unparse(field.target), " ".join(ast.literal_eval(after.value).split())
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """A JSON schema's type in words."""
+    if "$ref" in schema:
+        return f"[{schema['$ref']}](#{schema['$ref'].lower()})"
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    match schema["type"]:
+        case "array":
+            return f"list of {_kind(schema['items'])}"
+        case "object":
+            return f"object of {_kind(schema['additionalProperties'])}"
+        case kind:
+            bounds = f" {schema['minimum']} to {schema['maximum']}" if {"minimum", "maximum"} <= set(schema) else ""
+            return f"{kind}{bounds}"
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = (head, ("---",) * len(head), *rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main() -> None:
+    for name in PAGES:
+        text = in_page(name)
+        (REFERENCE / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""The generated tables of docs/reference/ are those that the code gives now, and each field has a meaning."""
+
+import pytest
+
+from docs.tables import PAGES, REFERENCE, in_page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_table_is_current(name: str) -> None:
+    assert in_page(name) == (REFERENCE / name).read_text(encoding="utf-8"), "run python -m docs.tables"
+
+
+def test_a_field_without_a_meaning_is_one_that_its_name_explains() -> None:
+    page = in_page("http-api.md")
+    unexplained = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")]
+    assert unexplained == ["request_id", "probabilities", "ood_score", "disclaimer"]
