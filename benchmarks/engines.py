@@ -31,10 +31,10 @@ from chestct.card import InputSpec
 from chestct.image import decode
 from load_tests.server import ROOT
 from load_tests.verdict import LoadError, command
-from pipeline import export
 from pipeline.core import paths
 from pipeline.core.params import Params
-from pipeline.graph import rounding
+from pipeline.graph.rounding import quantise, spread
+from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
 
 DOCUMENT: Final = ROOT / "docs" / "reference" / "engines.md"
@@ -154,8 +154,8 @@ def answer_held_out(folder: Path) -> Answers:
         print(f"fold {number + 1} of {len(numbers)}: exporting, quantising and answering", flush=True)
         held_out = folds == number
         network = keras.models.load_model(paths.fold_model(number), compile=False)
-        exact = export.trained_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
-        quantised = rounding.quantise(exact, rounding.spread(pixels[~held_out], params.export.calibration_images))
+        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
+        quantised = quantise(exact, spread(pixels[~held_out], params.export.calibration_images))
         keep = folder / str(number)
         keep.mkdir()
         for name, graph in (("float32", exact), ("int8", quantised)):

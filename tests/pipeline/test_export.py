@@ -1,4 +1,4 @@
-"""The card that stage export writes; tests/pipeline/network/test_network.py has the graph."""
+"""The card that stage export writes. tests/pipeline/graph/ tests the graph."""
 
 import json
 from pathlib import Path

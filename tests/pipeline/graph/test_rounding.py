@@ -1,7 +1,4 @@
-"""int8 and bfloat16 on a small network: what is rounded, what that costs and when it is refused."""
-
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,42 +8,28 @@ import openvino
 import pytest
 
 from chestct.engine import Engine
-from pipeline import export
-from pipeline.base_model import build
-from pipeline.core import paths
-from pipeline.core.errors import StageError
-from pipeline.core.params import Params
-from pipeline.graph import rounding
-from pipeline.judging.calibration import Answers, Calibration
-from tests.graphs import plain_facts, tiny_card
+from pipeline.graph.rounding import quantise, spread
+from pipeline.graph.to_onnx import serving_graph
+from pipeline.judging.calibration import Calibration
+from pipeline.network.build import build
+from tests.graphs import tiny_card
+from tests.pipeline.conftest import small_params
 
-PARAMS = Params.read(Path(__file__).parents[3] / "params.yaml")
-SMALL = PARAMS.model_copy(
-    update={
-        "prepare": PARAMS.prepare.model_copy(update={"image_size": 32}),
-        "base_model": PARAMS.base_model.model_copy(update={"backbone": "small", "weights": "none"}),
-    }
-)
+PARAMS = small_params(prepare__image_size=32)
 LABELS = np.arange(24) % 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 1), dtype=np.uint8)
 CARD = tiny_card()
 CALIBRATION = Calibration(scaling=CARD.scaling, thresholds=CARD.thresholds, input_limits=CARD.input_limits)
-FACTS = [plain_facts()] * 24
 
 
 @pytest.fixture(scope="module")
-def network() -> keras.Model:
-    keras.utils.set_random_seed(0)
-    return build(SMALL)
-
-
-@pytest.fixture(scope="module")
-def graphs(network: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """float32 and int8."""
+    keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("graphs")
-    exact = export.trained_graph(network, PIXELS, LABELS, CALIBRATION, SMALL)
+    exact = serving_graph(build(PARAMS), PIXELS, LABELS, CALIBRATION, PARAMS)
     onnx.save(exact, folder / "float32.onnx")
-    onnx.save(rounding.quantise(exact, PIXELS), folder / "int8.onnx")
+    onnx.save(quantise(exact, PIXELS), folder / "int8.onnx")
     return folder / "float32.onnx", folder / "int8.onnx"
 
 
@@ -82,82 +65,7 @@ def test_the_int8_graph_is_one_file_that_onnx_runtime_answers_with_too(graphs: t
     assert theirs["heatmaps"] == pytest.approx(ours.heatmaps, abs=0.05 * float(np.abs(ours.heatmaps).max()))
 
 
-def test_its_cost_is_measured_on_images_that_the_networks_and_ranges_have_not_seen(
-    network: keras.Model, graphs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    paths.FOLD_MODELS.mkdir(parents=True)
-    for fold in range(2):
-        network.save(paths.fold_model(fold))
-    looked_at: list[tuple[str, list[int]]] = []
-
-    def recorded(name: str, function: Any) -> Any:
-        def call(first: Any, pixels: Any, *rest: Any, **more: Any) -> Any:
-            looked_at.append((name, [int((image == PIXELS).all(axis=(1, 2, 3)).argmax()) for image in pixels]))
-            return function(first, pixels, *rest, **more)
-
-        return call
-
-    monkeypatch.setattr(export, "trained_graph", recorded("trained", lambda *_: onnx.load(graphs[0])))
-    monkeypatch.setattr(rounding, "quantise", recorded("ranges", rounding.quantise))
-    answered = recorded("answered", export._answers)
-    arithmetic: list[bool] = []
-
-    def answers_with(*parts: Any, bfloat16: bool) -> Answers:
-        arithmetic.append(bfloat16)
-        answers: Answers = answered(*parts, bfloat16=bfloat16)
-        return answers
-
-    monkeypatch.setattr(export, "_answers", answers_with)
-    params = SMALL.model_copy(update={"export": SMALL.export.model_copy(update={"weights": "int8"})})
-    figures = export.measure_rounding(PIXELS, LABELS, np.arange(24) // 12, FACTS, CALIBRATION, params)
-    first, second = list(range(12)), list(range(12, 24))
-    steps = ("trained", "ranges", "answered", "answered")
-    expected = (second, second, first, first, first, first, second, second)
-    assert looked_at == list(zip(steps * 2, expected, strict=True))
-    assert arithmetic == [False, True, False, True]
-    assert figures["agreement"] >= 0.75
-    assert figures["accuracy_fall"] == pytest.approx(figures["float32_accuracy"] - figures["served_accuracy"])
-
-
-def answers(best: list[int], rejected: list[int]) -> Answers:
-    """Sure of class `best` of each image."""
-    probabilities = np.full((len(best), 4), 0.01)
-    probabilities[np.arange(len(best)), best] = 0.97
-    reject = np.isin(np.arange(len(best)), rejected)
-    return Answers(probabilities, ~reject, reject, probabilities > 0.5, np.zeros(len(best), bool))
-
-
-def test_accuracy_agreement_and_decisions_are_compared() -> None:
-    labels = np.array([0, 1, 2, 3, 0, 1, 2, 3])
-    figures = rounding.compare(
-        answers([0, 1, 2, 3, 0, 1, 2, 3], rejected=[0]), answers([0, 1, 2, 3, 0, 1, 2, 0], rejected=[0, 1]), labels
-    )
-    assert figures["float32_accuracy"] == 1
-    assert figures["accuracy_fall"] == 1 / 8
-    assert figures["agreement"] == 7 / 8
-    assert figures["same_decision"] == 7 / 8
-    assert (figures["float32_rejected"], figures["served_rejected"]) == (1 / 8, 2 / 8)
-    assert figures["served_calibration_error"] > figures["float32_calibration_error"]
-
-
-@pytest.mark.parametrize(
-    ("fall", "agreement", "released"), [(0.006, 1, 1), (0, 0.979, 1), (0, 1, 0.979), (float("nan"), 1, 1)]
-)
-def test_what_costs_too_much_is_refused_with_its_figures(fall: float, agreement: float, released: float) -> None:
-    figures = {"float32_accuracy": 0.9, "served_accuracy": 0.9 - fall, "accuracy_fall": fall}
-    figures |= {"agreement": agreement, "released_agreement": released}
-    for weights, instead in (("int8", r"export\.weights to float16"), ("float16", r"export\.arithmetic to float32")):
-        wanted = PARAMS.export.model_copy(update={"weights": weights})
-        with pytest.raises(
-            StageError, match=rf"{weights} .*out-of-fold accuracy from 0\.9000 to .*{instead}"
-        ) as caught:
-            rounding.check(figures, wanted)
-        assert caught.value.exit_code == 3
-    rounding.check(figures | {"accuracy_fall": 0.005, "agreement": 0.98, "released_agreement": 0.98}, PARAMS.export)
-
-
 def test_ranges_come_from_images_spread_over_all() -> None:
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
-    assert rounding.spread(images, 5).ravel().tolist() == [0, 24, 49, 74, 99]
-    assert len(rounding.spread(images, 200)) == 100
+    assert spread(images, 5).ravel().tolist() == [0, 24, 49, 74, 99]
+    assert len(spread(images, 200)) == 100

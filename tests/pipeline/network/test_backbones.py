@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import CARD, GRAPH
-from pipeline import export
-from pipeline.base_model import LOGITS, base_model, build
+from pipeline.base_model import base_model
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
+from pipeline.graph.rounding import with_float16_weights
+from pipeline.graph.to_onnx import check_logits, serving_graph
 from pipeline.images.phantoms import draw_phantom
 from pipeline.judging.calibration import Calibration
 from pipeline.network.backbones import BACKBONES
-from pipeline.train import Pool, fit
+from pipeline.network.build import LOGITS, build
+from pipeline.network.fitting import Pool, fit
 from tests.graphs import tiny_card
 from tests.server import import_model, serve
 
@@ -45,14 +47,11 @@ def trained_graph(params: Params) -> tuple[keras.Model, onnx.ModelProto]:
     """A network after one epoch of one step on phantoms, by the pipeline's own stages, and its graph."""
     pixels, labels = phantoms()
     paths.POOL.parent.mkdir(parents=True)
-    folds = np.arange(8) % 2
-    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=folds, clusters=np.arange(8))
+    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.arange(8) % 2, clusters=np.arange(8))
     base_model(params)
-    with np.load(paths.FEATURES) as cached:
-        pool = Pool(pixels, labels, folds, cached["features"])
-    network, history = fit(pool, None, params, params.base_model.backbone)
+    network, history = fit(Pool.read(), None, params, params.base_model.backbone)
     assert np.isfinite(history[0]["loss"])
-    return network, export.trained_graph(network, pixels, labels, CALIBRATION, params)
+    return network, serving_graph(network, pixels, labels, CALIBRATION, params)
 
 
 def one_step(backbone: str) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def test_a_backbone_trains_and_exports_to_the_same_logits(
     scores = Engine(workspace / "model.onnx", batch_sizes=(8,)).infer(phantoms()[0])
     expected = network.predict_on_batch(phantoms()[0])
     bias = network.get_layer(LOGITS).get_weights()[1]
-    assert export.check_logits(expected, scores, bias, params.export.logit_tolerance * max(1, np.abs(expected).max()))
+    assert check_logits(expected, scores, bias, params.export.logit_tolerance * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.long
@@ -86,7 +85,7 @@ def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, 
     network, graph = trained_graph(write_params(one_step("vgg16")))
     release = workspace / "release"
     release.mkdir()
-    onnx.save(export.with_float16_weights(graph), release / GRAPH)
+    onnx.save(with_float16_weights(graph), release / GRAPH)
     bias = tuple(map(float, network.get_layer(LOGITS).get_weights()[1]))
     digest = hashlib.sha256((release / GRAPH).read_bytes()).hexdigest()
     lineage = TINY.lineage.model_copy(update={"model_sha256": digest})

@@ -1,0 +1,97 @@
+"""The serving graph: a trained network, its calibration and its OOD score as one ONNX graph."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import numpy as np
+import onnx
+from keras import ops
+from numpy.typing import NDArray
+
+from chestct.card import Scaling
+from chestct.engine import Scores
+from chestct.store import GRAPH
+from pipeline.core.errors import StageError
+from pipeline.core.params import Params
+from pipeline.graph.grey import fold_grey
+from pipeline.images.classes import CLASSES
+from pipeline.judging import ood
+from pipeline.judging.calibration import Calibration
+from pipeline.network.build import FEATURES, LOGITS, features_of
+
+OPSET: Final = 18
+OUTPUTS: Final = ("probabilities", "ood_score", "heatmaps")
+"""Names of the graph's outputs, as chestct.engine describes them. Its input is `pixels`."""
+
+
+class TrustHead(keras.layers.Layer):  # type: ignore[misc]
+    """Turns a feature map [N, h, w, F] into calibrated probabilities, OOD scores and class-activation maps.
+
+    The mean of a class's map plus its bias is the class's logit, so the maps cost nothing extra.
+    """
+
+    def __init__(self, head: keras.layers.Dense, scaling: Scaling, ood_score: ood.Score) -> None:
+        super().__init__(name="trust")
+        self._kernel, self._bias = head.get_weights()
+        self._scale, self._shift = np.array(scaling.scale, np.float32), np.array(scaling.shift, np.float32)
+        self._ood_score = ood_score
+
+    def call(self, maps: Any) -> tuple[Any, Any, Any]:
+        activations = ops.matmul(maps, self._kernel)
+        logits = ops.mean(activations, axis=(1, 2)) + self._bias
+        probabilities = ops.softmax(logits * self._scale + self._shift)
+        ood_score = self._ood_score(ops.mean(maps, axis=(1, 2)), ops)
+        return probabilities, ood_score, ops.transpose(activations, (0, 3, 1, 2))
+
+
+def serving_graph(
+    network: keras.Model,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    calibration: Calibration,
+    params: Params,
+) -> onnx.ModelProto:
+    """Return the float32 graph of `network`. Its OOD score is fitted on its training images [N, S, S, 1]."""
+    ood_score = ood.fit(params.evaluate.ood_score, features_of(network, pixels), labels, len(CLASSES))
+    return to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.scaling, ood_score))
+
+
+def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
+    """Export `network` up to its feature map, then `head`. The batch dimension is free."""
+    serving = keras.Model(network.input, head(network.get_layer(FEATURES).input))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, GRAPH)
+        signature = [keras.InputSpec(shape=network.input.shape, dtype="uint8", name="pixels")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # NumPy 2 warns about how Keras patches tf2onnx
+            serving.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=OPSET)
+        model = onnx.load(path)
+    _rename(model, {model.graph.input[0].name: "pixels"})
+    _rename(model, dict(zip([output.name for output in model.graph.output], OUTPUTS, strict=True)))
+    model = fold_grey(model)
+    model.doc_string = "chestct. Research and education only. Not a medical device."
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        for field in (node.input, node.output):
+            for index, name in enumerate(field):
+                field[index] = names.get(name, name)
+
+
+def check_logits(expected: NDArray[np.float32], scores: Scores, bias: NDArray[np.float32], tolerance: float) -> float:
+    """Return the largest difference between Keras' logits [N, classes] and those in the engine's `scores`.
+
+    Raises StageError (exit code 3) if it is above the tolerance.
+    """
+    difference = float(np.abs(scores.heatmaps.mean(axis=(2, 3)) + bias - expected).max())
+    if not difference <= tolerance:
+        raise StageError(f"the graph's logits differ from Keras' by {difference:.1e}, allowed is {tolerance:.1e}", 3)
+    return difference

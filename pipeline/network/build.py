@@ -1,0 +1,53 @@
+"""The network: a backbone, the global average of its feature map, dropout and one dense layer."""
+
+from typing import Final
+
+import keras
+import numpy as np
+from keras import layers
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.core.params import Params
+from pipeline.images.classes import CLASSES
+from pipeline.network.backbones import BACKBONES
+
+FEATURES: Final = "features"
+"""Name of the layer that averages the feature map. Its output is the features, float32 [N, F]."""
+LOGITS: Final = "logits"
+"""Name of the dense layer."""
+
+
+def build(params: Params) -> keras.Model:
+    """Build the network with a new head. It takes pixels uint8 [N, S, S, 1] and gives logits float32 [N, classes].
+
+    With pretrained weights the batch norms are frozen, because the data set is too small to learn them.
+
+    Raises StageError if the weights are missing or belong to another network.
+    """
+    choice = params.base_model
+    backbone = BACKBONES[choice.backbone]
+    weights = None if choice.weights == "none" else choice.weights
+    size = params.prepare.image_size
+
+    pixels = keras.Input((size, size, 1), dtype="uint8", name="pixels")
+    grey = layers.Rescaling(1.0, name="grey")(pixels)
+    channels = layers.Concatenate(name="channels")([grey, grey, grey])
+    scaled = layers.Rescaling(backbone.scale, backbone.offset, name="scaled")(channels)
+    maps = backbone.build(scaled, weights)
+    features = layers.GlobalAveragePooling2D(name=FEATURES)(maps)
+    dropped = layers.Dropout(choice.dropout, seed=params.seed, name="dropout")(features)
+    initial = keras.initializers.GlorotUniform(seed=params.seed)
+    logits = layers.Dense(len(CLASSES), kernel_initializer=initial, name=LOGITS)(dropped)
+    network = keras.Model(pixels, logits, name=choice.backbone)
+    if weights is not None:
+        for layer in network.layers:
+            layer.trainable = not isinstance(layer, layers.BatchNormalization)
+    return network
+
+
+def features_of(network: keras.Model, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float32]:
+    """Return the features [N, F] of pixels uint8 [N, S, S, 1]."""
+    extractor = keras.Model(network.input, network.get_layer(FEATURES).output)
+    starts = tqdm(range(0, len(pixels), batch_size), desc="features", unit="batch")
+    return np.concatenate([extractor.predict_on_batch(pixels[start : start + batch_size]) for start in starts])

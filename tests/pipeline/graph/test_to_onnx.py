@@ -1,0 +1,74 @@
+import numpy as np
+import onnx
+import pytest
+
+from chestct.card import Scaling
+from chestct.engine import Engine
+from pipeline.core.errors import StageError
+from pipeline.graph.rounding import check_probabilities, with_float16_weights
+from pipeline.graph.to_onnx import TrustHead, check_logits, to_onnx
+from pipeline.judging import ood
+from pipeline.network.build import FEATURES, LOGITS, build, features_of
+from tests.pipeline.conftest import small_params
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
+LABELS = np.arange(24) % 4
+SCALING = Scaling(method="vector", scale=(0.6, 0.5, 0.7, 0.6), shift=(0.1, 0.0, -0.2, 0.0))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small network, its trust head, and its graph before and after rounding."""
+    network = build(small_params())
+    features = features_of(network, PIXELS)
+    distance = ood.fit("mahalanobis", features, LABELS, 4)
+    head = TrustHead(network.get_layer(LOGITS), SCALING, distance)
+    exact = to_onnx(network, head)
+    folder = tmp_path_factory.mktemp("graphs")
+    onnx.save(exact, folder / "exact.onnx")
+    onnx.save(with_float16_weights(exact), folder / "rounded.onnx")
+    return network, distance, folder
+
+
+def test_the_graph_computes_what_keras_does(exported):
+    network, distance, folder = exported
+    scores = Engine(folder / "exact.onnx").infer(PIXELS)
+    logits = network.predict_on_batch(PIXELS)
+    bias = network.get_layer(LOGITS).get_weights()[1]
+    assert check_logits(logits, scores, bias, 1e-4) <= 1e-4
+    exponents = np.exp(SCALING.apply(logits))
+    softmax = exponents / exponents.sum(axis=1, keepdims=True)
+    assert scores.probabilities == pytest.approx(softmax, abs=1e-5)
+    assert scores.ood_score == pytest.approx(distance(features_of(network, PIXELS)), rel=1e-3)
+    maps = network.get_layer(FEATURES).input
+    assert scores.heatmaps.shape == (24, 4, *maps.shape[1:3])
+
+
+def test_the_graph_does_not_copy_the_grey_level(exported):
+    _, _, folder = exported
+    graph = onnx.load(folder / "exact.onnx").graph
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    kernel = next(tensor for tensor in graph.initializer if tensor.name == first.input[1])
+    assert kernel.dims[1] == 2
+
+
+def test_rounding_halves_the_kernels_and_moves_probabilities_little(exported):
+    _, _, folder = exported
+    exact, rounded = (Engine(folder / name).infer(PIXELS) for name in ("exact.onnx", "rounded.onnx"))
+    assert 0 < check_probabilities(exact, rounded, 0.01) <= 0.01
+    sizes = [(folder / name).stat().st_size for name in ("exact.onnx", "rounded.onnx")]
+    assert sizes[1] < 0.75 * sizes[0]
+
+
+def test_a_graph_that_predicts_otherwise_is_refused(exported):
+    network, _, folder = exported
+    scores = Engine(folder / "exact.onnx").infer(PIXELS)
+    bias = network.get_layer(LOGITS).get_weights()[1]
+    with pytest.raises(StageError, match="differ from Keras") as caught:
+        check_logits(network.predict_on_batch(PIXELS) + 1e-3, scores, bias, 1e-4)
+    assert caught.value.exit_code == 3
+    with pytest.raises(StageError, match="differ from Keras"):
+        check_logits(np.full((24, 4), np.nan, np.float32), scores, bias, 1e-4)
+    moved = scores._replace(probabilities=np.roll(scores.probabilities, 1, axis=1))
+    with pytest.raises(StageError, match="move a probability"):
+        check_probabilities(scores, moved, 0.01)

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from pipeline import trust
+from pipeline.core import paths
+from pipeline.judging import ood
+from pipeline.network.build import build, features_of
+from tests.pipeline.conftest import small_params
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
+LABELS = np.arange(24) % 4
+
+
+def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(workspace):
+    params = small_params(prepare__folds=3)
+    for path in (paths.POOL, paths.fold_model(0)):
+        path.parent.mkdir(parents=True)
+    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, clusters=np.arange(24))
+    network = build(params)
+    for fold in range(3):
+        network.save(paths.fold_model(fold))
+    trust.trust(params)
+    with np.load(paths.TRUST) as file:
+        arrays = dict(file)
+    assert arrays["changed_logits"].shape == (len(arrays["changes"]), 24, 4)
+    assert np.abs(arrays["changed_logits"] - network.predict_on_batch(PIXELS)).max() < 5
+    assert (arrays["changed_logits"] != 0).all(), "every fold filled in its images"
+    for name in ("in_body", "body_area", "random_heads"):
+        assert ((arrays[name] >= 0) & (arrays[name] <= 1)).all()
+    for kind in ood.KINDS:
+        assert (arrays[f"ood_{kind}"] != 0).all()
+        assert arrays[f"other_ood_{kind}"].shape == (3, len(arrays["other_groups"]))
+    features = features_of(network, PIXELS)
+    others = np.arange(24) % 3 != 0
+    score = ood.fit("neighbours", features[others], LABELS[others], 4)
+    assert arrays["ood_neighbours"][0] == pytest.approx(score(features[:1])[0], rel=1e-3, abs=1e-5)
