@@ -65,7 +65,7 @@ OWNERS = {
     "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py", "pipeline/judging/other_pictures.py"},
     "starlette": {f"serving/http/{name}.py" for name in HTTP},
-    "uvicorn": {"serving/http/connections.py", "serving/http/private_port.py"},
+    "uvicorn": {f"serving/http/{name}.py" for name in ("connection_closing", "connections", "private_port")},
     "prometheus_client": {"serving/telemetry/metrics.py"},
     "pydantic_settings": {"serving/settings.py"},
 }

@@ -1,4 +1,4 @@
-"""A least rate for bytes that move on a connection."""
+"""A least rate for the bytes that move on a connection."""
 
 import asyncio
 import math
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 
 class LeastRate:
-    """While started, looks at a count of bytes from time to time and ends what moves too slowly."""
+    """Compares a count of bytes at regular times, and calls `too_slow` if it grows too slowly."""
 
     def __init__(self, count: Callable[[], float], too_slow: Callable[[], object]) -> None:
-        """`count` gives the bytes moved so far, math.inf once there are no more to move."""
+        """`count` returns the number of bytes moved so far, and math.inf when no more are to move."""
         self._count = count
         self._too_slow = too_slow
         self._before = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.until = math.inf
-        """When it is too late however fast they move, on the event loop's clock."""
+        """Latest time (the event loop's clock), whatever the rate."""
 
     def start(self, pause: float, rate: float, until: float = math.inf) -> None:
-        """From now on expect `rate` bytes a second in each `pause` seconds."""
+        """From now on, expect `rate` bytes per second in each period of `pause` seconds."""
         self.stop()
         self.until = until
         self._look_later(pause, rate)

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.http import connections
+from serving.http import connection_limits
 from serving.http.connections import BoundedConnection
 from serving.http.request_recording import RequestRecording
 from tests.server import ROOT, needs_curl
@@ -276,7 +276,7 @@ def head(path: str = "/", method: str = "POST", **headers: str) -> bytes:
 
 
 def test_a_lingering_connection_ends_when_nothing_comes(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
+    monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
     with server.connect() as client:
         client.sendall(head("/close", Content_Length="1000") + b"some")
         assert read_all(client).endswith(b"refused")
@@ -285,7 +285,7 @@ def test_a_lingering_connection_ends_when_nothing_comes(server: Listening, monke
 
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
 def test_what_is_dropped_is_bounded(server: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(connections, "LINGER_BYTES", 100_000)
+    monkeypatch.setattr(connection_limits, "LINGER_BYTES", 100_000)
     with server.connect() as client:
         client.sendall(head(path, Content_Length="10000000000"))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
@@ -297,8 +297,8 @@ def test_what_is_dropped_is_bounded(server: Listening, monkeypatch: pytest.Monke
 def test_what_is_dropped_is_bounded_in_time_a_trickle_more_so(
     server: Listening, monkeypatch: pytest.MonkeyPatch, path: str, seconds: float, piece: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "LINGER_SECONDS", seconds)
-    monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
+    monkeypatch.setattr(connection_limits, "LINGER_SECONDS", seconds)
+    monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
     with server.connect() as client:
         client.sendall(head(path, Content_Length="10000000000"))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
@@ -306,7 +306,7 @@ def test_what_is_dropped_is_bounded_in_time_a_trickle_more_so(
 
 
 def test_so_many_linger_at_once(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGERING", 2)
+    monkeypatch.setattr(connection_limits, "LINGERING", 2)
     with contextlib.ExitStack() as open_connections:
         for _ in range(6):
             client = open_connections.enter_context(server.connect())
@@ -329,7 +329,7 @@ def test_the_connection_of_an_unread_body_serves_the_next_request(server: Listen
 
 
 def test_an_unread_body_that_stalls_ends_its_connection(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGER_PAUSE", 0.05)
+    monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
     assert ask(server, head("/refuse", Content_Length="1000") + b"some").endswith(b"refused")
 
 
@@ -364,7 +364,7 @@ def test_http_1_0_is_not_told_to_go_on(server: Listening) -> None:
 
 @pytest.mark.parametrize("before", [b"", head(method="GET")])
 def test_a_connection_that_says_nothing_ends(server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.5)
     with listening() as running:
         running.server.config.timeout_keep_alive = 0.1  # type: ignore[assignment] # seconds
         answer = ask(running, before)
@@ -376,7 +376,7 @@ def test_a_connection_that_says_nothing_ends(server: Listening, monkeypatch: pyt
 def test_a_head_that_stays_half_sent_is_refused(
     server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes, sent: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.5)
     with server.connect() as client:
         if before:
             client.sendall(before)
@@ -386,7 +386,7 @@ def test_a_head_that_stays_half_sent_is_refused(
 
 
 def test_a_head_that_trickles_is_refused(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.5)
     parts = [b"POST / HTTP/1.1\r\n", *[b"a: b\r\n"] * 200]
     assert error_of(ask(server, *parts, pause=0.01)) == (408, "head_timeout")
 
@@ -506,13 +506,13 @@ def test_pipelined_requests_are_answered_in_order_and_bounded(server: Listening)
         while came.count(b"HTTP/1.1 200") < 3 or not came.endswith(b"333"):
             came += client.recv(65536)
         assert came.index(b"\r\n\r\n1") < came.index(b"\r\n\r\n22") < came.index(b"\r\n\r\n333")
-    answer = ask(server, requests_of(*range(2 * connections.PIPELINED)))
+    answer = ask(server, requests_of(*range(2 * connection_limits.PIPELINED)))
     assert answer.startswith(b"HTTP/1.1 200 ")
-    assert answer.count(b"HTTP/1.1") <= connections.PIPELINED + 1
+    assert answer.count(b"HTTP/1.1") <= connection_limits.PIPELINED + 1
 
 
 def test_an_answer_that_nobody_reads_is_given_up(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "WRITE_PAUSE", 0.1)
+    monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 0.1)
     with server.connect() as client:
         client.sendall(head("/large", "GET"))
         assert client.recv(1)
@@ -520,7 +520,7 @@ def test_an_answer_that_nobody_reads_is_given_up(server: Listening, monkeypatch:
 
 
 def test_pipelined_answers_that_nobody_reads_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "WRITE_PAUSE", 0.1)
+    monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 0.1)
     with listening() as running, running.connect() as client:
         client.sendall(head("/large", "GET") * 3)
         assert client.recv(1)
@@ -528,7 +528,7 @@ def test_pipelined_answers_that_nobody_reads_are_given_up(monkeypatch: pytest.Mo
 
 
 def test_an_answer_that_is_read_slowly_arrives(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "WRITE_PAUSE", 1)
+    monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 1)
     with server.connect() as client:
         client.sendall(head("/large", "GET", Connection="close"))
         came = 0
@@ -558,7 +558,7 @@ def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
 
 @pytest.mark.parametrize("requests_before", [0, 2])
 def test_who_only_ends_its_own_side_gets_its_answers(monkeypatch: pytest.MonkeyPatch, requests_before: int) -> None:
-    monkeypatch.setattr(connections, "HALF_CLOSE", SECONDS)
+    monkeypatch.setattr(connection_limits, "HALF_CLOSE", SECONDS)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await Request(scope, receive).body()
@@ -588,7 +588,7 @@ def test_who_ends_the_connection_later_or_in_a_request_has_hung_up(monkeypatch: 
         with running.connect() as client:
             client.sendall(head(Content_Length="4") + b"bo")
         assert gone.acquire(timeout=SECONDS)
-        monkeypatch.setattr(connections, "HALF_CLOSE", -1)
+        monkeypatch.setattr(connection_limits, "HALF_CLOSE", -1)
         for waiting in (0, 2):
             with running.connect() as client:
                 client.sendall((head(Content_Length="4") + b"body") * (1 + waiting))
