@@ -167,12 +167,12 @@ class Fold(Frozen):
     macro_f1: Probability
 
 
-class Others(Frozen):
-    """What became of pictures of one kind that are no chest-CT slice, or one shown wrongly."""
+class OtherPictures(Frozen):
+    """Rejections of one group of pictures that are not chest CT, or are chest CT shown wrongly."""
 
     images: int
     rejected_by: dict[str, Probability]
-    """Share that each score for being unlike the training images would reject alone, at its limit."""
+    """Share that each OOD score alone would reject, at its own limit."""
     rejected: Probability
     """Share answered `reject`, by the score that serves or by a rule on the input."""
 
@@ -246,7 +246,7 @@ class ModelCard(Frozen):
     """Accuracy and macro F1, out-of-fold, of ways to answer without this network."""
     checks: dict[str, Estimate]
     """How often small changes flip the label, and how the heat maps did in tests; out-of-fold."""
-    others: dict[str, Others]
+    others: dict[str, OtherPictures]
     """By the kind of picture."""
     ood_scores: ScoreCounts | None = None
     """None in cards from before it was recorded."""

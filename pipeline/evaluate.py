@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from chestct.card import Fold, Others
+from chestct.card import Fold, OtherPictures
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
-from pipeline.images.input_facts import read_facts
+from pipeline.images import input_facts
 from pipeline.judging import baselines, rejection
 from pipeline.judging.calibration import METHODS, Calibration, OutOfFold, Scored, cross_fit, cross_fitted_loss, fit
 from pipeline.judging.metrics import Evaluation, write_key_figures
@@ -25,7 +25,7 @@ from pipeline.judging.thresholds import mean_costs
 
 
 def evaluate(params: Params) -> None:
-    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OTHERS, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
+    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OTHER_PICTURES, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
 
     Raises StageError (exit code 3) if a rule on the input rejects more chest CT than `ood_false_rejection` allows.
     """
@@ -33,7 +33,7 @@ def evaluate(params: Params) -> None:
     with np.load(paths.OUT_OF_FOLD) as file:
         logits, labels, folds, clusters = (file[name] for name in ("logits", "labels", "folds", "clusters"))
     with np.load(paths.POOL) as file, np.load(paths.FACTS) as measured, np.load(paths.FEATURES) as cached:
-        pixels, facts, features = file["pixels"], read_facts(measured), cached["features"]
+        pixels, facts, features = file["pixels"], input_facts.from_arrays(measured), cached["features"]
     with np.load(paths.TRUST) as file:
         trust = dict(file)
     scored = Scored(logits.astype(np.float64), trust[f"ood_{wanted.ood_score}"], labels, facts)
@@ -68,7 +68,7 @@ def evaluate(params: Params) -> None:
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     write_key_figures("out_of_fold", evaluation.key_figures())
-    paths.OTHERS.write_bytes(TypeAdapter(dict[str, Others]).dump_json(card.others, indent=1) + b"\n")
+    paths.OTHER_PICTURES.write_bytes(TypeAdapter(dict[str, OtherPictures]).dump_json(card.others, indent=1) + b"\n")
     paths.OUT_OF_FOLD_CARD.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)

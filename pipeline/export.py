@@ -28,8 +28,8 @@ from pipeline.core.params import Params
 from pipeline.graph import rounding_cost
 from pipeline.graph.rounding import check_probabilities, round_weights, spread
 from pipeline.graph.to_onnx import check_logits, serving_graph
+from pipeline.images import input_facts
 from pipeline.images.classes import CLASSES, NORMAL, TITLES
-from pipeline.images.input_facts import read_facts
 from pipeline.judging.calibration import Calibration, OutOfFold
 from pipeline.network.build import LOGITS
 
@@ -55,7 +55,7 @@ def export(params: Params) -> None:
     wanted = params.export
     network = keras.models.load_model(paths.FINAL_MODEL, compile=False)
     with np.load(paths.POOL) as pool, np.load(paths.FACTS) as measured:
-        pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], read_facts(measured)
+        pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], input_facts.from_arrays(measured)
     calibration = Calibration.read(paths.CALIBRATION)
 
     paths.RELEASE.mkdir(parents=True, exist_ok=True)

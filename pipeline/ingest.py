@@ -1,4 +1,4 @@
-"""Fetch the images into data/raw, in Kaggle's layout, and write the manifest of every file."""
+"""Stage ingest: copies the images to data/raw, in Kaggle's layout, and writes the manifest of all files."""
 
 import shutil
 import tempfile
@@ -22,7 +22,7 @@ from pipeline.images.phantoms import draw_phantoms
 
 DATA_SET: Final = "mohamedhanyyy/chest-ctscan-images"
 STALL_SECONDS: Final = 60.0
-"""A download that writes nothing for so long has failed: kagglehub itself sets no limit on silence."""
+"""A download that writes nothing for this long has failed. kagglehub sets no such limit."""
 
 _WAYS_OUT: Final = (
     "give this machine access to Kaggle, or `make train DATA=folder` for a local copy, or `make demo` for phantoms"
@@ -30,10 +30,10 @@ _WAYS_OUT: Final = (
 
 
 def ingest(params: Params) -> None:
-    """Bring data.source to data/raw and data/manifest.json; where nothing changed, leave both as they are.
+    """Write data/raw and data/manifest.json from data.source, unless both are up to date.
 
-    What the source holds beside them is named, by reason, in LEFT_OUT and on the last line. Raises DataError, and then
-    data/raw and the manifest are as before.
+    LEFT_OUT and the last line of the output name the entries that are left out. Raises DataError if the images can't be
+    fetched, listed or copied; data/raw and the manifest then stay as they were.
     """
     try:
         folder = _find_source(params.data)
@@ -44,7 +44,7 @@ def ingest(params: Params) -> None:
                 draw_phantoms(folder, params.data.phantoms, params.seed)
             listing = list_source(folder)
             listing.write()
-            require_data_set(listing, folder, params.data.max_left_out)
+            require_data_set(listing, params.data.max_left_out)
             manifest = Manifest.of(params.data.source, listing.images)
             unchanged = _is_current(manifest)
             if not unchanged:
@@ -57,7 +57,7 @@ def ingest(params: Params) -> None:
 
 
 def _find_source(data: Data) -> Path | None:
-    """The folder that holds the splits; None where they have to be drawn."""
+    """The folder that holds the splits, or None if they have to be drawn."""
     match data.source:
         case "kaggle":
             return _find_splits(_download())
@@ -68,13 +68,13 @@ def _find_source(data: Data) -> Path | None:
 
 
 def _download() -> Path:
-    """Kaggle's data set, from kagglehub's own cache where it is there already. Raises DataError."""
+    """Download Kaggle's data set, or find it in kagglehub's cache. Raises DataError if it can't be downloaded."""
     outcome: Future[str] = Future()
 
     def fetch() -> None:
         try:
             outcome.set_result(kagglehub.dataset_download(DATA_SET))
-        except Exception as error:  # noqa: BLE001 - handed over; whatever goes wrong, the way out is the same
+        except Exception as error:  # noqa: BLE001 - raised below as DataError
             outcome.set_exception(error)
 
     thread = threading.Thread(target=fetch, daemon=True)  # a stalled download must not keep the process alive
@@ -105,7 +105,7 @@ def _local_folder(path: Path | None) -> Path:
 
 
 def _find_splits(root: Path) -> Path:
-    """`root`, or the folder up to two levels below it, that holds the splits (Kaggle's archive has them in Data/)."""
+    """Find the folder with the splits: `root` or a folder up to two levels below it, as in Kaggle's archive (Data/)."""
     for folder in (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))):
         if (folder / "train").is_dir():
             return folder
@@ -113,7 +113,7 @@ def _find_splits(root: Path) -> Path:
 
 
 def _is_current(manifest: Manifest) -> bool:
-    """data/raw holds exactly these files already."""
+    """Whether data/raw already holds exactly these files."""
     try:
         if Manifest.read() != manifest:
             return False
@@ -125,7 +125,7 @@ def _is_current(manifest: Manifest) -> bool:
 
 
 def _replace_raw(images: Mapping[str, Path], scratch: Path) -> None:
-    """Copy to `scratch` first, so that data/raw changes only when everything is there."""
+    """Copy the images to `scratch` first, so that data/raw is replaced only by a complete copy."""
     new, old = scratch / "new", scratch / "old"
     for name, path in tqdm(images.items(), desc="copying", unit="file"):
         (new / name).parent.mkdir(parents=True, exist_ok=True)

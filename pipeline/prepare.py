@@ -1,4 +1,4 @@
-"""Audit the images, collapse copies, group look-alikes, make folds, and decode once to the arrays the model learns."""
+"""Stage prepare: decodes and audits the images, drops duplicates, and divides train and valid into folds."""
 
 import json
 from collections import Counter
@@ -12,22 +12,21 @@ from chestct.card import InputSpec
 from pipeline.core import paths, runner
 from pipeline.core.errors import DataError
 from pipeline.core.params import Params
-from pipeline.images import audit, contact_sheet
-from pipeline.images.audit import Findings
+from pipeline.images import audit, contact_sheet, input_facts
+from pipeline.images.audit import Findings, Pair
 from pipeline.images.classes import CLASSES
 from pipeline.images.contact_sheet import Section
 from pipeline.images.duplicates import cluster
 from pipeline.images.folds import make_folds
-from pipeline.images.input_facts import facts_arrays
 from pipeline.images.listing import name_some
 from pipeline.images.manifest import Manifest
 from pipeline.images.slices import Slice, read_slices
 
 
 def prepare(params: Params) -> None:
-    """data/raw to pool.npz (train and valid, with folds), test.npz, audit.json and the contact sheet.
+    """Write POOL and FACTS (train and valid, with folds), TEST, AUDIT and CONTACT_SHEET from data/raw.
 
-    Raises DataError where data/raw is not what the manifest says, a class has too few images for the folds, or more
+    Raises DataError if data/raw is not what the manifest says, if a class has too few images for the folds, or if more
     than data.max_left_out of the images can't be read.
     """
     manifest = Manifest.read()
@@ -51,12 +50,16 @@ def prepare(params: Params) -> None:
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)
     np.savez(paths.POOL, **_arrays(pool), folds=folds, clusters=clusters)
-    # Apart from what train reads: a new fact is no reason to train anew.
-    np.savez(paths.FACTS, **facts_arrays([item.facts for item in pool]))
-    with_twin = {pair.one.file.path for pair in findings.twins}
-    twins = np.array([item.file.path in with_twin for item in test])
-    facts = facts_arrays([item.facts for item in test])
-    np.savez(paths.TEST, **_arrays(test), **facts, twins=twins, clusters=test_clusters)
+    # Stage train does not read the facts, so a new fact does not start a new training.
+    np.savez(paths.FACTS, **input_facts.to_arrays([item.facts for item in pool]))
+    with_duplicate = {pair.one.file.path for pair in findings.test_duplicates}
+    np.savez(
+        paths.TEST,
+        **_arrays(test),
+        **input_facts.to_arrays([item.facts for item in test]),
+        twins=np.array([item.file.path in with_duplicate for item in test]),
+        clusters=test_clusters,
+    )
     described = audit.describe(slices, unreadable, findings, clusters, folds)
     lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")
@@ -65,11 +68,12 @@ def prepare(params: Params) -> None:
         f"Audit of {len(slices)} images ({manifest.source}, data digest {manifest.digest[:12]})",
         paths.CONTACT_SHEET,
     )
-    near = sum(not pair.exact for pair in findings.twins)
+    near = sum(not pair.exact for pair in findings.test_duplicates)
     print(
         f"prepare: {len(pool)} images in {folds.max() + 1} folds and {clusters.max() + 1} clusters, {len(test)} in test"
-        f" ({len(findings.twins)} twins, {near} of them near); {len(unreadable)} unreadable, {len(findings.copies)}"
-        f" with copies, {len(findings.conflicts)} with several labels; see {paths.CONTACT_SHEET}"
+        f" ({len(findings.test_duplicates)} of them duplicates of train or valid, {near} near); {len(unreadable)}"
+        f" unreadable, {len(findings.exact_duplicates)} with exact duplicates, {len(findings.label_conflicts)} with"
+        f" several labels; see {paths.CONTACT_SHEET}"
     )
 
 
@@ -90,21 +94,22 @@ def _arrays(slices: Sequence[Slice]) -> dict[str, Any]:
 
 
 def _sections(findings: Findings, clusters: NDArray[np.int64]) -> list[Section]:
-    """What the contact sheet shows, the worst first."""
+    """The sections of the contact sheet, the worst faults first."""
     groups = audit.clusters_of(findings.pool, clusters)
-    twins = sorted(findings.twins, key=lambda pair: pair.exact)
+    test_duplicates = sorted(findings.test_duplicates, key=lambda pair: pair.exact)
     return [
-        Section("One picture under several labels, left out", findings.conflicts),
-        Section("Test images and their twin in train or valid, near ones first", [pair[:2] for pair in twins]),
-        Section(
-            "Test images without a twin and what they look like in train or valid",
-            [pair[:2] for pair in findings.look_alikes],
-        ),
+        Section("One picture under several labels, left out", findings.label_conflicts),
+        Section("Test images with a duplicate in train or valid, near ones first", _images(test_duplicates)),
+        Section("Test images without one that look like train or valid", _images(findings.test_look_alikes)),
         Section("Look-alikes under several labels", [g for g in groups if len({item.label for item in g}) > 1]),
-        Section("Near duplicates: one picture marked, scaled or encoded anew", [pair[:2] for pair in findings.near]),
-        Section("Clusters of look-alikes, the largest, each kept in one fold", groups),
-        Section("Files in train and valid that show one picture, collapsed to the first", findings.copies),
+        Section("Near duplicates: marked, scaled or encoded again", _images(findings.near_duplicates)),
+        Section("Clusters of look-alikes, the largest first; each stays in one fold", groups),
+        Section("Exact duplicates in train and valid; only the first is kept", findings.exact_duplicates),
     ]
+
+
+def _images(pairs: Sequence[Pair]) -> list[tuple[Slice, Slice]]:
+    return [(pair.one, pair.other) for pair in pairs]
 
 
 def main() -> None:

@@ -1,18 +1,19 @@
-"""Stage report: the released graph on the test folder, as the service would answer.
+"""Stage report: measures the released graph on the test folder, answering as the service would.
 
-The only place that opens the test images. Each opening adds a line to TEST_OPENINGS, since a test set that is looked at
-often, and acted upon, is no test any more. Figures are given for all images and for those without twins in train or
-valid; only the latter say how the model does on what it has not seen. That they have none is compared here once more,
-pixels with pixels, before there is any figure. Intervals resample whole clusters of look-alikes, as out-of-fold.
+Only this stage measures on the test images. Each opening adds a line to TEST_OPENINGS, because a test set that is often
+opened to choose a model no longer tests it. The figures are given for all images and for those without a duplicate in
+train or valid. Only the latter measure new images, so this stage first looks for duplicates again. Intervals come from
+resampling whole clusters of look-alikes, as out-of-fold.
 
-It is also the stage that records: graph, card, figures, parameters and audit go into the MLflow run together, from here
-alone. DVC never takes this stage from its run cache, as it may those before it, so the run holds what lies here.
+This stage alone records the graph, card, figures, parameters and audit, all in one MLflow run. DVC never takes it from
+its run cache, as it may the stages before it, so the run holds exactly these files.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
 from pipeline.core.params import Params
-from pipeline.images.duplicates import require_no_twins
-from pipeline.images.input_facts import read_facts
+from pipeline.images import input_facts
+from pipeline.images.duplicates import require_no_duplicates
 from pipeline.judging.calibration import answer
 from pipeline.judging.metrics import Evaluation, write_key_figures
 
@@ -31,32 +32,32 @@ class Reported(Frozen):
     """TEST_METRICS."""
 
     model_sha256: str
-    """Of the graph that answered."""
+    """Digest of the graph that answered."""
     metrics: dict[str, Metrics]
-    """`test`, and `test_without_twins` where there are such images."""
+    """`test`, and `test_without_twins` if there are test images without a duplicate."""
 
 
 def report(params: Params) -> None:
-    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, log all but the training, finish the run.
+    """Write TEST_METRICS, KEY_FIGURES and TEST_PLOTS, add to TEST_OPENINGS, and record all in the MLflow run.
 
-    Raises DataError, before anything is counted or written, where an image counted as without a twin has one.
+    Raises DataError, before anything is counted or written, if an image listed without a duplicate has one.
     """
     graph = paths.RELEASE / GRAPH
     card = ModelCard.read(paths.RELEASE / CARD)
     with np.load(paths.TEST) as file:
-        pixels, labels, alone, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
-        clusters, facts = file["clusters"], read_facts(file)
+        pixels, labels, unseen, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
+        clusters, facts = file["clusters"], input_facts.from_arrays(file)
     with np.load(paths.POOL) as file:
         correlation = params.prepare.duplicate_correlation
-        require_no_twins(pixels[alone], names[alone], file["pixels"], file["paths"], correlation)
+        require_no_duplicates(pixels[unseen], names[unseen], file["pixels"], file["paths"], correlation)
     digest = hashlib.sha256(graph.read_bytes()).hexdigest()
-    _count_opening(card.lineage, digest, len(labels), int(alone.sum()))
+    _count_opening(card.lineage, digest, len(labels), int(unseen.sum()))
 
     engine = Engine(graph, bfloat16=card.bfloat16 is not None, recheck=card.thresholds.refer_margin)
     scores = engine.infer(pixels)
     splits = {
-        "test": (np.ones_like(alone), "test folder, all images"),
-        "test_without_twins": (alone, "test folder, without images that stand in train or valid"),
+        "test": (np.ones_like(unseen), "test folder, all images"),
+        "test_without_twins": (unseen, "test folder, without images that stand in train or valid"),
     }
     metrics: dict[str, Metrics] = {}
     figures = {"out_of_fold": _out_of_fold(card)}
@@ -81,10 +82,17 @@ def report(params: Params) -> None:
     reported = Reported(model_sha256=digest, metrics=metrics)
     paths.TEST_METRICS.write_text(reported.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
-    run_id = card.lineage.run_id
+    _record(card.lineage.run_id, graph, figures)
+    tracking.log_model(card.lineage.run_id, graph, pixels[:1], engine.infer(pixels[:1])._asdict())
+    tracking.log_artifact(card.lineage.run_id, paths.RELEASE, "release")
+    tracking.finish_run(card.lineage.run_id, "FINISHED")
+
+
+def _record(run_id: str, graph: Path, figures: Mapping[str, Mapping[str, Estimate]]) -> None:
+    """Reopen the MLflow run and log the figures of each split and the files of this and earlier stages."""
     tracking.reopen_run(run_id)
     if paths.HISTORY.exists():
-        tracking.log_training(run_id, paths.HISTORY)  # where MLflow did not answer when the training ended
+        tracking.log_training(run_id, paths.HISTORY)  # if MLflow did not answer when the training ended
     tracking.log_metrics(run_id, {tracking.SIZE: graph.stat().st_size / 1e6})
     for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
         tracking.log_artifact(run_id, path)
@@ -94,13 +102,10 @@ def report(params: Params) -> None:
     tracking.log_artifact(run_id, paths.QUANTISATION, "reports")
     tracking.log_artifact(run_id, paths.TEST_METRICS, "reports")
     tracking.log_artifact(run_id, paths.TEST_PLOTS, "reports/test")
-    tracking.log_model(run_id, graph, pixels[:1], engine.infer(pixels[:1])._asdict())
-    tracking.log_artifact(run_id, paths.RELEASE, "release")
-    tracking.finish_run(run_id, "FINISHED")
 
 
 def _out_of_fold(card: ModelCard) -> dict[str, Estimate]:
-    """The card's own figures, so that a run is never chosen by another graph's."""
+    """The out-of-fold figures of the card, so that a run always has the figures of its own graph."""
     found = card.metrics["out_of_fold"]
     whole = {name: getattr(found, name) for name, field in Metrics.model_fields.items() if field.annotation is Estimate}
     by_class = {
@@ -120,7 +125,7 @@ def _numbers(prefix: str, figures: Mapping[str, Estimate]) -> dict[str, float]:
     }
 
 
-def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_twins: int) -> None:
+def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_duplicate: int) -> None:
     paths.TEST_OPENINGS.parent.mkdir(parents=True, exist_ok=True)
     before = 0
     if paths.TEST_OPENINGS.exists():
@@ -132,7 +137,7 @@ def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_twi
         "data_source": lineage.data_source,
         "data_digest": lineage.data_digest,
         "images": images,
-        "images_without_twins": without_twins,
+        "images_without_twins": without_duplicate,
     }
     with paths.TEST_OPENINGS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -15,8 +15,8 @@ from chestct.card import InputSpec
 from chestct.image import decode
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
+from pipeline.images import input_facts
 from pipeline.images.classes import CLASSES
-from pipeline.images.input_facts import facts_arrays
 from pipeline.judging import ood
 from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
 from pipeline.judging.other_pictures import draw_other_pictures
@@ -80,7 +80,7 @@ def trust(params: Params) -> None:
         "other_groups": np.array([group for group, _ in drawn]),
         **{f"ood_{kind}": np.zeros(len(labels), np.float32) for kind in ood.KINDS},
         **{f"other_ood_{kind}": np.zeros((params.prepare.folds, len(drawn)), np.float32) for kind in ood.KINDS},
-        **facts_arrays([picture.facts for picture in pictures]),
+        **input_facts.to_arrays([picture.facts for picture in pictures]),
     }
     for fold in range(params.prepare.folds):
         network, held_out = Trained.load(fold), folds == fold

@@ -45,7 +45,7 @@ class Prepare(Frozen):
     cluster_correlation: Fraction
     """Images whose 64 x 64 thumbnails correlate by this or more never stand in different folds."""
     duplicate_correlation: Fraction
-    """Images whose thumbnails correlate by this or more show one picture: a test image is then a twin."""
+    """Images whose thumbnails correlate by this or more are duplicates."""
 
     @field_validator("duplicate_correlation")
     @classmethod

@@ -1,1 +1,1 @@
-"""The data set: its files, classes, duplicates and look-alikes, and drawn phantoms."""
+"""The data set: its files, classes, duplicates, clusters of look-alikes and folds, and drawn phantoms."""

@@ -1,12 +1,12 @@
-"""What is wrong with a data set: the same picture twice, on both sides of a split or under two labels, and shortcuts.
+"""Audits a data set: duplicates, label conflicts, test images that were trained on, and shortcuts to the class.
 
-`find` sorts the images by it, `describe` puts it into numbers. Finding reads the test images' pixels, to say which of
-them stand in train or valid; nothing else of them is looked at.
+`find` sorts the images, and `describe` turns the findings into numbers. `find` compares the pixels of the test images
+with those of train and valid. Nothing else uses the test images here.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from pipeline.images.classes import CLASSES, NORMAL
-from pipeline.images.duplicates import find_twins, thumbnails
+from pipeline.images.duplicates import find_duplicates, thumbnails
 from pipeline.images.manifest import SPLITS
 from pipeline.images.slices import Slice, grey_levels
 
@@ -26,7 +26,7 @@ _SUFFIXES: Final = {"PNG": {".png"}, "JPEG": {".jpg", ".jpeg"}}
 
 
 class Pair(NamedTuple):
-    """Two files, and the correlation of their thumbnails."""
+    """Two files and the correlation of their thumbnails."""
 
     one: Slice
     other: Slice
@@ -34,33 +34,38 @@ class Pair(NamedTuple):
 
     @property
     def paths(self) -> list[str]:
-        return [self.one.file.path, self.other.file.path]
+        return _paths(self[:2])
 
     @property
     def exact(self) -> bool:
         return self.one.identity == self.other.identity
 
+    @property
+    def conflict(self) -> bool:
+        """Whether the two files have different labels."""
+        return self.one.label != self.other.label
+
 
 class Findings(NamedTuple):
-    """The images by what is to become of them."""
+    """The images of a data set, sorted by how they are used, and its faults."""
 
     pool: list[Slice]
-    """Train and valid: one of each picture, none with two labels."""
+    """The images of train and valid, without exact duplicates and label conflicts."""
     test: list[Slice]
-    copies: list[list[Slice]]
-    """Files in train and valid that show one picture, pixel for pixel, the kept one first."""
-    conflicts: list[list[Slice]]
-    """Files in train and valid that show one picture, pixel for pixel, under several labels; all left out."""
+    exact_duplicates: list[list[Slice]]
+    """Groups of exact duplicates in train and valid with one label. The first of each group is in the pool."""
+    label_conflicts: list[list[Slice]]
+    """Groups of exact duplicates in train and valid with several labels. None of them is in the pool."""
     duplicates: list[Pair]
-    """Every two files that show the same picture, exactly or nearly, in whatever splits."""
-    twins: list[Pair]
-    """An image of test, and the image of train or valid that shows the same picture."""
-    look_alikes: list[Pair]
-    """An image of test without a twin, and the image of train or valid of which it would be in one cluster."""
+    """Every two files, in any splits, that are exact or near duplicates."""
+    test_duplicates: list[Pair]
+    """Test images that have an exact or near duplicate in train or valid, each with that duplicate."""
+    test_look_alikes: list[Pair]
+    """Test images without a duplicate that look like an image of train or valid, each with that image."""
 
     @property
-    def near(self) -> list[Pair]:
-        """The duplicates that are not equal, one for each two pictures, however many files show them."""
+    def near_duplicates(self) -> list[Pair]:
+        """One pair of files for every two pictures that are near duplicates."""
         first: dict[frozenset[bytes], Pair] = {}
         for pair in self.duplicates:
             if not pair.exact:
@@ -69,21 +74,21 @@ class Findings(NamedTuple):
 
 
 def find(slices: Sequence[Slice], *, duplicate: float, look_alike: float) -> Findings:
-    """Sort the images; from the correlations `duplicate` and `look_alike` on, two show one picture or one scan."""
+    """Sort the images. `duplicate` and `look_alike` are the lowest thumbnail correlations of each kind of pair."""
     groups: dict[bytes, list[Slice]] = {}
     for item in slices:
         if item.file.split != "test":
             groups.setdefault(item.identity, []).append(item)
-    kept = [group for group in groups.values() if len({item.label for item in group}) == 1]
-    twins, look_alikes = _compare_test(slices, duplicate, look_alike)
+    kept = [group for group in groups.values() if not _several_labels(group)]
+    test_duplicates, test_look_alikes = _compare_test(slices, duplicate, look_alike)
     return Findings(
         pool=[group[0] for group in kept],
         test=[item for item in slices if item.file.split == "test"],
-        copies=[group for group in kept if len(group) > 1],
-        conflicts=[group for group in groups.values() if len({item.label for item in group}) > 1],
-        duplicates=_find_duplicates(slices, duplicate),
-        twins=twins,
-        look_alikes=look_alikes,
+        exact_duplicates=[group for group in kept if len(group) > 1],
+        label_conflicts=[group for group in groups.values() if _several_labels(group)],
+        duplicates=_find_pairs(slices, duplicate),
+        test_duplicates=test_duplicates,
+        test_look_alikes=test_look_alikes,
     )
 
 
@@ -94,8 +99,9 @@ def describe(
     clusters: NDArray[np.int64],
     folds: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """The audit as JSON takes it; `clusters` and `folds` int64 [N] are those of `findings.pool`."""
-    pool, twins = findings.pool, findings.twins
+    """The audit in JSON's types. `clusters` and `folds` int64 [N] are those of `findings.pool`."""
+    pool, test_duplicates = findings.pool, findings.test_duplicates
+    near_duplicates = findings.near_duplicates
     return {
         "images": {part: per_class(item for item in slices if item.file.split == part) for part in SPLITS},
         "pool": per_class(pool),
@@ -108,20 +114,20 @@ def describe(
         "width": _range(item.width for item in slices),
         "height": _range(item.height for item in slices),
         "unreadable": dict(unreadable),
-        "copies": [_paths(group) for group in findings.copies],
-        "conflicts": [_paths(group) for group in findings.conflicts],
+        "copies": [_paths(group) for group in findings.exact_duplicates],
+        "conflicts": [_paths(group) for group in findings.label_conflicts],
         "duplicate_pairs": {
             "exact": _count_pairs(pair for pair in findings.duplicates if pair.exact),
             "near": _count_pairs(pair for pair in findings.duplicates if not pair.exact),
         },
-        "near_duplicates": [_in_words(pair) for pair in findings.near],
-        "near_conflicts": [pair.paths for pair in findings.near if pair.one.label != pair.other.label],
-        "twins_per_class": per_class(pair.one for pair in twins),
-        "twins": dict(pair.paths for pair in twins if pair.exact),
-        "near_twins": [_in_words(pair) for pair in twins if not pair.exact],
-        "twins_with_another_label": [pair.paths for pair in twins if pair.one.label != pair.other.label],
-        "test_look_alikes": [_in_words(pair) for pair in findings.look_alikes],
-        **_describe_clusters(pool, clusters),
+        "near_duplicates": [_with_correlation(pair) for pair in near_duplicates],
+        "near_conflicts": [pair.paths for pair in near_duplicates if pair.conflict],
+        "twins_per_class": per_class(pair.one for pair in test_duplicates),
+        "twins": dict(pair.paths for pair in test_duplicates if pair.exact),
+        "near_twins": [_with_correlation(pair) for pair in test_duplicates if not pair.exact],
+        "twins_with_another_label": [pair.paths for pair in test_duplicates if pair.conflict],
+        "test_look_alikes": [_with_correlation(pair) for pair in findings.test_look_alikes],
+        "clusters": _describe_clusters(pool, clusters),
         "folds": {
             str(fold): per_class(pool[int(index)] for index in np.flatnonzero(folds == fold))
             for fold in np.unique(folds)
@@ -131,11 +137,22 @@ def describe(
 
 
 def per_class(slices: Iterable[Slice]) -> dict[str, int]:
+    """The number of images of each class, by its name."""
     counts = Counter(item.label for item in slices)
     return {name: counts[label] for label, name in enumerate(CLASSES)}
 
 
-def _find_duplicates(slices: Sequence[Slice], correlation: float) -> list[Pair]:
+def clusters_of(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> list[list[Slice]]:
+    """The images of each cluster of two or more, the largest cluster first; `clusters` int64 [N]."""
+    groups = [[pool[int(index)] for index in np.flatnonzero(clusters == each)] for each in np.unique(clusters)]
+    return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
+
+
+def _several_labels(group: Sequence[Slice]) -> bool:
+    return len({item.label for item in group}) > 1
+
+
+def _find_pairs(slices: Sequence[Slice], correlation: float) -> list[Pair]:
     vectors = thumbnails(np.stack([item.pixels for item in slices]))
     likeness = vectors @ vectors.T
     alike = {(int(a), int(b)) for a, b in np.argwhere(np.triu(likeness >= correlation, 1))}
@@ -147,63 +164,54 @@ def _find_duplicates(slices: Sequence[Slice], correlation: float) -> list[Pair]:
 
 
 def _compare_test(slices: Sequence[Slice], duplicate: float, look_alike: float) -> tuple[list[Pair], list[Pair]]:
-    """The twins and the look-alikes of Findings."""
+    """The test_duplicates and the test_look_alikes of Findings."""
     test = [item for item in slices if item.file.split == "test"]
     known = [item for item in slices if item.file.split != "test"]
     if not test or not known:
         return [], []
-    pixels, others = (np.stack([item.pixels for item in part]) for part in (test, known))
-    likeness = thumbnails(pixels) @ thumbnails(others).T
-    twin_of, nearest = find_twins(pixels, others, duplicate), likeness.argmax(axis=1)
-    twins, look_alikes = [], []
-    for row, item in enumerate(test):
-        twin, near = int(twin_of[row]), int(nearest[row])
-        if twin >= 0:
-            twins.append(Pair(item, known[twin], float(likeness[row, twin])))
-        elif likeness[row, near] >= look_alike:
-            look_alikes.append(Pair(item, known[near], float(likeness[row, near])))
-    return twins, look_alikes
+    pixels, known_pixels = (np.stack([item.pixels for item in part]) for part in (test, known))
+    likeness = thumbnails(pixels) @ thumbnails(known_pixels).T
+    nearest = likeness.argmax(axis=1)
+    duplicates, look_alikes = [], []
+    for row, index in enumerate(find_duplicates(pixels, known_pixels, duplicate)):
+        if index >= 0:
+            duplicates.append(Pair(test[row], known[index], float(likeness[row, index])))
+        elif likeness[row, nearest[row]] >= look_alike:
+            look_alikes.append(Pair(test[row], known[nearest[row]], float(likeness[row, nearest[row]])))
+    return duplicates, look_alikes
 
 
 def _paths(slices: Iterable[Slice]) -> list[str]:
     return [item.file.path for item in slices]
 
 
-def _in_words(pair: Pair) -> dict[str, Any]:
+def _with_correlation(pair: Pair) -> dict[str, Any]:
     return {"paths": pair.paths, "correlation": round(pair.correlation, 4)}
 
 
 def _count_pairs(pairs: Iterable[Pair]) -> dict[str, dict[str, int]]:
-    """Pairs of files by their splits and class, `several` where the two have different ones."""
-    kinds = {f"{one} {other}": dict.fromkeys((*CLASSES, "several"), 0) for one, other in _SPLIT_PAIRS}
+    """The number of pairs by their splits and class; `several` counts pairs with different classes."""
+    counts = {
+        f"{one} {other}": dict.fromkeys((*CLASSES, "several"), 0)
+        for one, other in combinations_with_replacement(SPLITS, 2)
+    }
     for pair in pairs:
         one, other = sorted((pair.one.file.split, pair.other.file.split), key=SPLITS.index)
-        label = CLASSES[pair.one.label] if pair.one.label == pair.other.label else "several"
-        kinds[f"{one} {other}"][label] += 1
-    return kinds
-
-
-_SPLIT_PAIRS: Final = [(one, other) for index, one in enumerate(SPLITS) for other in SPLITS[index:]]
+        counts[f"{one} {other}"]["several" if pair.conflict else CLASSES[pair.one.label]] += 1
+    return counts
 
 
 def _describe_clusters(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> dict[str, Any]:
     groups = clusters_of(pool, clusters)
     labels = np.array([item.label for item in pool])
+    number = int(clusters.max()) + 1
     return {
-        "clusters": {
-            "number": int(clusters.max()) + 1,
-            "of_one_image": int(clusters.max()) + 1 - len(groups),
-            "largest": [len(group) for group in groups[:10]],
-            "per_class": {name: len(np.unique(clusters[labels == label])) for label, name in enumerate(CLASSES)},
-            "with_several_classes": [_paths(group) for group in groups if len({item.label for item in group}) > 1],
-        }
+        "number": number,
+        "of_one_image": number - len(groups),
+        "largest": [len(group) for group in groups[:10]],
+        "per_class": {name: len(np.unique(clusters[labels == label])) for label, name in enumerate(CLASSES)},
+        "with_several_classes": [_paths(group) for group in groups if _several_labels(group)],
     }
-
-
-def clusters_of(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> list[list[Slice]]:
-    """The look-alikes that form each cluster of two or more images, the largest first."""
-    groups = [[pool[int(index)] for index in np.flatnonzero(clusters == each)] for each in np.unique(clusters)]
-    return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
 
 
 def _range(values: Iterable[int]) -> dict[str, int]:
@@ -212,11 +220,11 @@ def _range(values: Iterable[int]) -> dict[str, int]:
 
 
 def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[str, dict[str, float]]:
-    """How well plain facts about a picture tell its class: what a model could learn instead of the lesion.
+    """How well simple features predict the class. A network could learn these shortcuts instead of the lesion.
 
-    By a linear discriminant over the folds, every class as likely beforehand: the share of images right, and `balanced`
-    the mean of the classes' shares. `file_` is the picture as it came, `input_` what the model sees of it, where the
-    file's width and height are gone.
+    A linear discriminant with equal priors is fitted and tested over the folds. It gives the accuracy and, as
+    `balanced`, the mean accuracy of the classes. `file_` features describe the original picture; `input_` features
+    describe the model's input, which no longer has the file's width and height.
     """
     labels = np.array([item.label for item in pool])
     geometry = np.log([[item.width, item.height, item.width / item.height] for item in pool])
@@ -239,9 +247,9 @@ def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[st
         scores[name] = {}
         for task, truth in tasks.items():
             count = truth.max() + 1
-            alike = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(count, 1 / count))
-            model = DummyClassifier() if name == "majority_class" else alike
-            told = cross_val_predict(model, features, truth, cv=PredefinedSplit(folds))
-            scores[name][task] = round(float(accuracy_score(truth, told)), 4)
-            scores[name][f"{task}_balanced"] = round(float(balanced_accuracy_score(truth, told)), 4)
+            discriminant = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(count, 1 / count))
+            model = DummyClassifier() if name == "majority_class" else discriminant
+            predicted = cross_val_predict(model, features, truth, cv=PredefinedSplit(folds))
+            scores[name][task] = round(float(accuracy_score(truth, predicted)), 4)
+            scores[name][f"{task}_balanced"] = round(float(balanced_accuracy_score(truth, predicted)), 4)
     return scores

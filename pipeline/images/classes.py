@@ -13,10 +13,10 @@ NORMAL: Final = "normal"
 
 
 def label_of(folder: str) -> int | None:
-    """Index into CLASSES of a class folder's name, or None.
+    """The index in CLASSES of a class folder, or None if the folder belongs to no class.
 
-    The data set names a class's folder differently in each split (`adenocarcinoma`,
-    `adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib`), so the name's beginning decides, never its sorted position.
+    A class folder begins with the name of its class, but each split of the data set spells the rest differently, for
+    example `adenocarcinoma` and `adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib`.
     """
     name = folder.lower().replace(".", "_")
     return next((index for index, prefix in enumerate(CLASSES) if name.startswith(prefix)), None)

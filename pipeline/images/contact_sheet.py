@@ -1,4 +1,4 @@
-"""One picture of what the audit found: copies, twins, conflicts and look-alikes side by side, for a person to judge."""
+"""Draws the audit's findings side by side in one picture, for a person to judge."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -11,8 +11,9 @@ from pipeline.images.classes import TITLES
 from pipeline.images.slices import Slice
 
 GROUPS: Final = 48
-"""At most so many groups are drawn in a section, and IMAGES of each; the heading says how many there are."""
+"""Groups that are drawn in a section, at most. The heading says how many there are."""
 IMAGES: Final = 10
+"""Images that are drawn of a group, at most."""
 
 _ACROSS: Final = 14
 _SIDE: Final = 112
@@ -28,11 +29,11 @@ _NAMES: Final = tuple(TITLES.values())
 class Section(NamedTuple):
     title: str
     groups: Sequence[Sequence[Slice]]
-    """The images of a group stand side by side."""
+    """The images of a group are drawn side by side."""
 
 
 def draw(sections: Sequence[Section], title: str, path: Path) -> None:
-    """Write the sheet to `path` as a grey PNG: under every image its class, its split and its file's name."""
+    """Write the sheet to `path` as a grey PNG. Each image is labelled with its class, its split and its file name."""
     places = [_arrange(section) for section in sections]
     height = _HEADING + sum(_HEADING + rows * _TILE[1] for _, rows in places) + _GAP
     sheet = Image.new("L", (_WIDTH, height), _PAPER)
@@ -52,7 +53,7 @@ def draw(sections: Sequence[Section], title: str, path: Path) -> None:
 
 
 def _arrange(section: Section) -> tuple[list[tuple[int, int, int, Sequence[Slice]]], int]:
-    """Column, row and width in tiles of each group that is drawn, and the number of rows."""
+    """The column, row and width in tiles of each group that is drawn, and the number of rows."""
     tiles, column, row = [], 0, 0
     for group in section.groups[:GROUPS]:
         span = min(len(group), IMAGES)

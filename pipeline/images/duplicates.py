@@ -1,7 +1,7 @@
-"""Which pictures are one and the same, and which only look alike: what copies, twins and clusters rest on.
+"""Finds duplicates and look-alikes among pictures.
 
-Two pictures are the same where every pixel of the model's input is equal, or where their thumbnails correlate so highly
-that one is the other encoded, scaled, brightened or marked anew. A picture that was cropped or mirrored is not found.
+Exact duplicates have equal pixels at the model's input size. Near duplicates have thumbnails that correlate so highly
+that one is the other after encoding, scaling, brightening or marking. Cropped and mirrored pictures are not found.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ from scipy.sparse.csgraph import connected_components
 from pipeline.core.errors import DataError
 
 THUMBNAIL: Final = 64
-"""Side of the pictures that are correlated, in pixels."""
+"""Height and width of the thumbnails, in pixels."""
 
 
 def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """float32 [N, 64 * 64] of `pixels` [N, height, width, 1]: a product of two is their correlation, -1 to 1.
+    """Thumbnails of uint8 [N, height, width, 1] as unit vectors, float32 [N, 64 * 64].
 
-    A blank picture is all zeros: it correlates with nothing, not even with itself.
+    The product of two vectors is their correlation, -1 to 1. The vector of a blank picture is zero: it correlates with
+    nothing, not even with itself.
     """
     side = (THUMBNAIL, THUMBNAIL)
     small = [Image.fromarray(image[:, :, 0]).resize(side, Image.Resampling.BILINEAR) for image in pixels]
@@ -34,8 +35,8 @@ def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def cluster(pixels: NDArray[np.uint8], correlation: float) -> NDArray[np.int64]:
     """Group look-alikes: connected components of images whose thumbnails correlate by `correlation` or more.
 
-    `pixels` uint8 [N, height, width, 1]; returns int64 [N]. A data set without patient ids has no better sign that
-    two slices are of one scan.
+    `pixels` uint8 [N, height, width, 1]; returns int64 [N]. Without patient ids, looking alike is the best sign that
+    two slices come from one scan.
     """
     vectors = thumbnails(pixels)
     rows, columns = np.nonzero(vectors @ vectors.T >= correlation)
@@ -44,34 +45,34 @@ def cluster(pixels: NDArray[np.uint8], correlation: float) -> NDArray[np.int64]:
     return np.asarray(components, np.int64)
 
 
-def find_twins(pixels: NDArray[np.uint8], others: NDArray[np.uint8], correlation: float) -> NDArray[np.int64]:
-    """For each of `pixels` [N, S, S, 1] the index of the same picture in `others` [M, S, S, 1], -1 where there is none.
+def find_duplicates(pixels: NDArray[np.uint8], known: NDArray[np.uint8], correlation: float) -> NDArray[np.int64]:
+    """For each of `pixels` [N, S, S, 1], the index of its duplicate in `known` [M, S, S, 1], or -1; int64 [N].
 
-    Equal pixels come first, then the thumbnail that correlates most, if by `correlation` or more.
+    An exact duplicate comes first, then the thumbnail that correlates most, if it does by `correlation` or more.
     """
-    known = {image.tobytes(): index for index, image in reversed(list(enumerate(others)))}
-    likeness = thumbnails(pixels) @ thumbnails(others).T
+    exact = {image.tobytes(): index for index, image in reversed(list(enumerate(known)))}
+    likeness = thumbnails(pixels) @ thumbnails(known).T
     near = np.where(likeness.max(axis=1) >= correlation, likeness.argmax(axis=1), -1)
-    return np.array([known.get(image.tobytes(), best) for image, best in zip(pixels, near, strict=True)], np.int64)
+    return np.array([exact.get(image.tobytes(), best) for image, best in zip(pixels, near, strict=True)], np.int64)
 
 
-def require_no_twins(
+def require_no_duplicates(
     pixels: NDArray[np.uint8],
     names: Sequence[str],
-    others: NDArray[np.uint8],
-    other_names: Sequence[str],
+    known: NDArray[np.uint8],
+    known_names: Sequence[str],
     correlation: float,
 ) -> None:
-    """Raise DataError where one of `pixels` [N, S, S, 1] stands in `others` [M, S, S, 1] too."""
+    """Raise DataError if one of `pixels` [N, S, S, 1] has a duplicate in `known` [M, S, S, 1]."""
     if not len(pixels):
         return
     found = [
-        (name, other_names[twin])
-        for name, twin in zip(names, find_twins(pixels, others, correlation), strict=True)
-        if twin >= 0
+        (name, known_names[duplicate])
+        for name, duplicate in zip(names, find_duplicates(pixels, known, correlation), strict=True)
+        if duplicate >= 0
     ]
     if found:
         raise DataError(
-            f"{len(found)} test images are counted as without a twin and have one in train or valid, such as"
-            f" {found[0][0]} = {found[0][1]}; `dvc repro --force prepare` looks for twins again"
+            f"{len(found)} test images are listed as having no duplicate in train or valid, but have one, such as"
+            f" {found[0][0]} = {found[0][1]}; `dvc repro --force prepare` looks for duplicates again"
         )

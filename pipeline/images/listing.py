@@ -1,13 +1,14 @@
-"""What a folder in Kaggle's layout holds: the images, and every other entry with the reason why it is not taken.
+"""Lists a folder in Kaggle's layout: the images, and every other entry with the reason why it is left out.
 
-Nothing is passed over without a word: LEFT_OUT names each entry, and `summary` counts them in one line.
+LEFT_OUT names every entry that is left out, and `summary` counts them in one line.
 """
 
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from pydantic import TypeAdapter
 
@@ -28,71 +29,77 @@ NO_IMAGE: Final = "neither PNG nor JPEG, by name and content"
 SAME_NAME: Final = "named like another file, once its name is written in UTF-8"
 
 _NO_LOSS: Final = frozenset({BESIDE, HIDDEN})
-"""Reasons that take no image of the data set away."""
-_BEGINNINGS: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+"""Reasons that do not lose an image of the data set."""
+_SIGNATURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg"})
-_SYSTEMS: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+_SYSTEM_FILES: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 _NAMED: Final = 5
-"""Entries that the summary names for each reason."""
+"""Number of entries that the summary names for each reason."""
 
 
-class Listing(NamedTuple):
-    images: dict[str, Path]
-    """Each image by its path below data/raw, `split/class folder/name`: the one below the source, in UTF-8."""
-    left_out: dict[str, list[str]]
-    """By reason, the entries that are not taken: their paths below the source, in UTF-8."""
-    renamed: list[str]
-    """The images whose names are not UTF-8 below the source."""
+@dataclass
+class Listing:
+    folder: Path
+    """The source, in which all entries are."""
+    images: dict[str, Path] = field(default_factory=dict)
+    """Each image by its path below data/raw: `split/class folder/name`, in UTF-8."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """By reason, the entries that are left out: their paths below the source, in UTF-8."""
+    renamed: list[str] = field(default_factory=list)
+    """The images whose names in the source are not UTF-8."""
 
     @property
     def lost(self) -> int:
-        """How many entries were not taken that may be images of the data set."""
+        """Number of left-out entries that may be images of the data set."""
         return sum(len(names) for reason, names in self.left_out.items() if reason not in _NO_LOSS)
 
     @property
     def summary(self) -> str:
-        """Part of a line: how many entries are not taken or renamed and why, with a few of their names."""
+        """Part of a line: the number of entries that are left out or renamed, the reasons, and a few names."""
         parts = {f"not taken, {reason}": names for reason, names in sorted(self.left_out.items())}
         if self.renamed:
             parts["renamed, since their names are not UTF-8"] = self.renamed
         named = "; ".join(f"{len(names)} {what} ({name_some(names)})" for what, names in parts.items())
         return f"{named}; all of them in {paths.LEFT_OUT}" if self.left_out else named
 
+    def leave_out(self, entry: Path, reason: str) -> None:
+        self.left_out.setdefault(reason, []).append(in_utf8(entry.relative_to(self.folder).as_posix()))
+
     def write(self) -> None:
-        """Record what is not taken in LEFT_OUT."""
+        """Write the entries that are left out to LEFT_OUT."""
         paths.LEFT_OUT.parent.mkdir(parents=True, exist_ok=True)
         content = TypeAdapter(dict[str, list[str]]).dump_json(dict(sorted(self.left_out.items())), indent=1)
         paths.LEFT_OUT.write_bytes(content + b"\n")
 
 
 def in_utf8(name: str) -> str:
-    r"""A file name with each byte that is not UTF-8 written as `\xHH`; any other name as it is."""
+    r"""A file name in which each byte that is not UTF-8 is written as `\xHH`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def name_some(names: list[str]) -> str:
-    """The first names, quoted so that no name breaks the line, and the number of the others."""
+    """The first names, quoted so that none breaks the line, and the number of the remaining ones."""
     named = ", ".join(repr(name) for name in names[:_NAMED])
     return f"{named} and {len(names) - _NAMED} more" if len(names) > _NAMED else named
 
 
 def list_source(folder: Path) -> Listing:
-    """The images of every split and class in `folder`, and all that is there beside them.
+    """List the images of every split and class in `folder`, and all other entries.
 
-    Raises DataError for a folder that can't be read.
+    Raises DataError if a folder can't be read.
     """
-    listing = Listing({}, {}, [])
+    listing = Listing(folder)
     for entry in _entries(folder):
         if entry.name in SPLITS and entry.is_dir():
-            _list_split(listing, folder, entry)
+            _list_split(listing, entry)
         else:
-            _leave(listing, folder, entry, HIDDEN if _is_hidden(entry.name) else BESIDE)
+            listing.leave_out(entry, HIDDEN if _is_hidden(entry.name) else BESIDE)
     return listing
 
 
-def require_data_set(listing: Listing, folder: Path, max_left_out: float) -> None:
-    """Raises DataError where `listing` of `folder` is no data set of all classes, or leaves too much behind."""
-    where, beside = in_utf8(str(folder)), f"; {listing.summary}" if listing.lost else ""
+def require_data_set(listing: Listing, max_left_out: float) -> None:
+    """Raise DataError if a split or class is missing, or if more than the share `max_left_out` is left out."""
+    where, beside = in_utf8(str(listing.folder)), f"; {listing.summary}" if listing.lost else ""
     if unknown := listing.left_out.get(UNKNOWN):
         raise DataError(f"{where}: {name_some(unknown)}: the folder's name begins with none of {', '.join(CLASSES)}")
     for split in SPLITS:
@@ -109,33 +116,34 @@ def require_data_set(listing: Listing, folder: Path, max_left_out: float) -> Non
         )
 
 
-def _list_split(listing: Listing, folder: Path, split: Path) -> None:
+def _list_split(listing: Listing, split: Path) -> None:
     for entry in _entries(split):
         if _is_hidden(entry.name):
-            _leave(listing, folder, entry, HIDDEN)
+            listing.leave_out(entry, HIDDEN)
         elif not entry.is_dir():
-            _leave(listing, folder, entry, _why_not_taken(entry) or OUTSIDE)
+            listing.leave_out(entry, _why_no_image(entry) or OUTSIDE)
         elif label_of(entry.name) is None:
-            _leave(listing, folder, entry, UNKNOWN)
+            listing.leave_out(entry, UNKNOWN)
         else:
-            _list_class(listing, folder, entry)
+            _list_class(listing, entry)
 
 
-def _list_class(listing: Listing, folder: Path, class_folder: Path) -> None:
+def _list_class(listing: Listing, class_folder: Path) -> None:
     for entry in _entries(class_folder):
+        name = entry.relative_to(listing.folder).as_posix()
         if _is_hidden(entry.name):
-            _leave(listing, folder, entry, HIDDEN)
+            listing.leave_out(entry, HIDDEN)
         elif entry.is_dir():
             for deeper in _below(entry):
-                _leave(listing, folder, deeper, DEEPER)
-        elif reason := _why_not_taken(entry):
-            _leave(listing, folder, entry, reason)
-        elif (name := in_utf8(entry.relative_to(folder).as_posix())) in listing.images:
-            _leave(listing, folder, entry, SAME_NAME)
+                listing.leave_out(deeper, DEEPER)
+        elif reason := _why_no_image(entry):
+            listing.leave_out(entry, reason)
+        elif in_utf8(name) in listing.images:
+            listing.leave_out(entry, SAME_NAME)
         else:
-            listing.images[name] = entry
-            if name != entry.relative_to(folder).as_posix():
-                listing.renamed.append(name)
+            listing.images[in_utf8(name)] = entry
+            if name != in_utf8(name):
+                listing.renamed.append(in_utf8(name))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -146,10 +154,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files, links and empty folders below a folder, it too if it is empty, and what of it can't be read.
-
-    Links are not followed.
-    """
+    """All files, links, empty folders and unreadable folders in or below `folder`. Links are not followed."""
     unread: list[Path] = []
     for parent, folders, files in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
         folders.sort()
@@ -160,22 +165,18 @@ def _below(folder: Path) -> Iterator[Path]:
     yield from unread
 
 
-def _why_not_taken(path: Path) -> str | None:
+def _why_no_image(path: Path) -> str | None:
+    """The reason why a file is left out, or None for an image. An image has the suffix or the signature of one."""
     try:
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind):
+        if not stat.S_ISREG(path.stat().st_mode):
             return SPECIAL
         with path.open("rb") as file:
             beginning = file.read(8)
-        # What only its name calls an image is taken: the audit has it among the unreadable ones.
-        return None if beginning.startswith(_BEGINNINGS) or path.suffix.lower() in _SUFFIXES else NO_IMAGE
+        # A broken file with an image's suffix is taken: the audit lists it as unreadable.
+        return None if beginning.startswith(_SIGNATURES) or path.suffix.lower() in _SUFFIXES else NO_IMAGE
     except OSError:
         return DANGLING if path.is_symlink() and not path.exists() else UNREADABLE
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _SYSTEMS
-
-
-def _leave(listing: Listing, folder: Path, entry: Path, reason: str) -> None:
-    listing.left_out.setdefault(reason, []).append(in_utf8(entry.relative_to(folder).as_posix()))
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES

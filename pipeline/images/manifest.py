@@ -1,4 +1,4 @@
-"""data/manifest.json: every image file of a data set and its digest, so that a model names exactly what it learned."""
+"""data/manifest.json: every image file of a data set with its digest. It identifies the data a model learned from."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,27 +25,27 @@ class ImageFile(Frozen):
 
     @property
     def folder(self) -> str:
-        """The class's folder, as this split spells it."""
+        """The class folder, as this split spells it."""
         return PurePosixPath(self.path).parts[1]
 
 
 class Manifest(Frozen):
     source: Source
     digest: str
-    """SHA-256 over the lines `path sha256` of every file, sorted: the same for the same files, wherever they lay."""
+    """SHA-256 over the sorted lines `path sha256` of all files. It does not depend on where the files are."""
     files: tuple[ImageFile, ...]
     """Sorted by path."""
 
     @classmethod
     def of(cls, source: Source, images: Mapping[str, Path]) -> Self:
-        """Read and hash the files, each of which has its path below data/raw for a key."""
+        """Read and hash the files in `images`, which maps paths below data/raw to files."""
         files = tuple(_describe(name, images[name]) for name in sorted(images))
         lines = "".join(f"{file.path} {file.sha256}\n" for file in files)
         return cls(source=source, digest=hashlib.sha256(lines.encode()).hexdigest(), files=files)
 
     @classmethod
     def read(cls, path: Path = paths.MANIFEST) -> Self:
-        """Raises DataError where there is none, or it is broken."""
+        """Read a manifest. Raises DataError if it is missing or broken."""
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -56,7 +56,7 @@ class Manifest(Frozen):
             raise DataError(f"{path} is no manifest; remove it, and `dvc repro` writes it again") from None
 
     def write(self, path: Path = paths.MANIFEST) -> None:
-        """In one step: a reader sees the old manifest or the new one."""
+        """Write atomically: a reader gets the old manifest or the new one."""
         partial = path.with_suffix(".partial")
         partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         partial.replace(path)

@@ -1,4 +1,4 @@
-"""Every image of data/raw, decoded as the service decodes, with what its file tells beside."""
+"""Reads the images of data/raw and decodes them as the service does."""
 
 import hashlib
 from io import BytesIO
@@ -18,7 +18,7 @@ from pipeline.images.classes import label_of
 from pipeline.images.manifest import ImageFile, Manifest
 
 STANDARD: Final = 256
-"""Height and width, in pixels, at which pictures are compared with each other to be grouped."""
+"""Height and width, in pixels, at which look-alikes are grouped."""
 FRAME: Final = 0.03
 """Width of a picture's frame, as a share of its side."""
 
@@ -31,14 +31,15 @@ class Slice(NamedTuple):
     pixels: NDArray[np.uint8]
     """[size, size, 1], the model's input."""
     facts: Facts
-    """What the service's rules on the input look at."""
+    """The input of the service's rules on the original picture."""
     mode: str
-    """Pillow's, of the file: RGBA, RGB, L, P ..."""
+    """Pillow's mode of the file, such as RGBA, RGB, L or P."""
     format: str
+    """Pillow's format of the file, PNG or JPEG."""
     greys: NDArray[np.float64]
     """`grey_levels` of the picture before it was resized."""
     standard: NDArray[np.uint8]
-    """[STANDARD, STANDARD, 1], whatever the model's input is: clusters and folds made of it stay the same for all."""
+    """[STANDARD, STANDARD, 1]. Clusters and folds are made from it, so they do not depend on the model's input size."""
 
     @property
     def width(self) -> int:
@@ -50,14 +51,14 @@ class Slice(NamedTuple):
 
     @property
     def identity(self) -> bytes:
-        """Equal for files that are the same picture to the model, whatever their bytes and modes."""
+        """Equal for exact duplicates, whatever their bytes and modes."""
         return self.pixels.tobytes()
 
 
 def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[str, str]]:
-    """Every image that can be read, and for each other file the reason why not.
+    """Decode every image, and return the readable ones and the reason for each other file, by its path.
 
-    Raises DataError where data/raw is not what the manifest says.
+    Raises DataError if data/raw is not what the manifest says.
     """
     slices, unreadable = [], {}
     for file in tqdm(manifest.files, desc="decoding", unit="image"):
@@ -74,7 +75,7 @@ def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[
         with Image.open(BytesIO(b"".join(encoded.parts))) as image:
             mode, kind = image.mode, str(image.format)
         height, width = (min(max(side, 32), 1024) for side in (picture.facts.height, picture.facts.width))
-        whole = InputSpec(height=height, width=width)  # as far as it goes
+        whole = InputSpec(height=height, width=width)  # the original size, within InputSpec's bounds
         greys = grey_levels(decode_encoded(encoded, whole).pixels)
         standard = decode_encoded(encoded, InputSpec(height=STANDARD, width=STANDARD)).pixels
         slices.append(Slice(file, label, *picture, mode, kind, greys, standard))
@@ -82,7 +83,10 @@ def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[
 
 
 def grey_levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """float64 [8]: mean, spread, shares below 8 and above 247 of a picture [height, width, 1], and of its frame."""
+    """Statistics of a picture uint8 [height, width, 1] and of its frame, float64 [8].
+
+    For each: mean, standard deviation, share of levels below 8 and share above 247.
+    """
     height, width, _ = pixels.shape
     frame = np.ones((height, width), bool)
     top, left = (max(1, round(FRAME * side)) for side in (height, width))

@@ -23,7 +23,7 @@ from chestct.card import (
     InputLimits,
     Metrics,
     ModelCard,
-    Others,
+    OtherPictures,
     Scaling,
     ScoreCounts,
     Thresholds,
@@ -61,7 +61,7 @@ class OutOfFold(Frozen):
     folds: tuple[Fold, ...]
     baselines: dict[str, dict[str, Estimate]]
     checks: dict[str, Estimate]
-    others: dict[str, Others]
+    others: dict[str, OtherPictures]
     ood_scores: ScoreCounts
 
 

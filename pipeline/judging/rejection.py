@@ -6,12 +6,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import Others, ScoreCounts
+from chestct.card import OtherPictures, ScoreCounts
 from chestct.image import Facts
 from chestct.prediction import RULES, Evidence, Rule
 from pipeline.core.errors import StageError
+from pipeline.images import input_facts
 from pipeline.images.classes import CLASSES
-from pipeline.images.input_facts import read_facts
 from pipeline.judging import ood
 from pipeline.judging.calibration import Calibration
 
@@ -32,7 +32,7 @@ def check_input_rules(facts: Sequence[Facts], calibration: Calibration, allowed:
 
 def count_rejected(
     trust: Mapping[str, NDArray[Any]], serving: ood.Kind, calibration: Calibration, allowed: float
-) -> dict[str, Others]:
+) -> dict[str, OtherPictures]:
     """The share of each group of other pictures that is rejected, as a mean over the folds' networks.
 
     `trust` holds the arrays of stage trust, `serving` is the OOD score that the service uses. Each score's limit
@@ -42,11 +42,13 @@ def count_rejected(
         kind: trust[f"other_ood_{kind}"] > np.quantile(trust[f"ood_{kind}"], 1 - allowed, method="higher")
         for kind in ood.KINDS
     }
-    by_rule = np.array([any(_rejects_input(rule, facts, calibration) for rule in RULES) for facts in read_facts(trust)])
+    by_rule = np.array(
+        [any(_rejects_input(rule, facts, calibration) for rule in RULES) for facts in input_facts.from_arrays(trust)]
+    )
     table = {}
     for group in dict.fromkeys(trust["other_groups"].tolist()):
         chosen = trust["other_groups"] == group
-        table[group] = Others(
+        table[group] = OtherPictures(
             images=int(chosen.sum()),
             rejected_by={kind: float(over[kind][:, chosen].mean()) for kind in ood.KINDS},
             rejected=float((over[serving] | by_rule)[:, chosen].mean()),

@@ -10,7 +10,7 @@ from pipeline.core import paths
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.evaluate import evaluate
-from pipeline.images.input_facts import facts_arrays, read_facts
+from pipeline.images import input_facts
 from pipeline.judging.calibration import Calibration, OutOfFold, Scored, fit
 from pipeline.judging.metrics import KEY_FIGURES
 from pipeline.judging.ood import KINDS
@@ -37,7 +37,7 @@ def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params
     pixels = rng.integers(0, 256, (IMAGES, 32, 32, 1), dtype=np.uint8)
     slices = [plain_facts(layout=rng.normal(0, 1, (8, 8)) + 9 * np.eye(8)) for _ in range(IMAGES)]
     np.savez(paths.POOL, pixels=pixels)
-    np.savez(paths.FACTS, **facts_arrays(slices))
+    np.savez(paths.FACTS, **input_facts.to_arrays(slices))
     np.savez(paths.FEATURES, features=rng.normal(0, 1, (IMAGES, 6)) + np.eye(4, 6)[labels])
     with np.load(paths.OUT_OF_FOLD) as file:
         changed = np.repeat(file["logits"][np.newaxis], 2, axis=0)
@@ -53,7 +53,7 @@ def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params
         other_groups=np.array(["noise", "noise", "photographs"]),
         **{f"ood_{kind}": rng.gamma(4, 1, IMAGES).astype(np.float32) for kind in KINDS},
         **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0], (3, 1)) for kind in KINDS},
-        **facts_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
+        **input_facts.to_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
     )
     return params
 
@@ -63,7 +63,7 @@ def test_what_ships_is_fitted_on_all_out_of_fold_predictions(out_of_fold: Params
     with np.load(paths.OUT_OF_FOLD) as file:
         logits, labels = file["logits"].astype(np.float64), file["labels"]
     with np.load(paths.FACTS) as facts, np.load(paths.TRUST) as trust:
-        scored = Scored(logits, trust["ood_mahalanobis"], labels, read_facts(facts))
+        scored = Scored(logits, trust["ood_mahalanobis"], labels, input_facts.from_arrays(facts))
     found = Calibration.read(paths.CALIBRATION)
     assert found == fit(scored, out_of_fold.evaluate, found.scaling.method)
     assert max(found.scaling.scale) < 1 / 1.5
@@ -116,7 +116,7 @@ def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Par
 
 def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
-    others = json.loads(paths.OTHERS.read_text(encoding="utf-8"))
+    others = json.loads(paths.OTHER_PICTURES.read_text(encoding="utf-8"))
     assert others["noise"] == {"images": 2, "rejected_by": dict.fromkeys(KINDS, 0.5), "rejected": 0.5}
     assert others["photographs"] == {"images": 1, "rejected_by": dict.fromkeys(KINDS, 0.0), "rejected": 1.0}
 

@@ -214,22 +214,22 @@ def test_too_many_unreadable_pictures_end_it_in_one_line_that_names_them(
     assert all(repr(path_of(data_set, path)) in str(caught.value) for path in paths_below)
 
 
-def test_twins_in_test_are_marked_and_never_dropped(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_duplicates_in_test_are_marked_and_never_dropped(run: Callable[..., Prepared], data_set: Path) -> None:
     original = first(data_set, "valid", NORMAL)
-    twins = [folder_of(data_set, "test", NORMAL) / name for name in ("twin.png", "twin - Copy.png")]
-    for twin in twins:
-        twin.write_bytes(in_other_bytes(original))
+    duplicates = [folder_of(data_set, "test", NORMAL) / name for name in ("same.png", "same - Copy.png")]
+    for duplicate in duplicates:
+        duplicate.write_bytes(in_other_bytes(original))
 
     prepared = run()
 
     marked = prepared.test["paths"][prepared.test["twins"]]
-    assert sorted(marked) == sorted(path_of(data_set, twin) for twin in twins)
+    assert sorted(marked) == sorted(path_of(data_set, duplicate) for duplicate in duplicates)
     assert len(prepared.test["paths"]) == 6
     assert prepared.audit["twins_per_class"]["normal"] == 2
     assert set(prepared.audit["twins"].values()) == {path_of(data_set, original)}
 
 
-def test_a_test_image_whose_picture_left_the_pool_is_still_a_twin(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_a_duplicate_of_a_label_conflict_is_marked_in_test(run: Callable[..., Prepared], data_set: Path) -> None:
     original = first(data_set, "train", LARGE_CELL)
     shutil.copyfile(original, folder_of(data_set, "train", SQUAMOUS) / "sq2.png")
     shutil.copyfile(original, folder_of(data_set, "test", LARGE_CELL) / "l4.png")
@@ -251,7 +251,7 @@ ENCODINGS: dict[str, Callable[[Image.Image, Path], None]] = {
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_training_image_that_is_encoded_anew_in_test_is_a_near_twin(
+def test_a_training_image_that_is_encoded_again_in_test_is_a_near_duplicate(
     run: Callable[..., Prepared], data_set: Path, encoding: str
 ) -> None:
     original = first(data_set, "train", SQUAMOUS)
@@ -268,7 +268,7 @@ def test_a_training_image_that_is_encoded_anew_in_test_is_a_near_twin(
     assert len(prepared.pool["paths"]) == 24
 
 
-def test_a_test_image_that_only_looks_like_a_training_image_is_listed_and_no_twin(
+def test_a_test_image_that_only_looks_like_a_training_image_is_listed_and_no_duplicate(
     run: Callable[..., Prepared], data_set: Path
 ) -> None:
     original = first(data_set, "train", NORMAL)
@@ -308,7 +308,7 @@ def test_the_contact_sheet_shows_what_was_found(run: Callable[..., Prepared], da
     with Image.open(paths.CONTACT_SHEET) as clean:
         assert (clean.format, clean.mode) == ("PNG", "L")
         height = clean.height
-    shutil.copyfile(first(data_set, "train", NORMAL), folder_of(data_set, "test", NORMAL) / "twin.png")
+    shutil.copyfile(first(data_set, "train", NORMAL), folder_of(data_set, "test", NORMAL) / "same.png")
     run()
     with Image.open(paths.CONTACT_SHEET) as found:
         assert found.height > height

@@ -15,7 +15,7 @@ from chestct.card import Metrics, ModelCard
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, tracking
 from pipeline.core.params import Params
-from pipeline.images.input_facts import facts_arrays
+from pipeline.images import input_facts
 from pipeline.ingest import ingest
 from pipeline.judging.metrics import KEY_FIGURES
 from pipeline.prepare import prepare
@@ -28,7 +28,7 @@ PIPELINE = Path(__file__).parents[2] / "pipeline"
 
 @pytest.fixture
 def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
-    """The workspace after stage export: eight test images, of which four are twins, and the model errs on two twins."""
+    """The workspace after stage export: eight test images, the last four duplicates. The model errs on two of these."""
     params = write_params({"report.bootstrap": 50})
     tiny_model(paths.RELEASE, data_source="synthetic", run_id=start_run(params))
     paths.OUT_OF_FOLD_PLOTS.mkdir(parents=True)
@@ -56,7 +56,7 @@ def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) ->
         twins=np.array(twins, bool),
         clusters=np.arange(len(labels)),
         paths=np.array(names),
-        **facts_arrays([plain_facts()] * len(labels)),
+        **input_facts.to_arrays([plain_facts()] * len(labels)),
     )
     noise = np.random.default_rng(0).integers(0, 255, (3, *pixels.shape[1:]))
     np.savez(paths.POOL, pixels=noise.astype(np.uint8), paths=np.array(["train/a.png", "train/b.png", "valid/c.png"]))
@@ -70,7 +70,7 @@ def run_id() -> str:
     return ModelCard.read(paths.RELEASE / CARD).lineage.run_id
 
 
-def test_figures_are_given_for_all_images_and_for_those_without_twins(exported: Params) -> None:
+def test_figures_are_given_for_all_images_and_for_those_without_a_duplicate(exported: Params) -> None:
     report(exported)
     metrics = reported()
     assert {name: (each.images, each.accuracy.value) for name, each in metrics.items()} == {
@@ -86,7 +86,7 @@ def test_figures_are_given_for_all_images_and_for_those_without_twins(exported: 
     assert "without images that stand in train or valid" in metrics["test_without_twins"].split
 
 
-def test_where_every_image_is_a_twin_there_are_no_figures_without_them(exported: Params) -> None:
+def test_if_every_image_is_a_duplicate_there_are_no_figures_without_them(exported: Params) -> None:
     write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], twins=[1, 1, 1, 1])
     report(exported)
     assert set(reported()) == {"test"}
@@ -132,10 +132,10 @@ def copy_of(path: Path, target: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "mode"), [("renamed.png", "RGBA"), ("renamed.png", "L"), ("renamed.jpg", "RGB")])
-def test_a_planted_twin_counted_as_none_ends_the_report_before_there_is_a_figure(
+def test_a_planted_duplicate_that_is_not_marked_ends_the_report_before_there_is_a_figure(
     exported: Params, data_set: Path, capsys: pytest.CaptureFixture[str], name: str, mode: str
 ) -> None:
-    # A JPEG is decoded at a smaller scale. At 32 pixels a side this phantom stays a twin; some do not.
+    # A JPEG is decoded at a smaller scale. At 32 pixels a side this phantom stays a duplicate; some do not.
     copy_of(sorted(data_set.glob("train/normal/*.png"))[1], data_set / "test/normal" / name, mode)
     data = exported.data.model_copy(update={"source": "local", "path": data_set})
     prepared = exported.prepare.model_copy(update={"image_size": 32, "folds": 2})
@@ -155,7 +155,7 @@ def test_a_planted_twin_counted_as_none_ends_the_report_before_there_is_a_figure
 
     assert caught.value.code == 2
     assert (
-        f"1 test images are counted as without a twin and have one in train or valid, such as test/normal/{name}"
+        f"1 test images are listed as having no duplicate in train or valid, but have one, such as test/normal/{name}"
         in (capsys.readouterr().err)
     )
     assert not paths.TEST_METRICS.exists()

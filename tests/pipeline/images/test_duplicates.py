@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.images.duplicates import cluster, find_twins, require_no_twins
+from pipeline.images.duplicates import cluster, find_duplicates, require_no_duplicates
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
@@ -27,25 +27,25 @@ def test_a_blank_picture_is_like_no_other() -> None:
     assert len(np.unique(cluster(pixels, 0.9))) == 3
 
 
-def test_a_twin_is_the_picture_with_equal_pixels_else_the_one_most_like_it() -> None:
-    others = noise(3)
-    marked = others[1].copy()
+def test_an_exact_duplicate_comes_before_the_picture_that_is_most_alike() -> None:
+    known = noise(3)
+    marked = known[1].copy()
     marked[10, 10:14] = 255
-    brighter = (others[[1]] * 0.9 + 20).astype(np.uint8)
-    found = find_twins(np.concatenate([others[[2]], marked[np.newaxis], brighter, noise(1, seed=1)]), others, 0.98)
+    brighter = (known[[1]] * 0.9 + 20).astype(np.uint8)
+    found = find_duplicates(np.concatenate([known[[2]], marked[np.newaxis], brighter, noise(1, seed=1)]), known, 0.98)
     assert found.tolist() == [2, 1, 1, -1]
 
 
-def test_a_blank_picture_has_a_twin_only_in_an_equal_one() -> None:
+def test_a_blank_picture_has_only_exact_duplicates() -> None:
     black, grey = np.zeros((1, 64, 64, 1), np.uint8), np.full((1, 64, 64, 1), 90, np.uint8)
-    assert find_twins(black, np.concatenate([grey, black]), 0.98).tolist() == [1]
-    assert find_twins(black, grey, 0.98).tolist() == [-1]
+    assert find_duplicates(black, np.concatenate([grey, black]), 0.98).tolist() == [1]
+    assert find_duplicates(black, grey, 0.98).tolist() == [-1]
 
 
-def test_an_image_that_should_have_no_twin_and_has_one_is_named() -> None:
+def test_an_unexpected_duplicate_is_named() -> None:
     pool = noise(3)
-    require_no_twins(noise(2, seed=1), ["a", "b"], pool, ["x", "y", "z"], 0.98)
-    require_no_twins(pool[:0], [], pool, ["x", "y", "z"], 0.98)
+    require_no_duplicates(noise(2, seed=1), ["a", "b"], pool, ["x", "y", "z"], 0.98)
+    require_no_duplicates(pool[:0], [], pool, ["x", "y", "z"], 0.98)
     with pytest.raises(DataError, match=r"1 test images .* b = z") as caught:
-        require_no_twins(np.concatenate([noise(1, seed=1), pool[[2]]]), ["a", "b"], pool, ["x", "y", "z"], 0.98)
+        require_no_duplicates(np.concatenate([noise(1, seed=1), pool[[2]]]), ["a", "b"], pool, ["x", "y", "z"], 0.98)
     assert caught.value.exit_code == 2

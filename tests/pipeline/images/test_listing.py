@@ -133,7 +133,7 @@ def test_the_summary_is_one_short_line_whatever_the_names(data_set: Path) -> Non
     assert "\n" not in listing.summary
     assert len(listing.summary) < 400
     with pytest.raises(DataError, match="1000 of"):
-        require_data_set(listing, data_set, 0.05)
+        require_data_set(listing, 0.05)
 
 
 def test_a_folder_that_cannot_be_read_is_named(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
