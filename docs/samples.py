@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pipeline.images.classes import CLASSES
 from pipeline.images.phantoms import draw_phantom
 
-FOLDER: Final = Path(__file__).parents[1] / "serving" / "page" / "samples"
+FOLDER: Final = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples"
 SEEDS: Final = (4, 7, 7, 0)
 """One a class; with these the model of `make demo` gives each kind of answer."""
 WIDTH: Final = 144

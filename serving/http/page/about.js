@@ -1,7 +1,8 @@
-/** The model's card, set for reading: figures with their intervals, what to know about the data, where it comes from. */
+/** Shows the model's card: figures with their intervals, caveats about the data, and lineage. */
 
 import { confusion, reliability, riskCoverage } from "./charts.js";
-import { byId, element, onTrack, percent, plain, row, sentence, titleOf } from "./words.js";
+import { byId, element, onTrack, row } from "./elements.js";
+import { percent, plain, sentence, titleOf } from "./words.js";
 
 const FIGURES = [
   ["accuracy", "Accuracy", true],
@@ -36,7 +37,7 @@ export function drawAbout(model) {
   byId("about-body").replaceChildren(...parts);
 }
 
-/** One split at a time: class by class, and the card's curves as pictures. */
+/** Draw one split at a time: figures by class, and the card's curves. */
 function details(splits, model) {
   const options = splits.map(([key]) => element("option", { value: key }, plain(key)));
   const choice = element("select", { id: "split" }, ...options);
@@ -54,7 +55,7 @@ function details(splits, model) {
   return [element("h3", {}, "Class by class"), element("p", { className: "note" }, element("label", { htmlFor: "split" }, "On "), choice), body];
 }
 
-/** Other ways to answer, checks of the answers, and what becomes of pictures that are no chest CT. */
+/** Draw baselines, checks of the answers, and the answers to pictures that are no chest CT. */
 function comparisons(model) {
   const parts = [];
   const baselines = Object.entries(model.baselines ?? {});
@@ -76,7 +77,7 @@ function comparisons(model) {
   return parts;
 }
 
-/** A wide table scrolls by itself on a phone, and by keyboard. */
+/** Wrap a table so that it scrolls on its own, by touch and by keyboard. */
 function scroller(name, table) {
   const box = element("div", { className: "scroller", tabIndex: 0, ariaLabel: name }, table);
   box.setAttribute("role", "region");
@@ -105,12 +106,12 @@ function classes(metrics, model) {
   return table(["Precision", "Recall", "F1"].map((title) => head(title)), rows);
 }
 
-/** A heading, and its table with the same name. */
+/** Make a heading, and a table with the same name. */
 const titled = (title, heads, rows) => [element("h3", {}, title), scroller(title, table(heads, rows))];
 
 const head = (...words) => element("th", { scope: "col" }, ...words);
 
-/** The first column holds the rows' own titles. */
+/** Make a table whose first column holds the titles of the rows. */
 function table(heads, rows) {
   return element("table", {}, element("thead", {}, element("tr", {}, element("td"), ...heads)), element("tbody", {}, ...rows));
 }

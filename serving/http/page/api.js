@@ -1,13 +1,13 @@
-/** The service's HTTP API, relative to the page, so that a path prefix in front of the service works too. */
+/** Calls the service's HTTP API. URLs are relative to the page, so a path prefix in front of the service works. */
 
 import { askForKey, storedKey } from "./keys.js";
 
 const at = (path) => new URL(path, document.baseURI);
 export const PREDICT = at("v1/predict");
-/** Of each file: a browser's guess goes by its name, the service by its bytes. */
+/** The type of every file that is sent. The service looks at the bytes; a browser only guesses by the name. */
 export const FILE_TYPE = "application/octet-stream";
 
-/** An answer that is no prediction. `status` is 0 where no answer came at all. */
+/** The service did not return what was asked for. `status` is 0 if there was no answer at all. */
 export class ApiError extends Error {
   constructor({ status = 0, code, message = "", requestId = "", retryAfter = null }) {
     super(message);
@@ -15,7 +15,7 @@ export class ApiError extends Error {
   }
 }
 
-/** Ask for one picture's prediction with heat maps. Throws ApiError, or AbortError when `signal` aborts. */
+/** Request a prediction with heat maps for one picture. Throws ApiError, or AbortError if `signal` aborts. */
 export async function predict(file, signal) {
   const url = new URL(PREDICT);
   url.searchParams.set("explain", "true");
@@ -23,13 +23,13 @@ export async function predict(file, signal) {
   return (await ask(url, { method: "POST", body: file, headers, signal })).json;
 }
 
-/** The model's card, its tag, and the rules and warnings in words. Throws ApiError. */
+/** Read the model's card, its tag, and the words of rules and warnings. Throws ApiError. */
 export const readModel = async () => (await ask(at("v1/model"))).json;
 
-/** This service's limits, its gRPC port and the samples it offers. Throws ApiError. */
+/** Read the service's limits, gRPC port and samples. Throws ApiError. */
 export const readService = async () => (await ask(at("page/service.json"))).json;
 
-/** One of the samples as a File. Throws ApiError. */
+/** Load a sample as a File. Throws ApiError. */
 export async function readSample({ name, url }) {
   const { blob } = await ask(at(url), { as: "blob" });
   return new File([blob], name);
@@ -75,7 +75,7 @@ function parse(text) {
   }
 }
 
-/** Retry-After in seconds: the header holds a number or a date. */
+/** Return Retry-After in seconds, from 1 to 600. The header holds a number or a date. */
 function seconds(header) {
   if (!header) return null;
   const value = /^\d+$/.test(header.trim()) ? Number(header) : (Date.parse(header) - Date.now()) / 1000;

@@ -1,6 +1,7 @@
-/** Pictures of the card's figures as SVG, each with its numbers in words for who does not see it. */
+/** Draws the card's figures as SVG. Each chart carries its numbers in words, for screen readers. */
 
-import { element, percent, svg, titleOf } from "./words.js";
+import { element, svg } from "./elements.js";
+import { percent, titleOf } from "./words.js";
 
 const SIDE = 220;
 const LEFT = 40;
@@ -15,7 +16,7 @@ function figure(title, note, words, ...drawn) {
   return element("figure", {}, picture, element("figcaption", {}, element("b", {}, title), ` ${note}`));
 }
 
-/** Both axes from 0 to 1, or the upper one to `most`, with their names. */
+/** Draw both axes with their names. The horizontal one ends at 100 %, the vertical one at `most` (a share). */
 function axes(across, up, most = 1) {
   const marks = [0, 0.5, 1].flatMap((share) => [
     svg("line", { class: "grid", x1: x(0), x2: x(1), y1: y(share), y2: y(share) }),

@@ -3,5 +3,5 @@ SwaggerUIBundle({
   dom_id: "#swagger-ui",
   deepLinking: true,
   docExpansion: "list",
-  validatorUrl: null, // asks nobody else
+  validatorUrl: null, // sends the document to no other host
 });

@@ -1,6 +1,7 @@
-/** The heat map over the picture: a class to choose, and how much of it shows. */
+/** Draws the heat map over the picture, for the chosen class and opacity. */
 
-import { byId, element, percent, pngUrl, titleOf } from "./words.js";
+import { byId, element, pngUrl } from "./elements.js";
+import { percent, titleOf } from "./words.js";
 
 const controls = byId("heat-controls");
 const choices = byId("heat-classes");
@@ -9,12 +10,12 @@ const opacity = byId("opacity");
 const opacityValue = byId("opacity-value");
 
 const SIDE = 256;
-/** Black, violet, red, orange, pale yellow: stops of a ramp that grows in lightness, so it reads without colour too. */
+/** Colours of the ramp: black, violet, red, orange, pale yellow. Lightness grows, so the ramp also works without colour. */
 const RAMP = [[0, 0, 0], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]];
 
 let drawing = 0;
 
-/** Offer the prediction's heat maps, the label's first. Without a label they mean nothing, so none is offered. */
+/** Offer the prediction's heat maps and show the label's. Without a label they mean nothing, so none is offered. */
 export function offerHeatmaps(prediction, model) {
   const maps = (prediction?.label && prediction.heatmaps) || {};
   const names = Object.keys(maps);
@@ -48,11 +49,11 @@ async function show(png) {
   canvas.hidden = false;
 }
 
-/** Levels up to CLEAR leave the picture as it is; from SOLID on the colour covers it as far as the slider lets it. */
+/** Levels up to CLEAR are transparent. Levels from SOLID on have the full opacity of the slider. */
 const CLEAR = 0.1;
 const SOLID = 0.6;
 
-/** Enlarge the grey map smoothly, then colour it. */
+/** Enlarge the grey map smoothly and colour it. */
 function paint(image) {
   canvas.width = canvas.height = SIDE;
   const context = canvas.getContext("2d", { willReadFrequently: true });

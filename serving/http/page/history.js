@@ -1,18 +1,19 @@
-/** This visit's pictures and answers as a table, a CSV file and a report to print. They are in this tab's memory only. */
+/** Shows this visit's pictures and answers as a table, a CSV file and a printed report. They stay in this tab's memory. */
 
+import { byId, element, pngUrl } from "./elements.js";
 import { items, open } from "./queue.js";
-import { byId, bytes, DECISIONS, element, errorWords, outcome, percentages, pngUrl, reasonsOf, titleOf, warningsOf } from "./words.js";
+import { bytes, DECISIONS, errorWords, outcome, percentages, reasonsOf, titleOf, warningsOf } from "./words.js";
 
 const rows = new Map();
 
 let current = null;
 
-/** The model whose words are used; the last one read. */
+/** Set the model whose titles and words are used. */
 export function nameModel(model) {
   current = model;
 }
 
-/** Draw the item's row anew. */
+/** Draw the item's row. */
 export function drawHistory(item) {
   if (!item || item.state === "gone") return;
   if (!rows.has(item)) {
@@ -43,7 +44,7 @@ function cells(item) {
 
 // ---- CSV ----
 
-/** A field as RFC 4180 has it, and no formula to a spreadsheet. */
+/** Quote a CSV field (RFC 4180). A leading apostrophe keeps spreadsheets from reading text as a formula. */
 function field(value) {
   const text = String(value ?? "");
   const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
@@ -86,7 +87,7 @@ function entry(item) {
   return element("article", {}, ...(picture ? [picture] : []), text);
 }
 
-/** Written when the page is printed, by the button or the browser's own command. */
+// The report exists only while the page is printed, by the button or by the browser's own command.
 window.addEventListener("beforeprint", () => {
   const done = items.filter((item) => !open(item));
   byId("report-disclaimer").textContent = byId("disclaimer").textContent;

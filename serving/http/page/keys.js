@@ -1,6 +1,6 @@
-/** The API key, where the service wants one: asked for once and kept in this tab's session, nowhere else. */
+/** Asks for the API key once, if the service requires one. The key is kept in this tab's session only. */
 
-import { byId } from "./words.js";
+import { byId } from "./elements.js";
 
 const NAME = "chestct.key";
 
@@ -15,7 +15,7 @@ let key = session((storage) => storage.getItem(NAME));
 
 export const storedKey = () => key;
 
-/** The browser may refuse to store anything: then the key lasts until the page is left. */
+/** Use the session's storage. If the browser blocks it, the key lasts until the page is left. */
 function session(use) {
   try {
     return use(sessionStorage);
@@ -24,12 +24,12 @@ function session(use) {
   }
 }
 
-/** After a person acts anew the key may be asked for again. */
+/** Allow the dialog again, because the user has acted. */
 export function allowAsking() {
   declined = false;
 }
 
-/** The key `used` was refused: whether there is another one now. However many requests ask, a person is asked once. */
+/** The service refused the key `used`: return whether there is another one now. Concurrent requests share one dialog. */
 export async function askForKey(used) {
   if (storedKey() !== used) return true;
   if (declined) return false;
@@ -55,7 +55,7 @@ function open(refused) {
 }
 
 dialog.querySelector("form").addEventListener("submit", (event) => {
-  event.preventDefault(); // the page's policy lets no form be sent
+  event.preventDefault(); // the page's content policy forbids sending forms
   dialog.close("use");
 });
 byId("key-cancel").addEventListener("click", () => dialog.close(""));

@@ -1,21 +1,22 @@
-/** The page's one flow: pictures come in, each is asked for, and the chosen one's answer or error is shown. */
+/** Connects the parts of the page: takes pictures, queues them, and shows the selected one's answer or error. */
 
-import { readModel, readService } from "./api.js";
 import { drawAbout } from "./about.js";
+import { readModel, readService } from "./api.js";
+import { byId } from "./elements.js";
 import { offerHeatmaps } from "./heatmap.js";
 import { clearHistory, drawHistory, nameModel } from "./history.js";
 import { add, cancel, clear, items, limitSize, onChange, open, pause, retry, secondsLeft } from "./queue.js";
-import { drawRequests } from "./requests.js";
 import { drawResult } from "./result.js";
 import { offerSamples } from "./samples.js";
-import { clearStrip, drawStrip, mark, onChoose } from "./strip.js";
+import { drawSnippets } from "./snippets.js";
+import { clearThumbnails, drawThumbnails, mark, onChoose } from "./thumbnails.js";
 import { showPicture } from "./viewer.js";
-import { byId, DECISIONS, errorWords, titleOf } from "./words.js";
+import { DECISIONS, errorWords, titleOf } from "./words.js";
 
 const main = byId("main");
 const input = byId("file");
 
-/** Seconds after which a wait is worth a word. */
+/** Seconds after which the page explains a wait. */
 const LONG = 5;
 
 let selected = null;
@@ -41,11 +42,11 @@ function show(state, { title, symbol, tone = state, said = title }) {
 function select(item) {
   selected = item;
   mark(item);
-  drawRequests(item?.file, service);
+  drawSnippets(item?.file, service);
   draw();
 }
 
-/** Show the selected item in the state that it is in. */
+/** Show the selected item in its current state. */
 function draw() {
   showPicture(selected);
   const { state, prediction, error } = selected ?? { state: "empty" };
@@ -81,7 +82,7 @@ function fill(id, text) {
   byId(`${id}-row`).hidden = !text;
 }
 
-/** The times on screen move on. */
+/** Update the times on screen. */
 function tick() {
   if (selected?.due) byId("seconds").textContent = `${secondsLeft(selected.due)} s`;
   if (selected?.state === "busy") {
@@ -103,7 +104,7 @@ function take(files, synthetic = false) {
 
 onChange((item) => {
   if (item?.state === "result" && !model) learn();
-  drawStrip(item, selected, model);
+  drawThumbnails(item, selected, model);
   drawHistory(item);
   if (item === null) tick();
   else if (item === selected) draw();
@@ -113,7 +114,7 @@ onChoose(select);
 
 // ---- the model and the service ----
 
-/** Read the model's card and show it. Where it can't be had, the next answer tries again. */
+/** Read the model's card and show it. If that fails, the next answer tries again. */
 async function learn() {
   try {
     model = await readModel();
@@ -129,7 +130,7 @@ async function learn() {
   byId("class-list").textContent = titles.join(", ");
   byId("disclaimer").textContent = model.disclaimer;
   byId("foot-model").textContent = `Model ${model.model}`;
-  items.forEach((item) => [drawStrip(item, selected, model), drawHistory(item)]);
+  items.forEach((item) => [drawThumbnails(item, selected, model), drawHistory(item)]);
   if (selected) select(selected);
 }
 
@@ -137,32 +138,34 @@ async function learnService() {
   try {
     service = await readService();
   } catch {
-    return; // without it the page works, but offers no samples
+    return; // the page works without it, but offers no samples
   }
   limitSize(service.max_body_bytes);
   offerSamples(service.samples, take);
-  drawRequests(selected?.file, service);
+  drawSnippets(selected?.file, service);
 }
 
-// ---- what a person does ----
+// ---- what the user does ----
+
+function onClick(selector, act) {
+  for (const button of document.querySelectorAll(selector)) button.addEventListener("click", act);
+}
 
 for (const chooser of [input, byId("camera")]) {
   chooser.addEventListener("change", () => {
     take([...chooser.files]);
-    chooser.value = ""; // so that choosing the same file again is a change
+    chooser.value = ""; // choosing the same file again then counts as a change
   });
 }
-for (const button of document.querySelectorAll("[data-action=another]")) button.addEventListener("click", () => input.click());
-for (const button of document.querySelectorAll("[data-action=retry]")) button.addEventListener("click", () => retry(selected));
-for (const id of ["cancel", "stop"]) {
-  byId(id).addEventListener("click", () => {
-    cancel(selected);
-    byId("outcome").focus({ preventScroll: true });
-  });
-}
-byId("clear").addEventListener("click", () => {
+onClick("[data-action=another]", () => input.click());
+onClick("[data-action=retry]", () => retry(selected));
+onClick("#cancel, #stop", () => {
+  cancel(selected);
+  byId("outcome").focus({ preventScroll: true });
+});
+onClick("#clear", () => {
   clear();
-  clearStrip();
+  clearThumbnails();
   clearHistory();
   select(null);
 });
@@ -183,6 +186,6 @@ document.addEventListener("drop", (event) => {
   take([...event.dataTransfer.files]);
 });
 
-drawRequests(null, null);
+drawSnippets(null, null);
 learn();
 learnService();

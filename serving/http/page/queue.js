@@ -1,9 +1,9 @@
 /**
- * The pictures of this visit, each with its own outcome. A few are asked for at a time; when the service can't take
- * one, all wait together until it said to come back.
+ * Holds the pictures of this visit and requests their predictions, a few at a time. If the service is busy, all wait
+ * for as long as its Retry-After says.
  *
  * An item is { id, file, name, synthetic, at, state, prediction, error, milliseconds, due }. Its state is `waiting`,
- * `busy`, `result` or `error`; one that waits with an `error` and a time `due` is asked for again by itself.
+ * `busy`, `result` or `error`. A waiting item with an `error` is requested again at the time `due`.
  */
 
 import { ApiError, predict } from "./api.js";
@@ -11,10 +11,10 @@ import { allowAsking } from "./keys.js";
 import { bytes } from "./words.js";
 
 const AT_ONCE = 4;
-/** Requests sent again by the page itself, for one picture. */
+/** Automatic retries for one picture. */
 const AUTOMATIC_RETRIES = 6;
 
-/** What is not read, by the first bytes; some DICOM files begin like one. */
+/** Formats that are not read, by their first bytes. Some DICOM files begin like a TIFF. */
 const UNREAD = {
   heic: /^.{4}ftyp(hei|hev|mif|msf)/s,
   tiff: /^(II[*+]\0|MM\0[*+])(?!.{124}DICM)/s,
@@ -29,7 +29,7 @@ let timer = 0;
 let lastId = 0;
 let changed = () => {};
 
-/** Call `listener` with each item whose state changes, and with null whenever a shown time moves on. */
+/** Call `listener` with each item that changes, and with null when only the shown times change. */
 export function onChange(listener) {
   changed = listener;
 }
@@ -38,7 +38,7 @@ export function limitSize(size) {
   largest = size;
 }
 
-/** Queue the files; returns their items. */
+/** Queue the files and return their items. */
 export function add(files, synthetic = false) {
   allowAsking();
   const added = [...files].map((file) => ({ id: (lastId += 1), file, name: file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
@@ -47,7 +47,7 @@ export function add(files, synthetic = false) {
   return added;
 }
 
-/** Ask for an item again that has its outcome; nothing where it has none yet, as after a double click. */
+/** Request a finished or delayed item again. Ignored while it is still open, for example after a double click. */
 export function retry(item) {
   if (item.state === "busy" || (item.state === "waiting" && !item.due)) return;
   allowAsking();
@@ -55,26 +55,27 @@ export function retry(item) {
   wait(item);
 }
 
-/** End what an item waits for. One that a countdown runs for keeps the error that it waits after. */
+/** Cancel an open item. If it waits for a retry, it keeps the error that caused the retry. */
 export function cancel(item) {
   if (!open(item)) return;
   item.controller?.abort();
   settle(item, "error", { error: item.due ? item.error : new ApiError({ code: "cancelled" }) });
 }
 
-/** Forget every picture, and end what runs. */
+/** Forget every picture and abort running requests. */
 export function clear() {
   for (const item of items.splice(0)) {
     item.controller?.abort();
-    Object.assign(item, { state: "gone", controller: null }); // what still comes of its request is nobody's
+    Object.assign(item, { state: "gone", controller: null }); // a late answer is ignored
   }
   pausedUntil = 0;
 }
 
 export const open = (item) => item.state === "waiting" || item.state === "busy";
 export const failed = (item) => item.state === "error";
-/** Seconds until the item, or any, is asked for again by itself. */
+/** Seconds until the time `due`. */
 export const secondsLeft = (due) => Math.max(0, Math.ceil((due - Date.now()) / 1000));
+/** Seconds until the queue continues, or 0. */
 export const pause = () => (Date.now() < pausedUntil ? secondsLeft(pausedUntil) : 0);
 
 function wait(item) {
@@ -122,7 +123,7 @@ async function run(item) {
   pump();
 }
 
-/** Refuse here what would only be refused after it has crossed the network. */
+/** Refuse files that the service would refuse anyway, before they are sent. Throws ApiError. */
 async function check(file) {
   const start = await file.slice(0, 132).arrayBuffer().catch(() => {
     throw new ApiError({ code: "unreadable" });
@@ -147,7 +148,7 @@ function fail(item, error) {
   settle(item, "waiting", { error, due });
 }
 
-/** Back on the network: no reason to wait for the countdown. */
+// The network is back, so countdowns end.
 window.addEventListener("online", () => {
   pausedUntil = 0;
   for (const item of items) if (item.due) item.due = Date.now();

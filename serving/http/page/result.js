@@ -1,8 +1,9 @@
-/** Draws one prediction: the answer, the probabilities against their limits, and what speaks for and against it. */
+/** Draws one prediction: the answer, the probabilities with their limits, and the evidence for and against it. */
 
-import { byId, chance, DECISIONS, element, icon, list, onTrack, percent, percentages, reasonsOf, row, titleOf, warningsOf } from "./words.js";
+import { byId, element, icon, onTrack, row } from "./elements.js";
+import { chance, DECISIONS, list, percent, percentages, reasonsOf, titleOf, warningsOf } from "./words.js";
 
-/** Fill the result panel; returns the sentence a screen reader is told. */
+/** Fill the result panel. Returns the sentence for screen readers. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
   const { decision, label } = prediction;
   const { title, explain } = DECISIONS[decision];
@@ -51,34 +52,34 @@ function bar(prediction, model, name, shown) {
     marks.push(band(probabilities[label], limits.refer_margin));
     if (probabilities[label] - probabilities[name] < limits.refer_margin) said.push("within the refer band");
   }
-  return barItem(titleOf(model, name), shown, marks, said, { class: name, first: name === label });
+  const item = barItem(titleOf(model, name), shown, marks, said, name === label ? "first" : "");
+  item.dataset.class = name;
+  return item;
 }
 
-/** All cancers together, against the limit from which “normal” does not stand. */
+/** Draw the sum of all cancers, with the limit that overrides the label “normal”. */
 function cancers({ label, probabilities }, model) {
   if (!model || label !== model.normal) return [];
   const together = Object.entries(probabilities).reduce((sum, [name, p]) => (name === model.normal ? sum : sum + p), 0);
   const limit = model.thresholds.any_cancer;
   const marks = [onTrack("fill", { width: together }), tick(limit)];
-  return [barItem("The cancers together", chance(together), marks, [`from ${percent(limit, 0)} on, “normal” does not stand`], { sum: true })];
+  return [barItem("The cancers together", chance(together), marks, [`from ${percent(limit, 0)} on, “normal” does not stand`], "sum")];
 }
 
-function barItem(title, shown, marks, said, { class: name, first = false, sum = false }) {
-  const item = element(
+function barItem(title, shown, marks, said, className) {
+  return element(
     "li",
-    { className: sum ? "sum" : first ? "first" : "" },
+    { className },
     element("span", { className: "bar-name" }, title),
     element("span", { className: "bar-value" }, shown),
     element("span", { className: "bar-track", ariaHidden: "true" }, ...marks),
     element("span", { className: "unseen" }, said.join("; ")),
   );
-  if (name) item.dataset.class = name;
-  return item;
 }
 
 const tick = (at) => onTrack("tick", { left: at });
 
-/** Where another class would be too close to the label. */
+/** Mark the range in which another class is too close to the label. */
 function band(top, margin) {
   const from = Math.max(0, top - margin);
   return onTrack("refer-band", { left: from, width: top - from });
@@ -88,16 +89,16 @@ function band(top, margin) {
 
 function fill(id, words, tone) {
   byId(`${id}-part`).hidden = !words.length;
-  byId(id).replaceChildren(...words.map((one) => message(tone, id === "for" ? "accept" : tone, one)));
+  byId(id).replaceChildren(...words.map((one) => message(tone, one)));
 }
 
-function message(tone, symbol, words) {
-  const item = element("li", {}, icon(symbol), element("p", {}, ...[words].flat()));
+function message(tone, words) {
+  const item = element("li", {}, icon(tone), element("p", {}, ...[words].flat()));
   item.dataset.tone = tone;
   return item;
 }
 
-/** What speaks for trusting the answer and what against, each as text or elements. */
+/** Collect the reasons for and against trusting the answer, each as text or elements. */
 function evidence(prediction, model) {
   const pro = [];
   const contra = reasonsOf(prediction, model);
@@ -131,8 +132,8 @@ function meter(score, limit) {
 }
 
 /**
- * How often answers this confident were right on images the model had not seen, from the card's reliability bins; good
- * where that is at least as often as over all of them.
+ * Return how often answers of similar confidence were right on unseen images, from the card's reliability bins.
+ * `good`: at least as often as over all of these images. Null if no bin is near enough.
  */
 function calibration(prediction, model) {
   const { reliability = [], accuracy } = model.metrics.out_of_fold ?? {};

@@ -1,10 +1,11 @@
-/** Pictures to try: drawn ones, and those of the folder that whoever runs the service names. */
+/** Offers sample pictures: drawn ones, and those of a folder that the operator of the service may name. */
 
 import { readSample } from "./api.js";
+import { byId, element } from "./elements.js";
 import { allowAsking } from "./keys.js";
-import { byId, element, errorWords, plain } from "./words.js";
+import { errorWords, plain } from "./words.js";
 
-/** Offer `samples`; `take` gets the chosen one as a File, and whether it is drawn. */
+/** Offer `samples`. `take` is called with the chosen one in a list of Files, and whether it is drawn. */
 export function offerSamples(samples, take) {
   byId("samples").hidden = !samples.length;
   byId("sample-list").replaceChildren(...samples.map((sample) => element("li", {}, button(sample, take))));

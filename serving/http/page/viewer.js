@@ -1,20 +1,21 @@
-/** The picture on screen: what it shows, zoom by slider, keys, pinch and dragging, and brightness and contrast. */
+/** Shows the current picture, with zoom (slider, keys, pinch, dragging), brightness and contrast. */
 
-import { byId, bytes, pngUrl } from "./words.js";
+import { byId, pngUrl } from "./elements.js";
+import { bytes } from "./words.js";
 
 const screen = byId("screen");
 const slice = byId("slice");
 const picture = byId("picture");
 const sliders = { zoom: byId("zoom"), brightness: byId("brightness"), contrast: byId("contrast") };
 
-/** An arrow key moves the picture by so many pixels. */
+/** Pixels that an arrow key moves the picture. */
 const STEP = 40;
 
 let shown = null;
 let pan = [0, 0];
 let held = null;
 
-/** Show the item's file; where the browser can't read it, as with DICOM, what the model saw of it. */
+/** Show the item's file. If the browser can't read it (DICOM), show what the model saw of it. */
 export async function showPicture(item) {
   const preview = item?.prediction?.preview;
   if (shown?.item === item && (shown?.drawn || shown?.preview === preview)) return;
@@ -79,7 +80,7 @@ function reset() {
 for (const slider of Object.values(sliders)) slider.addEventListener("input", draw);
 byId("view-reset").addEventListener("click", reset);
 
-// Without ctrl a wheel scrolls the page; a pinch on a touchpad comes as a wheel with ctrl.
+// A wheel without ctrl scrolls the page. A pinch on a touchpad arrives as a wheel event with ctrl.
 screen.addEventListener("wheel", (event) => {
   if (!event.ctrlKey || slice.hidden) return;
   event.preventDefault();

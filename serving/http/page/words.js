@@ -1,4 +1,4 @@
-/** Names and numbers in people's words, and elements made from them. */
+/** The words that people read: titles, errors, percentages and sizes. */
 
 export const DECISIONS = {
   accept: { title: "The label stands", explain: "No rule objects to this answer. It is still a model’s answer, not a finding." },
@@ -30,7 +30,7 @@ const STATUSES = {
   503: ["The service is busy or starting", `It can’t take the picture just now. ${AGAIN}`],
 };
 
-/** The title of an ApiError and what to do about it. */
+/** Return the title of an ApiError and the advice that goes with it. */
 export function errorWords({ code, status }) {
   if (ERRORS[code]) return ERRORS[code];
   if (STATUSES[status]) return STATUSES[status];
@@ -40,7 +40,7 @@ export function errorWords({ code, status }) {
 
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u00a0%`;
 
-/** Class by class the percentage with one decimal; together they are 100.0 exactly (largest remainder). */
+/** Return each class's percentage with one decimal. They sum to exactly 100.0 (largest remainder method). */
 export function percentages({ probabilities }) {
   const names = Object.keys(probabilities);
   const exact = names.map((name) => probabilities[name] * 1000);
@@ -51,7 +51,7 @@ export function percentages({ probabilities }) {
   return Object.fromEntries(names.map((name, i) => [name, chance(probabilities[name], whole[i] / 1000)]));
 }
 
-/** No model is sure: where `rounded` says all or nothing and `share` does not, it becomes a bound. */
+/** Format a probability. No model is certain: if only rounding makes `share` 0 or 100 %, return a bound. */
 export function chance(share, rounded = share) {
   if (share > 0 && rounded < 0.0005) return `under ${percent(0.001)}`;
   return rounded < 0.9995 ? percent(rounded) : `over ${percent(0.999)}`;
@@ -62,56 +62,23 @@ export function bytes(size) {
   return size < 1e6 ? `${Math.round(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`;
 }
 
-/** `a_name` as `A name`, for what comes without words of its own. */
+/** Turn `a_name` into `A name`, for names that have no title. */
 export const plain = (name) => sentence(name.replaceAll(/[_-]/g, " "));
 
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-/** The title of a class: the card's, or its name where the card could not be read. */
+/** Return the title of a class from the card, or its plain name if the card is not read. */
 export const titleOf = (model, name) => sentence(model?.titles?.[name] ?? plain(name));
 
 export function list(items) {
   return items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} or ${items.at(-1)}`;
 }
 
-/** The rules that object, and what is odd about the file, in the card's words. */
+/** Return the rules that object, and the warnings about the file, in the card's words. */
 export const reasonsOf = ({ reasons }, model) => reasons.map((name) => model?.rules?.[name] ?? plain(name));
 export const warningsOf = ({ warnings }, model) => warnings.map((name) => model?.warnings?.[name] ?? plain(name));
 
-export const byId = (id) => document.getElementById(id);
-
-export const pngUrl = (base64) => `data:image/png;base64,${base64}`;
-
-/** An element with properties and children (elements or text). */
-export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
-/** A piece of a track; `place` holds its left and width as shares of the track's width. */
-export function onTrack(className, place) {
-  const made = element("i", { className });
-  for (const [side, share] of Object.entries(place)) made.style[side] = `${100 * share}%`;
-  return made;
-}
-
-/** An SVG element with attributes and children. */
-export function svg(tag, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-export const icon = (name) => svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#icon-${name}` }));
-
-/** A row of a <dl>: a term and its description, `code` in a fixed-width face. */
-export function row(term, description, code = false) {
-  return element("div", {}, element("dt", {}, term), element("dd", { className: code ? "code" : "" }, description));
-}
-
-/** What became of an item of the queue, in a word or two, and the tone and symbol that go with it. */
+/** Return a queue item's outcome in a few words, with its tone (which also names its symbol). */
 export function outcome(item, model) {
   const { state, prediction, error, due } = item;
   if (state === "busy") return { words: "Reading", tone: "busy" };

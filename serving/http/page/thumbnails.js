@@ -1,7 +1,8 @@
-/** The strip of thumbnails of this visit's pictures, its progress, and what can be done with all of them. */
+/** Shows thumbnails of this visit's pictures, their progress, and buttons for all of them. */
 
+import { byId, element, icon, pngUrl } from "./elements.js";
 import { cancel, failed, items, open, pause, retry } from "./queue.js";
-import { byId, element, icon, outcome, pngUrl } from "./words.js";
+import { outcome } from "./words.js";
 
 const list = byId("thumbs");
 const SIZE = 96;
@@ -9,13 +10,13 @@ const SIZE = 96;
 const buttons = new Map();
 let choose = () => {};
 
-/** Call `listener` with the item whose thumbnail is chosen. */
+/** Call `listener` with the item of a clicked thumbnail. */
 export function onChoose(listener) {
   choose = listener;
 }
 
-/** Draw what changed of `item`, or of the progress alone where it is null. */
-export function drawStrip(item, selected, model) {
+/** Draw the thumbnail of `item` and the progress, or only the progress if `item` is null. */
+export function drawThumbnails(item, selected, model) {
   if (item?.state === "gone") return;
   drawProgress();
   if (!item) return;
@@ -23,7 +24,7 @@ export function drawStrip(item, selected, model) {
   mark(selected);
 }
 
-/** Show which picture is the one on screen. */
+/** Mark the thumbnail of the picture on screen. */
 export function mark(selected) {
   for (const [item, { button }] of buttons) {
     const here = item === selected;
@@ -33,7 +34,7 @@ export function mark(selected) {
   }
 }
 
-export function clearStrip() {
+export function clearThumbnails() {
   for (const { image } of buttons.values()) URL.revokeObjectURL(image.src);
   buttons.clear();
   list.replaceChildren();
@@ -64,7 +65,7 @@ function addThumb(item) {
 
 let turn = Promise.resolve();
 
-/** One at a time, so that fifty large pictures are never decoded together. */
+/** Draw the thumbnail. They are drawn one at a time, so that fifty large pictures are never decoded together. */
 function thumbnail(item, image) {
   turn = turn.then(async () => {
     if (item.state === "gone") return;

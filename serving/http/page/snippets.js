@@ -1,11 +1,11 @@
-/** The request for the picture on screen, as curl, as Python over HTTP and as Python over gRPC. */
+/** Shows the request for the current picture as curl, as Python over HTTP and as Python over gRPC. */
 
 import { FILE_TYPE, PREDICT } from "./api.js";
+import { byId } from "./elements.js";
 import { storedKey } from "./keys.js";
-import { byId } from "./words.js";
 
-/** `service` tells the gRPC port, or is null while it is not known. The key itself is never written. */
-export function drawRequests(file, service) {
+/** Write the snippets. `service` holds the gRPC port, or is null if it is not read yet. The key itself never appears. */
+export function drawSnippets(file, service) {
   const name = file?.name ?? "slice.png";
   const path = JSON.stringify(name);
   const keyed = Boolean(storedKey());
@@ -47,7 +47,7 @@ raw = dict(zip((output.name for output in answer.outputs), answer.raw_output_con
 print(raw["decision"][4:].decode(), raw["label"][4:].decode())`;
 }
 
-/** A word for a POSIX shell. */
+/** Quote a word for a POSIX shell. */
 const quoted = (word) => (/^[\w./:-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
 for (const button of document.querySelectorAll("[data-copy]")) {
