@@ -1,6 +1,6 @@
-"""Drives gRPC by grpcio's asyncio client, with requests serialised once and answers left as bytes.
+"""Sends gRPC requests with grpcio's asyncio client. Requests are serialised once, and answers stay bytes.
 
-There is no client in C that looks at gRPC's status, so this one's share of the cores is measured beside the rate.
+No client in C checks gRPC's status. This one takes more of the cores, so its CPU time is measured beside the rate.
 """
 
 import asyncio
@@ -13,26 +13,24 @@ import grpc
 import numpy as np
 
 from benchmarks.wrk import Sample
+from load_tests import payloads
 from load_tests.verdict import LoadError
 
-METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
-OPTIONS: Final = [("grpc.use_local_subchannel_pool", 1)]
-"""A connection for each channel."""
 TIMEOUT_SECONDS: Final = 30
 
 
 async def load(address: str, requests: Sequence[bytes], connections: int, warm_up: float, seconds: float) -> Sample:
-    """Each connection sends the requests one after another; what is answered after `warm_up` counts.
+    """Send the requests one after another over each connection. Answers after `warm_up` seconds count.
 
-    Raises LoadError where an answer is not good.
+    Raises LoadError if an answer is not good.
     """
     times: list[float] = []
     begin = time.perf_counter() + warm_up
     end = begin + seconds
 
     async def ask_on(first: int) -> None:
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+        async with payloads.channel(address) as channel:
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(payloads.MODEL_INFER)
             for request in itertools.islice(itertools.cycle(requests), first, None):
                 started = time.perf_counter()
                 if started >= end:

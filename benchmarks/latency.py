@@ -1,7 +1,7 @@
-"""`python -m benchmarks.latency`: what queue and edge add to decode and inference for one caller at a time.
+"""`python -m benchmarks.latency`: measures what the queue and the protocols add to decoding and inference.
 
-Serves the newest model of the store, asks it over one connection a protocol, and does the same work in this process.
-They take turns, so that whatever else the machine does falls on all of them alike.
+Serves the newest model of the store, sends one request at a time over one connection for each protocol, and does the
+same work in this process. The three take turns, so other load on the machine affects all of them alike.
 """
 
 import socket
@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
-from open_inference.grpc import protocol, service
+from open_inference.grpc import service
 
 from chestct import store
 from chestct.card import ModelCard
 from chestct.engine import Engine
 from chestct.image import decode
+from load_tests import payloads, wire
 from load_tests.images import phantom
 from load_tests.server import serve
 from load_tests.verdict import LoadError, command
@@ -30,7 +31,7 @@ WARM_UP: Final = 20
 
 
 def measure(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round."""
+    """Return the milliseconds of each call in each round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(WARM_UP + ROUNDS):
         for name, call in calls.items():
@@ -56,21 +57,18 @@ def main() -> int:
 
 
 def _calls(url: str, address: str, engine: Engine, card: ModelCard) -> dict[str, Callable[[], object]]:
+    """Return the calls to compare, by name, each with the same image."""
     data = phantom()
     host, port = urlsplit(url).netloc.split(":")
-    head = (
-        f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
-    )
+    post = wire.post("/v1/predict", data, {"Host": host, "Content-Type": "image/png"})
     connection = socket.create_connection((host, int(port)))
     answers = connection.makefile("rb")
     stub = service.GRPCInferenceServiceStub(grpc.insecure_channel(address))
-    tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(data)
-    request = protocol.ModelInferRequest(model_name=card.name, inputs=[tensor])
+    request = payloads.image_message(data)
 
     def ask_http() -> None:
-        """By hand: http.client takes longer to read the headers than the service to write them."""
-        connection.sendall(head.encode() + data)
+        """Send the request by hand: http.client needs longer to read the headers than the service to write them."""
+        connection.sendall(post)
         if b" 200 " not in (status := answers.readline()):
             raise LoadError(f"expected the status 200, got {status.decode().strip() or 'none'}")
         headers = iter(answers.readline, b"\r\n")

@@ -1,4 +1,4 @@
-"""PASS or FAIL for a load test: what Locust measured, held to slo.yaml, with a report to read and a picture."""
+"""Holds Locust's measurements to the bounds of slo.yaml, and writes a report with a picture."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from chestct.card import Frozen
 from load_tests.verdict import LoadError
 
 CSV: Final = "locust"
-"""What the names of Locust's files begin with."""
+"""Prefix of Locust's file names."""
 REPORT: Final = "report.md"
 PICTURE: Final = "load.png"
 
 _ACCENT: Final = "#1f6feb"
 _ALARM: Final = "#cf222e"
 _LEGEND: Final[dict[str, Any]] = {"frameon": False, "loc": "lower right", "bbox_to_anchor": (1, 0.93), "ncols": 3}
-"""Above the panel, so that it covers no line."""
+"""Places legends above the panel, where they cover no line."""
 
 
 class Bound(Frozen):
-    """What one row of Locust's table is held to."""
+    """Bounds of one row of Locust's table."""
 
     max_error_rate: Annotated[float, Field(ge=0, le=1)]
     max_p95_ms: Annotated[float, Field(gt=0)]
@@ -36,41 +36,40 @@ class Bound(Frozen):
 
 
 class Objectives(Frozen):
-    """What one scenario is held to."""
+    """Bounds of one scenario."""
 
     rows: dict[str, Bound]
-    """By the name of the row."""
+    """By name of the row."""
     max_memory_growth: Annotated[float, Field(ge=1)] | None = None
-    """The server's memory at the end over that at the beginning, once it is warm."""
+    """Memory of the warm server in the last third of the time, as a multiple of the first third's."""
 
 
 class Row(NamedTuple):
-    """All requests of one name, over the whole time."""
+    """All requests of one name. Percentiles are in milliseconds."""
 
     requests: int
     failures: int
     rate: float
     """Requests a second."""
     p50: float
-    """Milliseconds, as the next two."""
     p95: float
     p99: float
 
 
 class History(NamedTuple):
-    """All requests together, about once a second; where none was answered the percentiles are NaN."""
+    """All requests together, about a value a second. Percentiles without an answer are NaN."""
 
     seconds: NDArray[np.float64]
     users: NDArray[np.float64]
     answered: NDArray[np.float64]
-    """Requests until then, those that failed too."""
+    """Requests until then, including failed ones."""
     failed: NDArray[np.float64]
     percentiles: dict[str, NDArray[np.float64]]
-    """Milliseconds of the last seconds' answers, by name."""
+    """Milliseconds, over the last seconds, by name: p50, p95, p99."""
 
 
 def read_objectives(path: Path, scenario: str) -> Objectives:
-    """Raises LoadError."""
+    """Read the bounds of one scenario. Raises LoadError."""
     try:
         found = TypeAdapter(dict[str, Objectives]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -81,7 +80,7 @@ def read_objectives(path: Path, scenario: str) -> Objectives:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """By name, those with requests, from Locust's CSV files there. Raises LoadError."""
+    """Read the rows that have requests from Locust's CSV files, by name. Raises LoadError."""
     return {
         row["Name"]: Row(
             int(row["Request Count"]),
@@ -95,7 +94,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
 
 
 def read_history(folder: Path) -> History:
-    """Raises LoadError."""
+    """Read Locust's history. Raises LoadError."""
     by_second = {
         int(row["Timestamp"]): row
         for row in _read(folder / f"{CSV}_stats_history.csv")
@@ -117,10 +116,10 @@ def read_history(folder: Path) -> History:
 
 
 def judge(rows: Mapping[str, Row], memory: Sequence[float], objectives: Objectives) -> list[str]:
-    """Each bound that was missed, in words.
+    """Return each missed bound in words.
 
-    `memory`: bytes, at equal intervals. Raises LoadError for a row without a bound, and without any memory where there
-    is a bound on its growth.
+    `memory`: bytes, at equal intervals. Raises LoadError if a row has no bound, or if memory has one and was not
+    measured.
     """
     if unknown := rows.keys() - objectives.rows.keys():
         raise LoadError(f"expected bounds for every row, got none for {', '.join(sorted(unknown))}")
@@ -138,12 +137,12 @@ def judge(rows: Mapping[str, Row], memory: Sequence[float], objectives: Objectiv
 
 
 def warm(memory: Sequence[float]) -> Sequence[float]:
-    """Without the first third: workers that are not ready yet, and what the first requests make for good."""
+    """Drop the first third, in which workers start and the first requests allocate memory that stays."""
     return memory[len(memory) // 3 :]
 
 
 def thirds(memory: Sequence[float]) -> tuple[float, float]:
-    """Mean MB in the first third of the time and in the last, of bytes at equal intervals. Raises LoadError."""
+    """Return the mean MB in the first and in the last third. `memory`: bytes, at equal intervals. Raises LoadError."""
     if not memory:
         raise LoadError("the server's memory was not measured; that takes a second, and a server of the test's own")
     third = max(1, len(memory) // 3)
@@ -153,7 +152,7 @@ def thirds(memory: Sequence[float]) -> tuple[float, float]:
 def write_report(
     folder: Path, heading: str, words: str, objectives: Objectives, memory: Sequence[float], misses: Sequence[str]
 ) -> Path:
-    """Write REPORT and PICTURE beside Locust's files, and return the first."""
+    """Write REPORT and PICTURE beside Locust's files. Returns the path of the report."""
     history = read_history(folder)
     _draw(history, memory, heading, folder / PICTURE)
     lines = [f"# {heading}: {'FAIL' if misses else 'PASS'}", "", words, f"{datetime.now(UTC):%d %B %Y}.", ""]

@@ -1,4 +1,4 @@
-"""What the load tests send: drawn phantoms, so nobody's picture."""
+"""Makes the images that load tests and benchmarks send: drawn phantoms, not of any patient."""
 
 import struct
 from io import BytesIO
@@ -11,18 +11,18 @@ from pipeline.images.classes import CLASSES
 from pipeline.images.phantoms import draw_phantom
 
 SIZE: Final = (414, 282)
-"""Of the real set's middle picture; the middle one of its files has 90 KB, half of them 78 to 112 KB."""
+"""Width and height of the median picture of the real data set. Its median file has 90 KB, half of them 78 to 112 KB."""
 EVERY_JPEG: Final = 8
-"""One file of so many is a JPEG. The real set holds fewer."""
+"""One in this many files is a JPEG. The real data set has fewer."""
 
 
 def phantom(seed: int = 0) -> bytes:
-    """A PNG file; the classes take turns with the seed."""
+    """Return a phantom as a PNG file. The class changes with the seed."""
     return _file(_draw(seed), "PNG")
 
 
 def pictures(count: int) -> list[tuple[str, bytes]]:
-    """Media type and bytes of phantoms that cost a decoder what real pictures do: RGBA PNG and RGB JPEG of SIZE."""
+    """Return media types and bytes of phantoms that cost as much to decode as real pictures: RGBA PNG and RGB JPEG."""
     files = []
     for seed in range(count):
         picture = _draw(seed).resize(SIZE, Image.Resampling.BICUBIC)
@@ -34,7 +34,7 @@ def pictures(count: int) -> list[tuple[str, bytes]]:
 
 
 def dicom_file(seed: int = 0) -> bytes:
-    """The phantom as a CT slice in an uncompressed DICOM file, grey level 0 at -1350 Hounsfield units, 6 a level."""
+    """Return a phantom as an uncompressed DICOM file. Grey level 0 is -1350 Hounsfield units, each level adds 6."""
     levels = np.asarray(_draw(seed).convert("L"), np.uint16)
     rows, columns = levels.shape
     body = b"".join(
@@ -59,7 +59,7 @@ def dicom_file(seed: int = 0) -> bytes:
 
 
 def _element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
-    """In the form of Explicit VR Little Endian."""
+    """Encode a DICOM element as Explicit VR Little Endian."""
     length = struct.pack("<2xI" if kind == b"OW" else "<H", len(value))
     return struct.pack("<HH", group, number) + kind + length + value
 

@@ -1,8 +1,8 @@
-"""The service under load: users who speak HTTP, the Open Inference Protocol with binary tensors, and gRPC.
+"""Locust users that send HTTP, the Open Inference Protocol with binary tensors, and gRPC. They check every answer.
 
-Every answer is checked, not just counted. Read from the environment: LOAD_SCENARIO, a name of load_tests.shapes
-(default steady); LOAD_GRPC, the gRPC address (default 127.0.0.1:3001); LOAD_IMAGES, a folder whose PNG and JPEG files
-are sent (default: drawn phantoms). From Locust: --host, the HTTP address; --users and --run-time, both needed.
+Settings from the environment: LOAD_SCENARIO, a name of load_tests.shapes (default steady); LOAD_GRPC, the gRPC address
+(default 127.0.0.1:3001); LOAD_IMAGES, a folder with the PNG and JPEG files to send (default: drawn phantoms). Options
+of Locust: --host, the HTTP address, --users and --run-time; the last two are required.
 """
 
 import contextlib
@@ -30,36 +30,34 @@ from urllib3.filepost import encode_multipart_formdata
 
 from chestct.card import InputSpec
 from chestct.image import decode
-from load_tests import shapes
+from load_tests import payloads, shapes
 from load_tests.images import pictures
 from pipeline.images.classes import CLASSES
 
 grpc.experimental.gevent.init_gevent()
-# In the history; the default of ten would smear a short burst.
+# Seconds that a percentile in the history covers. The default of ten would smear a short burst.
 locust.stats.CURRENT_RESPONSE_TIME_PERCENTILE_WINDOW = 3
 
 UNDECODABLE: Final = b"not an image"
 MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 PHANTOMS: Final = 16
 BATCH: Final = 4
-JSON_LENGTH: Final = "Inference-Header-Content-Length"
-"""Bytes of JSON before the tensors."""
-MODEL: Final = "/v2/models/chestct"
+"""Files in a form. The last one can't be decoded."""
 SCENARIO: Final = shapes.find(os.environ.get("LOAD_SCENARIO", "steady"))
 
 
 class WrongAnswer(LocustError):
-    """The service answered, but not what it should."""
+    """The service answered wrongly."""
 
 
 @events.test_stop.add_listener
 def wait_for_the_files(**_: object) -> None:
-    """Locust writes its CSV files once a second; without this they would lack the last answers."""
+    """Wait until the CSV files hold the last answers. Locust writes them once a second."""
     gevent.sleep(locust.stats.CSV_STATS_INTERVAL_SEC + 0.5)
 
 
 class Shape(LoadTestShape):
-    """Follows the scenario."""
+    """Sets the number of users as the scenario says."""
 
     use_common_options = True
 
@@ -70,7 +68,7 @@ class Shape(LoadTestShape):
 
 
 def load_images() -> list[tuple[str, bytes]]:
-    """Media type and bytes of each image to send."""
+    """Return the media type and bytes of each image to send."""
     folder = os.environ.get("LOAD_IMAGES")
     if folder:
         found = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in MEDIA_TYPES]
@@ -84,7 +82,7 @@ IMAGES: Final = load_images()
 
 
 def check_probabilities(probabilities: list[float]) -> None:
-    """Raises WrongAnswer unless there is one for each class and they sum to 1."""
+    """Raise WrongAnswer unless there is a probability for each class and they sum to 1."""
     if len(probabilities) != len(CLASSES) or not math.isclose(sum(probabilities), 1, abs_tol=1e-3):
         raise WrongAnswer(f"expected {len(CLASSES)} probabilities that sum to 1, got {probabilities}")
 
@@ -101,7 +99,7 @@ def check_explained(response: FastResponse) -> None:
 
 
 def check_batch(response: FastResponse) -> None:
-    """The last of the images can't be decoded."""
+    """Check the outcomes of a form whose last file can't be decoded."""
     *good, bad = response.json()["outcomes"]
     if len(good) != BATCH - 1:
         raise WrongAnswer(f"expected {BATCH} outcomes, got {len(good) + 1}")
@@ -117,8 +115,8 @@ def check_undecodable(response: FastResponse) -> None:
 
 
 def check_tensors(response: FastResponse) -> None:
-    """JSON that says how long each output is, then the outputs one after another."""
-    length = int(response.headers[JSON_LENGTH])
+    """Check a binary answer: JSON with the length of each output, then the outputs one after another."""
+    length = int(response.headers[payloads.JSON_LENGTH])
     rest = BytesIO(response.content[length:])
     outputs = {
         output["name"]: rest.read(output["parameters"]["binary_data_size"])
@@ -130,13 +128,13 @@ def check_tensors(response: FastResponse) -> None:
 
 
 def check_answer(response: protocol.ModelInferResponse) -> None:
-    """Raises WrongAnswer; see check_probabilities."""
+    """Raise WrongAnswer if the probabilities are wrong."""
     position = [output.name for output in response.outputs].index("probabilities")
     check_probabilities(np.frombuffer(response.raw_output_contents[position], "<f4").tolist())
 
 
 class CheckedUser(FastHttpUser):
-    """Over a kept-alive connection."""
+    """Sends requests over a kept connection and checks the answers."""
 
     abstract = True
     wait_time = between(*SCENARIO.think)
@@ -144,11 +142,11 @@ class CheckedUser(FastHttpUser):
     def ask(
         self, method: str, path: str, check: Callable[[FastResponse], None], *, status: int = 200, **options: Any
     ) -> None:
-        """One request; whatever is wrong with its answer is an error in Locust's statistics."""
+        """Send one request. A wrong answer is an error in Locust's statistics."""
         with self.client.request(method, path, catch_response=True, **options) as response:
             try:
                 if response.status_code != status:
-                    # The code alone: the message holds the request's id, and would make a row of each error.
+                    # Only the code: the message holds the request's id, so each error would get a row of its own.
                     code = re.search(rb'"(?:code|error)": ?"(\w+)', response.content or b"")
                     words = code[1].decode() if code else response.error
                     raise WrongAnswer(f"expected the status {status}, got {response.status_code}: {words}")
@@ -162,7 +160,7 @@ class CheckedUser(FastHttpUser):
 
 
 class HttpUser(CheckedUser):
-    """Sends images as raw bodies; now and then asks why, sends a form with several, or what is no image."""
+    """Sends images as raw bodies. Some requests ask for heat maps, send a form, or send no image."""
 
     weight = 2
 
@@ -198,36 +196,29 @@ class HttpUser(CheckedUser):
 
 
 class OipUser(CheckedUser):
-    """Asks once for the size of the model's input, then sends pixels of that size as a binary tensor."""
+    """Reads the size of the model's input once, then sends pixels of that size as a binary tensor."""
 
     def on_start(self) -> None:
-        self._json = self._pixels = b""
+        self._body = b""
 
     @task
     def infer(self) -> None:
-        if not self._pixels:
-            self.ask("GET", MODEL, self._prepare)
-        if self._pixels:
-            headers = {JSON_LENGTH: str(len(self._json)), "Content-Type": "application/octet-stream"}
-            self.ask("POST", f"{MODEL}/infer", check_tensors, data=self._json + self._pixels, headers=headers)
+        if not self._body:
+            self.ask("GET", payloads.MODEL, self._prepare)
+        if self._body:
+            self.ask("POST", payloads.INFER, check_tensors, data=self._body, headers=self._headers)
 
     def _prepare(self, metadata: FastResponse) -> None:
         (shape,) = (tensor["shape"] for tensor in metadata.json()["inputs"] if tensor["name"] == "pixels")
         _, height, width, channels = shape
-        # One image a user: to decode one a request would take the cores of the service that is measured.
         spec = InputSpec(height=height, width=width, channels=channels)
-        self._pixels = decode(random.choice(IMAGES)[1], spec).pixels.tobytes()
-        tensor = {
-            "name": "pixels",
-            "datatype": "UINT8",
-            "shape": [1, height, width, channels],
-            "parameters": {"binary_data_size": len(self._pixels)},
-        }
-        self._json = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        # One image for each user. Decoding one for each request would take cores from the service that is measured.
+        pixels = decode(random.choice(IMAGES)[1], spec).pixels.tobytes()
+        self._body, self._headers = payloads.binary_pixels(pixels, spec)
 
 
 class TimedCalls(grpc.UnaryUnaryClientInterceptor):
-    """Reports every call on the channel to Locust under the method's name."""
+    """Reports each call on a channel to Locust, under the name of its method."""
 
     def __init__(self, environment: Any) -> None:
         self._environment = environment
@@ -239,7 +230,7 @@ class TimedCalls(grpc.UnaryUnaryClientInterceptor):
         milliseconds = (time.perf_counter() - start) * 1000
         error, response = None, None
         if failure is not None:
-            words, _, _ = (failure.details() or "").partition(":")  # what follows may differ from call to call
+            words, _, _ = (failure.details() or "").partition(":")  # the rest may differ from call to call
             error = WrongAnswer(f"expected an answer, got {failure.code().name}: {words}")
         else:
             response = call.result()
@@ -260,26 +251,21 @@ class TimedCalls(grpc.UnaryUnaryClientInterceptor):
 
 
 class GrpcUser(User):
-    """Sends images as one BYTES element over a channel of its own."""
+    """Sends images as BYTES elements over its own channel."""
 
     wait_time = between(*SCENARIO.think)
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         target = os.environ.get("LOAD_GRPC", "127.0.0.1:3001")
-        # Users of one process would else share one connection, and so one worker of the server.
-        self._channel = grpc.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._channel = grpc.insecure_channel(target, options=payloads.OWN_CONNECTION)
         self._stub = service.GRPCInferenceServiceStub(grpc.intercept_channel(self._channel, TimedCalls(environment)))
 
     @task
     def infer(self) -> None:
         _, data = random.choice(IMAGES)
-        request = protocol.ModelInferRequest(
-            model_name="chestct",
-            inputs=[{"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [data]}}],
-        )
         with contextlib.suppress(grpc.RpcError):  # TimedCalls has reported it
-            self._stub.ModelInfer(request, timeout=10)
+            self._stub.ModelInfer(payloads.image_message(data), timeout=10)
 
     def on_stop(self) -> None:
         self._channel.close()

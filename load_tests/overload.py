@@ -58,7 +58,7 @@ def judge(result: Result) -> tuple[list[str], list[str]]:
         f"{'goodput':24}{goodput:8.1f} requests/s, {goodput / result.capacity:.0%} of the capacity",
         f"{'accepted, median':24}{p50:8.2f} s",
         f"{'accepted, p99':24}{p99:8.2f} s of {result.deadline:g} s",
-        f"{'rejected, busy':24}{sum(codes[code] for code in traffic.BUSY):8}",
+        f"{'refused, busy':24}{sum(codes[code] for code in traffic.BUSY):8}",
         f"{'memory, first third':24}{before:8.0f} MB",
         f"{'memory, last third':24}{after:8.0f} MB",
         f"{'outcomes':24}{', '.join(f'{code} {count}' for code, count in sorted(codes.items()))}",

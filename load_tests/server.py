@@ -24,6 +24,8 @@ STOP_SECONDS: Final = 60
 
 
 class Server(NamedTuple):
+    """A running service."""
+
     url: str
     grpc: str
     """host:port."""
@@ -32,24 +34,43 @@ class Server(NamedTuple):
     log: Path
     """Standard output and error."""
 
+    def workers(self) -> dict[int, psutil.Process]:
+        """Return the worker processes by process id."""
+        return {process.pid: process for process in self.processes() if "--worker-id" in _command_line(process)}
+
+    def readers(self) -> list[psutil.Process]:
+        """Return the guarded processes, which decode DICOM files and costly pictures for the workers."""
+        return [child for worker in self.workers().values() for child in worker.children()]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the supervisor and all processes below it."""
+        supervisor = psutil.Process(self.process.pid)
+        return [supervisor, *supervisor.children(recursive=True)]
+
     def memory(self) -> int:
-        """Bytes that all its processes take, what they share counted once."""
+        """Return the bytes that all processes occupy. Shared pages count once."""
         return self._sum(lambda process: process.memory_full_info().pss)
 
     def written_memory(self) -> int:
-        """Of these the bytes that its processes have written, which is what a leak lets grow.
+        """Return the bytes that the processes have written. A leak makes them grow.
 
-        What `memory` counts of a library grows also if another program that uses the library ends.
+        `memory` is no measure of a leak: its share of a library also grows when another user of the library ends.
         """
         return self._sum(lambda process: sum(part.private_dirty + part.shared_dirty for part in process.memory_maps()))
 
     def _sum(self, measure: Callable[[psutil.Process], int]) -> int:
-        supervisor = psutil.Process(self.process.pid)
         total = 0
-        for process in (supervisor, *supervisor.children(recursive=True)):
+        for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 total += measure(process)
         return total
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def served_commit() -> str:
@@ -77,9 +98,9 @@ def serve(
     drain_seconds: float = 0,
     ports: Sequence[int] = (),
 ) -> Iterator[Server]:
-    """`bentoml serve WHAT` in `cwd`, ready to answer; ended with all its workers. Raises LoadError.
+    """Run `bentoml serve WHAT` in `cwd`. Yields when it is ready, and ends it with all its workers.
 
-    `ports`: that of HTTP and that of gRPC, else free ones.
+    `ports`: of HTTP and of gRPC; default two free ones. Raises LoadError.
     """
     http, grpc = ports or free_ports(2)
     settings = {"CHESTCT_GRPC_PORT": str(grpc), "CHESTCT_DRAIN_SECONDS": str(drain_seconds)}
@@ -92,7 +113,7 @@ def serve(
 def start(
     module: Sequence[str], http: int, grpc: str = "", *, cwd: Path = ROOT, environment: Mapping[str, str], log: Path
 ) -> Iterator[Server]:
-    """`python -m MODULE ...` in `cwd`, once it answers /readyz on the port `http`; ended with all its processes.
+    """Run `python -m MODULE ...` in `cwd`. Yields when /readyz answers on the port `http`, and ends all its processes.
 
     Raises LoadError.
     """

@@ -1,7 +1,7 @@
-"""The scenarios of `make load`: how many users there are from moment to moment, and how long they think.
+"""The scenarios of `make load`: the number of users over time, and how long they think.
 
-The locustfile's shape follows the one that was chosen. It is not defined here because Locust replaces the sockets and
-threads of whatever process imports it, and the command and the tests want to know the scenarios too.
+This module does not import Locust, which replaces the sockets and threads of its process. The locustfile, the command
+and the tests can therefore all use it.
 """
 
 from collections.abc import Callable
@@ -10,26 +10,28 @@ from typing import Final, NamedTuple
 from load_tests.verdict import LoadError
 
 STEPS: Final = 8
+"""Steps of a ramp."""
 BURSTS: Final = 3
 LEAST_USERS: Final = 4
-"""So that each protocol has one."""
+"""Each protocol then has a user."""
 LEAST_SECONDS: Final = 3
-"""Locust looks once a second."""
+"""Locust updates its statistics once a second."""
 
 
 class Scenario(NamedTuple):
     words: str
+    """Description for the report."""
     share: Callable[[float], float]
-    """Of the users, 0 to 1, at a moment of the time, from 0 to less than 1."""
+    """Maps a moment of the run, 0 to less than 1, to the share of the users, 0 to 1."""
     users: int
-    """At most, where the command names no other number."""
+    """Default for the most users."""
     seconds: int
-    """Where the command names no other number."""
+    """Default length."""
     think: tuple[float, float] = (0.1, 0.5)
-    """Seconds between an answer and the same user's next request: from, to."""
+    """Least and most seconds between an answer and the same user's next request."""
 
     def size(self, users: int | None, seconds: int | None) -> tuple[int, int]:
-        """Users and seconds, as named or else the scenario's. Raises LoadError where they are too few."""
+        """Return users and seconds, with the scenario's defaults for None. Raises LoadError if they are too few."""
         users, seconds = self.users if users is None else users, self.seconds if seconds is None else seconds
         for what, number, least in (("users", users, LEAST_USERS), ("seconds", seconds, LEAST_SECONDS)):
             if number < least:
@@ -45,7 +47,7 @@ def _ramp(moment: float) -> float:
 
 
 def _burst(moment: float) -> float:
-    """The middle third of each of the equal parts is a burst; between them a quarter of the users is left."""
+    """All users in the middle third of each of BURSTS equal parts, a quarter of them otherwise."""
     return 1 if int(moment * BURSTS * 3) % 3 == 1 else 0.25
 
 
@@ -58,7 +60,7 @@ SCENARIOS: Final = {
 
 
 def find(name: str) -> Scenario:
-    """Raises LoadError, which names those that there are."""
+    """Return the scenario of that name. Raises LoadError, which lists the names."""
     if name not in SCENARIOS:
         raise LoadError(f"expected a scenario of {', '.join(SCENARIOS)}, got {name!r}")
     return SCENARIOS[name]

@@ -1,13 +1,12 @@
-"""Traffic of two protocols: requests at set times whatever the service does (open loop), or one after another.
+"""Sends requests over HTTP and gRPC: at fixed times (open loop), or each one after an answer (closed loop).
 
-It has its own small HTTP client, and gRPC messages made ahead, since it runs on the cores of the service that it
-measures.
+The client shares its cores with the service that it measures. It is therefore small: its own HTTP client, and gRPC
+messages that are serialised once.
 """
 
 import asyncio
 import contextlib
 import itertools
-import re
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -16,67 +15,55 @@ import grpc
 import uvloop
 from open_inference.grpc import protocol
 
+from load_tests import payloads, wire
 from load_tests.images import phantom
 from load_tests.server import Server
 from load_tests.verdict import LoadError
 
 CHANNELS: Final = 8
-"""A gRPC connection stays with one worker; so many reach two or three."""
+"""gRPC connections. Each stays with one worker; this many reach two or three workers."""
 PROTOCOLS: Final = ("HTTP", "gRPC")
 GOOD: Final = frozenset({"200", "OK"})
 BUSY: Final = frozenset({"429", "RESOURCE_EXHAUSTED"})
-
-_MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
-_LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Outcome(NamedTuple):
     protocol: str
     code: str
-    """HTTP status or gRPC code; `lost` where a connection ended without an answer."""
+    """HTTP status or gRPC code; `lost` if the connection ended without an answer."""
     seconds: float
-    """From when the request was due to its answer."""
+    """Time from the moment when the request was due to its answer."""
 
 
 class Clients:
-    """Sends images in turn, over HTTP connections that are kept and over gRPC channels. For one event loop."""
+    """Sends images in turn over kept HTTP connections and gRPC channels, in one event loop."""
 
     def __init__(
         self, server: Server, deadline: float, images: Sequence[tuple[str, bytes]] = (), channels: int = CHANNELS
     ) -> None:
-        """`deadline`: seconds that a request may take, told to the service too.
+        """Open the channels. HTTP connections are opened when they are needed.
 
-        `images`: media type and bytes of each, else one phantom. `channels`: gRPC connections.
+        `deadline`: seconds that a request may take; the service receives it too. `images`: media type and bytes of
+        each; default one phantom. `channels`: number of gRPC connections.
         """
         images = images or [("image/png", phantom())]
         self.log: Final = server.log
         self._netloc = server.url.removeprefix("http://")
-        head = f"POST /v1/predict HTTP/1.1\r\nHost: {self._netloc}\r\nX-Request-Timeout: {deadline}\r\n"
-        self._messages = itertools.cycle(
-            f"{head}Content-Type: {media_type}\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
-            for media_type, image in images
+        headers = {"Host": self._netloc, "X-Request-Timeout": str(deadline)}
+        self._posts = itertools.cycle(
+            [wire.post("/v1/predict", image, {**headers, "Content-Type": kind}) for kind, image in images]
         )
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        self._channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(channels)]
+        self._channels = [payloads.channel(server.grpc) for _ in range(channels)]
         parse = protocol.ModelInferResponse.FromString
         self._methods = itertools.cycle(
-            [channel.unary_unary(_MODEL_INFER, response_deserializer=parse) for channel in self._channels]
+            [channel.unary_unary(payloads.MODEL_INFER, response_deserializer=parse) for channel in self._channels]
         )
-        tensors = [
-            {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [image]}}
-            for _, image in images
-        ]
-        self._requests = itertools.cycle(
-            [
-                protocol.ModelInferRequest(model_name="chestct", inputs=[tensor]).SerializeToString()
-                for tensor in tensors
-            ]
-        )
+        self._messages = itertools.cycle([payloads.image_message(image).SerializeToString() for _, image in images])
         self._deadline = deadline
 
     async def ask(self, kind: str, due: float) -> Outcome:
-        """The outcome of one request by that protocol; never raises for what the service does."""
+        """Send one request over the protocol `kind`. Failures of the service are outcomes, not exceptions."""
         code = await (self._ask_http() if kind == "HTTP" else self._ask_grpc())
         return Outcome(kind, code, time.monotonic() - due)
 
@@ -88,7 +75,7 @@ class Clients:
 
     async def _ask_grpc(self) -> str:
         try:
-            await next(self._methods)(next(self._requests), timeout=self._deadline)
+            await next(self._methods)(next(self._messages), timeout=self._deadline)
         except grpc.aio.AioRpcError as error:
             return str(error.code().name)
         return "OK"
@@ -102,19 +89,16 @@ class Clients:
                         break
                     writer.close()
                 else:
-                    host, port = self._netloc.split(":")
-                    reader, writer = await asyncio.open_connection(host, int(port))
-                writer.write(next(self._messages))
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = _LENGTH.search(head)
-                await reader.readexactly(int(length[1]) if length else 0)
+                    reader, writer = await wire.connect(self._netloc)
+                writer.write(next(self._posts))
+                answer = await wire.read_answer(reader)
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             return "lost"
-        if b"\r\nconnection: close" in head.lower():
+        if answer.closes:
             writer.close()
         else:
             self._idle.append((reader, writer))
-        return head[9:12].decode()
+        return answer.code
 
 
 async def open_loop(
@@ -124,7 +108,7 @@ async def open_loop(
     going: Callable[[str], bool] = lambda _: True,
     protocols: Sequence[str] = PROTOCOLS,
 ) -> list[Outcome]:
-    """The outcomes of `rate` requests a second, the protocols in turn, each sent while `going(protocol)`."""
+    """Send `rate` requests a second, over the protocols in turn, as long as `going(protocol)`. Returns the outcomes."""
     started = time.monotonic()
     running: list[asyncio.Task[Outcome]] = []
     for number in range(int(rate * seconds)):
@@ -140,11 +124,10 @@ async def open_loop(
 
 
 async def capacity(clients: Clients, seconds: float, connections: int = 16) -> float:
-    """Good answers a second when each of the connections asks again as soon as it has its answer.
+    """Return the good answers a second in a closed loop: each connection sends again as soon as it has its answer.
 
-    Measured for `seconds`, after a third of that to get warm. Raises LoadError where nothing was answered.
+    Measures for `seconds`, after a third of that as warm-up. Raises LoadError if nothing was answered.
     """
-
     begin = time.monotonic() + seconds / 3
     end = begin + seconds
 
@@ -163,14 +146,14 @@ async def capacity(clients: Clients, seconds: float, connections: int = 16) -> f
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of that work in the faster event loop."""
+    """Run a coroutine in uvloop's event loop, which is faster, and return its result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 
 @contextlib.contextmanager
 def each_second(measure: Callable[[], float]) -> Iterator[list[float]]:
-    """What `measure` gives once a second meanwhile; for a running event loop."""
+    """Collect a value of `measure` each second inside the `with` block. Needs a running event loop."""
     values: list[float] = []
 
     async def keep() -> None:

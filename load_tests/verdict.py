@@ -24,12 +24,14 @@ def command(
     It then returns BAD_INPUT, or INTERRUPTED after Ctrl-C.
     """
 
+    known = (LoadError, *errors)
+
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> int:
             try:
                 return main(*args, **kwargs)
-            except (LoadError, *errors) as error:
+            except known as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return BAD_INPUT
             except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from load_tests.promises import faults, fuzz, greedy, identity, privacy, refusals, results, soak
+from load_tests.promises import faults, fuzz, greedy_clients, identity, privacy, refusals, results, soak
 from load_tests.server import served_commit
 from load_tests.verdict import command, conclude
 
@@ -20,7 +20,7 @@ PARTS: Final[Mapping[str, Callable[[float], Awaitable[list[results.Row]]]]] = {
     "privacy": privacy.measure,
     "refusals": refusals.measure,
     "faults": faults.measure,
-    "greedy clients": greedy.measure,
+    "greedy clients": greedy_clients.measure,
     "fuzz": fuzz.measure,
     "identity": identity.measure,
     "soak": soak.measure,

@@ -1,6 +1,6 @@
-"""`python -m load_tests.promises.attackers URL GRPC`: clients that hold what they can get, until they are ended.
+"""`python -m load_tests.promises.attackers URL GRPC`: runs greedy clients until this process is ended.
 
-Prints a line once all have begun. Each starts anew when the service ends it.
+Prints a line when all have started. Each starts again when the service closes its connection.
 """
 
 import asyncio
@@ -14,18 +14,19 @@ from typing import Final
 
 from PIL import Image
 
+from load_tests import payloads, wire
 from load_tests.images import phantom
-from load_tests.promises import wire
 
 HEAD: Final = "POST /v1/predict HTTP/1.1\r\nHost: chestct\r\nContent-Type: image/png\r\n"
 TRICKLE_SECONDS: Final = 3
+"""Time between two bytes of a slow client."""
 TURN_SECONDS: Final = 10
 START_SECONDS: Final = 5
 MOST_SECONDS: Final = 600
 
 
 async def attack(url: str, grpc: str) -> None:
-    """All of them at once, for MOST_SECONDS at most."""
+    """Run all of them at once, for MOST_SECONDS at most."""
     costly = _costly_pictures()
     explain = wire.post("/v1/predict?explain=true", phantom(), {"Content-Type": "image/png"})
     body = f"{HEAD}Content-Length: 20000000\r\n\r\n".encode() + bytes(50_000)
@@ -38,7 +39,7 @@ async def attack(url: str, grpc: str) -> None:
     )
 
     async def again(one: Callable[[], Awaitable[None]]) -> None:
-        await asyncio.sleep(TRICKLE_SECONDS * random.random())  # else they would come as one burst of load
+        await asyncio.sleep(TRICKLE_SECONDS * random.random())  # starts are spread, not one burst of load
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
                 await one()
@@ -51,7 +52,7 @@ async def attack(url: str, grpc: str) -> None:
 
 
 async def _hold(url: str, beginning: bytes) -> None:
-    """Send the beginning of a request, then a byte now and then, until the service ends the connection."""
+    """Send the beginning of a request, then a byte every few seconds, until the service closes the connection."""
     reader, writer = await wire.connect(url)
     try:
         writer.write(beginning)
@@ -64,7 +65,7 @@ async def _hold(url: str, beginning: bytes) -> None:
 
 
 async def _never_read(url: str, request: bytes) -> None:
-    """Ask again and again on one connection and read no answer."""
+    """Send requests on one connection and read no answer."""
     _, writer = await wire.connect(url)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     try:
@@ -78,7 +79,7 @@ async def _never_read(url: str, request: bytes) -> None:
 
 
 def _costly_pictures() -> list[bytes]:
-    """A wide PNG, a JPEG of a thousand scans, a PNG of many chunks."""
+    """Return a tall PNG, a JPEG of a thousand scans, and a PNG of many chunks."""
     wide = BytesIO()
     Image.new("L", (1, 1 << 24)).save(wide, "PNG")
     progressive = BytesIO()
@@ -99,16 +100,15 @@ async def _send_costly(url: str, files: Sequence[bytes]) -> None:
 
 
 async def _unfinished_streams(address: str) -> None:
-    """Twenty gRPC calls on one connection, each with a message of 20 MB of which 60 kB come."""
-    host, port = address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    """Start twenty gRPC calls on one connection. Each announces a message of 20 MB and sends 3 kB of it."""
+    reader, writer = await wire.connect(address)
     try:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
         headers = b"".join(
             b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
             for name, value in (
                 (b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"chestct"),
-                (b":path", b"/inference.GRPCInferenceService/ModelInfer"), (b"te", b"trailers"),
+                (b":path", payloads.MODEL_INFER.encode()), (b"te", b"trailers"),
                 (b"content-type", b"application/grpc"),
             )
         )  # fmt: skip

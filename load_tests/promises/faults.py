@@ -1,4 +1,4 @@
-"""What a fault costs those who ask meanwhile, and how soon all is well again."""
+"""Measures how many requests a fault costs, and how soon the service recovers."""
 
 import asyncio
 import os
@@ -11,17 +11,17 @@ import psutil
 
 from load_tests import traffic
 from load_tests.images import dicom_file, pictures
-from load_tests.promises.results import Row, readers, workers
+from load_tests.promises.results import Row
 from load_tests.server import Server, serve
 from load_tests.verdict import LoadError
 
 SHARE: Final = 0.4
-"""Of the capacity, so that one worker of two can bear it."""
+"""Load, as a share of the capacity. One worker of two can bear it."""
 BEFORE_SECONDS: Final = 4
 AFTER_SECONDS: Final = 40
 MOST_SECONDS: Final = 30
-"""To recover."""
-WELL: Final = traffic.GOOD | traffic.BUSY
+"""Time to recover."""
+ANSWERED: Final = traffic.GOOD | traffic.BUSY
 
 
 class Fault(NamedTuple):
@@ -30,15 +30,15 @@ class Fault(NamedTuple):
 
 
 def _kill_worker(server: Server) -> None:
-    next(iter(workers(server).values())).kill()
+    next(iter(server.workers().values())).kill()
 
 
 def _freeze_worker(server: Server) -> None:
-    next(iter(workers(server).values())).suspend()
+    next(iter(server.workers().values())).suspend()
 
 
 def _kill_readers(server: Server) -> None:
-    found = readers(server)
+    found = server.readers()
     if not found:
         raise LoadError("no process reads DICOM files, though some were sent")
     for reader in found:
@@ -53,6 +53,7 @@ FAULTS: Final = (
 
 
 async def measure(scale: float) -> list[Row]:
+    """Cause each fault once; `scale` has no effect."""
     rows = []
     with serve() as server:
         clients = traffic.Clients(server, 10, _images())
@@ -65,32 +66,32 @@ async def measure(scale: float) -> list[Row]:
 
 
 def _images() -> list[tuple[str, bytes]]:
-    """One of seventeen is a DICOM file."""
+    """Return 16 pictures and a DICOM file."""
     return [*pictures(16), ("application/dicom", dicom_file())]
 
 
 async def _strike(server: Server, fault: Fault, rate: float) -> Row:
-    count = len(workers(server))
+    count = len(server.workers())
     clients = traffic.Clients(server, 10, _images())
     struck = time.monotonic() + BEFORE_SECONDS
     load = asyncio.ensure_future(traffic.open_loop(clients, rate, BEFORE_SECONDS + AFTER_SECONDS))
     await asyncio.sleep(BEFORE_SECONDS)
     await asyncio.to_thread(fault.strike, server)
     ended = []
-    outcomes = await asyncio.gather(load)
-    for number, outcome in enumerate(outcomes[0]):
-        if outcome.code not in WELL:
+    outcomes = await load
+    for number, outcome in enumerate(outcomes):
+        if outcome.code not in ANSWERED:
             ended.append(struck - BEFORE_SECONDS + number / rate + outcome.seconds)
     await clients.close()
     recovered = max(ended, default=struck) - struck
-    alive = len(workers(server))
-    told = f"{len(ended)} of {len(outcomes[0])} lost, well after {recovered:.1f} s, {alive} of {count} workers"
-    return Row(f"{fault.what}, {rate:.0f} requests/s", told, f"well within {MOST_SECONDS} s",
+    alive = len(server.workers())
+    measured = f"{len(ended)} of {len(outcomes)} lost, well after {recovered:.1f} s, {alive} of {count} workers"
+    return Row(f"{fault.what}, {rate:.0f} requests/s", measured, f"well within {MOST_SECONDS} s",
                recovered <= MOST_SECONDS and alive == count)  # fmt: skip
 
 
 def _kill_supervisor() -> Row:
-    """All of its processes end, and the ports are free for the next."""
+    """Kill the supervisor: all processes below it must end."""
     with serve() as server:
         family = psutil.Process(server.process.pid).children(recursive=True)
         os.kill(server.process.pid, signal.SIGKILL)
@@ -99,5 +100,5 @@ def _kill_supervisor() -> Row:
         seconds = time.monotonic() - started
         for process in alive:
             process.kill()
-    told = f"{len(alive)} of {len(family)} processes left after {seconds:.1f} s"
-    return Row("the supervisor is killed", told, "0 processes left", not alive)
+    measured = f"{len(alive)} of {len(family)} processes left after {seconds:.1f} s"
+    return Row("the supervisor is killed", measured, "0 processes left", not alive)

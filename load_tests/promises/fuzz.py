@@ -1,4 +1,4 @@
-"""Wrong input of many kinds over every protocol: is each answered, and does the service stay up?"""
+"""Sends wrong input of many kinds over every protocol. Each must be answered, and the service must stay up."""
 
 import asyncio
 import base64
@@ -10,38 +10,37 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
-from open_inference.grpc import protocol
 from tqdm import tqdm
 
-from load_tests import traffic
+from load_tests import payloads, traffic, wire
 from load_tests.images import pictures
-from load_tests.promises import wire
-from load_tests.promises.results import HUNG_SECONDS, Row, memory_row, workers
+from load_tests.promises.results import Row, memory_row
 from load_tests.server import Server, serve
 
 REQUESTS: Final = 20_000
 TOGETHER: Final = 24
-INFER: Final = "/v2/models/chestct/infer"
 JSON: Final = {"Content-Type": "application/json"}
 FAILURES: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
-"""gRPC's codes for what is the server's fault, as HTTP's 5xx."""
+"""gRPC codes of server errors, like HTTP's 5xx."""
 
 _ODD: Final[Sequence[Any]] = (
     None, True, -1, 0, 10**400, 2**63, 1.5, -0.0, 1e308, float("nan"), "", "a" * 5000, "\ud800", "é\0\n",
     [], {}, [[[[[]]]]], [[1, 2], [3]], {"a": {"b": {}}}, ["x"] * 200, list(range(300)),
 )  # fmt: skip
 _NUMBERS: Final = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"9" * 30, b"-1")
-_PATHS: Final = ("/v1/predict", "/v1/predict/batch", "/v1/model", INFER, "/classify", "/page/index.html", "/", "/docs")
+_PATHS: Final = (
+    "/v1/predict", "/v1/predict/batch", "/v1/model", payloads.INFER, "/classify", "/page/index.html", "/", "/docs",
+)  # fmt: skip
 _METHODS: Final = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "TRACE", "PATCH", "BREW")
 _HEADERS: Final = (
     "Content-Type", "Content-Encoding", "Accept", "Authorization", "X-Request-ID", "X-Request-Timeout", "Expect",
-    "Inference-Header-Content-Length", "Range", "If-None-Match", "Cookie", "traceparent",
+    payloads.JSON_LENGTH, "Range", "If-None-Match", "Cookie", "traceparent",
 )  # fmt: skip
 _QUERIES: Final = ("explain", "window_center", "window_width", "unknown")
 
 
 class Fuzzer:
-    """Draws requests and sends them. `ask` gives the kind of request and the code of its answer."""
+    """Draws random requests and sends them."""
 
     def __init__(self, server: Server, channels: Sequence[grpc.aio.Channel], seed: int) -> None:
         self._url = server.url
@@ -54,6 +53,7 @@ class Fuzzer:
         )  # fmt: skip
 
     async def ask(self) -> tuple[str, str]:
+        """Send one request. Returns its kind and the code of its answer."""
         kind = self._random.choice(self._kinds)
         return kind.__name__.strip("_"), await kind()
 
@@ -79,7 +79,7 @@ class Fuzzer:
         return bytes(changed)
 
     def _mutate_document(self, document: Any) -> bytes:
-        """The JSON of a document in which some values are others."""
+        """Return the JSON of the document with some values removed or replaced."""
         changed = copy.deepcopy(document)
         for _ in range(self._random.choice((1, 1, 2, 3))):
             place: Any = changed
@@ -124,19 +124,19 @@ class Fuzzer:
 
     async def _oip_json(self) -> str:
         image = base64.b64encode(self._random.choice(self._files)).decode()
-        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [image], "parameters": {}}
+        tensor = {**payloads.IMAGE, "data": [image], "parameters": {}}
         outputs = [{"name": "label", "parameters": {"binary_data": False}}]
         document = {"id": "a", "inputs": [tensor], "outputs": outputs, "parameters": {"window_center": -600}}
-        return await self._post(INFER, self._mutate_document(document), JSON)
+        return await self._post(payloads.INFER, self._mutate_document(document), JSON)
 
     async def _oip_binary(self) -> str:
         raw = self._random.choice(self._files)
         size = self._random.choice((len(raw), len(raw) + 4, 0, -1, 10**400))
-        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+        tensor = {**payloads.IMAGE, "parameters": {"binary_data_size": size}}
         head = self._mutate_document({"inputs": [tensor]})
         length = self._random.choice((str(len(head)), "0", "-1", "9" * 400, "x"))
         body = head + len(raw).to_bytes(4, "little") + raw
-        return await self._post(INFER, body, {"Inference-Header-Content-Length": length})
+        return await self._post(payloads.INFER, body, {payloads.JSON_LENGTH: length})
 
     async def _classify(self) -> str:
         images = [base64.b64encode(self._random.choice(self._files)).decode()]
@@ -152,21 +152,14 @@ class Fuzzer:
         return (await wire.exchange(self._url, head + b"12345")).code
 
     async def _octets(self) -> str:
-        if self._random.random() < 0.9:  # an unfinished head takes its whole time, so there are few of them
+        if self._random.random() < 0.9:  # an unfinished head lasts until its timeout, so only a few are sent
             return await self._head()
         return (await wire.exchange(self._url, self._random.randbytes(200))).code
-
-    def _message(self) -> Any:
-        tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
-        data = self._random.choice(self._files)
-        return protocol.ModelInferRequest(
-            model_name="chestct", inputs=[{**tensor, "contents": {"bytes_contents": [data]}}]
-        )
 
     async def _call(self, method: str, message: bytes, metadata: Sequence[tuple[str, str]] = ()) -> str:
         ask = self._random.choice(self._channels).unary_unary(method)
         try:
-            await ask(message, timeout=HUNG_SECONDS, metadata=metadata)
+            await ask(message, timeout=wire.HUNG_SECONDS, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return "hung"
@@ -176,12 +169,12 @@ class Fuzzer:
         return "OK"
 
     async def _grpc_octets(self) -> str:
-        message = self._mutate(self._message().SerializeToString())
-        return await self._call("/inference.GRPCInferenceService/ModelInfer", message)
+        message = payloads.image_message(self._random.choice(self._files))
+        return await self._call(payloads.MODEL_INFER, self._mutate(message.SerializeToString()))
 
     async def _grpc_fields(self) -> str:
         draw = self._random
-        message = self._message()
+        message = payloads.image_message(self._random.choice(self._files))
         tensor = message.inputs[0]
         for _ in range(draw.choice((1, 2, 3))):
             match draw.randrange(9):
@@ -203,7 +196,7 @@ class Fuzzer:
                     message.outputs.add(name=draw.choice(("label", "heatmaps", "preview", "nothing")))
                 case _:
                     message.id = draw.choice(("", "x" * 300, "é", "a\nb"))
-        return await self._call("/inference.GRPCInferenceService/ModelInfer", message.SerializeToString())
+        return await self._call(payloads.MODEL_INFER, message.SerializeToString())
 
     async def _grpc_method(self) -> str:
         draw = self._random
@@ -214,11 +207,11 @@ class Fuzzer:
 
 
 async def measure(scale: float) -> list[Row]:
+    """Send REQUESTS times `scale` wrong requests, TOGETHER at a time."""
     wanted = round(REQUESTS * scale)
     with serve() as server:
-        before = set(workers(server))
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        channels = [grpc.aio.insecure_channel(server.grpc, options=options) for _ in range(8)]
+        before = set(server.workers())
+        channels = [payloads.channel(server.grpc) for _ in range(8)]
         fuzzer = Fuzzer(server, channels, seed=19)
         codes: Counter[tuple[str, str]] = Counter()
         left = iter(range(wanted))
@@ -232,18 +225,18 @@ async def measure(scale: float) -> list[Row]:
             await asyncio.gather(*(ask_on() for _ in range(TOGETHER)))
         for channel in channels:
             await channel.close()
-        crashed = len(before - set(workers(server)))
-    failed = Counter({key: count for key, count in codes.items() if is_failure(key[1])})
-    hung = sum(count for (_, code), count in codes.items() if code == "hung")
+        crashed = len(before - server.workers().keys())
+    failed = {key: count for key, count in codes.items() if is_failure(key[1])}
+    failures = ", ".join(f"{kind} {code}: {count}" for (kind, code), count in failed.items())
     answers = Counter[str]()
     for (_, code), count in codes.items():
         answers[code] += count
-    told = ", ".join(f"{code} {count}" for code, count in sorted(answers.items()))
+    kinds = len({kind for kind, _ in codes})
+    hung = answers["hung"]
+    measured = ", ".join(f"{code} {count}" for code, count in sorted(answers.items()))
     return [
-        Row(
-            f"{codes.total()} wrong requests of {len({kind for kind, _ in codes})} kinds", told, "an answer each", True
-        ),
-        Row("failures of the service (5xx but 503)", _told(failed), "0", not failed),
+        Row(f"{codes.total()} wrong requests of {kinds} kinds", measured, "an answer each", True),
+        Row("failures of the service (5xx but 503)", failures or "0", "0", not failed),
         Row("requests without an answer in a minute", str(hung), "0", not hung),
         Row("workers that ended", str(crashed), "0", not crashed),
         memory_row(memory),
@@ -251,8 +244,5 @@ async def measure(scale: float) -> list[Row]:
 
 
 def is_failure(code: str) -> bool:
+    """Whether an HTTP status or gRPC code is a failure of the service. 503 only says that it is not ready."""
     return code in FAILURES or (code.startswith("5") and code != "503")
-
-
-def _told(failed: Counter[tuple[str, str]]) -> str:
-    return ", ".join(f"{kind} {code}: {count}" for (kind, code), count in failed.items()) or "0"

@@ -1,4 +1,4 @@
-"""Is anything that a request holds found in the log or the metrics?"""
+"""Searches the log and the metrics for anything that requests hold."""
 
 import asyncio
 import json
@@ -9,38 +9,38 @@ from typing import Final
 
 import grpc
 import httpx
-from open_inference.grpc import protocol
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from load_tests.promises import wire
+from load_tests import payloads, wire
 from load_tests.promises.results import Row
 from load_tests.server import Server, serve
 
-INFER: Final = "/v2/models/chestct/infer"
 MARKER: Final = "Mrkr{:03}Quux"
 FOUND: Final = re.compile(r"Mrkr(\d{3})Quux", re.IGNORECASE)
 JSON: Final = {"Content-Type": "application/json"}
 
 
 class Markers:
-    """Each marker stands in one place of one request."""
+    """Makes markers. Each is used in one place of one request."""
 
     def __init__(self) -> None:
         self.places: list[str] = []
 
     def at(self, place: str) -> str:
+        """Return a new marker for the place of this name."""
         self.places.append(place)
         return MARKER.format(len(self.places) - 1)
 
 
 async def measure(scale: float) -> list[Row]:
+    """Send each request once; `scale` has no effect."""
     markers = Markers()
     with serve() as server:
         for request in requests_over_http(markers):
             await wire.exchange(server.url, request)
         await _grpc(server, markers)
-        await asyncio.sleep(2)  # a line of the log follows its answer
+        await asyncio.sleep(2)  # the log line is written after the answer
         metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
     log = server.log.read_text(encoding="utf-8", errors="replace")
     found = sorted({markers.places[int(number)] for number in FOUND.findall(log + metrics)})
@@ -59,8 +59,7 @@ def requests_over_http(markers: Markers) -> list[bytes]:
         return wire.post(path, body.encode() if isinstance(body, str) else body, headers)
 
     def tensor(**changed: object) -> str:
-        one = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"], **changed}
-        return json.dumps({"inputs": [one]})
+        return json.dumps({"inputs": [{**payloads.IMAGE, "data": ["AAAA"], **changed}]})
 
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     part = '--b\r\nContent-Disposition: form-data; name="{}"; filename="{}"\r\n\r\n{}\r\n--b--\r\n'
@@ -86,12 +85,12 @@ def requests_over_http(markers: Markers) -> list[bytes]:
         post(f"/{at('lost path')}", b"", {}),
         post(f"/page/{at('page path')}", b"", {}),
         post(f"/v2/models/{at('model name')}/infer", tensor(), JSON),
-        post(INFER, at("JSON"), JSON),
-        post(INFER, tensor(name=at("tensor name")), JSON),
-        post(INFER, tensor(datatype=at("datatype")), JSON),
-        post(INFER, tensor(data=[at("tensor data") + "!"]), JSON),
-        post(INFER, tensor(parameters={at("parameter name"): 1, "binary_data_size": at("parameter")}), JSON),
-        post(INFER, tensor(), {"Inference-Header-Content-Length": at("header length")}),
+        post(payloads.INFER, at("JSON"), JSON),
+        post(payloads.INFER, tensor(name=at("tensor name")), JSON),
+        post(payloads.INFER, tensor(datatype=at("datatype")), JSON),
+        post(payloads.INFER, tensor(data=[at("tensor data") + "!"]), JSON),
+        post(payloads.INFER, tensor(parameters={at("parameter name"): 1, "binary_data_size": at("parameter")}), JSON),
+        post(payloads.INFER, tensor(), {payloads.JSON_LENGTH: at("header length")}),
         post("/classify", at("classify body"), JSON),
         post("/classify", json.dumps({"images": [at("classify image") + "!"]}), JSON),
         post("/classify", json.dumps({"images": ["AAAA"], at("classify field"): at("classify value")}), JSON),
@@ -104,11 +103,10 @@ def requests_over_http(markers: Markers) -> list[bytes]:
 
 async def _grpc(server: Server, markers: Markers) -> None:
     at = markers.at
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"A"]}}
+    tensor = {**payloads.IMAGE, "contents": {"bytes_contents": [b"A"]}}
 
     def message(**changed: object) -> bytes:
-        fields = {"model_name": "chestct", "inputs": [tensor], **changed}
-        return bytes(protocol.ModelInferRequest(**fields).SerializeToString())
+        return bytes(payloads.message(**{"inputs": [tensor], **changed}).SerializeToString())
 
     calls = [
         message(model_name=at("gRPC model")),
@@ -131,16 +129,18 @@ async def _grpc(server: Server, markers: Markers) -> None:
 
 
 def _png(text: str) -> bytes:
+    """Return a PNG file with a text chunk, and another chunk that is broken."""
     file = BytesIO()
     info = PngInfo()
     info.add_text("Patient", text)
     Image.new("L", (64, 64), 90).save(file, "PNG", pnginfo=info)
     png = file.getvalue()
-    bad = b"\0\0\0\4tEXt" + b"abcd" + (zlib.crc32(b"other")).to_bytes(4, "big")
+    bad = b"\0\0\0\4tEXtabcd" + zlib.crc32(b"other").to_bytes(4, "big")
     return png[:33] + bad + png[33:]
 
 
 def _jpeg(comment: str) -> bytes:
+    """Return a truncated JPEG file with a comment."""
     file = BytesIO()
     Image.new("L", (64, 64), 90).save(file, "JPEG", comment=comment.encode())
     return file.getvalue()[:-20]

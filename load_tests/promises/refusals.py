@@ -1,4 +1,4 @@
-"""Does a client that still sends its body see why it was refused?"""
+"""Checks that clients receive a refusal although they still send their body."""
 
 import asyncio
 import http.client
@@ -19,20 +19,20 @@ from urllib.parse import urlsplit
 import httpx
 import requests
 
-from load_tests.promises import wire
+from load_tests import wire
 from load_tests.promises.results import Row
 from load_tests.server import serve
 from serving.api_keys import new
 
 TRIES: Final = 10
 LINK_SECONDS: Final = 0.01
-"""Each way, on the slow link."""
+"""Delay of each direction on the slow link."""
 PNG: Final = {"Content-Type": "image/png"}
 Ask = Callable[[str, bytes, Mapping[str, str]], int]
 
 
 def _urllib(url: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """It sends `Connection: close`."""
+    """Send `Connection: close`, as urllib does."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, dict(headers)), timeout=60) as answer:
             return int(answer.status)
@@ -80,7 +80,7 @@ def _curl(url: str, body: bytes, headers: Mapping[str, str], *extra: str) -> int
 
 
 def _curl_at_once(url: str, body: bytes, headers: Mapping[str, str]) -> int:
-    """Without waiting for 100 Continue."""
+    """Send without waiting for 100 Continue."""
     return _curl(url, body, headers, "-H", "Expect:")
 
 
@@ -95,6 +95,7 @@ CLIENTS: Final[Mapping[str, Ask]] = {
 
 
 async def measure(scale: float) -> list[Row]:
+    """Try each client TRIES times `scale`, on loopback and over a slow link."""
     tries = max(1, round(TRIES * scale))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +119,7 @@ async def measure(scale: float) -> list[Row]:
                     for status, (path, body, headers) in cases.items():
                         rows.append(await _row(status, link, tries, url + path, body, headers))
                     holder = await _hold(server.url, known)
-                    # Larger than what is held, so that it is this one that finds no room.
+                    # Larger than the bodies of the other requests, so that this one finds no room.
                     rows.append(
                         await _row("429", link, tries, f"{url}/v1/predict", bytes(20_000_000), {**PNG, **known})
                     )
@@ -142,8 +143,8 @@ async def _row(status: str, link: float, tries: int, url: str, body: bytes, head
     return Row(what, f"{seen[status]} of {total}{others}", "all", seen[status] == total)
 
 
-async def _hold(url: str, headers: Mapping[str, str]) -> "asyncio.Task[None]":
-    """Bodies of 12 MB that take long, one after another, so that little room is left for others."""
+async def _hold(url: str, headers: Mapping[str, str]) -> asyncio.Task[None]:
+    """Send slow bodies of 12 MB on three connections, so that little room is left for other requests."""
     head = "".join(f"{name}: {value}\r\n" for name, value in {**PNG, **headers}.items())
     request = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\n{head}Content-Length: 12000000\r\n\r\n".encode()
 

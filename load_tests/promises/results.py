@@ -1,4 +1,4 @@
-"""One promise and what a run showed of it."""
+"""Keeps what a run measured of each promise, and writes the table."""
 
 import json
 import os
@@ -7,19 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import psutil
 import yaml
 
-from load_tests.server import ROOT, Server
+from load_tests.server import ROOT
 
 PAGE: Final = ROOT / "docs" / "reference" / "reliability.md"
 FOLDER: Final = ROOT / "build" / "hold"
-"""One file a part, so that a run that was ended goes on after the last whole part."""
-HUNG_SECONDS: Final = 60
-"""A request without an answer for so long hangs: the service's own limit is half of it."""
+"""Holds one file for each complete part, so that an interrupted run continues after it."""
 
 
 class Row(NamedTuple):
+    """One promise and its measurement."""
+
     what: str
     measured: str
     must: str
@@ -32,23 +31,12 @@ class Part(NamedTuple):
     rows: Sequence[Row]
 
 
-def workers(server: Server) -> dict[int, psutil.Process]:
-    """The server's worker processes by id."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return {child.pid: child for child in children if "--worker-id" in _command(child)}
-
-
-def readers(server: Server) -> list[psutil.Process]:
-    """The processes that read DICOM files and large pictures for the workers."""
-    return [child for worker in workers(server).values() for child in worker.children()]
-
-
 def megabytes(size: float) -> str:
     return f"{size / 1e6:.0f} MB"
 
 
 def memory_row(memory: Sequence[float]) -> Row:
-    """The most that all processes of a server took, and what a pod grants."""
+    """Compare the peak memory of all processes with the memory limit of the pod. `memory`: bytes, a value a second."""
     manifest = yaml.safe_load((ROOT / "k8s/base/deployment.yaml").read_text(encoding="utf-8"))
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     mebibytes = int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
@@ -66,7 +54,7 @@ def keep(part: Part, commit: str, scale: float) -> None:
 
 
 def kept(name: str, commit: str, scale: float) -> Part | None:
-    """The part's result of an earlier run of the same code and length; None if there is none."""
+    """Return the result of an earlier run of the same code and length, or None."""
     try:
         found = json.loads(_file(name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -77,7 +65,7 @@ def kept(name: str, commit: str, scale: float) -> Part | None:
 
 
 def table(parts: Sequence[Part]) -> str:
-    """A Markdown table with a line for each row."""
+    """Return a Markdown table of all rows."""
     lines = ["| part | what | measured | must | held |", "|---|---|---|---|---|"]
     lines += [
         f"| {part.name} | {row.what} | {row.measured} | {row.must} | {'yes' if row.held else '**no**'} |"
@@ -88,7 +76,7 @@ def table(parts: Sequence[Part]) -> str:
 
 
 def write_page(parts: Sequence[Part], commit: str, scale: float) -> None:
-    """Put the table between the page's markers. The rest of the page is written by hand."""
+    """Write the table between the markers of the page. The rest of the page is hand-written."""
     begin, end = (f"<!-- {word} of what `make hold` writes -->\n" for word in ("begin", "end"))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
@@ -101,10 +89,3 @@ def write_page(parts: Sequence[Part], commit: str, scale: float) -> None:
 
 def _file(name: str) -> Path:
     return FOLDER / f"{name}.json"
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []

@@ -1,4 +1,4 @@
-"""Does memory grow? Both protocols at a steady rate for a long time."""
+"""Measures whether memory grows under a steady load over both protocols."""
 
 from typing import Final
 
@@ -10,12 +10,14 @@ from load_tests.promises.results import Row, megabytes
 from load_tests.server import serve
 
 SHARE: Final = 0.6
-"""Of the capacity."""
+"""Load, as a share of the capacity."""
 SECONDS: Final = 20 * 60
 MOST_GROWTH: Final = 0.02
+"""Memory of the last quarter over that of the second quarter, minus 1."""
 
 
 async def measure(scale: float) -> list[Row]:
+    """Send for SECONDS times `scale`."""
     with serve() as server:
         clients = traffic.Clients(server, 30, pictures(64))
         capacity = await traffic.capacity(clients, max(2, 10 * scale))

@@ -9,9 +9,9 @@ import grpc
 import pytest
 
 from chestct import dicom
-from load_tests import images
+from load_tests import images, wire
 from load_tests.promises import __main__ as hold
-from load_tests.promises import fuzz, privacy, results, wire
+from load_tests.promises import fuzz, privacy, results
 from load_tests.verdict import INTERRUPTED, MISSED
 from tests.server import Server
 

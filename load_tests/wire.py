@@ -1,4 +1,4 @@
-"""Requests as bytes on a socket, so that they can be as wrong as they need to be."""
+"""Sends HTTP requests as bytes on a socket, so that they may be wrong in any way."""
 
 import asyncio
 import re
@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
-from load_tests.promises.results import HUNG_SECONDS
+HUNG_SECONDS: Final = 60
+"""A request without an answer for this long hangs. The service's own limit is half of it."""
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CLOSE: Final = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 
 
@@ -16,10 +18,12 @@ class Answer(NamedTuple):
     code: str
     """HTTP status; `closed` if the connection ended without one; `hung` if nothing came."""
     body: bytes = b""
+    closes: bool = False
+    """Whether the service closes the connection after this answer."""
 
 
 def post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A whole request with its Content-Length."""
+    """Return a POST request with its Content-Length."""
     lines = {"Host": "chestct", **headers, "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1", "replace") + body
@@ -31,24 +35,21 @@ async def connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def read_answer(reader: asyncio.StreamReader, *, to_head: bool = False) -> Answer:
-    """The next answer. Raises OSError and asyncio.IncompleteReadError if the connection ends before it does.
+    """Read one answer. Raises OSError or asyncio.IncompleteReadError if the connection ends first.
 
-    `to_head`: the request was HEAD, whose answer tells a length and has no body.
+    `to_head`: the request was HEAD, so the answer has no body, although it states a length.
     """
     head = await reader.readuntil(b"\r\n\r\n")
-    if to_head:
-        body = b""
-    elif length := _LENGTH.search(head):
+    body = b""
+    if not to_head and (length := _LENGTH.search(head)):
         body = await reader.readexactly(int(length[1]))
-    elif _CHUNKED.search(head):
+    elif not to_head and _CHUNKED.search(head):
         body = await reader.readuntil(b"0\r\n\r\n")
-    else:
-        body = b""
-    return Answer(head[9:12].decode("ascii", "replace"), body)
+    return Answer(head[9:12].decode("ascii", "replace"), body, bool(_CLOSE.search(head)))
 
 
 async def exchange(url: str, request: bytes) -> Answer:
-    """Send the bytes on a connection of their own and read one answer."""
+    """Send the bytes on a new connection and read one answer."""
     writer = None
     try:
         async with asyncio.timeout(HUNG_SECONDS):
@@ -66,8 +67,8 @@ async def exchange(url: str, request: bytes) -> Answer:
 
 @asynccontextmanager
 async def slow_link(url: str, seconds: float) -> AsyncIterator[str]:
-    """The URL of a relay to `url` that delivers each way after so many seconds."""
-    relays: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+    """Start a relay to `url` that delays each direction by `seconds`. Yields its URL."""
+    relays: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = [writer]
@@ -97,7 +98,7 @@ async def slow_link(url: str, seconds: float) -> AsyncIterator[str]:
 
 
 async def _deliver(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
-    """Each piece late and in order; so is an end (no bytes) or a reset (None)."""
+    """Copy pieces in order, each `seconds` late. No bytes mean the end of the stream, None means a reset."""
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(64)
 

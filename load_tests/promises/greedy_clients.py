@@ -1,4 +1,4 @@
-"""Do clients that send slowly, never finish, never read or send what is costly hurt everyone else?"""
+"""Measures how much good clients suffer beside ones that send slowly, never finish, never read or send costly files."""
 
 import contextlib
 import subprocess
@@ -17,12 +17,15 @@ from load_tests.verdict import LoadError
 
 ROUNDS: Final = 5
 SECONDS: Final = 10
+"""Length of each half of a round: alone, then beside the greedy clients."""
 SHARE: Final = 0.3
-"""Of the capacity, for the good clients."""
+"""Load of the good clients, as a share of the capacity."""
 MOST_TIMES: Final = 3
+"""p99 beside the greedy clients, as a multiple of the p99 alone."""
 
 
 async def measure(scale: float) -> list[Row]:
+    """Run ROUNDS times `scale` rounds."""
     with serve() as server:
         clients = traffic.Clients(server, 30, pictures(32))
         rate = SHARE * await traffic.capacity(clients, 5)
@@ -40,10 +43,10 @@ async def measure(scale: float) -> list[Row]:
         await clients.close()
     ratios = np.divide(beside, alone)
     times = float(np.median(ratios))
-    told = f"{times:.2f} times ({ratios.min():.2f} to {ratios.max():.2f}), {1000 * np.median(alone):.0f} ms alone"
+    measured = f"{times:.2f} times ({ratios.min():.2f} to {ratios.max():.2f}), {1000 * np.median(alone):.0f} ms alone"
     return [
         Row("good requests answered beside slow and greedy clients", f"{sent - lost} of {sent}", "all", not lost),
-        Row(f"their p99 at {rate:.0f} requests/s, {len(ratios)} rounds in alternation", told, f"{MOST_TIMES} times",
+        Row(f"their p99 at {rate:.0f} requests/s, {len(ratios)} rounds in alternation", measured, f"{MOST_TIMES} times",
             times <= MOST_TIMES),
         memory_row(memory),
     ]  # fmt: skip
@@ -51,7 +54,7 @@ async def measure(scale: float) -> list[Row]:
 
 @contextlib.contextmanager
 def _attackers(server: Server) -> Iterator[None]:
-    """All of load_tests.promises.attackers, in a process of their own: they must not delay those who measure."""
+    """Run load_tests.promises.attackers in another process, so that it does not delay this one, which measures."""
     command = [sys.executable, "-m", "load_tests.promises.attackers", server.url, server.grpc]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -61,4 +64,4 @@ def _attackers(server: Server) -> Iterator[None]:
             yield
         finally:
             process.kill()
-    time.sleep(2)  # until the service has noticed
+    time.sleep(2)  # the service notices closed connections
