@@ -1,6 +1,6 @@
-"""The BentoML service: `bentoml serve` answers over HTTP and gRPC with one stored model.
+"""The BentoML service: `bentoml serve` serves one stored model over HTTP and gRPC.
 
-BentoML gives the worker processes, the probes and the bento; what answers is in `serving`.
+BentoML provides the worker processes, the probes and the bento. The package `serving` answers the requests.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ connections.install()
 
 
 def _find() -> store.StoredModel:
-    """The model that CHESTCT_MODEL names, else the one in this bento, else the newest real one in the store."""
+    """The model of CHESTCT_MODEL, or the one in this bento, or the newest real one in the store."""
     packed = ChestCT.bento.info.all_models[0].tag if ChestCT.bento else None
     try:
         model = store.find(SETTINGS.model or (packed and str(packed)))
@@ -59,10 +59,11 @@ def _find() -> store.StoredModel:
     return model
 
 
-def _let_no_thread_interrupt_another() -> None:
-    """Linux: a thread of this worker that wakes up waits for its turn, as those that are started later do.
+def _keep_threads_from_interrupting() -> None:
+    """Linux: schedule this worker's threads so that a thread that wakes up does not interrupt another one.
 
-    Else each piece of a request would push the image that the engine works on out of the core's caches.
+    Otherwise each piece of a request would push the engine's current image out of the core's caches. Threads that start
+    later inherit the policy.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox may forbid it
@@ -70,7 +71,7 @@ def _let_no_thread_interrupt_another() -> None:
 
 
 class ServedModel(bentoml.models.BentoModel):
-    """What `bentoml build` packs: the model that would be served, looked up only then, so that importing is free."""
+    """The model that `bentoml build` packs. It is looked up at the build, so importing this module costs nothing."""
 
     def __init__(self) -> None:
         super().__init__(store.NAME)
@@ -85,10 +86,10 @@ class ServedModel(bentoml.models.BentoModel):
 @bentoml.service(
     name=store.NAME,
     workers=SETTINGS.workers,
-    # BentoML labels its metrics with the path as it came, so a scan makes endless series; ours are bounded.
+    # BentoML labels metrics with the requested path, so a scan would create endless series. Ours are bounded.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},  # serving.telemetry.request_record logs each request
-    tracing={"excluded_urls": ".*"},  # serving.telemetry.tracing traces each request at less cost
+    tracing={"excluded_urls": ".*"},  # serving.telemetry.tracing does it, for a fifth of the cost
     traffic={"timeout": int(SETTINGS.request_timeout) + 5},
 )
 @bentoml.asgi_app(app)
@@ -98,11 +99,11 @@ class ChestCT:
     model = ServedModel()
 
     def __init__(self) -> None:
-        log.keep_from_waiting()  # before BentoML's next line, at which a new worker would wait for who reads the log
+        log.make_writes_non_blocking()  # before the next line of BentoML, which would block on an unread log
 
     @bentoml.on_deployment
     def supervise() -> None:
-        """In BentoML's supervisor, before it starts the workers: check what can be checked, then watch them."""
+        """In BentoML's supervisor, before it starts the workers: check what can be checked, then watch the workers."""
         from serving.supervision import supervisor
 
         try:
@@ -113,7 +114,7 @@ class ChestCT:
 
     @bentoml.on_startup
     async def start(self) -> None:
-        """Become ready to answer. A worker that fails leaves the supervisor one line and ends."""
+        """Become ready. A worker that fails leaves one line for the supervisor and exits."""
         try:
             await self._start()
         except Exception as error:
@@ -123,7 +124,7 @@ class ChestCT:
             run_folder.exit_cannot_start(RUN, error)
 
     async def _start(self) -> None:
-        log.take_over()  # before gRPC is imported, which then reads how much its native code may say
+        log.take_over()  # before the import of gRPC, which reads the log level of its native code
 
         from serving import rpc
         from serving.http import openapi
@@ -131,27 +132,27 @@ class ChestCT:
         from serving.shutdown import Drain
         from serving.telemetry import tracing
 
-        _let_no_thread_interrupt_another()
+        _keep_threads_from_interrupting()
         bentoml_api.log_failures_alone()
         tracing.export_from_environment(_describe_process())
         stored = _find()
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
         self.heartbeat = heartbeat.Heartbeat(LOAD, lambda: self.classifier.busy_since)
-        # Only now: workers share the port, and one that is not warm would take calls from those that are.
+        # After the warm-up: workers share the port, and a cold worker would take calls that a warm one could answer.
         self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD, MEMORY)
         app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS))
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
-        # What is here now stays. Left to the collector, it would stop all requests for a look at it again and again.
+        # The objects that exist now stay. Otherwise each full collection would stop all requests to visit them again.
         gc.collect()
         gc.freeze()
-        # Decoder and engine ask for Python's lock several times an image; while an overload keeps the event loop busy,
-        # each time would take the default of 5 ms.
+        # Decoder and engine take Python's lock several times per image. Under overload the event loop is busy, and each
+        # time would take the default interval of 5 ms.
         sys.setswitchinterval(0.0005)
-        with contextlib.suppress(AttributeError):  # glibc alone has it
-            ctypes.CDLL(None).malloc_trim(0)  # compiling the graph left some 12 MB that it would keep
+        with contextlib.suppress(AttributeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)  # frees about 12 MB that compiling the graph left
         worker = bentoml.server_context.worker_index
         replaces = False
         if worker and RUN:
@@ -197,7 +198,7 @@ class ChestCT:
 
 
 def _describe_process() -> dict[str, str | int]:
-    """This worker in OpenTelemetry's words for resources."""
+    """This worker as OpenTelemetry resource attributes."""
     context = bentoml.server_context
     described = {
         "service.name": context.service_name,

@@ -1,1 +1,1 @@
-"""The HTTP edge: routes, bodies, errors, connections and the page."""
+"""The HTTP server: connections, middleware, routes, bodies, errors and the page."""

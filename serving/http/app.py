@@ -1,4 +1,4 @@
-"""The HTTP app: the routes of /v1 and /v2, /metrics, the page and the API's documentation."""
+"""The HTTP app: the routes of /v1 and /v2, /metrics, the page and the API documentation."""
 
 import asyncio
 
@@ -19,10 +19,10 @@ from serving.telemetry import metrics
 
 
 def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
-    """The routes, each with its name in the metrics. With `keys`, /v1 and /v2 answer only requests that hold one.
+    """Build the app. Each route's name is its label in the metrics. With `keys`, /v1 and /v2 require an API key.
 
-    They answer 503 until `app.state.classifier` holds a Classifier that is ready. `app.state.document` is then to hold
-    serving.http.openapi's document, rendered. The app needs serving.http.request_recording.RequestRecording around it.
+    The routes answer 503 until `app.state.classifier` holds a Classifier that is ready. Then `app.state.document` must
+    hold the rendered document of serving.http.openapi. The app needs RequestRecording around it.
     """
     routes: list[BaseRoute] = [
         v1.routes(keys),
@@ -39,7 +39,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
 
 
 async def _metrics(_: Request) -> Response:
-    # Reads every worker's files, so not in the event loop.
+    # In a thread, because it reads the files of every worker.
     text = await asyncio.to_thread(metrics.exposition)
     return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 

@@ -1,8 +1,8 @@
-"""What BentoML's own clients call: `classify`, behind `ClassifyBoundary`.
+"""The route for BentoML's own clients: `classify`, behind `ClassifyBoundary`.
 
-BentoML's batcher joins the lists of many callers into one, so an item carries its caller's call, nothing raises
-in `classify`, and each item has an outcome of its own, in order. What a caller can get wrong besides the images (body,
-JSON, base64) is refused before the batcher.
+BentoML's batcher joins the lists of many requests into one. So each item carries its request's record, `classify` never
+raises, and each item has its own outcome, in order. Errors in the body, the JSON or the base64 are refused before the
+batcher.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ ROUTE: Final = "/classify"
 SCOPE: Final = "classify"
 MEDIA_TYPE: Final = "application/json"
 
-_CALL: Final[ContextVar[RequestRecord]] = ContextVar("call")
-"""Whose body is being parsed."""
+_RECORD: Final[ContextVar[RequestRecord]] = ContextVar("record")
+"""The record of the request whose body is being parsed."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,11 @@ _log = logging.getLogger(__name__)
 class Item(NamedTuple):
     data: bytes
     """The encoded image."""
-    call: RequestRecord
+    record: RequestRecord
 
 
 def _parse(value: object) -> Item:
-    if isinstance(value, Item):  # BentoML's copy of the type runs each validator twice
+    if isinstance(value, Item):  # BentoML copies the type and runs each validator twice
         return value
     if not isinstance(value, str):
         raise ValueError(f"expected an image file in base64, got {type(value).__name__}")
@@ -55,7 +55,7 @@ def _parse(value: object) -> Item:
         data = base64.b64decode(value, validate=True)
     except ValueError as error:
         raise ValueError(f"expected an image file in base64, got {value[:32]!r}: {error}") from None
-    return Item(data, _CALL.get())
+    return Item(data, _RECORD.get())
 
 
 Base64Image = Annotated[
@@ -66,34 +66,35 @@ Base64Image = Annotated[
         {"type": "string", "contentEncoding": "base64", "description": "A PNG, JPEG or DICOM file in base64."}
     ),
 ]
-"""Text, and never a file field: where one of those holds a URL, BentoML's server fetches it."""
+"""An image as text. It is not a file field, because BentoML's server would fetch a URL in one."""
 
 
 async def classify(classifier: Classifier, items: Sequence[Item]) -> list[dict[str, Any]]:
-    """A prediction or an error for each item, in order, as JSON. Never raises: that would fail every caller."""
+    """A prediction or an error for each item as JSON, in order. Never raises: that would fail every request."""
 
-    async def of_one_caller(call: RequestRecord, images: list[bytes]) -> list[dict[str, Any]]:
+    async def of_one_request(record: RequestRecord, images: list[bytes]) -> list[dict[str, Any]]:
         outcomes: Sequence[Prediction | Exception]
-        if call.remaining <= 0:  # while it waited in BentoML's batcher
-            return [_body(TimeoutError(), call.request_id)] * len(images)
-        call.work = asyncio.ensure_future(classifier.classify_many(images, call))
+        if record.remaining <= 0:  # it waited too long in BentoML's batcher
+            return [_body(TimeoutError(), record.request_id)] * len(images)
+        record.work = asyncio.ensure_future(classifier.classify_many(images, record))
         try:
-            outcomes = await call.work
+            outcomes = await record.work
         except (Closed, TimeoutError) as error:
             outcomes = [error] * len(images)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's alone
-            _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
+        except Exception as error:  # noqa: BLE001 - any error is this request's alone
+            _log.exception("request %s failed", record.request_id, extra={"request_id": record.request_id})
             outcomes = [error] * len(images)
         except asyncio.CancelledError:
-            if not call.abandoned:
+            if not record.abandoned:
                 raise
             outcomes = [TimeoutError()] * len(images)
-        return [_body(outcome, call.request_id) for outcome in outcomes]
+        return [_body(outcome, record.request_id) for outcome in outcomes]
 
-    callers = [
-        of_one_caller(call, [item.data for item in group]) for call, group in groupby(items, lambda item: item.call)
+    requests = [
+        of_one_request(record, [item.data for item in group])
+        for record, group in groupby(items, lambda item: item.record)
     ]
-    return [outcome for outcomes in await asyncio.gather(*callers) for outcome in outcomes]
+    return [outcome for outcomes in await asyncio.gather(*requests) for outcome in outcomes]
 
 
 def _body(outcome: Prediction | Exception, request_id: str) -> dict[str, Any]:
@@ -103,52 +104,49 @@ def _body(outcome: Prediction | Exception, request_id: str) -> dict[str, Any]:
 
 
 class ClassifyBoundary:
-    """ASGI middleware before BentoML: bounds ROUTE's bodies and callers, and gives its errors our schema.
-
-    So that /v1 and /v2 keep their error forms too, it answers for paths that the router would not give them.
-    """
+    """ASGI middleware in front of BentoML: limits ROUTE's bodies and requests, and answers errors in our form."""
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: Keys | None = None) -> None:
-        """With `keys`, ROUTE answers only who holds one."""
+        """With `keys`, ROUTE requires an API key."""
         self._app = app
         self._settings = settings
-        self._guard = ErrorBoundary(RequireApiKey(self._guarded, keys, SCOPE) if keys else self._guarded, settings)
-        self._callers = 0
+        self._bounded = ErrorBoundary(RequireApiKey(self._answer, keys, SCOPE) if keys else self._answer, settings)
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
         if scope["type"] == "http" and scope["path"] == ROUTE:
             scope["state"]["record"].route = ROUTE
-            app = self._guard
+            app = self._bounded
         await app(scope, receive, send)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        call: RequestRecord = request.state.record
+        record: RequestRecord = request.state.record
         if request.method != "POST":
             raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "expected POST", {"Allow": "POST"})
         if (kind := media_type(request)) != MEDIA_TYPE:
             raise unsupported((MEDIA_TYPE,), kind)
-        if self._callers >= self._settings.queue_size:  # BentoML's own queue has no bound
+        if self._running >= self._settings.queue_size:  # BentoML's own queue has no limit
             raise Overloaded(1)
-        self._callers += 1
+        self._running += 1
         try:
             body = await read_body(request, self._settings, BENTOML_MEMORY)
             check_json(body, len(body))
-            _CALL.set(call)
+            _RECORD.set(record)
             answer = await while_connected(request, self._ask(scope, body, receive))
-            if call.remaining <= 0:  # its images ran out of time one by one
+            if record.remaining <= 0:  # the deadline passed for its images one by one
                 raise TimeoutError
         finally:
-            call.abandon()
-            self._callers -= 1
+            record.abandon()
+            self._running -= 1
         for message in answer:
             await send(message)
 
     async def _ask(self, scope: Scope, body: bytes, receive: Receive) -> list[Message]:
-        """BentoML's answer, whole: the deadline or a client that hangs up may end this, but not an answer half sent.
+        """BentoML's complete answer, so that a deadline or a lost client never interrupts an answer that has begun.
 
-        Raises RequestError for what BentoML refuses, and TimeoutError.
+        Raises RequestError if BentoML refuses the request, and TimeoutError.
         """
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         answer: list[Message] = []
@@ -163,7 +161,7 @@ class ClassifyBoundary:
         status = answer[0]["status"]
         if 400 <= status < 500:
             raise bad_request("invalid_request", _in_words(b"".join(part.get("body", b"") for part in answer)))
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:  # it waited too long in BentoML's batcher
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:  # the request waited too long in BentoML's batcher
             raise TimeoutError
         if status != HTTPStatus.OK:
             raise RuntimeError(f"BentoML answered {status}")
@@ -171,18 +169,18 @@ class ClassifyBoundary:
 
 
 def log_failures_alone() -> None:
-    """Keep what a caller got wrong out of BentoML's log of exceptions: the request's line says it."""
+    """Keep invalid requests out of BentoML's log of exceptions: the request's own line reports them."""
     logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_failure)
 
 
 def _is_failure(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     refused = isinstance(error, ValidationError)
-    status = getattr(error, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)  # BentoML's own have one
+    status = getattr(error, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)  # BentoML's exceptions have one
     return not refused and status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _in_words(refusal: bytes) -> str:
-    """The problems that pydantic found, as BentoML answers them."""
+    """The problems that pydantic found, from BentoML's answer."""
     problems = json.loads(refusal)["detail"]
     return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:8])

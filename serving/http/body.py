@@ -1,4 +1,4 @@
-"""A request's body: read within the limits or refused as too large or too slow, its client watched once it is read."""
+"""Reads request bodies within the limits of size, memory and time, and watches the client after that."""
 
 import asyncio
 import io
@@ -14,53 +14,52 @@ from serving.settings import Settings
 from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, RequestRecord
 
 MAX_JSON: Final = {b",": 300_000, b"[": 300_000, b":": 10_000}
-"""How often each may stand in a JSON body. Every value follows one of them, so they bound the number of values and the
-depth. Pixels of four images of 256 x 256 have as many commas and, nested, as many brackets; base64 has none of them.
+"""Most occurrences of each mark in a JSON body. Every value follows one of them, so they limit values and depth.
 
-What they let pass takes the event loop, which answers nobody meanwhile, 0.17 s at most (20 MB of numbers of 4,300
-digits; 0.09 s for four pictures, nested), and 38 MB for as long (300,000 lists of one number). A body of 15 MB of
-brackets alone took 10 s and 1.3 GB.
+The pixels of four images of 256 x 256 need as many commas and, if nested, as many brackets. Base64 has none of them.
+Parsing blocks the event loop. A body within the limits takes at most 0.17 s (20 MB of numbers of 4,300 digits; 0.09 s
+for four nested images) and 38 MB (300,000 lists of one number). 15 MB of brackets alone took 10 s and 1.3 GB.
 """
 MAX_WIDE_JSON: Final = 1_000_000
-"""Bytes of a JSON body that is not plain ASCII: of a text with one emoji each character takes four bytes."""
+"""Most bytes of a JSON body that is not plain ASCII. One emoji makes each character of a text take four bytes."""
 
 RAW_MEMORY: Final = 1.0
-"""Bytes that a byte of a body takes at most, by a worker's VmHWM with bodies of 19 MB. Of a file: itself."""
+"""Most bytes of memory per byte of a body that is a file. These factors are a worker's VmHWM with bodies of 19 MB."""
 FORM_MEMORY: Final = 2.0
-"""Of a form: itself and the files cut from it."""
+"""The same for a form: the body, and the files cut from it."""
 TENSORS_MEMORY: Final = 3.75
-"""Of the Open Inference Protocol as JSON: itself, its text twice, the decoded file. Binary tensor data takes 3."""
+"""The same for the Open Inference Protocol's JSON: the body, its text twice, and the decoded file. Binary data: 3."""
 BENTOML_MEMORY: Final = 4.75
-"""Of BentoML's JSON: the same, and a copy."""
+"""The same for BentoML's JSON: as TENSORS_MEMORY, and one copy."""
 
 T = TypeVar("T")
 
 
 async def read_body(request: Request, settings: Settings, memory: float = RAW_MEMORY) -> bytes:
-    """The body, refused as soon as it is known to be compressed, too large, alone or with those of others, or to stall.
+    """The request's body. It is refused as soon as it is known to be compressed, too large, or too slow.
 
-    `memory`: bytes that each of its bytes takes until the request is answered. A length that is announced is counted
-    before the first byte is read. Raises RequestError and Overloaded.
+    `memory`: bytes of memory that each byte takes until the request is answered. An announced length is reserved before
+    the first byte is read. Raises RequestError, and Overloaded if memory is short.
     """
     check_encoding(request.headers.getlist("Content-Encoding"))
     check_encoding(request.headers.getlist("Transfer-Encoding"))
     limit = settings.max_body_bytes
-    call: RequestRecord = request.state.record
+    record: RequestRecord = request.state.record
     announced = request.headers.get("Content-Length", "")
     if announced.isdecimal():
         if int(announced) > limit:
             raise too_large(limit, f"{announced} bytes")
-        call.reserve_bytes(math.ceil(int(announced) * memory))
+        record.reserve_bytes(math.ceil(int(announced) * memory))
         memory = 0
-    body = await _receive(request, call, limit, memory)
-    call.memory.keep(call)
+    body = await _receive(request, record, limit, memory)
+    record.memory.keep(record)
     if not body:
         raise bad_request("empty_body", "expected an image in the request's body, got an empty body")
     return body
 
 
-async def _receive(request: Request, call: RequestRecord, limit: int, memory: float) -> bytes:
-    """Ends where the body is larger than `limit` bytes, stalls, trickles, or is evicted."""
+async def _receive(request: Request, record: RequestRecord, limit: int, memory: float) -> bytes:
+    """Read the body. Ends early if it exceeds `limit` bytes, stalls, trickles or is evicted."""
     now = asyncio.get_running_loop().time
     begun = now()
     whole = io.BytesIO()
@@ -72,7 +71,7 @@ async def _receive(request: Request, call: RequestRecord, limit: int, memory: fl
                 if not patience.expired():
                     patience.reschedule(begun)
 
-            call.stop_receiving = stop
+            record.stop_receiving = stop
             more = True
             while more:
                 message = await request.receive()
@@ -83,21 +82,21 @@ async def _receive(request: Request, call: RequestRecord, limit: int, memory: fl
                 size += len(part)
                 if size > limit:
                     raise too_large(limit, "more")
-                call.reserve_bytes(math.ceil(len(part) * memory))
+                record.reserve_bytes(math.ceil(len(part) * memory))
                 if len(part) == size and not more:
                     return part
                 whole.write(part)
                 if part:
                     patience.reschedule(LONGEST_PAUSE + min(now(), begun + size / LEAST_RATE))
     except TimeoutError:
-        call.reserve_bytes(0)  # where it was evicted this says so
+        record.reserve_bytes(0)  # raises Overloaded if the request was evicted
         raise _too_slow() from None
     except asyncio.CancelledError:
-        if call.remaining > 0:
+        if record.remaining > 0:
             raise
-        raise _too_slow() from None  # ErrorBoundary's limit
+        raise _too_slow() from None  # the limit of ErrorBoundary
     finally:
-        call.stop_receiving = None
+        record.stop_receiving = None
     return whole.getvalue()
 
 
@@ -108,7 +107,7 @@ def _too_slow() -> RequestError:
 
 
 def check_encoding(headers: Iterable[str]) -> None:
-    """Refuse what the values of an encoding's header say is compressed. Raises RequestError."""
+    """Raises RequestError if the values of an encoding header name a compression."""
     for coding in ",".join(headers).split(","):
         if coding.strip().lower() not in ("", "identity", "chunked"):
             raise RequestError(
@@ -119,10 +118,7 @@ def check_encoding(headers: Iterable[str]) -> None:
 
 
 def check_json(body: bytes, length: int) -> None:
-    """Refuse what would hold up everybody else, or take a multiple of its size, as the first `length` bytes are parsed.
-
-    Raises RequestError.
-    """
+    """Check that JSON in the first `length` bytes is parsed in little time and memory. Raises RequestError."""
     for mark, most in MAX_JSON.items():
         if (count := body.count(mark, 0, length)) > most:
             raise _json_too_large(
@@ -138,14 +134,14 @@ def _json_too_large(words: str) -> RequestError:
 
 
 def media_type(request: Request) -> str:
-    """The Content-Type without its parameters, in lower case; empty where there is none."""
+    """The Content-Type without parameters in lower case, or an empty string."""
     return request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; it is cancelled when the client hangs up, so that no engine time goes to nobody.
+    """The result of the work, which is cancelled if the client hangs up. No engine time is spent on a lost client.
 
-    The body must have been read. Raises starlette's ClientDisconnect.
+    The body must have been read. Raises ClientDisconnect.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())

@@ -1,7 +1,7 @@
-"""Spreads HTTP connections over the workers: one that is crowded ends a connection, so that its client opens another.
+"""Balances HTTP connections over the workers. A crowded worker closes a connection, so its client opens a new one.
 
-The workers share one listening socket, and of a burst of connections the worker that wakes first may take all; kept
-alive, they would stay there while another worker idles. A new one goes to whoever is free to take it.
+The workers share one listening socket. The worker that wakes first may accept a whole burst of connections. If they
+were kept alive, they would stay with it while another worker is idle. A new connection goes to a worker that is free.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -11,7 +11,7 @@ from serving.worker_load import WorkerLoad
 
 
 class ConnectionBalancing:
-    """ASGI middleware around the whole service: counts its requests, and ends connections while it is crowded."""
+    """ASGI middleware around the whole service: counts this worker's requests, and closes connections if crowded."""
 
     def __init__(self, app: ASGIApp, load: WorkerLoad) -> None:
         self._app = app
@@ -22,10 +22,10 @@ class ConnectionBalancing:
             await self._app(scope, receive, send)
             return
 
-        async def send_and_spread(message: Message) -> None:
+        async def send_and_balance(message: Message) -> None:
             if message["type"] == "http.response.start" and self._load.is_crowded():
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         with self._load:
-            await self._app(scope, receive, send_and_spread)
+            await self._app(scope, receive, send_and_balance)

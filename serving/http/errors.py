@@ -1,4 +1,4 @@
-"""Errors as answers over HTTP: their status, code and message, in the form of the route that was asked."""
+"""Errors as HTTP answers: status, code and message, in the form of the requested route."""
 
 import math
 from http import HTTPStatus
@@ -15,7 +15,7 @@ from serving.unavailable import Closed, Overloaded
 
 _OF_CURL: Final = "application/x-www-form-urlencoded"
 CLIENT_GONE: Final = 499
-"""For the metrics: the client hung up before the answer (nginx' number for it)."""
+"""Status in the metrics for a client that hung up before the answer (nginx' number)."""
 _CODES: Final = {
     404: "not_found",
     405: "method_not_allowed",
@@ -24,11 +24,11 @@ _CODES: Final = {
     503: "not_ready",
 }
 OIP: Final = "/v2"
-"""Below it an error has the Open Inference Protocol's form."""
+"""Path below which errors have the Open Inference Protocol's form."""
 
 
 class RequestError(Exception):
-    """The request can't be answered; `code` names the reason for programs, the message says it for people."""
+    """A request that can't be answered. `code` is the reason for programs, `message` for people."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         message = message[:LONGEST_MESSAGE]
@@ -40,7 +40,7 @@ class RequestError(Exception):
 
 
 class ClientLate(TimeoutError):
-    """The deadline has passed that the client chose, and the service would have gone on."""
+    """The client's own deadline has passed before the service's."""
 
     def __init__(self) -> None:
         super().__init__("the answer took longer than the request allows")
@@ -66,7 +66,7 @@ def unsupported(expected: tuple[str, ...], got: str) -> RequestError:
 
 
 def describe(error: Exception) -> RequestError:
-    """Any error as what the client is told of it."""
+    """The error that the client gets for any exception."""
     match error:
         case RequestError():
             return error
@@ -110,9 +110,9 @@ def error_response(error: RequestError, scope: Scope) -> Response:
 
 
 def is_bare(answer: Message) -> bool:
-    """Whether the start of an answer says, otherwise than in our form, that there is no such route, or why not.
+    """Whether the start of an answer is an error of Starlette or BentoML, which is not in our form.
 
-    Starlette and BentoML answer so: in plain text, or with a redirect where a slash is too many.
+    They answer in plain text, or with a redirect if the path ends with a slash too many.
     """
     status = answer["status"]
     refused = 400 <= status < CLIENT_GONE or status in (HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -120,7 +120,7 @@ def is_bare(answer: Message) -> bool:
 
 
 def from_bare(answer: Message, scope: Scope) -> RequestError:
-    """The error that `is_bare` found."""
+    """The same error in our form, for an answer for which `is_bare` is true."""
     status = HTTPStatus(answer["status"])
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return describe(Exception())
@@ -134,7 +134,7 @@ def from_bare(answer: Message, scope: Scope) -> RequestError:
 
 
 def code_of(status: int) -> str:
-    """The code for an answer that has none of its own."""
+    """The code for a status whose answer has no code of its own."""
     if code := _CODES.get(status):
         return code
     return "invalid_request" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error"

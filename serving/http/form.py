@@ -1,8 +1,8 @@
-"""The files of a form: a multipart/form-data body, whole in memory, read as RFC 2046, 7578 and 5987 say.
+"""Reads the files of a multipart/form-data body in memory, by RFC 2046, 7578 and 5987.
 
-python-multipart, which Starlette reads forms with, refuses a preamble and blanks behind a boundary; Starlette takes a
-part that has `filename*` alone for text and fails for a charset that can't decode. So the parts are cut here, where the
-boundary stands, and their headers are read by Python's email package.
+Starlette reads forms with python-multipart, which refuses a preamble and blanks after a boundary. Starlette also treats
+a part with only `filename*` as text, and fails for an invalid charset. So this module cuts the parts at the boundary,
+and Python's email package reads their headers.
 """
 
 import re
@@ -15,20 +15,19 @@ from serving.http.body import check_encoding
 from serving.http.errors import bad_request
 
 _LONGEST_BOUNDARY: Final = 256
-"""Characters. The standard allows 70."""
+"""Most characters of a boundary. The standard allows 70."""
 _LONGEST_LINE: Final = 1024
-"""Bytes of a Content-Type, and of the blanks behind a boundary."""
+"""Most bytes of a Content-Type, and of the blanks after a boundary."""
 _LONGEST_HEADERS: Final = 2 * 1024
-"""Bytes of a part's headers, which the email package reads in a time that grows with their square."""
+"""Most bytes of a part's headers. The email package's time grows with their square."""
 _TRANSFER_ENCODINGS: Final = ("binary", "8bit", "7bit")
-"""Those that leave the bytes as they are."""
+"""Transfer encodings that leave the bytes unchanged."""
 
 
 def read_files(content_type: str, body: bytes, name: str, at_most: int) -> list[bytes]:
-    """The bytes of the form's files, one to `at_most`, which must all be in the field `name`.
+    """The contents of the form's files: 1 to `at_most`, all in the field `name`.
 
-    A part is a file where it has a file name or a type other than text, and where its bytes are no text. Raises
-    RequestError.
+    A part is a file if it has a file name, a type other than text, or bytes that are not text. Raises RequestError.
     """
     expected = f"one file in the field {name!r}" if at_most == 1 else f"1 to {at_most} files in the field {name!r}"
     files: list[bytes] = []
@@ -51,7 +50,7 @@ def read_files(content_type: str, body: bytes, name: str, at_most: int) -> list[
 
 
 class _Malformed(ValueError):
-    """What came, in words."""
+    """An invalid form. The message says what came."""
 
 
 def _boundary(content_type: str) -> bytes:
@@ -64,8 +63,8 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[Message, bytes]]:
-    """The headers and the content of each part. What stands before the first boundary and behind the last is none."""
-    mark = re.escape(b"--" + boundary) + rb"(?=[-\s]|\Z)"  # with a longer word it is content
+    """The headers and the content of each part. Text before the first boundary and after the last is no part."""
+    mark = re.escape(b"--" + boundary) + rb"(?=[-\s]|\Z)"  # a longer word is content
     found = re.match(mark, body) or re.search(rb"\n" + mark, body)
     if found is None:
         raise _Malformed(f"got {len(body)} bytes without the boundary that Content-Type names")
@@ -85,7 +84,7 @@ def _parts(body: bytes, boundary: bytes) -> Iterator[tuple[Message, bytes]]:
 
 
 def _end_of_line(body: bytes, position: int) -> int:
-    """Where the line ends of which a boundary and blanks are all."""
+    """The end of the boundary's line, which may hold nothing else but blanks."""
     end = body.find(b"\r\n", position, position + _LONGEST_LINE)
     if end >= 0 and not body[position:end].strip(b" \t"):
         return end
@@ -124,7 +123,7 @@ def _check_encodings(headers: Message) -> None:
 def _parameter(message: Message, header: str, name: str) -> str | None:
     try:
         value = message.get_param(name, header=header)
-    except (TypeError, ValueError):  # by the email package, for some that RFC 2231 does not allow
+    except (TypeError, ValueError):  # from the email package, for some values that RFC 2231 does not allow
         raise _Malformed(f"got a {header} that can't be read") from None
     if isinstance(value, tuple):  # charset, language, and the bytes as Latin-1
         return value[2].encode("latin-1", "replace").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The parser of HTTP/1.1, where a client asks for another protocol and does not get it."""
+"""The parser of HTTP/1.1. It ignores requests to change the protocol."""
 
 from typing import Protocol
 
@@ -6,20 +6,20 @@ import httptools
 
 
 class Connection(Protocol):
-    """Whose messages are parsed; it has httptools' callbacks, too."""
+    """The connection whose messages are parsed. It also has httptools' callbacks."""
 
     repeated_head: bool
-    """Whether what is parsed is `head_without_upgrade`, which is nothing new."""
+    """Whether `head_without_upgrade` is being parsed, whose callbacks are to be ignored."""
 
     def head_without_upgrade(self) -> bytes:
-        """Of the last request, as much as its body needs to be parsed."""
+        """A head with only those lines of the latest request that its body needs to be parsed."""
 
 
 class Parser(httptools.HttpRequestParser):
-    """Reads on behind a head with `Upgrade`, as Java's HttpClient sends one with each request, and `curl --http2`.
+    """Parses a request with the header `Upgrade` like any other. Java's HttpClient and `curl --http2` send it.
 
-    None is taken, so it is a request like any other. httptools takes what follows for the other protocol, and calls
-    `on_message_complete` before it.
+    After such a head, httptools calls `on_message_complete` and stops, because it expects another protocol. So this
+    class feeds it a head without `Upgrade`, and then the body.
     """
 
     def __init__(self, connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Routes that the settings keep from the HTTP port: they answer on a port of their own, or nowhere."""
+"""The private port: routes that the settings move there, or close on both ports."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
 
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
-"""On both ports: BentoML's clients wait for the one that they ask."""
+"""Routes on both ports: BentoML's clients wait for the probe of the port that they use."""
 
 
 class PrivatePort:
-    """Where /metrics and BentoML's routes answer. `PortSeparation` connects it to the service; `start` listens."""
+    """The server of the private port. `PortSeparation` gives it its app."""
 
     def __init__(self, settings: Settings, memory: MemoryBudget) -> None:
         self.settings: Final = settings
@@ -38,7 +38,7 @@ class PrivatePort:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen in this event loop, where anything is private; several processes may share the port."""
+        """Listen in this event loop if any route is private. Several workers may share the port."""
         if "private" not in self.exposure.values():
             return
         assert self.app is not None
@@ -59,32 +59,32 @@ class PrivatePort:
         self._task = asyncio.create_task(self._server.serve([listening]))
 
     async def stop(self) -> None:
-        """Finish the requests that run and close the port."""
+        """Finish the running requests and close the port."""
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
             await self._task
 
 
 class PortSeparation:
-    """ASGI middleware: on each of the two ports only what the settings put there is found."""
+    """ASGI middleware that answers 404 on each of the two ports for routes that the settings do not put there."""
 
     def __init__(self, app: ASGIApp, port: PrivatePort) -> None:
         self._app = app
         self._exposure = port.exposure
-        self._lost = ErrorBoundary(_not_found, port.settings)
+        self._not_found = ErrorBoundary(_not_found, port.settings)
         port.app = RequestRecording(self._private, port.memory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         hidden = scope["type"] == "http" and self._exposure.get(scope["path"], "open") != "open"
-        await (self._lost if hidden else self._app)(scope, receive, send)
+        await (self._not_found if hidden else self._app)(scope, receive, send)
 
     async def _private(self, scope: Scope, receive: Receive, send: Send) -> None:
         found = self._exposure.get(scope["path"], "private" if scope["path"] in _PROBES else "") == "private"
-        await (self._app if found else self._lost)(scope, receive, send)
+        await (self._app if found else self._not_found)(scope, receive, send)
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to the service."""
+    """A server that leaves signals to the service."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

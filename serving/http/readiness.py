@@ -1,4 +1,4 @@
-"""Whether the model may be asked."""
+"""Checks that the model is ready."""
 
 from starlette.requests import Request
 
@@ -7,7 +7,7 @@ from serving.unavailable import Closed
 
 
 def ready_classifier(request: Request) -> Classifier:
-    """Raises Closed until the model is warm, and once the service has stopped."""
+    """The classifier. Raises Closed until the model is warm, and after the service has stopped."""
     classifier: Classifier | None = request.app.state.classifier
     if classifier is None or not classifier.accepting:
         raise Closed("the model is loading or the service is stopping")
@@ -15,6 +15,6 @@ def ready_classifier(request: Request) -> Classifier:
 
 
 def check_ready(classifier: Classifier) -> None:
-    """Raises Closed where a probe is to learn that the service is told to stop."""
+    """For probes: raises Closed as soon as the service has been told to stop."""
     if not classifier.ready:
         raise Closed("the service is stopping")

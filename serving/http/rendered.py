@@ -1,4 +1,4 @@
-"""Documents that are the same for every request: rendered once."""
+"""JSON documents that are the same for every request and are rendered once."""
 
 import hashlib
 from typing import Any, Final
@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 
 class Rendered:
-    """A value as JSON, which is not sent again to a client that has it (If-None-Match)."""
+    """A value as JSON. A client that already has it (If-None-Match) is answered 304."""
 
     def __init__(self, value: Any) -> None:
         self.body: Final = bytes(JSONResponse(value).body)

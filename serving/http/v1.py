@@ -25,16 +25,16 @@ from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Overloaded
 
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "application/dicom", "application/octet-stream")
-"""What an image is best sent as. Of others too the bytes decide, since browsers and clients guess the type."""
+"""Recommended types for an image. With any other type the bytes decide too, because clients often guess it."""
 _NO_IMAGE: Final = re.compile("multipart/.*|text/(html|xml)|application/(.*json|.*xml|x-www-form-urlencoded)")
-"""Types of which no body is an image."""
+"""Types that no image has."""
 MULTIPART: Final = "multipart/form-data"
 OPTIONS: Final = ("explain", *WINDOW_PARAMETERS)
-"""Query parameters of the two routes that predict."""
+"""Query parameters of the two prediction routes."""
 
 
 def routes(keys: Keys | None) -> Mount:
-    """The routes below /v1, each with its name in the metrics; with `keys` they answer only requests that hold one."""
+    """The routes below /v1. Each route's name is its label in the metrics. With `keys` they require an API key."""
     answering = [
         Route("/predict", _predict, methods=["POST"], name="/v1/predict"),
         Route("/predict/batch", _predict_batch, methods=["POST"], name="/v1/predict/batch"),
@@ -62,17 +62,17 @@ async def _predict_batch(request: Request) -> Response:
     body = await read_body(request, settings, FORM_MEMORY)
     images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
     del body
-    call: RequestRecord = request.state.record
-    outcomes = await while_connected(request, classifier.classify_many(images, call, explain=explain, window=window))
+    record: RequestRecord = request.state.record
+    outcomes = await while_connected(request, classifier.classify_many(images, record, explain=explain, window=window))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()
     parts = [
         _json(outcome)
         if isinstance(outcome, Prediction)
-        else json.dumps(error_body(describe(outcome), call.request_id))
+        else json.dumps(error_body(describe(outcome), record.request_id))
         for outcome in outcomes
     ]
-    head = json.dumps({"request_id": call.request_id, "disclaimer": classifier.card.disclaimer})
+    head = json.dumps({"request_id": record.request_id, "disclaimer": classifier.card.disclaimer})
     return Response(f'{head[:-1]}, "outcomes": [{", ".join(parts)}]}}', media_type="application/json")
 
 

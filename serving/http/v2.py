@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, below /v2: JSON, and Triton's extension for binary tensor data."""
+"""The Open Inference Protocol over HTTP below /v2: JSON, and Triton's extension for binary tensor data."""
 
 import json
 import re
@@ -28,23 +28,23 @@ from serving.telemetry.request_record import RequestRecord, choose_id
 from serving.tensors import IMAGE, Input, InvalidRequest
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
-"""Length of the JSON before the binary data, in bytes; 0: the body is one image file and nothing else."""
+"""Header: length in bytes of the JSON before the binary data; 0 if the body is one image file."""
 EXTENSIONS: Final = ("binary_tensor_data",)
 
 MAX_ID: Final = 1000
-"""Characters of a request's `id`, which is held while the model works and comes back."""
+"""Most characters of a request's `id`, which is kept until the answer."""
 _MOST: Final = 64
-"""Inputs, outputs and dimensions of a shape. There are two inputs and some ten outputs, each worth naming once."""
+"""Most inputs, outputs and dimensions of a shape. The model has two inputs and about ten outputs."""
 _SHORT: Final = Field(fail_fast=True, max_length=_MOST)
-"""Of a list: to say what is wrong with each of its elements would take longer than reading all of them."""
+"""Rules for a list. The first invalid element ends the check: to report them all would take longer than to read."""
 
 T = TypeVar("T")
 
 
 def routes(keys: Keys | None) -> list[BaseRoute]:
-    """Each named for the metrics by its template. They share `app.state.classifier` with the rest of the service.
+    """The routes of the protocol. Each route's name is its template, for the metrics.
 
-    With `keys` all but those of health answer only who holds one.
+    With `keys`, all routes except those of health require an API key.
     """
     model = "/models/{name}"
     version = model + "/versions/{version}"
@@ -68,7 +68,7 @@ def _of_model(path: str) -> tuple[Route, ...]:
 
 
 class _Message(BaseModel):
-    """Unlike elsewhere unknown fields are let pass: the protocol's extensions add some."""
+    """Base of the protocol's messages. Unknown fields are allowed, because the protocol's extensions add some."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -100,11 +100,11 @@ class _Request(_Message):
 
 
 class _AnswerForm(NamedTuple):
-    """How the answer is to look."""
+    """The requested form of the answer."""
 
     id: str | None = None
     binary: Mapping[str, bool] = {}
-    """Whether the output of a name is to come after the JSON."""
+    """Whether the data of the named output follows the JSON."""
     others_binary: bool = False
 
 
@@ -140,13 +140,13 @@ async def _infer(request: Request) -> Response:
     classifier = _find(request)
     body = await read_body(request, classifier.settings, TENSORS_MEMORY)
     try:
-        # Not in a thread: the parser holds the interpreter's lock all along, so the event loop would wait as long.
+        # Not in a thread: the parser holds the interpreter's lock, so the event loop would wait as long.
         wanted, form = _parse(request.headers, body)
-        call: RequestRecord = request.state.record
-        call.request_id = choose_id(request.headers.get(REQUEST_ID), form.id, call.request_id)
+        record: RequestRecord = request.state.record
+        record.request_id = choose_id(request.headers.get(REQUEST_ID), form.id, record.request_id)
         question = open_inference.read(classifier, wanted)
         del body, wanted  # several times the size of the images
-        tensors = await while_connected(request, open_inference.infer(classifier, question, call))
+        tensors = await while_connected(request, open_inference.infer(classifier, question, record))
         return _response(classifier, form, tensors)
     except InvalidRequest as error:
         raise bad_request(error.code, str(error)) from error
@@ -168,7 +168,7 @@ def _find(request: Request) -> Classifier:
 
 
 def _parse(headers: Mapping[str, str], body: bytes) -> tuple[open_inference.Request, _AnswerForm]:
-    """The request with its inputs' data. Raises InvalidRequest, and RequestError for too much JSON."""
+    """The request with its inputs' data, and the form of its answer. Raises InvalidRequest and RequestError."""
     announced = headers.get(JSON_LENGTH, str(len(body)))
     if not re.fullmatch("[0-9]{1,18}", announced) or int(announced) > len(body):
         raise InvalidRequest(f"{JSON_LENGTH}: expected at most the body's {len(body)} bytes, got {announced[:32]!r}")
@@ -207,7 +207,7 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[open_inference.Requ
 
 
 def _read_json(body: bytes, length: int) -> _Request:
-    """The message in the first `length` bytes. Raises InvalidRequest, and RequestError for too much JSON."""
+    """The message in the first `length` bytes. Raises InvalidRequest, and RequestError if the JSON is too large."""
     check_json(body, length)
     try:
         return _Request.model_validate(from_json(body[:length], allow_inf_nan=False))

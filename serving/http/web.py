@@ -1,4 +1,4 @@
-"""The web page: its files, and what it needs to know of this service. None of this is an API."""
+"""The web page: its files, and the facts about this service that it needs. None of this is an API."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -17,16 +17,16 @@ from serving.settings import Settings
 PAGE: Final = Path(__file__).with_name("page")
 
 _SAMPLES: Final = PAGE / "samples"
-"""Drawn, so nobody's; docs/samples.py writes them."""
+"""Drawn pictures, so nobody's; docs/samples.py writes them."""
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
-_OWN: Final = 50
-"""Pictures of CHESTCT_SAMPLES that are offered at most."""
+_MOST_SAMPLES: Final = 50
+"""Most pictures of CHESTCT_SAMPLES that the page offers."""
 
 
 class Web:
-    """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may be somebody's, so they ask for a key as /v1 does.
+    """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may show patients, so they require a key, as /v1 does.
 
-    Their names may be patients' names, and what is offered is told without a key: so they go by numbers.
+    Their file names may be patients' names, and the list of samples needs no key. So the pictures have numbers.
     """
 
     def __init__(self, settings: Settings, keys: Keys | None) -> None:
@@ -57,7 +57,7 @@ class Web:
 
     def _numbered(self) -> dict[str, Path]:
         own = _pictures(self._settings.samples) if self._settings.samples else []
-        return {f"{number}{file.suffix.lower()}": file for number, file in enumerate(own[:_OWN], start=1)}
+        return {f"{number}{file.suffix.lower()}": file for number, file in enumerate(own[:_MOST_SAMPLES], start=1)}
 
     async def _own_sample(self, request: Request) -> Response:
         file = self._numbered().get(request.path_params["name"])

@@ -1,1 +1,1 @@
-"""What is known of each request: its record, metrics, traces and the log."""
+"""What the service records about requests: their records, metrics, traces and the log."""

@@ -1,7 +1,7 @@
-"""The log of a worker: one line of JSON each on standard output, whichever library writes it, and nothing may wait.
+"""The log of a worker: one line of JSON per entry on standard output, from any library, and no write ever waits.
 
-What a library says of a request may quote it, and so may an exception. So of their lines only what stands in the code
-is shown: the words before anything is filled in, the place, the exception's type and the frames that it came through.
+Messages of libraries and exceptions may quote a request. So the log shows only what is written in their code: the
+message before values are filled in, the place, the exception's type and its stack frames.
 """
 
 import contextlib
@@ -28,24 +28,25 @@ from serving.telemetry import metrics
 OUTPUT: Final = 1
 _ERRORS: Final = 2
 _LONGEST_LINE: Final = select.PIPE_BUF - 256
-"""Bytes: a pipe takes a line of this and a notice before it whole or not at all, so no two workers' lines mix."""
+"""Most bytes of a line. A pipe takes it and a notice in one piece, so the lines of two workers never mix."""
 _PIPE_BYTES: Final = 1 << 20
-"""That a pipe holds for a reader that pauses: some four seconds of a busy service. As much as Linux allows anybody."""
+"""Size of the pipe: the most that Linux allows any user, and some four seconds of a busy service's log."""
 _FRAMES: Final = 12
-"""Of an exception's, the innermost."""
-_LONGEST_WORDS: Final = 300
+"""Most stack frames of an exception. The innermost are kept."""
+_LONGEST_MESSAGE: Final = 300
+"""Most characters of a message."""
 _OURS: Final = ("serving", "chestct", "service")
-"""Packages whose words hold nothing of a request."""
+"""Packages whose messages never quote a request."""
 _FOLDERS: Final = re.compile(
     rf"{re.escape(str(Path(__file__).parents[2]))}/(?!\.venv)|.*/(site-packages|python3\.\d+)/"
 )
-"""Before a file's name that says which one it is."""
+"""The leading part of a file's path that is not needed to find the file."""
 
 _log = logging.getLogger(__name__)
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON without the content of any request. request_record's lines are JSON already."""
+    """Formats an entry as one line of JSON without any request's content. request_record's lines are JSON already."""
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name == "serving.telemetry.request_record":
@@ -56,8 +57,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "at": _place(record.pathname, record.lineno, record.funcName or ""),
         }
-        if words := _words(record):
-            line["message"] = words.strip()[:_LONGEST_WORDS]
+        if message := _message(record):
+            line["message"] = message.strip()[:_LONGEST_MESSAGE]
         if request_id := getattr(record, "request_id", None):
             line["request_id"] = request_id
         if record.exc_info and (error := record.exc_info[1]):
@@ -72,7 +73,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class NonBlockingHandler(logging.Handler):
-    """Writes lines to a descriptor that `keep_from_waiting` has seen. What does not fit is dropped, and counted."""
+    """Writes lines to a descriptor that never blocks. Lines that do not fit are dropped and counted."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class NonBlockingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001 - words and arguments that do not fit must not fail a request
+        except Exception as error:  # noqa: BLE001 - a message that does not match its arguments must not fail a request
             line = json.dumps({"logger": record.name, "error": _name(error)})
         if self._write(f"{self._notice()}\n{line}\n" if self._dropped else f"{line}\n"):
             self._dropped = 0
@@ -108,19 +109,21 @@ class NonBlockingHandler(logging.Handler):
             return False
         try:
             os.write(self._descriptor, text.encode())
-        except OSError:  # it is full, or the disk is, or nobody is there to read it any more
+        except OSError:  # the pipe or the disk is full, or the reader is gone
             return False
         return True
 
 
-def keep_from_waiting() -> None:
-    """Let no write to standard output or error hold up this process, from Python or native code, whoever reads it.
+def make_writes_non_blocking() -> None:
+    """Make writes to standard output and error non-blocking, from Python and native code.
 
-    A pipe or a terminal gets a description of this process' own: O_NONBLOCK on the one that it shares would be there
-    for the shell and the other workers, too.
+    A pipe or a terminal is opened again for this process alone: O_NONBLOCK on the shared description would also change
+    it for the shell and the other workers.
     """
     for descriptor in (OUTPUT, _ERRORS):
-        with contextlib.suppress(OSError):  # another user's, or no /proc: then the handler looks before it writes
+        with contextlib.suppress(
+            OSError
+        ):  # the pipe is another user's, or there is no /proc: the handler then polls before it writes
             mode = os.fstat(descriptor).st_mode
             if not (stat.S_ISFIFO(mode) or os.isatty(descriptor)):
                 continue
@@ -132,8 +135,8 @@ def keep_from_waiting() -> None:
 
 
 def take_over_of_supervisor() -> None:
-    """The same in BentoML's supervisor, for what this project and circus say; BentoML's lines of the start stay."""
-    keep_from_waiting()  # or an unread log would keep it from replacing workers
+    """Do the same for this project and circus in BentoML's supervisor. BentoML's own start lines stay."""
+    make_writes_non_blocking()  # otherwise an unread log would keep the supervisor from replacing workers
     handler = NonBlockingHandler(OUTPUT)
     for name in ("serving", "circus"):
         logger = logging.getLogger(name)
@@ -142,8 +145,8 @@ def take_over_of_supervisor() -> None:
 
 
 def take_over(descriptor: int = OUTPUT) -> None:
-    """Send what any logger, warning or uncaught exception of this process says through one handler."""
-    # gRPC's native code would write of each failed handshake, past any handler.
+    """Send all log entries, warnings and uncaught exceptions of this process through one handler."""
+    # Otherwise gRPC's native code would report each failed handshake, past any handler.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = NonBlockingHandler(descriptor)
     for logger in [logging.getLogger(name) for name in logging.root.manager.loggerDict]:
@@ -152,7 +155,7 @@ def take_over(descriptor: int = OUTPUT) -> None:
     logging.root.handlers = [handler]
     logging.getLogger("serving.telemetry.request_record").setLevel(logging.INFO)
     logging.getLogger("bentoml").setLevel(logging.WARNING)
-    # They warn of each form or request that a client got wrong; its own line says so.
+    # They warn of each invalid form or request, which the request's own line reports already.
     for name in ("python_multipart", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _log_warning
@@ -176,8 +179,8 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, at: Tr
     _log.error("nothing caught an exception", exc_info=(kind, error or kind(), at))
 
 
-def _words(record: logging.LogRecord) -> str:
-    """Of ours the whole message; of others what is written in their code, and nothing that was made up at run time."""
+def _message(record: logging.LogRecord) -> str:
+    """The message. Of other packages only text that is written in their code, nothing that was built at run time."""
     if record.name.partition(".")[0] in _OURS:
         return record.getMessage()
     if record.args:

@@ -1,4 +1,4 @@
-"""What /metrics shows. Every label has few values: a route is its template, never the path that was asked for."""
+"""The metrics of /metrics. Each label has few values: a route is its template, never the requested path."""
 
 import os
 from typing import Final
@@ -20,7 +20,7 @@ from serving.processes import is_alive
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 _FOLDER: Final = run_folder.current()
-"""Where prometheus_client keeps each worker's numbers."""
+"""Folder of the files in which prometheus_client keeps each worker's numbers."""
 if _FOLDER:
     try:
         run_folder.reserve_metrics(_FOLDER, os.getpid())  # before the first metric opens its file
@@ -31,15 +31,18 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 
 REQUESTS: Final = Counter(
     "chestct_requests",
-    "Requests answered, by protocol, route and status code (or client_deadline_exceeded).",
+    "Answered requests by protocol, route and status code (or client_deadline_exceeded).",
     ("protocol", "route", "code"),
 )
 REQUEST_SECONDS: Final = Histogram(
-    "chestct_request_seconds", "From a request's arrival to its answer.", ("protocol", "route"), buckets=_SECONDS
+    "chestct_request_seconds",
+    "Seconds from a request's arrival to its answer.",
+    ("protocol", "route"),
+    buckets=_SECONDS,
 )
 STAGE_SECONDS: Final = Histogram(
     "chestct_stage_seconds",
-    "Parts of an answer: decode (an image), queue (an image's wait for the engine), infer (a batch).",
+    "Seconds of each stage: decode (one image), queue (one image waits for the engine), infer (one batch).",
     ("stage",),
     buckets=_SECONDS,
 )
@@ -49,47 +52,47 @@ BATCH_SIZE: Final = Histogram(
 )
 QUEUE_DEPTH: Final = Gauge(
     "chestct_queue_depth",
-    "Images that are decoded, wait for the engine or are in it, over all workers.",
+    "Images that are being decoded, wait for the engine or are in it, over all workers.",
     multiprocess_mode="livesum",
 )
 LOG_LINES_DROPPED: Final = Counter(
-    "chestct_log_lines_dropped", "Lines of the log that were dropped, since standard output took no more."
+    "chestct_log_lines_dropped", "Log lines that were dropped because standard output was full."
 )
-BORROWED: Final = Counter("chestct_borrowed_images", "Images that another worker's engine computed, since it idled.")
+BORROWED: Final = Counter("chestct_borrowed_images", "Images that the idle engine of another worker computed.")
 READER_RESTARTS: Final = Counter(
     "chestct_reader_restarts",
-    "Processes for DICOM files that ended over one: crashed, out_of_memory, out_of_time, hung, killed, not_started.",
+    "Guarded decoding processes that were replaced: crashed, out_of_memory, out_of_time, hung, killed, not_started.",
     ("cause",),
 )
-WORKER_RESTARTS: Final = Counter("chestct_worker_restarts", "Workers that took the place of one that had died or hung.")
+WORKER_RESTARTS: Final = Counter("chestct_worker_restarts", "Workers that replaced one that had died or hung.")
 PREDICTIONS: Final = Counter(
-    "chestct_predictions", "Answers, by decision and label (none where rejected).", ("decision", "label")
+    "chestct_predictions", "Predictions by decision and label (no label if rejected).", ("decision", "label")
 )
 CONFIDENCE: Final = Histogram(
     "chestct_confidence",
-    "Probability of the label, of answers that were not rejected.",
+    "Probability of the label, for predictions that were not rejected.",
     buckets=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
 )
 OOD_SCORE: Final = Histogram(
     "chestct_ood_score",
-    "How unlike the training images, as a share of the model's limit: above 1 is rejected.",
+    "Out-of-distribution score as a share of the model's limit: above 1 is rejected.",
     buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
 )
 MODEL: Final = Gauge(
     "chestct_model_info",
-    "1 for the model that is served.",
+    "1 for the served model.",
     ("model", "run_id", "git_commit", "data_digest"),
     multiprocess_mode="livemax",
 )
 
 
 def exposition() -> bytes:
-    """All workers' metrics in Prometheus' text format."""
+    """The metrics of all workers in Prometheus' text format."""
     if not _FOLDER:
         return generate_latest(REGISTRY)
     for file in _FOLDER.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
-        if not is_alive(pid):  # a worker that crashed has no more queue
+        if not is_alive(pid):  # the queue of a crashed worker is gone
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

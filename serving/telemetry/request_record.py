@@ -1,4 +1,4 @@
-"""One request from its arrival to its answer, whatever the protocol: its id, its deadline, and what is kept of it."""
+"""The record of one request over any protocol: its id, deadline, timings and outcome."""
 
 import asyncio
 import json
@@ -16,55 +16,55 @@ from serving.telemetry import metrics, tracing
 from serving.unavailable import Overloaded
 
 LONGEST_MESSAGE: Final = 1000
-"""Characters of an error, which may quote what came. Over gRPC it is a header: too long a one becomes another error."""
+"""Most characters of an error message, which may quote the request. gRPC sends it as a header of limited size."""
 LONGEST_PAUSE: Final = 5.0
-"""Seconds that a body may take to begin, and between two pieces of it."""
+"""Most seconds before a body begins, and between two pieces of it."""
 LEAST_RATE: Final = 8_000
-"""Bytes a second that a body must come with in the mean, once it took longer than LONGEST_PAUSE."""
+"""Least mean rate of a body in bytes per second, once it takes longer than LONGEST_PAUSE."""
 CLIENT_LATE: Final = "client_deadline_exceeded"
-"""Code and outcome, and in the metrics in the place of a status: no promise of the service counts it."""
+"""Code and outcome, and the status in metrics: the service's objectives do not count such requests."""
 _LONGEST_ID: Final = 128
 _PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
-"""Asked every few seconds for as long as the service lives: counted, and logged and traced only when they fail."""
+"""Routes that are called every few seconds: always counted, but logged and traced only if they fail."""
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False, slots=True)  # two calls are never equal
+@dataclass(eq=False, slots=True)  # two records are never equal
 class RequestRecord:
-    """What the protocols' edges, the queue and the engine write down of one request; `finish` makes it known."""
+    """What the protocol servers, the queue and the engine note about one request. `finish` publishes it."""
 
     request_id: str
     deadline: float = math.inf
-    """On time.monotonic's clock; later nobody waits for the answer."""
+    """Time (time.monotonic) after which nobody waits for the answer."""
     hurried: bool = False
-    """Whether the client chose the deadline, and the service would have taken longer."""
+    """Whether the client chose the deadline, and the service's own limit is later."""
     started: float = field(default_factory=time.monotonic)
     route: str = ""
-    """Its name in metrics and log, one of few."""
+    """The route's name in metrics and log, one of few."""
     outcome: str = "answered"
-    """Else the error's code."""
+    """`answered`, or the code of the error."""
     key: str = ""
-    """Name of the key that it came with."""
+    """Name of the request's API key."""
     images: int = 0
-    """That were decoded or came as pixels."""
+    """Images that were decoded or sent as pixels."""
     decode_seconds: float = 0.0
-    """This and the next two are summed over the images."""
+    """Sum over the images, as are the next two."""
     queue_seconds: float = 0.0
     infer_seconds: float = 0.0
     work: asyncio.Future[Any] | None = None
-    """What is done for it in a task that its own does not hold."""
+    """Work for the request in a task outside its own."""
     memory: MemoryBudget = field(default_factory=MemoryBudget)
-    """That its bytes are counted in; by default one without a bound."""
+    """Budget that counts the request's bytes; the default has no limit."""
     progressed: float = field(default_factory=time.monotonic)
-    """When bytes of it came last, on time.monotonic's clock."""
+    """Time of the last received byte (time.monotonic)."""
     stop_receiving: Callable[[], object] | None = None
-    """Ends the reading of it, while it is read."""
+    """Stops the reading of the body. Set while it is being read."""
     evicted: bool = False
-    """Whether its bytes were given to another request while it was still coming."""
+    """Whether the request lost its memory to another one before it was complete."""
 
     def set_deadline(self, patience: float, limit: float) -> None:
-        """`patience`: seconds from its start that the client waits; `limit`: that the service allows."""
+        """Set the deadline, in seconds from the start: the client waits `patience`, the service allows `limit`."""
         self.deadline = self.started + min(patience, limit)
         self.hurried = patience < limit
 
@@ -75,14 +75,14 @@ class RequestRecord:
 
     @property
     def late(self) -> str:
-        """The code where its deadline has passed: a client's own short one is no failure of the service."""
+        """The code for a passed deadline. A short deadline of the client is no failure of the service."""
         return CLIENT_LATE if self.hurried else "deadline_exceeded"
 
     def reserve_bytes(self, size: int) -> None:
-        """More of it came: count the memory that this takes, until it is finished; 0 where it was counted ahead.
+        """Count `size` bytes of memory for received data until the request is finished; 0 if counted before.
 
-        Raises Overloaded without room for it, also where its room was given to another request. Clients that are slow
-        to send, or send much, would else fill the memory of a process with room in its queue.
+        Otherwise clients that send slowly, or send much, could fill the memory while the queue has room. Raises
+        Overloaded if there is no room, or if the request was evicted.
         """
         if self.evicted:
             raise Overloaded(1, "the request was slow to come, or large, and its memory was given to others")
@@ -91,7 +91,7 @@ class RequestRecord:
             self.memory.reserve(self, size)
 
     def evict(self) -> None:
-        """Make whoever reads it stop; `evicted` then says why."""
+        """Stop the reading of the body, because another request needs the memory."""
         self.evicted = True
         if self.stop_receiving is not None:
             self.stop_receiving()
@@ -101,7 +101,7 @@ class RequestRecord:
         return self.deadline == -math.inf
 
     def abandon(self) -> None:
-        """Nobody waits for the answer any longer: end the work on it."""
+        """Stop the work on the request, because nobody waits for the answer."""
         self.deadline = -math.inf
         if self.work is not None:
             self.work.cancel()
@@ -109,9 +109,10 @@ class RequestRecord:
     def finish(
         self, protocol: str, code: str, carrier: Mapping[str, Any], scope: Mapping[str, Any] | None = None
     ) -> None:
-        """Count the request, trace it, and log it in one line of JSON: id, outcome and timings, nothing of its content.
+        """Count, trace and log the request, in one line of JSON with id, outcome and timings, but no content.
 
-        `carrier` are its headers or metadata, of which tracing alone reads its own; `scope` is ASGI's, over HTTP.
+        `carrier` holds the request's headers or metadata; only tracing reads its own entries in it. `scope` is ASGI's,
+        over HTTP.
         """
         self.memory.release(self)
         seconds = time.monotonic() - self.started
@@ -135,7 +136,7 @@ class RequestRecord:
 
 
 def choose_id(*wanted: object) -> str:
-    """The first that is short printable ASCII, so that it can travel as a header and in a log; else a new one."""
+    """The first id that is short printable ASCII, and so safe in a header and in a log. Otherwise a new id."""
     for text in wanted:
         if isinstance(text, str) and 0 < len(text) <= _LONGEST_ID and text.isascii() and text.isprintable():
             return text

@@ -126,7 +126,7 @@ import logging, os, sys, threading, warnings
 from serving.telemetry import log
 from serving.telemetry.request_record import RequestRecord
 
-log.keep_from_waiting()
+log.make_writes_non_blocking()
 log.take_over()
 for number in range(9000):
     RequestRecord("0" * 128, route="/v1/predict").finish("http", "200", {})
