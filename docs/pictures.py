@@ -89,7 +89,7 @@ IMAGE: Final = (
     ("Decode it as the service does", "pipeline/prepare.py, chestct/image.py"),
     (
         "Find its duplicates and look-alikes, choose its fold",
-        "pipeline/images/ -> data/prepared/",
+        "pipeline/images/duplicates.py, pipeline/images/folds.py",
     ),
     ("Compute its frozen features", "pipeline/base_model.py"),
     ("Train on it in the other folds, predict it in its own", "pipeline/train.py"),
