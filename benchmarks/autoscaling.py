@@ -1,8 +1,9 @@
-"""`python -m benchmarks.autoscaling`: a day of load on the autoscaler of k8s/, by CPU and by the queue, as a picture.
+"""`python -m benchmarks.autoscaling`: simulates a day of autoscaling by CPU and by the queue, and draws both.
 
-A simulation by the second: images come at random around the day's shape, pods answer up to their measured capacity and
-what can't be answered waits, up to the queue's bound. The autoscaler is Kubernetes': it looks every 15 seconds, by the
-targets and the behaviour of the manifests. docs/how-to/plan-capacity.md says what follows from it.
+The simulation goes by the second. Images come at random around the shape of a day. Pods answer up to their measured
+capacity, and the other images wait, up to the bound of the queue. The autoscaler works like Kubernetes': it decides
+every 15 seconds, with the targets and the behaviour of the manifests in k8s/. docs/how-to/plan-capacity.md explains the
+result.
 """
 
 import argparse
@@ -11,45 +12,50 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 PICTURE: Final = Path(__file__).parents[1] / "docs" / "images" / "autoscaling.png"
 CAPACITY: Final = 187.0
-"""Images a second of a pod of two cores with the released network in bfloat16, as `make overload` measures it there."""
+"""Images a second of a pod with two cores and the released network in bfloat16, measured by `make overload`."""
 START_UP: Final = 20
-"""Seconds from the autoscaler's word to a ready pod: scheduling, an image that the node has, and 4 s of the service."""
+"""Seconds from the autoscaler's decision to a ready pod on a node that has the image. The service takes 4 of them."""
 SERVICE_TIME: Final = 0.05
-"""Seconds of an answer without a wait."""
+"""Seconds of an answer that does not wait."""
 QUEUE_A_POD: Final = 512
+"""Images that may wait in a pod."""
 LEAST, MOST = 2, 10
+"""Pods."""
 CPU_TARGET: Final = 120 / 200
-"""Of what a pod can do: 120 % of a request of one core, where two are full."""
+"""Share of a pod's capacity: 120 % of its request of one core. At 200 % the pod is full."""
 QUEUE_TARGET: Final = 16
+"""Waiting images for each pod."""
 SYNC: Final = 15
+"""Seconds between two decisions of the autoscaler."""
 CPU_DELAY: Final = 30
-"""Seconds that the metrics server averages over and comes late by, together."""
+"""Seconds over which the metrics server averages, plus its delay."""
 QUEUE_DELAY: Final = 15
-"""Seconds between two looks of Prometheus."""
+"""Seconds between two scrapes of Prometheus."""
 QUIET: Final = 300
+"""Seconds of low load before pods are removed."""
 DAY: Final = 86_400
 
 
 class Course(NamedTuple):
-    """A value a second."""
+    """The simulated day, a value for each second."""
 
     pods: NDArray[np.int64]
     waiting: NDArray[np.float64]
     """Images in all queues."""
     latency: NDArray[np.float64]
-    """Seconds that an image has waited and taken which is answered then."""
+    """Seconds from arrival to answer, of the image that is answered then."""
     refused: NDArray[np.float64]
     """Images that found the queue full."""
 
 
 def day() -> NDArray[np.float64]:
-    """Images a second: little at night, a hump over the working day, and two batches sent at once."""
+    """Return images a second: few at night, more over the working day, and two batches."""
     hours = np.arange(DAY) / 3600
     load = 40 + 420 * np.exp(-(((hours - 13) / 3.2) ** 2))
     for start, minutes, extra in ((9.5, 10, 500), (15.5, 5, 450)):
@@ -58,12 +64,12 @@ def day() -> NDArray[np.float64]:
 
 
 def by_cpu(busy: NDArray[np.float64], waiting: NDArray[np.float64], pods: int) -> float:
-    """Pods wanted, of the last seconds' share of capacity in use. It says 1 however long the queue is."""
+    """Return the wanted pods from the used share of the capacity, which is at most 1 even if the queue is long."""
     return pods * float(busy[-CPU_DELAY:].mean()) / CPU_TARGET
 
 
 def by_queue(busy: NDArray[np.float64], waiting: NDArray[np.float64], pods: int) -> float:
-    """Pods wanted of the images that waited, the most of the last 30 s, or of CPU where that is more."""
+    """Return the wanted pods from the most waiting images in 30 s, or from CPU if that wants more."""
     seen = waiting[: len(waiting) - QUEUE_DELAY][-30:]
     return max(float(seen.max(initial=0)) / QUEUE_TARGET, by_cpu(busy, waiting, pods))
 
@@ -72,16 +78,16 @@ Wish = Callable[[NDArray[np.float64], NDArray[np.float64], int], float]
 
 
 def simulate(arrivals: NDArray[np.int64], wish: Wish, capacity: float = CAPACITY) -> Course:
-    """Each second `arrivals` images come; the autoscaler asks `wish` for the pods it wants."""
+    """Simulate the day. `arrivals`: images by second. `wish`: returns the pods that the autoscaler wants."""
     seconds = len(arrivals)
     pods, waiting, latency, refused, busy = (np.zeros(seconds) for _ in range(5))
     ready, wanted = LEAST, LEAST
-    coming: list[int] = []
+    starting: list[int] = []
     wishes: list[tuple[int, int]] = []
     left = 0.0
     last_down = -60
     for now in range(seconds):
-        ready += coming.count(now)
+        ready += starting.count(now)
         able = ready * capacity
         left += float(arrivals[now])
         answered = min(left, able)
@@ -96,9 +102,9 @@ def simulate(arrivals: NDArray[np.int64], wish: Wish, capacity: float = CAPACITY
         wishes = [(then, one) for then, one in wishes if then > now - QUIET]
         wishes.append((now, min(MOST, max(LEAST, math.ceil(ratio)))))
         goal = wishes[-1][1]
-        if goal > wanted and ratio > 1.1 * wanted:  # within a tenth it leaves things as they are
+        if goal > wanted and ratio > 1.1 * wanted:  # the autoscaler ignores differences within a tenth
             new = min(goal, 2 * wanted)
-            coming += [now + START_UP] * (new - wanted)
+            starting += [now + START_UP] * (new - wanted)
             wanted = new
         elif max(one for _, one in wishes) < wanted and now - last_down >= 60:
             ready, wanted, last_down = ready - 1, wanted - 1, now
@@ -106,7 +112,7 @@ def simulate(arrivals: NDArray[np.int64], wish: Wish, capacity: float = CAPACITY
 
 
 def p99_by_minute(course: Course, arrivals: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of the images that came in each minute."""
+    """Return the p99 latency in seconds of each minute's images."""
     minutes = len(arrivals) // 60
     return np.array(
         [
@@ -117,11 +123,9 @@ def p99_by_minute(course: Course, arrivals: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def draw(arrivals: NDArray[np.int64], courses: dict[str, Course], capacity: float, path: Path) -> None:
-    """Left the day by the minute, right the first batch by the second."""
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(3, 2, figsize=(12, 8), sharex="col", sharey="row", layout="constrained")
+    """Draw the day by the minute (left) and the first batch by the second (right)."""
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    axes = figure.subplots(3, 2, sharex="col", sharey="row")
     for column, (step, start, stop) in enumerate(((60, 6, 20), (1, 9.48, 9.6))):
         load, pods, latency = axes[:, column]
         part = slice(int(start * 3600), int(stop * 3600))
@@ -141,7 +145,6 @@ def draw(arrivals: NDArray[np.int64], courses: dict[str, Course], capacity: floa
         axis.legend(loc="upper right", frameon=False, fontsize="small")
     figure.suptitle(f"The autoscaler's day at {capacity:.0f} images a second a pod, {START_UP} s to a ready pod")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.bench`: the service beside the bare loop and other people's servers, as one table.
+"""`python -m benchmarks.bench`: compares the service with the bare loop and with other people's servers in one table.
 
-Each contender is started once, warmed and then left idle but for its turn: an idle process takes no CPU and there is
-memory for all, while one that starts again each round would be measured cold. A round gives each a turn of some
-seconds, so that whatever else the machine does falls on all alike. If all are measured, it writes
-docs/reference/benchmarks.md and its picture.
+Each contender starts once, is warmed, and is then idle except in its turn. An idle process takes no CPU, and a process
+that starts again each round would be measured cold. In each round every contender has a turn of some seconds, so other
+load on the machine affects all of them alike. If all are measured, it writes docs/reference/benchmarks.md and its
+picture.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import psutil
 
 from benchmarks import bench_report, figures, footprint, grpc_load, wrk
 from benchmarks.figures import Row
@@ -42,30 +41,31 @@ OURS: Final = frozenset({"http", "oip", "grpc-pixels", "grpc-image"})
 CONNECTIONS: Final = (1, 16, 64)
 PICTURES: Final = 40
 CLOSE_CALLS: Final = 1
-"""So many of them the service computes twice; as phantoms come it would be five."""
+"""Pictures that the service computes twice. As many are close calls among real pictures; of 40 phantoms it is five."""
 CANDIDATES: Final = 80
-"""Phantoms among which there are enough of either kind."""
+"""Phantoms to choose from. They hold enough of either kind."""
 SHARE: Final = 0.7
-"""Of the capacity over 16 connections of the same round, at which requests come by the clock."""
+"""Rate of the evenly spaced requests, as a share of the capacity over 16 connections in the same round."""
 STARTS: Final = 3
 WARM_UP: Final = 1
 """Seconds before each measurement that do not count."""
 PATIENCE: Final = 3
-"""Times as long Flask is measured: it answers a few images a second."""
+"""Factor for the measuring time of Flask, which answers a few images a second."""
 TOLERANCE: Final = 0.1
-"""Of a probability, between us and a peer with the same weights in float32: bfloat16 moves one by some hundredths."""
+"""Allowed difference from a peer's probability, with the same weights in float32. bfloat16 moves it by hundredths."""
 QUIET: Final = 0.05
-"""A server is idle when it takes less of a core than this, over LOOK seconds."""
+"""A server is idle if it takes less of a core than this, over LOOK seconds."""
 LOOK: Final = 0.4
 QUIET_SECONDS: Final = 30
+"""Time for a server to become idle."""
 
 Measure = Callable[[], Sample]
 Plan = dict[Row, Measure]
-"""What to measure in each round, in this order."""
+"""The measurements of each round, in order."""
 
 
 def usual_pictures(model: StoredModel) -> list[tuple[str, bytes]]:
-    """Phantoms with as many close calls for the model as there are among real pictures, in the order of their seeds."""
+    """Return phantoms with as many close calls for the model as real pictures have, in the order of their seeds."""
     card, candidates = model.read_card(), pictures(CANDIDATES)
     pixels = np.stack([decode(data, card.input).pixels for _, data in candidates])
     second, first = np.partition(Engine(model.graph).infer(pixels).probabilities, -2, axis=1)[:, -2:].T
@@ -75,10 +75,10 @@ def usual_pictures(model: StoredModel) -> list[tuple[str, bytes]]:
 
 
 class Bench:
-    """Starts what is asked for and measures it. Use as a context: it ends what it started."""
+    """Starts the chosen contenders and measures them. As a context manager it ends what it started."""
 
     def __init__(self, only: frozenset[str], seconds: int) -> None:
-        """Raises chestct.store.NoModel, serving.settings.SettingsError and LoadError."""
+        """Find the model and make the requests. Raises NoModel, SettingsError and LoadError."""
         wrk.check_installed()
         self.only: Final = only
         self.seconds: Final = seconds
@@ -104,7 +104,7 @@ class Bench:
         self._stack.close()
 
     def run(self, rounds: int) -> None:
-        """Measure all, so many times in turn; a line for each. Raises LoadError."""
+        """Measure all contenders in turn, `rounds` times, and print a line for each measurement. Raises LoadError."""
         for number in range(1, rounds + 1):
             for row, measure in self.plan.items():
                 sample = measure()
@@ -145,7 +145,7 @@ class Bench:
         check_same(answers)
 
     def _start_ours(self) -> Server:
-        """Several times, since how long that takes is measured; the last one stays."""
+        """Start the service several times, to measure how long that takes. The last one stays."""
         times = []
         for number in range(1, STARTS + 1):
             with contextlib.ExitStack() as stack:
@@ -201,7 +201,7 @@ class Bench:
                 )
 
     def _http(self, server: Server, requests: Path, connections: int, seconds: int) -> Sample:
-        wrk.load(server.url, requests, connections, WARM_UP)  # a slow peer may answer nothing in that time
+        wrk.load(server.url, requests, connections, WARM_UP)  # a slow peer may answer nothing during the warm-up
         settle(server)
         sample = wrk.load(server.url, requests, connections, seconds)
         if not sample.rate:
@@ -221,7 +221,7 @@ class Bench:
         return sample
 
     def _ask(self, server: Server, post: Post) -> Any:
-        """The answer to the first request. Raises LoadError."""
+        """Send the first request and return the answer. Raises LoadError."""
         headers, body = post.bodies[0]
         request = urllib.request.Request(server.url + post.path, body, dict(headers))
         try:
@@ -232,9 +232,9 @@ class Bench:
 
 
 async def by_the_clock(server: Server, images: list[tuple[str, bytes]], rate: float, seconds: float) -> Sample:
-    """So many image files a second over HTTP, sent evenly whatever the service does; the first second is left out.
+    """Send `rate` image files a second over HTTP, evenly spaced. The first second does not count.
 
-    Raises LoadError where an answer is not good.
+    Raises LoadError if an answer is not good.
     """
     clients = traffic.Clients(server, 30, images)
     used = time.process_time()
@@ -251,7 +251,7 @@ async def by_the_clock(server: Server, images: list[tuple[str, bytes]], rate: fl
 
 
 def check_same(answers: dict[str, Any]) -> None:
-    """Raises LoadError unless the peers with the same weights give the service's probabilities."""
+    """Raise LoadError unless the peers with the same weights give the service's probabilities."""
     if "ours" not in answers:
         return
     expected = answers["ours"]["probabilities"]
@@ -262,7 +262,7 @@ def check_same(answers: dict[str, Any]) -> None:
 
 
 def settle(server: Server) -> None:
-    """Wait until the server is idle: it may still work on requests whose client has gone. Raises LoadError."""
+    """Wait until the server is idle. It may still process requests whose client is gone. Raises LoadError."""
     deadline = time.monotonic() + QUIET_SECONDS
     before = _cpu_seconds(server)
     while time.monotonic() < deadline:
@@ -275,13 +275,12 @@ def settle(server: Server) -> None:
 
 
 def _cpu_seconds(server: Server) -> float:
-    supervisor = psutil.Process(server.process.pid)
-    times = [process.cpu_times() for process in (supervisor, *supervisor.children(recursive=True))]
+    times = [process.cpu_times() for process in server.processes()]
     return sum(one.user + one.system for one in times)
 
 
 def accept(report: bench_report.Report) -> None:
-    """Make its ratios those that later runs are held to. Raises LoadError where it is not to be relied on."""
+    """Store the ratios, with which later runs are compared. Raises LoadError if the report is not reliable."""
     if doubts := bench_report.caution(report):
         raise LoadError(f"a run with {doubts} is not to be relied on, so its ratios are not accepted; run it again")
     about = "{commit} on {CPU}, {cores} cores".format(**report.machine)

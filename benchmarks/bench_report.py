@@ -1,4 +1,4 @@
-"""The bench's table, its document and its picture."""
+"""Writes the table, the document and the picture of the bench."""
 
 import datetime
 from collections import Counter
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.figures import CONNECTIONS, Results, Row, read_figures
+from benchmarks.footprint import machine_table
 from benchmarks.wrk import Sample
 from load_tests.images import SIZE
 from serving.settings import Settings
@@ -18,6 +19,7 @@ DOCUMENT: Final = "benchmarks.md"
 PICTURE: Final = "benchmarks.png"
 LEAST_ROUNDS: Final = 5
 MOST_LOAD: Final = 0.5
+"""Other processes that want a core. With more, the figures are not reliable."""
 LOOPS: Final = ("decode-infer", "infer")
 WORDS: Final = {
     "http": "service: image file over HTTP",
@@ -73,13 +75,14 @@ class Report(NamedTuple):
     machine: Mapping[str, str]
     results: Results
     values: Mapping[str, Sequence[float]]
-    """The figures by name, a value a round."""
+    """Figures by name, a value for each round."""
     images: Sequence[tuple[str, bytes]]
-    """Media type and bytes of each that was sent."""
+    """Media type and bytes of each image that was sent."""
     seconds: int
+    """Length of each measurement."""
     rounds: int
     load: float
-    """Processes that wanted a core in the minute before."""
+    """Load average of the minute before the run."""
 
 
 def describe_settings(settings: Settings) -> str:
@@ -90,13 +93,13 @@ def describe_settings(settings: Settings) -> str:
 
 
 def line(row: Row, samples: Sequence[Sample]) -> str:
-    """A measurement for the terminal."""
+    """Return a measurement as a line for the terminal."""
     rate, p50, p99, client = cells(samples)
     return f"{WORDS[row.contender]:46}{size(row):>10}{rate:>24}{p50:>9}{p99:>9}{client:>8}"
 
 
 def table(report: Report) -> list[str]:
-    """The measurements and the figures for the terminal."""
+    """Return the measurements and the figures as lines for the terminal."""
     lines = ["", f"{'':46}{'':>10}{'images/s (spread)':>24}{'p50 ms':>9}{'p99 ms':>9}{'client':>8}"]
     lines += [line(row, samples) for row, samples in report.results.items()]
     lines += ["", f"{'':12}{'measured (spread)':>24}{'must':>12}{'aim':>12}"]
@@ -106,7 +109,7 @@ def table(report: Report) -> list[str]:
 
 
 def cells(samples: Sequence[Sample]) -> tuple[str, str, str, str]:
-    """Median and spread of the rate, then medians."""
+    """Return rate (median and spread), p50, p99 and cores of the client (medians)."""
     rate = with_spread([sample.rate for sample in samples], ".1f")
     p50, p99, client = np.median([(sample.p50, sample.p99, sample.client) for sample in samples], axis=0)
     return (rate, "", "", "") if np.isnan(p50) else (rate, f"{p50:.1f}", f"{p99:.1f}", f"{client:.2f}")
@@ -117,13 +120,13 @@ def size(row: Row) -> str:
 
 
 def with_spread(values: Sequence[float], form: str) -> str:
-    """The median, and the least and the most where there are several."""
+    """Return the median, with the least and the most if there are several values."""
     middle = f"{np.median(values):{form}}"
     return middle if len(values) == 1 else f"{middle} ({min(values):{form}} to {max(values):{form}})"
 
 
 def figure_rows(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, str, str, str, str]]:
-    """Words, what was measured, both bounds and the verdict of each figure that was measured, by name."""
+    """Return words, measurement, both bounds and verdict of each measured figure, by name."""
     rows = {}
     for name, figure in read_figures().items():
         if name not in values:
@@ -137,7 +140,7 @@ def figure_rows(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, s
 
 
 def write(report: Report, folder: Path) -> None:
-    """DOCUMENT and PICTURE in that folder, which is made where there is none."""
+    """Write DOCUMENT and PICTURE to the folder, and make it if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     draw(report.results, folder / PICTURE)
     (folder / DOCUMENT).write_text(document(report), encoding="utf-8")
@@ -165,17 +168,13 @@ def document(report: Report) -> str:
             for row, samples in report.results.items()
         ),
         "",
-        "## The machine",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {words} |" for name, words in report.machine.items()),
+        *machine_table(report.machine),
     ]
     return "\n".join(lines) + "\n" + METHOD.format(**describe_images(report.images))
 
 
 def caution(report: Report) -> str:
-    """What speaks against the figures; empty where nothing does."""
+    """Return the reasons not to rely on the figures; empty if there are none."""
     faults = []
     if report.rounds < LEAST_ROUNDS:
         faults.append(f"only {report.rounds} of {LEAST_ROUNDS} rounds")
@@ -185,7 +184,7 @@ def caution(report: Report) -> str:
 
 
 def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
-    """What METHOD says of them."""
+    """Return the values that METHOD needs."""
     kinds = Counter(media_type.removeprefix("image/").upper() for media_type, _ in images)
     sizes = [len(data) / 1000 for _, data in images]
     return {
@@ -199,11 +198,9 @@ def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Left the images a second over 16 connections and of the loops, right latencies by connections."""
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(3, 2))
+    """Draw images a second over 16 connections and of the loops (left), and latencies by connections (right)."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     rows = [row for row in results if row.size == CONNECTIONS or row.contender in LOOPS]
     rates = [[sample.rate for sample in results[row]] for row in rows]
     middles = [float(np.median(one)) for one in rates]
@@ -233,4 +230,3 @@ def draw(results: Results, path: Path) -> None:
     if right.lines:
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

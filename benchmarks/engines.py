@@ -1,8 +1,8 @@
 """Compares runtimes, arithmetics and input sizes: `python -m benchmarks.engines` writes docs/reference/engines.md.
 
-Run it where `make train` has left the networks of the folds. Each variant of their graphs answers the images that its
-fold held out, so its accuracy is out of fold; how fast it runs is measured on one of those graphs. Variants take turns,
-so that whatever else the machine does falls on all of them alike.
+It needs the networks of the folds, which `make train` leaves. Each variant of their graphs answers the images that its
+fold held out, so its accuracy is out of fold. Its speed is measured on one of those graphs. Variants take turns, so
+other load on the machine affects all of them alike.
 """
 
 import datetime
@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import keras
-import matplotlib as mpl
 import numpy as np
 import onnx
 import onnxruntime as ort
 import openvino as ov
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.footprint import describe_machine
+from benchmarks.footprint import describe_machine, machine_table
 from chestct.card import InputSpec
 from chestct.image import decode
 from load_tests.server import ROOT
@@ -42,32 +42,35 @@ PICTURE: Final = ROOT / "docs" / "reference" / "engines.png"
 BATCHES: Final = (1, 2, 4, 8)
 ROUNDS: Final = 7
 SECONDS: Final = 0.5
-"""Of one measurement."""
+"""Length of one measurement."""
 RESAMPLES: Final = 2000
+"""Bootstrap samples of an interval."""
 SMALLER: Final = (224, 192, 160)
-"""Pixels of the input, beside the size that the network was trained on."""
+"""Heights and widths of the input in pixels, besides the size that the network was trained on."""
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class Variant(NamedTuple):
+    """A way to compute the network."""
+
     runtime: str
     arithmetic: str
     size: int
-    """Height and width of the input, pixels."""
+    """Height and width of the input in pixels."""
 
     @property
     def graph(self) -> str:
         return "int8" if self.arithmetic == "int8" else "float32"
 
     def compile(self, graph: Path, batch: int, **options: Any) -> Run:
-        """Pixels uint8 [batch, size, size, 1] to probabilities, on one core unless `options` of OpenVINO say else."""
+        """Return a function from pixels, uint8 [batch, size, size, 1], to probabilities. Default: one core."""
         if self.runtime == "ONNX Runtime":
             return _onnx_runtime(graph)
         return _openvino(graph, [batch, self.size, self.size, 1], self.arithmetic, options)
 
 
 class Way(NamedTuple):
-    """A way to use all cores, each process with so many threads."""
+    """A way to use all cores."""
 
     words: str
     processes: int
@@ -105,7 +108,7 @@ def _openvino(graph: Path, shape: Sequence[int], arithmetic: str, options: dict[
 
 
 def variants(trained: int) -> list[Variant]:
-    """Of which accuracy and speed are measured; the first is what the others are compared with."""
+    """Return the variants to measure. The others are compared with the first."""
     sizes = [Variant("OpenVINO", "bfloat16", size) for size in SMALLER if size < trained]
     runtimes = ("OpenVINO", "ONNX Runtime")
     kinds = [Variant(runtime, kind, trained) for runtime in runtimes for kind in ("float32", "bfloat16", "int8")]
@@ -113,7 +116,7 @@ def variants(trained: int) -> list[Variant]:
 
 
 def ways(cores: int) -> list[Way]:
-    """How the cores may be used by the arithmetic that serves."""
+    """Return the ways to use the cores, with the arithmetic that serves."""
     return [
         Way("a process a core, one thread each", cores, {}),
         Way("the same, pinned", cores, {"ENABLE_CPU_PINNING": True}),
@@ -125,7 +128,7 @@ def ways(cores: int) -> list[Way]:
 
 
 class Answers(NamedTuple):
-    """Out-of-fold, of N images."""
+    """Out-of-fold answers for N images."""
 
     labels: NDArray[np.int64]
     clusters: NDArray[np.int64]
@@ -134,9 +137,9 @@ class Answers(NamedTuple):
 
 
 def answer_held_out(folder: Path) -> Answers:
-    """Each variant's answers, by the networks of the folds; leaves the first fold's graphs in `folder`.
+    """Compute each variant's answers with the networks of the folds. Leaves each fold's graphs in `folder`.
 
-    Raises LoadError where there are no such networks.
+    Raises LoadError if there are no such networks.
     """
     needed = (paths.POOL, paths.FOLD_MODELS, paths.CALIBRATION)
     if missing := [str(path) for path in needed if not path.exists()]:
@@ -172,7 +175,7 @@ def _decoded(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
 
 
 def _of_size(graph: Path, size: int) -> Path:
-    """The graph with an input of that height and width; all of it is convolutions and means, so any will do."""
+    """Return the path of the graph with another input size. It has only convolutions and means, so any size works."""
     model = onnx.load(graph)
     _, height, width, _ = model.graph.input[0].type.tensor_type.shape.dim
     if height.dim_value == size:
@@ -187,7 +190,7 @@ def _of_size(graph: Path, size: int) -> Path:
 
 
 def measure_speed(graphs: Path, kinds: Sequence[Variant]) -> dict[tuple[Variant, int], float]:
-    """Images a second of one core by variant and batch: the median of ROUNDS turns."""
+    """Return the images a second of one core by variant and batch, the median of ROUNDS turns."""
     runs = {
         (variant, batch): variant.compile(_of_size(graphs / f"{variant.graph}.onnx", variant.size), batch)
         for variant, batch in itertools.product(kinds, BATCHES)
@@ -201,7 +204,7 @@ def measure_speed(graphs: Path, kinds: Sequence[Variant]) -> dict[tuple[Variant,
 
 
 def measure_ways(graph: Path, size: int, cores: int) -> dict[str, float]:
-    """Images a second of all cores together, by the way they are used: the median of ROUNDS turns."""
+    """Return the images a second of all cores together by way, the median of ROUNDS turns."""
     context = get_context("spawn")
     rates = {}
     for way in ways(cores):
@@ -243,9 +246,9 @@ def _rate(run: Run, size: int, batch: int) -> float:
 
 
 def accuracies(answers: Answers) -> dict[Variant, tuple[float, float, float, float]]:
-    """Accuracy by variant; then, in points, its difference from the first one's and that one's 95 % interval.
+    """Return by variant: accuracy, its difference from the first variant's, and both ends of its 95 % interval.
 
-    Paired image by image, and resampled by cluster.
+    Differences are in percentage points, paired by image and resampled by cluster.
     """
     clusters, members = np.unique(answers.clusters, return_inverse=True)
     rng = np.random.default_rng(0)
@@ -269,9 +272,10 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         "",
         f"Written by `python -m benchmarks.engines` on {today}. Research and education only. Not a medical device.",
         "",
-        f"Accuracy is out of fold, on the {len(answers.labels)} images of train + valid without copies; the difference"
-        f" is paired with the first row's, with a 95 % interval by cluster. Same label: share of the images with the"
-        f" first row's. Speed is of one core and the graph alone, in images a second, medians of {ROUNDS} turns.",
+        f"Accuracy is out of fold, on the {len(answers.labels)} images of train + valid without exact duplicates; the"
+        f" difference is paired with the first row's, with a 95 % interval by cluster. Same label: share of the images"
+        f" with the first row's. Speed is of one core and the graph alone, in images a second, medians of"
+        f" {ROUNDS} turns.",
         "",
         "| runtime | arithmetic | input | accuracy | points | same label |"
         + "".join(f" batch {batch} |" for batch in BATCHES),
@@ -298,21 +302,15 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         "|---|---|",
         *(f"| {words} | {rate:.0f} |" for words, rate in all_cores.items()),
         "",
-        "## The machine",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {words} |" for name, words in describe_machine().items() if "peers" not in name),
+        *machine_table({name: words for name, words in describe_machine().items() if "peers" not in name}),
     ]
     return "\n".join(lines) + "\n"
 
 
 def draw(answers: Answers, rates: dict[tuple[Variant, int], float], path: Path) -> None:
-    """Accuracy out of fold against images a second of one core, a point a variant."""
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    """Draw accuracy out of fold against images a second of one core, a point for each variant."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     colours = {"float32": "C0", "bfloat16": "C1", "int8": "C2"}
     for variant, (accuracy, *_) in accuracies(answers).items():
         rate = max(rates[variant, batch] for batch in BATCHES)
@@ -328,7 +326,6 @@ def draw(answers: Answers, rates: dict[tuple[Variant, int], float], path: Path) 
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 @command("engines")

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.extras [FOLDER]`: what heat maps and the score for unlikeness cost the graph.
+"""`python -m benchmarks.extras [FOLDER]`: measures what heat maps and the OOD score cost the graph.
 
-The graph of FOLDER (release/ unless named) and the same with the output `probabilities` alone take turns on one image
-and one thread, so that whatever else the machine does falls on both alike.
+Compares the graph of FOLDER (default release/) with the same graph that has only the output `probabilities`. Both take
+turns on one image and one thread, so other load on the machine affects both alike.
 """
 
 import sys
@@ -20,11 +20,11 @@ from chestct.store import GRAPH
 ROUNDS: Final = 400
 WARM_UP: Final = 20
 OPTIONS: Final = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-"""As chestct.engine sets them; it takes no graph without all outputs."""
+"""As chestct.engine sets them. The engine itself rejects a graph without all outputs."""
 
 
 def measure(graph: Path) -> tuple[float, float]:
-    """Median milliseconds of the graph without the extras, and the median of what they add in the same round."""
+    """Return the median milliseconds of the graph without the extras, and the median that they add in a round."""
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder, GRAPH)
         onnx.utils.extract_model(str(graph), str(bare), ["pixels"], ["probabilities"])

@@ -1,4 +1,4 @@
-"""Measurements to the figures that the service is held to, and to what fell since they were last accepted."""
+"""Turns measurements into figures with bounds, and finds the ratios that fell since they were last accepted."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +15,19 @@ from load_tests.verdict import LoadError
 FIGURES: Final = Path(__file__).with_name("figures.yaml")
 RATIOS: Final = Path(__file__).with_name("ratios.yaml")
 TOLERANCE: Final = 0.15
-"""A ratio may be so much worse than the accepted one."""
+"""Share by which a ratio may be worse than the accepted one."""
 CONNECTIONS: Final = 16
-"""Those of the figures."""
-
+"""Connections of the figures."""
 
 T = TypeVar("T")
 
 
 class Row(NamedTuple):
-    """What one measurement is of."""
+    """Names a measurement."""
 
     contender: str
     size: int
-    """Connections at a time; of a loop the images in a batch; 0 where requests come by the clock."""
+    """Number of connections; for a loop the images in a batch; 0 if requests come by the clock."""
 
 
 Results = Mapping[Row, Sequence[Sample]]
@@ -51,17 +50,17 @@ class Figure(Frozen):
         return "aim" if self.holds(value, self.aim) else "must" if self.holds(value, self.must) else "missed"
 
     def worse_by(self, value: float, before: float) -> float:
-        """The share by which the value is worse than before; below 0 it is better."""
+        """Return the share by which the value is worse than before. Negative means better."""
         return 1 - value / before if self.better == "higher" else value / before - 1
 
 
 def read_figures(path: Path = FIGURES) -> dict[str, Figure]:
-    """By name. Raises LoadError."""
+    """Read the figures by name. Raises LoadError."""
     return _read(path, TypeAdapter(dict[str, Figure]), "figures")
 
 
 def read_ratios(path: Path = RATIOS) -> dict[str, float]:
-    """The ratios last accepted, by name; none where nothing was. Raises LoadError."""
+    """Read the last accepted ratios by name; empty if there are none. Raises LoadError."""
     if not path.is_file():
         return {}
     return _read(path, TypeAdapter(dict[str, Annotated[float, Field(gt=0)]]), "ratios")
@@ -75,7 +74,7 @@ def _read(path: Path, kind: TypeAdapter[dict[str, T]], what: str) -> dict[str, T
 
 
 def compute(results: Results) -> dict[str, list[float]]:
-    """The ratios by the names in figures.yaml, one value a round; those whose measurements are there."""
+    """Return the ratios by their names in figures.yaml, a value for each round. Skips ratios without measurements."""
     ours = _rates(results, "http")
     pixels = _best(results, "infer")
     pairs = {
@@ -101,13 +100,13 @@ def _rates(results: Results, contender: str) -> list[float]:
 
 
 def _best(results: Results, loop: str) -> list[float]:
-    """Of each round the fastest batch: the limit is what the cores can do in the best way."""
+    """Return each round's rate of the fastest batch, which is the limit of the cores."""
     rows = [[sample.rate for sample in samples] for row, samples in results.items() if row.contender == loop]
     return [max(rates) for rates in zip(*rows, strict=True)]
 
 
 def find_fallen(values: Mapping[str, Sequence[float]], accepted: Mapping[str, float]) -> list[str]:
-    """Each ratio whose median is worse than the accepted one by more than TOLERANCE, in words."""
+    """Return a line for each ratio whose median is worse than the accepted one by more than TOLERANCE."""
     figures = read_figures()
     lines = []
     for name, before in accepted.items():
@@ -122,7 +121,7 @@ def find_fallen(values: Mapping[str, Sequence[float]], accepted: Mapping[str, fl
 
 
 def accept(values: Mapping[str, Sequence[float]], about: str, path: Path = RATIOS) -> None:
-    """Write the medians as the accepted ratios, beside those that were not measured."""
+    """Write the medians as the accepted ratios. Ratios that were not measured stay."""
     figures = read_figures()
     ratios = {name: round(float(np.median(v)), 3) for name, v in values.items() if figures[name].unit == "x"}
     text = yaml.safe_dump(read_ratios(path) | ratios)

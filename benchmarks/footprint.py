@@ -1,8 +1,9 @@
-"""What the service takes besides time, and the machine on which it was measured."""
+"""Measures memory and installed size of the service, and describes the machine."""
 
 import os
 import platform
 import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -15,22 +16,21 @@ from load_tests.verdict import LoadError
 REQUIREMENTS: Final = ROOT / "requirements" / "serving.txt"
 CONTAINERFILE: Final = ROOT / "image" / "Containerfile"
 FLAGS: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
-"""Those that matter to the arithmetic of a network."""
+"""CPU flags that matter to the arithmetic of a network."""
 PACKAGES: Final = ("openvino", "onnxruntime", "bentoml", "uvicorn", "grpcio", "numpy", "pillow")
 PEER_PACKAGES: Final = ("fastapi", "flask", "keras", "tensorflow-cpu", "tensorflow")
 
 
 def worker_memory(server: Server) -> float:
-    """MB resident in the largest of its processes below BentoML's supervisor."""
-    workers = psutil.Process(server.process.pid).children(recursive=True)
-    return max(worker.memory_info().rss for worker in workers) / 1e6
+    """Return the resident MB of the largest process below BentoML's supervisor."""
+    _, *children = server.processes()
+    return max(child.memory_info().rss for child in children) / 1e6
 
 
 def installed_size(requirements: Path = REQUIREMENTS) -> float:
-    """MB of the files that the pinned distributions record and the image keeps, without Python's bytecode.
+    """Return the MB of the pinned distributions' files that the image keeps, without Python's bytecode.
 
-    A distribution whose marker does not hold on this machine is left out. Raises LoadError where another is not
-    installed.
+    Skips distributions whose marker does not apply to this machine. Raises LoadError if another one is not installed.
     """
     removed = tuple(f"openvino/{path}" for path in left_out())
     pins = re.findall(r"^([\w.-]+)==\S+ (;?)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
@@ -47,13 +47,13 @@ def installed_size(requirements: Path = REQUIREMENTS) -> float:
 
 
 def left_out(containerfile: Path = CONTAINERFILE) -> list[str]:
-    """The parts of OpenVINO that the image removes: for GPUs and NPUs, and for those who build on it in C++."""
+    """Return the parts of OpenVINO that the image removes: GPU and NPU plugins, and C++ headers."""
     found = re.search(r"/openvino && \\\n\s*rm -rf (.+)$", containerfile.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1].split() if found else []
 
 
 def describe_machine() -> dict[str, str]:
-    """The machine and what is installed, in words."""
+    """Return a description of the machine and the installed packages, by heading."""
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"^model name\s*: (.+)$", cpu, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.+)$", cpu, re.MULTILINE)
@@ -69,6 +69,11 @@ def describe_machine() -> dict[str, str]:
         "peers' packages": _versions(PEER_PACKAGES),
         "commit": served_commit(),
     }
+
+
+def machine_table(machine: Mapping[str, str]) -> list[str]:
+    """Return a Markdown section with the description of the machine."""
+    return ["## The machine", "", "| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in machine.items())]
 
 
 def _versions(names: tuple[str, ...]) -> str:

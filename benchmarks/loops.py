@@ -1,4 +1,4 @@
-"""The bare loop: what the cores can do without a server, a queue or a protocol, one process for each of its workers."""
+"""The bare loop: decoding and inference without server, queue or protocol, in a process for each worker."""
 
 import time
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from serving.settings import Settings
 
 START_SECONDS: Final = 60
 WARM_UP: Final = 10
-"""Turns of the loop that do not count."""
+"""Iterations that do not count."""
 
 
 class Loops:
-    """Processes with an engine each, of the service's own settings, that run at the same time."""
+    """Runs a process for each worker at the same time, each with an engine and the service's settings."""
 
     def __init__(self, model: StoredModel, images: Sequence[bytes], settings: Settings) -> None:
         context = get_context("spawn")
@@ -32,7 +32,7 @@ class Loops:
         self._pool: Final = ProcessPoolExecutor(settings.workers, context, _prepare, arguments)
 
     def measure(self, *, decoding: bool, batch: int, seconds: float) -> Sample:
-        """Images a second of all, with files decoded to pixels before the graph runs, or the graph alone."""
+        """Return the images a second of all processes together. Without `decoding` only the graph runs."""
         turns = [self._pool.submit(_run, decoding, batch, seconds) for _ in range(self._workers)]
         return Sample(sum(turn.result() for turn in turns))
 
@@ -41,7 +41,7 @@ class Loops:
 
 
 class _Worker:
-    """What one process keeps."""
+    """State of one process."""
 
     barrier: Barrier
     engine: Engine
@@ -65,7 +65,7 @@ def _run(decoding: bool, batch: int, seconds: float) -> float:
 
     for number in range(WARM_UP):
         turn(number)
-    _Worker.barrier.wait(START_SECONDS)  # it holds a process to one part of the work, and starts all at once
+    _Worker.barrier.wait(START_SECONDS)  # all start at once, and each process takes one turn
     started = time.perf_counter()
     count = 0
     while (passed := time.perf_counter() - started) < seconds:

@@ -1,10 +1,10 @@
-"""`python -m benchmarks.tune --p99 200`: the settings with which the service does most while p99 stays within a bound.
+"""`python -m benchmarks.tune --p99 200`: finds the settings with the highest throughput while p99 keeps a bound.
 
-Serves the newest model of the store under one combination of settings after another: first workers and engine threads,
-then the largest batch of the best two, then the longest queue with which whatever is taken under twice the capacity is
-still answered within the bound. Writes settings.env and tune.png.
+Serves the newest model of the store with one combination of settings after another: first workers and engine threads,
+then the largest batch of the best two, then the longest queue with which accepted images keep the bound at twice the
+capacity. Writes settings.env and tune.png.
 
-The requests are made on the cores that are measured, so a service that has its cores to itself does more.
+The clients use the cores that are measured. A service that has its cores to itself does more.
 """
 
 import argparse
@@ -34,25 +34,25 @@ FOLDER: Final = ROOT / "build" / "tune"
 
 BATCHES: Final = (1, 2, 4, 8)
 FIRST_BATCH: Final = 2
-"""While workers and threads are looked for."""
+"""Largest batch while workers and threads are searched."""
 CONNECTIONS_A_CORE: Final = (2, 8, 32)
 CHANNELS_A_WORKER: Final = 4
 IMAGES: Final = 16
 SHARES: Final = (0.9, 0.8, 0.7, 0.5)
-"""Of the capacity; the first that keeps the bound counts."""
+"""Rates to try, as shares of the capacity. The first that keeps the bound counts."""
 ALIKE: Final = 0.95
-"""Of the best rate: what does as much is as good, and the cheapest of those is chosen."""
+"""Share of the best rate that counts as equally good. The cheapest of those configurations is chosen."""
 BURST: Final = 2
-"""Times the capacity."""
+"""Rate of a burst, as a multiple of the capacity."""
 QUEUE_TRIES: Final = 5
 LONGEST_QUEUE: Final = 10_000
-"""That the settings allow."""
+"""Limit of the setting."""
 DRAWN: Final = 3
-"""Times the bound; a higher p99 is drawn there."""
+"""Multiple of the bound at which a higher p99 is drawn."""
 
 
 class Configuration(NamedTuple):
-    """The settings that are looked for, by their names."""
+    """The settings that are searched."""
 
     workers: int
     engine_threads: int
@@ -65,29 +65,30 @@ class Configuration(NamedTuple):
 
 
 class Latency(NamedTuple):
-    """Of requests that came in an open loop."""
+    """Rate and latency of an open loop."""
 
     rate: float
     """Requests a second."""
     p50: float
-    """Seconds, as the next; what was not answered took forever, so a p99 allows for one in a hundred."""
+    """Seconds. A request without an answer counts as infinite."""
     p99: float
+    """Seconds. It stays finite if at most one request in a hundred has no answer."""
 
 
 class Measurement(NamedTuple):
     configuration: Configuration
     capacity: float
-    """Good answers a second in a closed loop, with the best number of connections."""
+    """Good answers a second in a closed loop, for the best number of connections."""
     held: Latency
-    """At the first of SHARES that kept the bound, else at the last."""
+    """At the first of SHARES that kept the bound, or at the last."""
 
 
 class Missed(Exception):
-    """Nothing keeps the bound; the message says what came nearest."""
+    """Nothing keeps the bound. The message names what came nearest."""
 
 
 def pairs(cores: int) -> list[Configuration]:
-    """Workers and engine threads that use at least half of the cores and at most half more than there are."""
+    """Return the workers and engine threads to try. They use from half of the cores to 1.5 times the cores."""
     most = max(1, 3 * cores // 2)
     workers = sorted({*(1 << power for power in range(cores.bit_length())), cores, most})
     threads = {count: {math.ceil(cores / count), math.ceil(cores / count / 2)} for count in workers}
@@ -105,7 +106,7 @@ def search(
     measure: Callable[[Configuration], Measurement],
     show: Callable[[Measurement, int, int], None],
 ) -> list[Measurement]:
-    """Every measurement; `show` is told each one, its number and how many there will be. `bound` in seconds."""
+    """Measure the configurations. `bound`: seconds. `show`: called with each measurement, its number and the total."""
     found: list[Measurement] = []
     first = pairs(cores)
     others = [size for size in BATCHES if size != FIRST_BATCH]
@@ -123,7 +124,7 @@ def search(
 
 
 def choose(found: Sequence[Measurement], bound: float) -> Measurement:
-    """Of those that do about as much as the best within the bound, the one that takes least memory. Raises Missed."""
+    """Return the measurement that takes least memory among those about as good as the best. Raises Missed."""
     held = [one for one in found if one.held.p99 <= bound]
     if not held:
         nearest = min(found, key=lambda one: one.held.p99)
@@ -137,7 +138,7 @@ def choose(found: Sequence[Measurement], bound: float) -> Measurement:
 
 
 def queue_size(bound: float, chosen: Measurement) -> int:
-    """By Little's law: what a worker answers in the part of the bound that an image may wait."""
+    """Return the queue size by Little's law: the images that a worker answers while an image may wait."""
     a_worker = chosen.capacity / chosen.configuration.workers
     return min(LONGEST_QUEUE, max(1, int((bound - chosen.held.p50) * a_worker)))
 
@@ -145,16 +146,16 @@ def queue_size(bound: float, chosen: Measurement) -> int:
 def fit_queue(
     chosen: Measurement, bound: float, check: Callable[[Measurement], tuple[Measurement, Latency]]
 ) -> tuple[Measurement, Latency]:
-    """The longest queue, from Little's law downwards, that keeps the bound below the capacity and above it.
+    """Find the longest queue, from Little's law downwards, that keeps the bound below and above the capacity.
 
-    `check` measures anew with that queue: below the capacity, and of what is taken in a burst. Raises Missed.
+    `check` measures a queue below the capacity, and the accepted requests of a burst. Raises Missed.
     """
     size = queue_size(bound, chosen)
     for _ in range(QUEUE_TRIES):
         now, burst = check(chosen._replace(configuration=chosen.configuration._replace(queue_size=size)))
         if max(now.held.p99, burst.p99) <= bound:
             return now, burst
-        if size == 1 or burst.p99 <= bound:  # a shorter one would refuse more below the capacity
+        if size == 1 or burst.p99 <= bound:  # a shorter queue would refuse more below the capacity
             break
         size = max(1, int(size * min(0.8, bound / burst.p99)))
     raise Missed(
@@ -169,7 +170,7 @@ def latency(outcomes: Sequence[traffic.Outcome], rate: float) -> Latency:
 
 
 def measure(configuration: Configuration, bound: float, seconds: float) -> Measurement:
-    """A server of its own, in a closed loop and then below its capacity. Raises LoadError."""
+    """Measure a configuration in a closed loop, then below its capacity. Raises LoadError."""
 
     async def work(clients: traffic.Clients) -> Measurement:
         capacity = max([await traffic.capacity(clients, seconds, _cores() * each) for each in CONNECTIONS_A_CORE])
@@ -179,7 +180,7 @@ def measure(configuration: Configuration, bound: float, seconds: float) -> Measu
 
 
 def check(chosen: Measurement, bound: float, seconds: float) -> tuple[Measurement, Latency]:
-    """A server of its own, below the capacity and then in a burst above it. Raises LoadError."""
+    """Measure a configuration below its capacity, then in a burst above it. Raises LoadError."""
 
     async def work(clients: traffic.Clients) -> tuple[Measurement, Latency]:
         await traffic.open_loop(clients, SHARES[-1] * chosen.capacity, seconds / 3)
@@ -193,7 +194,7 @@ def check(chosen: Measurement, bound: float, seconds: float) -> tuple[Measuremen
 
 
 def settings_file(chosen: Measurement, burst: Latency, bound: float, model: str) -> str:
-    """For a shell (`set -a; . FILE`), `--env-file`, or a ConfigMap by `--from-env-file`."""
+    """Return the settings for a shell (`set -a; . FILE`), `--env-file`, or a ConfigMap by `--from-env-file`."""
     machine = footprint.describe_machine()
     facts = (
         f"`make tune P99={1000 * bound:g}` on {datetime.now(UTC):%Y-%m-%d}, commit {machine['commit']}, model {model}",
@@ -206,7 +207,7 @@ def settings_file(chosen: Measurement, burst: Latency, bound: float, model: str)
 
 
 def draw(found: Sequence[Measurement], chosen: Measurement, bound: float, path: Path) -> None:
-    """The rate at which each configuration was held to the bound, and its p99 there. `chosen` is one of them."""
+    """Draw the rate and p99 of each configuration. `chosen` is one of them."""
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot()
     places = [(one.held.rate, 1000 * min(one.held.p99, DRAWN * bound)) for one in found]
@@ -215,7 +216,7 @@ def draw(found: Sequence[Measurement], chosen: Measurement, bound: float, path: 
         axes.plot(*zip(*ours, strict=True), "o", label=f"{pair[0]} x {pair[1]}")
     rates = [-math.inf, *sorted(rate for rate, _ in places), math.inf]
     for place, one in zip(places, found, strict=True):
-        # Away from the point that is nearest.
+        # The label is on the side away from the nearest point.
         index = rates.index(place[0], 1)
         right = rates[index + 1] - rates[index] >= rates[index] - rates[index - 1]
         axes.annotate(
@@ -242,7 +243,7 @@ def draw(found: Sequence[Measurement], chosen: Measurement, bound: float, path: 
 
 
 async def _below(clients: traffic.Clients, capacity: float, bound: float, seconds: float) -> Latency:
-    """At the first of SHARES that keeps the bound, else at the last."""
+    """Measure at the first of SHARES that keeps the bound, or at the last."""
     for share in SHARES:
         rate = share * capacity
         held = latency(await traffic.open_loop(clients, rate, seconds), rate)
@@ -252,7 +253,7 @@ async def _below(clients: traffic.Clients, capacity: float, bound: float, second
 
 
 def _served(configuration: Configuration, work: Callable[[traffic.Clients], Awaitable[T]]) -> T:
-    """The result of that work with a server of this configuration."""
+    """Start a server with this configuration and return the result of `work`."""
     environment = {**os.environ, **configuration.environment}
     with serve(environment=environment, log=OUTPUT / "tune.log") as server:
 
@@ -273,7 +274,7 @@ def _worth(one: Measurement, bound: float) -> tuple[bool, float]:
 
 
 def _cores() -> int:
-    """As the settings count them."""
+    """Return the number of cores as the settings count them."""
     cores: int = Settings.model_fields["workers"].get_default(call_default_factory=True, validated_data={})
     return cores
 
@@ -283,7 +284,7 @@ def _in_words(configuration: Configuration) -> str:
 
 
 def _milliseconds(text: str) -> float:
-    """As seconds."""
+    """Parse milliseconds and return seconds."""
     try:
         value = float(text)
     except ValueError:
@@ -294,7 +295,7 @@ def _milliseconds(text: str) -> float:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all."""
+    """Write the file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_stem(f".{path.stem}")
     try:
@@ -305,13 +306,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _tune(bound: float, seconds: float) -> None:
-    """Search, print, write. Raises Missed, LoadError, SettingsError and NoModel."""
+    """Search, print and write the settings. Raises Missed, LoadError, SettingsError and NoModel."""
     model = store.find(Settings.read().model).tag
     started = time.monotonic()
     print(f"{'workers':>9}{'threads':>9}{'batch':>7}{'capacity':>11}{'rate':>9}{'p99':>10}{'to go':>9}", flush=True)
 
     def show(one: Measurement, number: int, total: int) -> None:
-        to_go = (time.monotonic() - started) / number * (total - number + 1)  # one more for the queue
+        to_go = (time.monotonic() - started) / number * (total - number + 1)  # plus one for the queue
         workers, threads, batch, _ = one.configuration
         print(
             f"{workers:9}{threads:9}{batch:7}{one.capacity:9.1f}/s{one.held.rate:7.1f}/s{1000 * one.held.p99:7.0f} ms"
@@ -322,7 +323,7 @@ def _tune(bound: float, seconds: float) -> None:
     found = search(_cores(), bound, lambda configuration: measure(configuration, bound, seconds), show)
     best = choose(found, bound)
     picture = FOLDER / "tune.png"
-    _replace(picture, lambda path: draw(found, best, bound, path))  # before the queue, which may not be found
+    _replace(picture, lambda path: draw(found, best, bound, path))  # before the search for a queue, which may fail
     print(picture.relative_to(ROOT), flush=True)
     chosen, burst = fit_queue(best, bound, lambda one: check(one, bound, seconds))
     text = settings_file(chosen, burst, bound, model)

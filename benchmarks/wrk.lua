@@ -1,5 +1,5 @@
--- Sends the whole requests in FOLDER/0, FOLDER/1, ... in turn: wrk -s wrk.lua URL -- FOLDER COUNT
--- and says at the end, as one line of JSON, what came back.
+-- Sends the requests in the files FOLDER/0, FOLDER/1, ... in turn, and prints the result as one line of JSON.
+-- wrk -s wrk.lua URL -- FOLDER COUNT
 local requests = {}
 local turn = 0
 

@@ -1,4 +1,4 @@
-"""Drives HTTP by wrk, a client in C that takes a few hundredths of a core, so that it isn't the limit."""
+"""Sends HTTP requests with wrk, a client in C. It takes a few hundredths of a core, so it is not the limit."""
 
 import json
 import os
@@ -11,42 +11,42 @@ from load_tests.verdict import LoadError
 
 SCRIPT: Final = Path(__file__).with_name("wrk.lua")
 TIMEOUT_SECONDS: Final = 120
-"""wrk's own is 2 seconds, less than slow peers take."""
+"""Time for an answer. The default of wrk, 2 seconds, is too short for slow peers."""
 FAULTS: Final = ("connect", "read", "write", "timeout", "status")
 
 
 class Sample(NamedTuple):
-    """What one measurement says."""
+    """Result of one measurement."""
 
     rate: float
     """Good answers a second."""
     p50: float = float("nan")
-    """Milliseconds from a request to its answer; not a number where nobody asked over a connection."""
+    """Milliseconds from a request to its answer; NaN for a loop, which has no requests."""
     p99: float = float("nan")
     client: float = 0
-    """Cores that the client took."""
+    """Cores that the client used."""
 
 
 def check_installed() -> None:
-    """Raises LoadError."""
+    """Raise LoadError if wrk is missing."""
     if shutil.which("wrk") is None:
         raise LoadError("wrk is not installed: apt-get install wrk")
 
 
 def load(url: str, requests: Path, connections: int, seconds: int) -> Sample:
-    """Each connection sends the requests of that folder one after another for so long. Raises LoadError."""
+    """Send the requests in the folder one after another over each connection. Raises LoadError."""
     count = len(list(requests.iterdir()))
     command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
     command += ["--timeout", f"{TIMEOUT_SECONDS}s", "--script", str(SCRIPT), url, "--", str(requests), str(count)]
     before = os.times()
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     after = os.times()
-    used = sum(after[2:4]) - sum(before[2:4])  # of children: wrk alone has ended meanwhile
+    used = sum(after[2:4]) - sum(before[2:4])  # CPU time of ended child processes; only wrk ended meanwhile
     return parse(done.stdout, url)._replace(client=used / seconds)
 
 
 def parse(output: str, url: str) -> Sample:
-    """The line that the script wrote last. Raises LoadError where it is missing, or where an answer was not good."""
+    """Read the script's last line. Raises LoadError if it is missing, or if an answer was not good."""
     try:
         result: dict[str, int] = json.loads(output.strip().splitlines()[-1])
         faults = {name: result[name] for name in FAULTS if result[name]}

@@ -1,4 +1,4 @@
-"""Other people's ways to serve such a model, started by benchmarks.bench to compare with.
+"""Other people's ways to serve such a model. benchmarks.bench starts them for comparison.
 
-Each reads PEER_MODEL, a folder with the graph and its card, where it has the same weights.
+Peers with the service's weights read them from the folder PEER_MODEL, which holds the graph and its card.
 """

@@ -1,7 +1,7 @@
 """FastAPI by hand: `uvicorn benchmarks.peers.fastapi_peer:app --workers CORES`.
 
-The body is the image. What computes runs in a thread, so that the event loop goes on, and one at a time: a process has
-one core, on which 16 threads would only take turns.
+The body is the image. Decoding and inference run in a thread, so that the event loop continues, one image at a time: a
+process has one core, on which 16 threads would only take turns.
 """
 
 import asyncio

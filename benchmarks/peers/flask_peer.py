@@ -1,6 +1,6 @@
 """Flask, Keras and VGG16 as a tutorial ships them: `python -m benchmarks.peers.flask_peer PORT`.
 
-Only its speed counts, so the weights are random.
+The weights are random, because only the speed is measured.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The same weights in ONNX Runtime fp32, one thread a process, behind a decoder as one would write it with Pillow."""
+"""The service's weights in ONNX Runtime fp32 with one thread a process, and a simple decoder with Pillow."""
 
 import os
 from pathlib import Path
@@ -20,16 +20,16 @@ class Network:
     def __init__(self) -> None:
         self.card: Final = ModelCard.read(FOLDER / CARD)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = 1  # a process a core; more threads would only fight for it
+        options.intra_op_num_threads = 1  # a process has one core; more threads would only compete for it
         self._session = ort.InferenceSession(FOLDER / GRAPH, options, providers=["CPUExecutionProvider"])
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """uint8 [height, width, 1]."""
+        """Return pixels, uint8 [height, width, 1]."""
         size = (self.card.input.width, self.card.input.height)
         return np.asarray(image.convert("L").resize(size, Image.Resampling.BILINEAR))[:, :, np.newaxis]
 
     def answer(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
-        """The service's fields for uint8 [N, height, width, 1]."""
+        """Return the fields of the service's answer for pixels, uint8 [N, height, width, 1]."""
         probabilities, ood_score = self._session.run(["probabilities", "ood_score"], {"pixels": pixels})
         return [
             decide(self.card, np.minimum(row, 1), float(score), None, request_id="", model="peer").model_dump()
