@@ -81,20 +81,20 @@ def test_what_was_not_measured_is_said() -> None:
     texts = documents.texts()
     card, sheet = texts[documents.MODEL_CARD], texts[documents.DATA_SHEET]
     assert "| the file's width and height alone | not measured | not measured |" in card
-    assert "share rejected, mean over the folds' networks:\n\nNot measured." in card
-    assert "Scores for being unlike the training images: not measured." in card
+    assert "as means over the folds' networks:\n\nNot measured." in card
+    assert "Out-of-distribution scores: not measured." in card
     assert "## How often the test folder was opened\n\nNot measured." in card
-    assert "Of each fold alone: not measured." in card
+    assert "Each fold alone: not measured." in card
     assert "## Faults\n\nNot measured." in sheet
     assert documents.README not in texts
 
 
 @pytest.mark.usefixtures("workspace")
-def test_an_audit_from_before_near_twins_were_looked_for_says_so() -> None:
+def test_an_audit_without_near_duplicates_says_so() -> None:
     plant(audit=AUDIT)
     sheet = documents.texts()[documents.DATA_SHEET]
-    assert "near twins: not measured" in sheet
-    assert "in all folders: not measured; under different labels: not measured." in sheet
+    assert "near duplicates: not measured" in sheet
+    assert "in all folders: not measured; with different labels: not measured." in sheet
 
 
 @pytest.mark.usefixtures("workspace")
@@ -103,7 +103,8 @@ def test_intervals_on_the_test_folder_that_leave_out_clusters_are_called_too_nar
     clustered = plain.model_copy(update={"clusters": 30})
     plant(metrics={"out_of_fold": clustered, "test": plain})
     assert (
-        "of the test folder single images, so its intervals are too narrow." in documents.texts()[documents.MODEL_CARD]
+        "On the test folder it draws single images, so these intervals are too narrow."
+        in documents.texts()[documents.MODEL_CARD]
     )
     plant(metrics={"out_of_fold": clustered, "test": clustered})
     text = documents.texts()[documents.MODEL_CARD]
@@ -149,15 +150,16 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     assert "stale" not in readme
     assert "| always the most frequent class | 0.250 (0.200 to 0.300) | not measured |" in card
     assert (
-        "Of each fold alone: accuracy 0.800 to 0.900, standard deviation 0.071; macro F1 0.700 to 0.900, standard"
+        "Each fold alone: accuracy 0.800 to 0.900, standard deviation 0.071; macro F1 0.700 to 0.900, standard"
         " deviation 0.141." in card
     )
     assert "| noise | 10 | 100.0% | 100.0% |" in card
-    assert "On these data: 1 opening, for 1 training run; for this very graph: no openings." in card
+    assert "On these data: 1 opening, for 1 training run; for this graph: no openings." in card
     assert "| all | 32 | 8 | 16 | 36 | 30 | 4 |" in sheet
     assert "| the file's width and height | 0.50 | 0.84 |" in sheet
     assert (
-        "near twins: `test/normal/k.png` (0.998). The model card's figures without twins are over 40 images." in sheet
+        "near duplicates: `test/normal/k.png` (0.998). The model card's figures without duplicates are of 40 images."
+        in sheet
     )
     assert "`train/normal/c.png`, `train/squamous/d.png`" in sheet
     assert documents.texts()[documents.README] == readme
