@@ -1,6 +1,6 @@
-"""The model card: everything about a model that is not in its graph, as one checked JSON document beside it.
+"""The model card: all facts about a model that are not in its graph, as one validated JSON document beside it.
 
-The service holds no constant about the model and no class list of its own; it reads them here.
+The service has no class list and no constants of the model. It reads them from the card.
 """
 
 from pathlib import Path
@@ -15,17 +15,17 @@ DISCLAIMER: Final = "Research and education only. Not a medical device."
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 LAYOUT: Final = 8
-"""Rows and columns of the coarse picture by which an inverted slice is told (InputLimits.average_layout)."""
+"""Rows and columns of the coarse picture that shows if a slice is inverted (InputLimits.average_layout)."""
 
 
 class Frozen(BaseModel):
-    """Base of the documents that cross a boundary: immutable, unknown fields forbidden, no NaN or infinity."""
+    """Base of the documents: immutable, without unknown fields, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InputSpec(Frozen):
-    """The graph's input `pixels`: uint8 [N, height, width, channels], grey levels 0..255."""
+    """Input `pixels` of the graph: uint8 [N, height, width, channels], grey levels 0 to 255."""
 
     height: Annotated[int, Field(ge=32, le=1024)]
     width: Annotated[int, Field(ge=32, le=1024)]
@@ -33,7 +33,7 @@ class InputSpec(Frozen):
 
 
 class Scaling(Frozen):
-    """How logits become probabilities, already inside the graph: softmax(scale * logits + shift), class by class."""
+    """Calibration of the logits, which the graph applies: softmax(scale * logits + shift), class by class."""
 
     method: Literal["temperature", "vector"]
     """`temperature`: one scale for all classes and no shift."""
@@ -46,7 +46,7 @@ class Scaling(Frozen):
 
 
 class InputRules(Frozen):
-    """Numbers of the rules on the picture as it came, stated in params.yaml and checked on train + valid."""
+    """Limits of the rules on the original picture, set in params.yaml and checked on train + valid."""
 
     min_side: Annotated[int, Field(ge=1)]
     """Pixels."""
@@ -57,34 +57,34 @@ class InputRules(Frozen):
     min_contrast: Annotated[float, Field(ge=0, le=255)]
     """Standard deviation of the grey levels."""
     max_frame: Probability
-    """Share of the outer eighth on each side with one and the same grey level, black left out."""
+    """Share of the outer eighth on each side that has one grey level other than black."""
     min_likeness: Annotated[float, Field(ge=-1, le=1)]
-    """Correlation of the coarse picture with the average one; an inverted picture has the negative one."""
+    """Correlation of the coarse picture with the average one; that of an inverted picture is negative."""
 
 
 class InputLimits(InputRules):
     average_layout: Annotated[tuple[float, ...], Field(min_length=LAYOUT**2, max_length=LAYOUT**2)]
-    """Mean over train + valid of the coarse pictures, each with mean 0 and standard deviation 1; row by row."""
+    """Mean of the coarse pictures of train + valid, each scaled to mean 0 and standard deviation 1; row by row."""
 
 
 class Thresholds(Frozen):
-    """Numbers fitted on pooled out-of-fold predictions; what each does to an answer is in chestct.prediction.
+    """Thresholds fitted on the pooled out-of-fold predictions and applied by chestct.prediction.
 
-    None changes the label, which is always the most probable class.
+    They do not change the label, which is always the most probable class.
     """
 
     ood_limit: float
-    """`ood_score` above it: not a chest CT, the answer is `reject`."""
+    """An `ood_score` above it means no chest CT: `reject`."""
     refer_margin: Probability
-    """The two highest probabilities closer than this: `refer`."""
+    """If the two highest probabilities are closer than this: `refer`."""
     any_cancer: Probability
-    """Label normal although the cancers' probabilities sum to this or more: `refer`."""
+    """If the label is normal but the cancers' probabilities sum to this or more: `refer`."""
     least_confidence: tuple[Probability, ...]
-    """For each class, in the card's order: a label less probable than this: `refer`."""
+    """For each class, in the card's order: if the label is less probable than this: `refer`."""
     conformal_quantile: Probability
     """The prediction set holds each class whose probability is at least 1 minus this."""
     conformal_coverage: Probability
-    """The share of chest-CT slices whose true class the prediction set is meant to hold."""
+    """Target share of chest-CT slices whose prediction set holds the true class."""
 
 
 class Estimate(Frozen):
@@ -103,7 +103,7 @@ class ClassMetrics(Frozen):
 
 
 class ReliabilityBin(Frozen):
-    """The answers whose confidence fell into one bin: their mean confidence, the share that was right, their number."""
+    """The answers with a confidence in one bin: mean confidence, share that is right, and number."""
 
     confidence: Probability
     accuracy: Probability
@@ -111,56 +111,56 @@ class ReliabilityBin(Frozen):
 
 
 class RiskPoint(Frozen):
-    """Answering only the `coverage` share of images with the widest margin leaves this `risk` (share of errors)."""
+    """The `risk` (share of errors) if only the `coverage` share of images with the widest margin is answered."""
 
     coverage: Probability
     risk: Probability
 
 
 class Metrics(Frozen):
-    """How well the model did on one split, with the curves the web page draws."""
+    """Figures of the model on one split, with the curves that the web page draws."""
 
     split: str
-    """In words, such as `out-of-fold on train + valid, 3 folds by visual cluster`."""
+    """Description, such as `out-of-fold on train + valid, 3 folds by visual cluster`."""
     images: int
     clusters: int | None = None
-    """Of look-alikes, which intervals resample whole; None in cards from before it was recorded, whose intervals on the
+    """Clusters of look-alikes, which the intervals resample as a whole. None in older cards, whose intervals on the
     test folder resample single images."""
     loss: Estimate
     """Cross-entropy in nats of the calibrated probabilities."""
     accuracy: Estimate
     macro_f1: Estimate
     roc_auc: Estimate
-    """One class against the rest, mean over the classes."""
+    """Mean over the classes of one class against the rest."""
     brier: Estimate
-    """Mean squared distance of the probabilities from the truth, over all classes: 0 to 2."""
+    """Mean squared distance of the probabilities from the truth, summed over the classes: 0 to 2."""
     calibration_error: Estimate
-    """Expected calibration error of the confidence, in ten bins of equally many images."""
+    """Expected calibration error of the confidence, in ten bins of equal size."""
     calibration_error_if_perfect: Estimate
-    """What that error would be by chance alone, were every confidence right: median and the middle 95 %."""
+    """That error by chance alone if every confidence were right: median and middle 95 %."""
     error_at_80_coverage: Estimate
     """Share of errors among the 80 % of images with the widest margin."""
     cancer_sensitivity: Estimate
-    """Share of the cancers that get a cancer's label or the reason `possible_cancer`."""
+    """Share of the cancers with a cancer's label or the reason `possible_cancer`."""
     cancer_specificity: Estimate
-    """Share of the normal images that get neither."""
+    """Share of the normal images with neither."""
     set_coverage: Estimate
     """Share of prediction sets that hold the true class."""
     set_size: Estimate
-    """Classes in a prediction set, on average."""
+    """Mean number of classes in a prediction set."""
     classes: dict[str, ClassMetrics]
     confusion: tuple[tuple[int, ...], ...]
     """Rows: true class, columns: most probable class, both in the card's order of classes."""
     reliability: tuple[ReliabilityBin, ...]
     risk_coverage: tuple[RiskPoint, ...]
     rejected: Probability
-    """Share of these images that are answered `reject`."""
+    """Share of the images with the decision `reject`."""
     referred: Probability
-    """Share of these images that are answered `refer`."""
+    """Share of the images with the decision `refer`."""
 
 
 class Fold(Frozen):
-    """How well the network did that never saw these images."""
+    """Figures of one fold's images, by the network that was not trained on them."""
 
     images: int
     accuracy: Probability
@@ -174,86 +174,86 @@ class OtherPictures(Frozen):
     rejected_by: dict[str, Probability]
     """Share that each OOD score alone would reject, at its own limit."""
     rejected: Probability
-    """Share answered `reject`, by the score that serves or by a rule on the input."""
+    """Share with the decision `reject`, by the served OOD score or a rule on the input."""
 
 
 class ScoreCounts(Frozen):
-    """How many scores for being unlike the training images fell between two `edges`; the end bins hold all beyond."""
+    """Histogram of an OOD score. The first and the last bin hold all scores beyond the `edges`."""
 
     kind: str
-    """Which score, such as `mahalanobis`."""
+    """Name of the score, such as `mahalanobis`."""
     edges: tuple[float, ...]
-    """Ascending, in equal steps; `thresholds.ood_limit` is one of them."""
+    """Ascending in equal steps. `thresholds.ood_limit` is one of them."""
     counts: dict[str, tuple[int, ...]]
-    """Bin by bin, each with its upper edge: of `chest_ct`, out-of-fold, and of each kind in the card's `others`."""
+    """Images in each bin, upper edge included: of `chest_ct`, out-of-fold, and of each kind in the card's `others`."""
 
 
 class Rounding(Frozen):
-    """What rounder arithmetic costs: both answer images that the networks of the folds have not seen."""
+    """Cost of rounding the arithmetic, on images that the networks of the folds have not seen."""
 
     agreement: Probability
-    """Share of the images that keep their label."""
+    """Share of the images with the same label."""
     same_decision: Probability
-    """Share that is accepted, referred or rejected as before."""
+    """Share of the images with the same decision."""
     accuracy_fall: float
-    """Out-of-fold accuracy in float32 less that in the rounder arithmetic."""
+    """Out-of-fold accuracy in float32, minus that with rounding."""
 
 
 class Lineage(Frozen):
-    """Where the model comes from."""
+    """Origin of the model."""
 
     run_id: str
-    """MLflow run."""
+    """Id of the MLflow run."""
     git_commit: str
-    """That the graph was exported from."""
+    """Commit that the graph was exported from."""
     trained_commit: str = "unknown"
-    """That train was started from; `unknown` in cards from before it was recorded."""
+    """Commit that the training ran on; `unknown` in older cards."""
     data_source: Literal["kaggle", "local", "synthetic"]
     data_digest: str
     """SHA-256 over the sorted (path, SHA-256) of every data file."""
     backbone: str
     weights: str
-    """What the backbone started from: `imagenet`, `none`, or a file as `PATH@sha256:DIGEST`."""
+    """Initial weights of the backbone: `imagenet`, `none`, or a file as `PATH@sha256:DIGEST`."""
     image_count: int
     """Distinct training images."""
     model_sha256: str
-    """Of the ONNX file."""
+    """SHA-256 of the ONNX file."""
     created: str
     """ISO 8601, UTC."""
 
 
 class ModelCard(Frozen):
-    """`card.json`, stored beside `model.onnx`."""
+    """The content of `card.json`, which is stored beside `model.onnx`."""
 
     name: Literal["chestct"] = "chestct"
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    """In the order of the graph's outputs."""
+    """Class names in the order of the graph's outputs."""
     normal: str
     """The class that is no cancer."""
     titles: dict[str, str]
-    """Each class in people's words."""
+    """Title of each class for people."""
     input: InputSpec
     scaling: Scaling
     logit_bias: tuple[float, ...]
-    """The head's bias: the spatial mean of a class's heat map plus its bias is the class's logit, unscaled."""
+    """Bias of the head. The spatial mean of a class's heat map plus its bias is the class's unscaled logit."""
     thresholds: Thresholds
     input_limits: InputLimits
     metrics: dict[str, Metrics]
     """By split: `out_of_fold`, `test`, `test_without_twins`."""
     folds: tuple[Fold, ...] = ()
-    """The parts of `out_of_fold`; empty in cards from before they were recorded."""
+    """The parts of `out_of_fold`; empty in older cards."""
     baselines: dict[str, dict[str, Estimate]]
-    """Accuracy and macro F1, out-of-fold, of ways to answer without this network."""
+    """Out-of-fold accuracy and macro F1 of baselines, which answer without this network."""
     checks: dict[str, Estimate]
-    """How often small changes flip the label, and how the heat maps did in tests; out-of-fold."""
+    """Out-of-fold results of checks: how often small changes flip the label, and tests of the heat maps."""
     others: dict[str, OtherPictures]
     """By the kind of picture."""
     ood_scores: ScoreCounts | None = None
-    """None in cards from before it was recorded."""
+    """None in older cards."""
     bfloat16: Rounding | None = None
-    """What the engine may save by computing in bfloat16; None: it computes in float32."""
+    """Cost of bfloat16. If it is None, the engine computes in float32."""
     caveats: tuple[str, ...]
-    """What a reader of the metrics must know about the data."""
+    """Facts about the data that a reader of the metrics must know."""
     licence: str
     lineage: Lineage
     disclaimer: str = DISCLAIMER
@@ -276,12 +276,12 @@ class ModelCard(Frozen):
 
     @property
     def synthetic(self) -> bool:
-        """Trained on drawn phantoms, not on CT."""
+        """Whether the model was trained on drawn phantoms instead of CT slices."""
         return self.lineage.data_source == "synthetic"
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a card; pydantic's ValidationError names what is wrong in it."""
+        """Read a card. Raises OSError and pydantic's ValidationError."""
         return cls.model_validate_json(path.read_bytes())
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model's scores and the card's numbers to an answer: accept, refer or reject, and why."""
+"""Turns the scores of an image into an answer by the numbers in the card: accept, refer or reject, and why."""
 
 import math
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Decision = Literal["accept", "refer", "reject"]
 
 
 class Prediction(Frozen):
-    """One image's answer, on every protocol."""
+    """The answer for one image, the same over every protocol."""
 
     request_id: str
     decision: Decision
-    """`accept`: the label stands; `refer`: a person should look; `reject`: not a chest CT, no label."""
+    """`accept`: the label is the answer; `refer`: a person should look; `reject`: not a chest CT, no label."""
     label: str | None
     """The most probable class; null when rejected."""
     confidence: Probability | None
@@ -26,24 +26,24 @@ class Prediction(Frozen):
     probabilities: dict[str, Probability]
     ood_score: float
     prediction_set: tuple[str, ...]
-    """The classes that the split-conformal set holds at the card's coverage; empty when rejected."""
+    """Classes in the split-conformal set at the card's coverage; empty when rejected."""
     between: tuple[str, ...]
-    """The two classes that a close call is between, the more probable first; empty where it is none, or rejected."""
+    """The two classes of a close call, the more probable first; empty if it is none, or rejected."""
     reasons: tuple[str, ...]
-    """Names of the rules that made it `refer` or `reject`; RULES has each in words."""
+    """Names of the rules that made it `refer` or `reject`. RULES explains each."""
     warnings: tuple[str, ...]
-    """Names of the warnings that hold for this answer; WARNINGS has each in words."""
+    """Names of the warnings about this answer. WARNINGS explains each."""
     model: str
     """Tag in the BentoML model store."""
     disclaimer: str = DISCLAIMER
     heatmaps: dict[str, str] | None = None
-    """On request: a class's heat map as a grey PNG, base64; brighter speaks more for the class."""
+    """On request: each class's heat map as a grey PNG in base64. Brighter is more evidence for the class."""
     preview: str | None = None
-    """On request: the pixels the model saw as a PNG, base64."""
+    """On request: the pixels that the model saw as a PNG in base64."""
 
 
 class Evidence(NamedTuple):
-    """What a rule looks at: one image's facts and scores, and the model's numbers."""
+    """The input of a rule: facts and scores of one image, and numbers of the model."""
 
     probabilities: NDArray[np.floating]
     """[classes], in the card's order."""
@@ -52,7 +52,7 @@ class Evidence(NamedTuple):
     """Index of the class that is no cancer."""
     thresholds: Thresholds
     facts: Facts | None
-    """None where pixels came instead of a picture: the rules on the input then say nothing."""
+    """None if the request had pixels instead of a picture. Rules on the input then do not fire."""
     limits: InputLimits
 
     @property
@@ -62,17 +62,17 @@ class Evidence(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Where `fires` holds, the answer becomes `decision`; `words` says why."""
+    """If `fires` is true, the answer becomes `decision`, and `words` says why."""
 
     name: str
-    on: Literal["input", "prediction"]
     decision: Literal["refer", "reject"]
     fires: Callable[[Evidence], bool]
     words: str
+    on: Literal["input", "prediction"] = "prediction"
 
 
 def between(evidence: Evidence) -> tuple[int, ...]:
-    """Indices of the two most probable classes, the first one first, where they are too close to call; else none."""
+    """Indices of the two most probable classes, the first one first, if they are too close to call; otherwise empty."""
     second, first = (int(index) for index in np.argsort(evidence.probabilities, kind="stable")[-2:])
     margin = evidence.probabilities[first] - evidence.probabilities[second]
     return (first, second) if margin < evidence.thresholds.refer_margin else ()
@@ -86,112 +86,81 @@ def likeness(facts: Facts, limits: InputLimits) -> float:
 
 
 def cancer_probability(probabilities: NDArray[np.floating], normal: int) -> NDArray[np.floating]:
-    """The cancers' summed probability [...] of `probabilities` [..., classes], which sum to 1."""
+    """Sum of the cancers' probabilities, [...], of `probabilities` [..., classes], which sum to 1."""
     return np.asarray(1 - probabilities[..., normal])
 
 
 def possible_cancer(evidence: Evidence) -> bool:
-    """Labelled normal although the cancers together are too probable."""
+    """Whether the label is normal although the cancers together are too probable."""
     if evidence.label != evidence.normal:
         return False
     return float(cancer_probability(evidence.probabilities, evidence.normal)) >= evidence.thresholds.any_cancer
 
 
-def _on_input(fires: Callable[[Facts, InputLimits], bool]) -> Callable[[Evidence], bool]:
-    return lambda evidence: evidence.facts is not None and fires(evidence.facts, evidence.limits)
-
-
-def _close_call(evidence: Evidence) -> bool:
-    return evidence.normal in between(evidence)
-
-
-def _two_cancers(evidence: Evidence) -> bool:
-    pair = between(evidence)
-    return bool(pair) and evidence.normal not in pair
-
-
-def _below_threshold(evidence: Evidence) -> bool:
-    return bool(evidence.probabilities[evidence.label] < evidence.thresholds.least_confidence[evidence.label])
+def _on_input(name: str, fires: Callable[[Facts, InputLimits], bool], words: str) -> Rule:
+    """A rule that rejects a picture by the facts about it."""
+    return Rule(name, "reject", lambda e: e.facts is not None and fires(e.facts, e.limits), words, on="input")
 
 
 RULES: Final = (
-    Rule(
+    _on_input(
         "not_grey",
-        "input",
-        "reject",
-        _on_input(lambda facts, limits: facts.colour > limits.max_colour),
+        lambda facts, limits: facts.colour > limits.max_colour,
         "The picture has colours; a CT slice is grey.",
     ),
-    Rule(
+    _on_input(
         "too_small",
-        "input",
-        "reject",
-        _on_input(lambda facts, limits: min(facts.width, facts.height) < limits.min_side),
+        lambda facts, limits: min(facts.width, facts.height) < limits.min_side,
         "The picture has too few pixels on a side to show what a CT slice shows.",
     ),
-    Rule(
+    _on_input(
         "extreme_aspect",
-        "input",
-        "reject",
-        _on_input(
-            lambda facts, limits: max(facts.width, facts.height) > limits.max_aspect * min(facts.width, facts.height)
-        ),
+        lambda facts, limits: max(facts.width, facts.height) > limits.max_aspect * min(facts.width, facts.height),
         "The picture is a strip, longer than any CT slice is.",
     ),
-    Rule(
+    _on_input(
         "blank",
-        "input",
-        "reject",
-        _on_input(lambda facts, limits: facts.contrast < limits.min_contrast),
+        lambda facts, limits: facts.contrast < limits.min_contrast,
         "The picture shows next to nothing: its grey levels are almost all the same.",
     ),
-    Rule(
+    _on_input(
         "inverted",
-        "input",
-        "reject",
-        _on_input(lambda facts, limits: likeness(facts, limits) < limits.min_likeness),
+        lambda facts, limits: likeness(facts, limits) < limits.min_likeness,
         "Light and dark seem exchanged: in a CT slice air is dark and bone light.",
     ),
-    Rule(
+    _on_input(
         "screenshot_frame",
-        "input",
-        "reject",
-        _on_input(lambda facts, limits: facts.frame > limits.max_frame),
+        lambda facts, limits: facts.frame > limits.max_frame,
         "A flat area frames the picture, as in a screenshot. Cut it down to the slice.",
     ),
     Rule(
         "out_of_distribution",
-        "prediction",
         "reject",
         lambda evidence: evidence.ood_score > evidence.thresholds.ood_limit,
         "The picture is unlike the chest-CT slices the model knows, so it gives no label.",
     ),
     Rule(
         "close_call",
-        "prediction",
         "refer",
-        _close_call,
+        lambda evidence: evidence.normal in between(evidence),
         "The two most probable classes, normal and a cancer, are too close to call.",
     ),
     Rule(
         "two_cancers",
-        "prediction",
         "refer",
-        _two_cancers,
+        lambda evidence: bool(pair := between(evidence)) and evidence.normal not in pair,
         "The two most probable classes, both cancers, are too close to call.",
     ),
     Rule(
         "possible_cancer",
-        "prediction",
         "refer",
         possible_cancer,
         "Normal is the most probable class, but the cancers together are too probable to rule out.",
     ),
     Rule(
         "below_threshold",
-        "prediction",
         "refer",
-        _below_threshold,
+        lambda e: bool(e.probabilities[e.label] < e.thresholds.least_confidence[e.label]),
         "The label is less probable than this class must be to stand.",
     ),
 )
@@ -204,7 +173,7 @@ WARNINGS: Final = {
 
 
 def judge(evidence: Evidence) -> tuple[Decision, tuple[Rule, ...]]:
-    """The decision and the rules that made it. Every rule that fires is named; reject outranks refer."""
+    """The decision, and all rules that fired for it. Reject outranks refer."""
     fired = [rule for rule in RULES if rule.fires(evidence)]
     decisions = {rule.decision for rule in fired}
     decision: Decision = "reject" if "reject" in decisions else "refer" if "refer" in decisions else "accept"
@@ -212,10 +181,7 @@ def judge(evidence: Evidence) -> tuple[Decision, tuple[Rule, ...]]:
 
 
 def prediction_set(evidence: Evidence) -> tuple[int, ...]:
-    """Indices of the classes in the split-conformal set, most probable first.
-
-    Never empty, since an answer names at least its label.
-    """
+    """Indices of the classes in the split-conformal set, most probable first. The set holds at least the label."""
     floor = 1 - evidence.thresholds.conformal_quantile
     order = np.argsort(-evidence.probabilities, kind="stable")
     return tuple(int(i) for rank, i in enumerate(order) if rank == 0 or evidence.probabilities[i] >= floor)
@@ -232,10 +198,10 @@ def decide(
     heatmaps: dict[str, str] | None = None,
     preview: str | None = None,
 ) -> Prediction:
-    """Turn one image's scores into its answer.
+    """Turn the scores of one image into its answer.
 
-    `probabilities` float32 [classes] in the card's order, summing to 1; `ood_score` as the graph gives it; `facts` of
-    the picture as chestct.image.decode measures them, or None where only pixels came, which the answer then warns of.
+    `probabilities` is float32 [classes] in the card's order, sum 1. `ood_score` is the graph's output. `facts` come
+    from chestct.image.decode, or are None if the request had pixels, of which the answer then warns.
     """
     evidence = Evidence(
         probabilities, ood_score, card.classes.index(card.normal), card.thresholds, facts, card.input_limits

@@ -155,7 +155,7 @@ def metadata(card: ModelCard, tag: str) -> ModelMetadata:
     )
 
 
-def find(card: ModelCard, tag: str, name: str, wanted: str) -> None:
+def check_model(card: ModelCard, tag: str, name: str, wanted: str) -> None:
     """Check that the model `name` in the version `wanted` (empty: any) is the one served. Raises UnknownModel."""
     if name != card.name:
         raise UnknownModel(f"expected the model {card.name!r}, got {quote(name)}")

@@ -1,8 +1,12 @@
-"""Why the service does not answer a request that is well formed: it has no room, or it is shutting down."""
+"""Reasons to refuse a valid request: the service has no room for it, or is shutting down."""
+
+from typing import Final
 
 
 class Overloaded(RuntimeError):
-    """There is no room, in the queue where no reason is given; `retry_after` is the seconds until there may be some."""
+    """There is no room for the request, by default in the queue. `retry_after`: seconds until there may be some."""
+
+    code: Final = "overloaded"
 
     def __init__(self, retry_after: float, reason: str = "too many images are waiting") -> None:
         super().__init__(f"{reason}, try again in {retry_after:.1f} seconds")
@@ -10,4 +14,6 @@ class Overloaded(RuntimeError):
 
 
 class Closed(RuntimeError):
-    """The service is shutting down and takes no more images."""
+    """The service accepts no images: it is starting or shutting down."""
+
+    code: Final = "not_ready"

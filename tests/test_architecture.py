@@ -48,7 +48,7 @@ HTTP = (
     "v2",
     "web",
 )
-RPC = ("calls", "connections", "health", "inference", "interceptor", "message_reader", "server")
+RPC = ("connections", "errors", "health", "inference", "interceptor", "message_reader", "server")
 OWNERS = {
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
@@ -60,7 +60,7 @@ OWNERS = {
     "grpc": {f"serving/rpc/{name}.py" for name in RPC},
     "grpc_health": {"serving/rpc/health.py", "serving/rpc/server.py"},
     "grpc_reflection": {"serving/rpc/server.py"},
-    "open_inference": {f"serving/rpc/{name}.py" for name in ("calls", "inference", "interceptor", "server")},
+    "open_inference": {f"serving/rpc/{name}.py" for name in ("inference", "interceptor", "server")},
     "opentelemetry": {"serving/telemetry/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
     "pydicom": {"chestct/dicom.py", "pipeline/judging/other_pictures.py"},

@@ -159,7 +159,7 @@ async def _infer(request: Request) -> Response:
 def _find(request: Request) -> Classifier:
     classifier = ready_classifier(request)
     try:
-        open_inference.find(
+        open_inference.check_model(
             classifier.card, classifier.tag, request.path_params["name"], request.path_params.get("version", "")
         )
     except open_inference.UnknownModel as error:

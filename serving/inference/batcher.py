@@ -1,4 +1,4 @@
-"""Adaptive batching: while the engine is busy the next batch grows, or goes to another worker whose engine idles."""
+"""Adaptive batching: while the engine is busy, the next batch grows or goes to another worker's idle engine."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
     from chestct.engine import Scores
     from serving.inference.engine_sharing import EngineSharing
 
-_PACE_MEMORY: Final = 32
-"""Batches whose mean tells how long an image takes: so many that one pause of the process says little."""
-PATIENCE: Final = 0.5
-"""Of the time until its deadline an image may be expected to wait. What misses its deadline was work for nothing."""
+MOST_WAIT: Final = 0.5
+"""Largest expected wait of an image, as a share of the time until its deadline. Work for a late answer is wasted."""
+_RECENT_BATCHES: Final = 32
+"""Batches that the seconds per image are the mean of, enough to smooth out a pause of the process."""
 
 
 class EngineFailed(RuntimeError):
-    """The engine could not score a batch; its cause is chained. Every image of that batch gets this, no other does."""
+    """The engine could not score a batch. Every image of the batch gets this error, with its cause chained."""
 
 
 class PeerLost(RuntimeError):
-    """Another worker did not give back a batch that it was lent."""
+    """Another worker did not return a batch."""
 
 
 Row = tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]
@@ -41,7 +41,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Score(NamedTuple):
-    """One image's share of chestct.engine.Scores."""
+    """One image of chestct.engine.Scores, with its times."""
 
     probabilities: NDArray[np.float32]
     """[classes], calibrated, sums to 1."""
@@ -51,34 +51,34 @@ class Score(NamedTuple):
     waited: float
     """Seconds in the queue."""
     seconds: float
-    """The engine took for its batch."""
+    """Seconds of its batch in the engine."""
 
 
 class BatchReport(NamedTuple):
-    """What one batch was like, for the metrics."""
+    """Figures of one batch for the metrics."""
 
     size: int
     waited: tuple[float, ...]
-    """Seconds each image spent in the queue."""
+    """Seconds of each image in the queue."""
     seconds: float
-    """The engine took for the batch."""
+    """Seconds of the batch in the engine."""
 
 
 @dataclass(eq=False, slots=True)  # two items are never equal, whatever their pixels
 class _Item:
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     score: asyncio.Future[Score]
     deadline: float
     queued_at: float
-    at_home: bool = False
-    """Another worker had it and was lost: this one computes it."""
+    only_here: bool = False
+    """Another worker lost it, so this worker computes it."""
 
 
 class Batcher:
     """A bounded queue before an engine that runs one batch at a time in a thread of its own.
 
-    An idle engine takes whatever is queued at once, so nobody waits for a batch to fill; what it leaves goes to
-    others that idle. Used from one event loop.
+    An idle engine takes all that is queued at once, so no image waits for a batch to fill. Images beyond a batch go to
+    other workers with idle engines. Use it from one event loop.
     """
 
     def __init__(
@@ -89,53 +89,53 @@ class Batcher:
         queue_size: int,
         report: Callable[[BatchReport], None] = lambda _: None,
     ) -> None:
-        """`infer` takes uint8 [N, height, width, 1] with N of at most `largest_batch`; `report` is told each batch."""
+        """`infer` scores uint8 [N, height, width, 1], N up to `largest_batch`. `report` is called after each batch."""
         self._infer = infer
         self._largest_batch = largest_batch
         self._queue_size = queue_size
         self._report = report
         self._queue: deque[_Item] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._engaged = 0
-        """Batches in the thread or before it: at most one of this queue's, and those of other workers."""
-        self._lent = 0
-        """Batches of this queue that other workers have."""
-        self._due = False
-        """`_start_batches` will run in this turn of the loop."""
+        self._in_engine = 0
+        """Batches in the engine's thread or before it: one of this queue at most, and those of other workers."""
+        self._in_peers = 0
+        """Batches of this queue in other workers' engines."""
+        self._start_scheduled = False
+        """Whether `_start_batches` will run in this turn of the loop."""
         self._closed = False
-        self._others: EngineSharing | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_PACE_MEMORY)
-        """Seconds and images of the last batches."""
-        self._pace = 0.0
-        """Seconds an image takes of late."""
+        self._sharing: EngineSharing | None = None
+        self._done = asyncio.Event()
+        self._done.set()
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_BATCHES)
+        """Seconds and images of the recent batches."""
+        self._seconds_per_image = 0.0
+        """Mean over the recent batches."""
         self._backlog_since = math.inf
-        """When the last batch ended, if more was to be done then."""
+        """End of the last batch (time.monotonic), if work was left then."""
         self.busy_since = math.inf
-        """When the batch that is in the engine began, on time.monotonic's clock; infinity while there is none."""
+        """Start of the batch in the engine (time.monotonic); infinity if there is none."""
         self.decoding = 0
-        """Images that are made ready for the queue. They have their place in it, and their time is part of the pace."""
+        """Images being decoded. Each has a place in the queue, and its decoding counts in the seconds per image."""
 
     def check_room(self, deadline: float = math.inf) -> None:
-        """Raise Closed, or Overloaded where there is no place for one more image.
+        """Raise Closed, or Overloaded if the queue is full or the answer would probably miss the deadline.
 
-        There is none either where its answer would come late for its deadline, on time.monotonic's clock.
+        `deadline` is on time.monotonic's clock.
         """
         if self._closed:
             raise Closed("the service is shutting down")
         waiting = len(self._queue) + self.decoding
-        seconds = waiting * self._pace
-        known = len(self._recent) == _PACE_MEMORY
-        if waiting >= self._queue_size or (known and seconds > PATIENCE * max(0, deadline - time.monotonic())):
+        seconds = waiting * self._seconds_per_image
+        known = len(self._recent) == _RECENT_BATCHES
+        if waiting >= self._queue_size or (known and seconds > MOST_WAIT * max(0, deadline - time.monotonic())):
             raise Overloaded(seconds)
 
-    async def score(self, pixels: NDArray[np.uint8], deadline: float = math.inf, *, admitted: bool = False) -> Score:
-        """Score one image, uint8 [height, width, 1].
+    async def score(self, pixels: Pixels, deadline: float = math.inf, *, admitted: bool = False) -> Score:
+        """Score one image, uint8 [height, width, 1]. If cancelled, the image leaves the queue.
 
-        `admitted`: it was counted in `decoding` until now, so it has its place, and what came after it does not delay
-        it. Cancelled while it waits, it leaves the queue. Raises Overloaded, unless admitted, Closed, EngineFailed, and
-        TimeoutError where the deadline, on time.monotonic's clock, passes before the engine takes it.
+        An `admitted` image was counted in `decoding` until now, so it has a place already. `deadline` is on
+        time.monotonic's clock. Raises Closed, EngineFailed, Overloaded unless admitted, and TimeoutError if the
+        deadline passes before the engine takes the image.
         """
         if not admitted:
             self.check_room(deadline=deadline)
@@ -144,10 +144,10 @@ class Batcher:
         loop = asyncio.get_running_loop()
         item = _Item(pixels, loop.create_future(), deadline, time.monotonic())
         self._queue.append(item)
-        if not self._due and (self._others or not self._engaged):
-            # Not at once: what else arrives in this turn of the loop joins the batch.
-            self._due = True
-            self._idle.clear()
+        if not self._start_scheduled and (self._sharing or not self._in_engine):
+            # Not at once, so that other images of this turn of the loop join the batch.
+            self._start_scheduled = True
+            self._done.clear()
             loop.call_soon(self._start_batches)
         try:
             return await item.score
@@ -157,49 +157,49 @@ class Batcher:
             raise
 
     async def close(self) -> None:
-        """Refuse new images, finish those that wait, end the engine's thread."""
+        """Refuse new images, finish the waiting ones, and end the engine's thread."""
         self._closed = True
-        self._announce()
-        await self._idle.wait()
+        self._publish_idle()
+        await self._done.wait()
         self._thread.shutdown()
 
-    def share(self, others: EngineSharing) -> None:
-        """Give what waits to others that idle, too, and tell them when this engine does."""
-        self._others = others
-        self._announce()
+    def share(self, sharing: EngineSharing) -> None:
+        """From now on, send waiting images to idle engines of other workers, and publish when this engine is idle."""
+        self._sharing = sharing
+        self._publish_idle()
 
     async def lend(self, pixels: Sequence[Pixels]) -> list[Row]:
-        """Run another worker's batch, past this queue. Raises what the engine does, and RuntimeError once closed."""
-        self._engaged += 1
-        self._idle.clear()
-        self._announce()
+        """Run another worker's batch, past the queue. Raises the engine's error, and RuntimeError after `close`."""
+        self._in_engine += 1
+        self._done.clear()
+        self._publish_idle()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
         finally:
-            self._engaged -= 1
+            self._in_engine -= 1
             self._start_batches()
 
     def _start_batches(self) -> None:
-        self._due = False
-        if not self._engaged and (batch := self._next_batch()):
-            self._engaged += 1
+        self._start_scheduled = False
+        if not self._in_engine and (batch := self._next_batch()):
+            self._in_engine += 1
             running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [one.pixels for one in batch])
-            self._follow(batch, running, at_home=True)
-        while self._others and self._queue and not self._queue[0].at_home:
-            worker = self._others.find_idle_worker()
+            self._finish_later(batch, running, here=True)
+        while self._sharing and self._queue and not self._queue[0].only_here:
+            worker = self._sharing.find_idle_worker()
             if worker is None:
                 break
             if batch := self._next_batch():
-                self._lent += 1
-                computing = self._others.compute(worker, [one.pixels for one in batch])
-                self._follow(batch, asyncio.ensure_future(computing), at_home=False)
-        self._announce()
-        if not (self._engaged or self._lent or self._queue):
-            self._idle.set()
+                self._in_peers += 1
+                computing = self._sharing.compute(worker, [one.pixels for one in batch])
+                self._finish_later(batch, asyncio.ensure_future(computing), here=False)
+        self._publish_idle()
+        if not (self._in_engine or self._in_peers or self._queue):
+            self._done.set()
 
-    def _announce(self) -> None:
-        if self._others:
-            self._others.announce(not (self._engaged or self._queue or self._closed))
+    def _publish_idle(self) -> None:
+        if self._sharing:
+            self._sharing.publish_idle(not (self._in_engine or self._queue or self._closed))
 
     def _next_batch(self) -> list[_Item]:
         now = time.monotonic()
@@ -207,7 +207,7 @@ class Batcher:
         while self._queue and len(batch) < self._largest_batch:
             item = self._queue.popleft()
             if item.score.done():
-                continue  # cancelled in this turn of the loop, mostly by its deadline, and not yet out of the queue
+                continue  # cancelled in this turn of the loop, and not yet removed from the queue
             if item.deadline > now:
                 batch.append(item)
             else:
@@ -222,31 +222,29 @@ class Batcher:
             self.busy_since = math.inf
         return [row[1:] for row in zip(pixels, *scores, strict=True)]
 
-    def _follow(self, batch: list[_Item], running: asyncio.Future[list[Row]], *, at_home: bool) -> None:
+    def _finish_later(self, batch: list[_Item], running: asyncio.Future[list[Row]], *, here: bool) -> None:
         started = time.monotonic()
-        running.add_done_callback(lambda done: self._finish_batch(batch, started, done, at_home=at_home))
+        running.add_done_callback(lambda done: self._finish_batch(batch, started, done, here=here))
 
-    def _finish_batch(
-        self, batch: list[_Item], started: float, done: asyncio.Future[list[Row]], *, at_home: bool
-    ) -> None:
+    def _finish_batch(self, batch: list[_Item], started: float, done: asyncio.Future[list[Row]], *, here: bool) -> None:
         ended = time.monotonic()
         seconds = ended - started
         error = done.exception()
-        if at_home:
-            self._engaged -= 1
-            # While there is a backlog, what holds up the engine (decoding, the event loop) is part of the pace.
+        if here:
+            self._in_engine -= 1
+            # During a backlog, time in which the engine waits for decoding or the event loop counts, too.
             self._recent.append((ended - min(started, self._backlog_since), len(batch)))
             self._backlog_since = ended if self._queue or self.decoding else math.inf
         else:
-            self._lent -= 1
+            self._in_peers -= 1
             if isinstance(error, PeerLost):
                 for item in reversed(batch):
-                    item.at_home = True
+                    item.only_here = True
                     self._queue.appendleft(item)
                 self._start_batches()
                 return
-            self._recent.append((0, len(batch)))  # meanwhile: this engine was busy
-        self._pace = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
+            self._recent.append((0, len(batch)))  # no time of its own: this engine was busy meanwhile
+        self._seconds_per_image = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
         self._report(BatchReport(len(batch), tuple(started - item.queued_at for item in batch), seconds))
         for index, item in enumerate(batch):
             if item.score.done():

@@ -1,4 +1,4 @@
-"""The one way from bytes to an answer, whatever the protocol: decode, queue, engine, decide."""
+"""The path from bytes to an answer, shared by all protocols: decode, queue, score, decide."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Outcome = Prediction | InvalidImage | Overloaded | EngineFailed | ReaderFailed
 
 
 class Classifier:
-    """One model, ready to answer. Used from one event loop; every protocol shares its queue and its engine."""
+    """Answers with one model. All protocols share its queue and its engine. Use it from one event loop."""
 
     def __init__(self, engine: Engine, card: ModelCard, tag: str, settings: Settings) -> None:
         self.card: Final = card
@@ -57,93 +57,92 @@ class Classifier:
         )
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._reader = GuardedReader(card.input)
-        self._lending: EngineSharing | None = None
+        self._sharing: EngineSharing | None = None
         self._warm = False
         self._stopping = False
 
     @property
     def ready(self) -> bool:
-        """The model is warm, and nobody has told the service to stop: for those who choose where to send requests."""
+        """Whether the model is warm and the service is not stopping. Load balancers ask for this."""
         return self._warm and not self._stopping
 
     @property
     def accepting(self) -> bool:
-        """Requests are answered: also while the service is told to stop and others have not noticed yet."""
+        """Whether requests are answered. While the service drains they are, although it is not `ready`."""
         return self._warm
 
     @property
     def busy_since(self) -> float:
-        """When the engine's batch began, on time.monotonic's clock; infinity while it has none."""
+        """Start of the batch in the engine (time.monotonic); infinity if there is none."""
         return self._batcher.busy_since
 
     def announce_stop(self) -> None:
-        """Be not ready from now on, and go on answering until `close`."""
+        """Stop being `ready`, but answer requests until `close`."""
         self._stopping = True
 
     def check_room(self, deadline: float) -> None:
-        """Raise Overloaded or Closed where `classify` would at once for a call with this deadline."""
+        """Raise the Overloaded or Closed that `classify` would raise at once for this deadline (time.monotonic)."""
         self._batcher.check_room(deadline)
 
     async def classify(
-        self, data: bytes, call: RequestRecord, *, explain: bool = False, window: Window = LUNG
+        self, data: bytes, record: RequestRecord, *, explain: bool = False, window: Window = LUNG
     ) -> Prediction:
-        """Answer for one encoded image.
+        """Classify one encoded image.
 
-        `window` is for a DICOM file and says nothing to others; `explain` adds the heat maps and the preview. Raises
-        InvalidImage, Overloaded, Closed, EngineFailed, and TimeoutError if the call's deadline passes before the engine
-        takes the image.
+        `window` applies to DICOM files only. `explain` adds the heat maps and the preview. Raises InvalidImage,
+        Overloaded, Closed, EngineFailed, and TimeoutError if the deadline passes before the engine takes the image.
         """
-        self._batcher.check_room(call.deadline)
+        self._batcher.check_room(record.deadline)
         if is_dicom(data):
-            picture = await self._read_guarded(data, call, window)
+            picture = await self._read_guarded(data, record, window)
         elif data.startswith(SIGNATURES):
-            with self._coming():
+            with self._decoding():
                 decoded = await self._in_decoder(_decode_if_cheap, data, self.card.input)
             if decoded is None:
-                picture = await self._read_guarded(data, call)
+                picture = await self._read_guarded(data, record)
             else:
                 picture, seconds = decoded
-                _count_decoding(call, seconds)
+                _count_decoding(record, seconds)
         elif data:
             words = f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}"
             raise InvalidImage("undecodable_image", words)
         else:
             raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
-        return await self._answer(picture.pixels, picture.facts, call, explain=explain)
+        return await self._answer(picture.pixels, picture.facts, record, explain=explain)
 
     async def classify_many(
-        self, images: Sequence[bytes], call: RequestRecord, *, explain: bool = False, window: Window = LUNG
+        self, images: Sequence[bytes], record: RequestRecord, *, explain: bool = False, window: Window = LUNG
     ) -> list[Outcome]:
-        """One outcome per encoded image, in order; what fails one leaves the others alone.
+        """Classify encoded images. Returns an outcome for each, in order; an error of one does not affect the others.
 
-        A long list takes only a part of the queue at a time, so that others are still answered meanwhile.
+        A long list takes only a part of the queue at a time, which leaves room for other requests.
         """
 
         async def outcome(data: bytes) -> Outcome:
             try:
-                return await self.classify(data, call, explain=explain, window=window)
+                return await self.classify(data, record, explain=explain, window=window)
             except (InvalidImage, Overloaded, EngineFailed, ReaderFailed) as error:
                 return error
 
-        return await self._in_part([partial(outcome, data) for data in images])
+        return await self._run_some_at_a_time([partial(outcome, data) for data in images])
 
     async def classify_pixels(
-        self, pixels: NDArray[np.uint8], call: RequestRecord, *, explain: bool = False
+        self, pixels: NDArray[np.uint8], record: RequestRecord, *, explain: bool = False
     ) -> list[Prediction]:
-        """Answer for uint8 [N, height, width, 1] of the size the card names, with the warning `pixels_input`.
+        """Classify pixels, uint8 [N, height, width, 1] of the card's size. The answers warn of `pixels_input`.
 
-        Raises ValueError for another shape or type, and what `classify` raises but for InvalidImage.
+        Raises ValueError for another shape or dtype, and the errors of `classify` except InvalidImage.
         """
         spec = self.card.input
         expected = (spec.height, spec.width, spec.channels)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
             wanted = ", ".join(map(str, expected))
             raise ValueError(f"expected pixels uint8 [N, {wanted}], got {pixels.dtype} {list(pixels.shape)}")
-        answer = partial(self._answer, facts=None, call=call, explain=explain)
-        return await self._in_part([partial(answer, row) for row in pixels])
+        answer = partial(self._answer, facts=None, record=record, explain=explain)
+        return await self._run_some_at_a_time([partial(answer, row) for row in pixels])
 
     async def warm_up(self) -> None:
-        """Run every compiled batch once, so that the first request is as fast as the next."""
+        """Run each compiled batch size once, so that the first request is as fast as later ones."""
         spec = self.card.input
         for size in (size for size in self.settings.batch_sizes if size <= self._largest_batch):
             blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
@@ -154,48 +153,48 @@ class Classifier:
         self._warm = True
 
     async def share(self, load: WorkerLoad, folder: Path) -> None:
-        """After the warm-up: lend the engine to the other workers in `load`, and borrow theirs while they idle.
+        """After the warm-up, lend the engine to the other workers in `load`, and borrow their idle engines.
 
-        `folder` is for their sockets. Raises OSError where one can't be made there.
+        `folder` holds the workers' sockets. Raises OSError if this worker's can't be made.
         """
         spec = self.card.input
         model = self.tag.rpartition(":")[2]
         if sys.platform == "linux":  # a socket's path is short: 107 bytes
             folder = Path(f"/proc/self/fd/{os.open(folder, os.O_PATH)}")
-        self._lending = EngineSharing(
+        self._sharing = EngineSharing(
             load,
             lambda worker: folder / f"engine-{os.getppid()}-{model}-{worker}",
             self._batcher.lend,
             (spec.height, spec.width, spec.channels),
             self._heatmap,
         )
-        await self._lending.start()
-        self._batcher.share(self._lending)
+        await self._sharing.start()
+        self._batcher.share(self._sharing)
 
     async def close(self) -> None:
-        """Refuse new images and finish those that were taken."""
+        """Refuse new images and finish the accepted ones."""
         self._warm = False
         self._stopping = True
         await self._batcher.close()
-        if self._lending:
-            await self._lending.stop()
+        if self._sharing:
+            await self._sharing.stop()
         await asyncio.to_thread(self._decoders.shutdown)
         await self._reader.close()
 
-    async def _read_guarded(self, data: bytes, call: RequestRecord, window: Window | None = None) -> Picture:
-        """The picture of a file that only the guarded process may decode.
+    async def _read_guarded(self, data: bytes, record: RequestRecord, window: Window | None = None) -> Picture:
+        """Decode a file in the guarded process.
 
-        It has no place in the engine's queue meanwhile: one slow file after the other would else keep others out.
+        The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
         """
         with metrics.QUEUE_DEPTH.track_inprogress():
-            picture, waited, seconds = await self._reader.read(data, call, window)
-        call.queue_seconds += waited
-        _count_decoding(call, seconds)
+            picture, waited, seconds = await self._reader.read(data, record, window)
+        record.queue_seconds += waited
+        _count_decoding(record, seconds)
         return picture
 
     @contextmanager
-    def _coming(self) -> Iterator[None]:
-        """One image more has its place in the queue, and is not in it yet."""
+    def _decoding(self) -> Iterator[None]:
+        """Hold a place in the queue for an image that is being decoded."""
         self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
@@ -204,18 +203,18 @@ class Classifier:
             self._batcher.decoding -= 1
 
     async def _in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
-        """The result of work that would hold up the event loop, done where images are decoded."""
+        """Run work that would block the event loop in a decoder thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
     async def _answer(
-        self, pixels: NDArray[np.uint8], facts: Facts | None, call: RequestRecord, *, explain: bool
+        self, pixels: NDArray[np.uint8], facts: Facts | None, record: RequestRecord, *, explain: bool
     ) -> Prediction:
         with metrics.QUEUE_DEPTH.track_inprogress():
-            # What was decoded was let in before: to turn it away now would be work for nothing.
-            score = await self._batcher.score(pixels, call.deadline, admitted=facts is not None)
-        call.images += 1
-        call.queue_seconds += score.waited
-        call.infer_seconds += score.seconds
+            # A decoded image was admitted before. To refuse it now would waste the work.
+            score = await self._batcher.score(pixels, record.deadline, admitted=facts is not None)
+        record.images += 1
+        record.queue_seconds += score.waited
+        record.infer_seconds += score.seconds
         heatmaps, preview = None, None
         if explain:
             heatmaps, preview = await self._in_decoder(self._explain, pixels, score)
@@ -224,7 +223,7 @@ class Classifier:
             score.probabilities,
             score.ood_score,
             facts,
-            request_id=call.request_id,
+            request_id=record.request_id,
             model=self.tag,
             heatmaps=heatmaps,
             preview=preview,
@@ -236,9 +235,10 @@ class Classifier:
         return prediction
 
     def _explain(self, pixels: NDArray[np.uint8], score: Score) -> tuple[dict[str, str], str]:
-        """Heat maps of the input's size on one scale, so that they compare between the classes of an image.
+        """Heat maps by class and the preview, as PNG files of the input's size in base64.
 
-        Black is where nothing speaks for the class; what speaks against it is not told apart from that.
+        The maps of an image share one scale, so its classes can be compared. Black is no evidence for the class, or
+        evidence against it.
         """
         size = (self.card.input.width, self.card.input.height)
         supporting = np.maximum(score.heatmap, 0)
@@ -249,8 +249,8 @@ class Classifier:
         }
         return maps, _base64_png(pixels[:, :, 0])
 
-    async def _in_part(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-        """The results in order; only so many calls run at a time that the queue keeps room for other requests."""
+    async def _run_some_at_a_time(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+        """Results of the calls, in order. Few calls run at a time, so that the queue keeps room for other requests."""
         if len(calls) == 1:
             return [await calls[0]()]
         room = asyncio.Semaphore(2 * self._largest_batch)
@@ -269,7 +269,7 @@ class Classifier:
 
 
 def load_engine(model: StoredModel, settings: Settings) -> Engine:
-    """The model's engine as its card and the settings want it."""
+    """Load the model's engine with the options of its card and the settings."""
     from chestct.engine import Engine
 
     card = model.read_card()
@@ -287,7 +287,7 @@ def _base64_png(grey: NDArray[np.generic]) -> str:
 
 
 def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | None:
-    """The picture and the seconds it took; None where only the guarded process may decode it."""
+    """The picture and the seconds to decode it; None if only the guarded process may decode it."""
     started = time.perf_counter()
     encoded = inspect(data)
     if not encoded.cheap:
@@ -296,9 +296,9 @@ def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | No
     return picture, time.perf_counter() - started
 
 
-def _count_decoding(call: RequestRecord, seconds: float) -> None:
+def _count_decoding(record: RequestRecord, seconds: float) -> None:
     metrics.DECODE_SECONDS.observe(seconds)
-    call.decode_seconds += seconds
+    record.decode_seconds += seconds
 
 
 def _count_batch(batch: BatchReport) -> None:

@@ -1,6 +1,6 @@
-"""Workers lend each other their engines: what waits in one's queue is computed where another's engine idles.
+"""Engine sharing: a worker lends its idle engine to workers with images in their queues.
 
-A connection stays with the worker that took it, so that one may have many images while the next has none.
+A connection stays with the worker that accepted it, so one worker may have many images while the next has none.
 """
 
 import asyncio
@@ -18,89 +18,90 @@ from serving.telemetry import metrics
 from serving.worker_load import WorkerLoad
 
 ANSWER_SECONDS: Final = 5
-"""A worker that takes longer for a batch hangs, and the batch is done at home."""
-AGAIN_SECONDS: Final = 1
-"""So long a worker that was lost is not asked."""
+"""Seconds for a batch, after which the other worker counts as hung and the batch is computed here."""
+RETRY_SECONDS: Final = 1
+"""Seconds in which a lost worker gets no batch."""
 
 _COUNT: Final = struct.Struct("=I")
 _BUFFER: Final = 1 << 20
 
 
 class EngineSharing:
-    """This worker's engine for the others, and theirs for it, over sockets in a folder that they share."""
+    """Lends this worker's engine and borrows those of the others, over sockets in a shared folder."""
 
     def __init__(
         self,
         load: WorkerLoad,
-        name: Callable[[int], Path],
+        socket_of: Callable[[int], Path],
         run: Callable[[Sequence[Pixels]], Awaitable[list[Row]]],
         image: tuple[int, ...],
         heatmap: tuple[int, ...],
     ) -> None:
-        """`load` tells who idles. `name`: a worker's socket, another one for another model. `run` is the own engine.
+        """`load` shows the idle workers. `socket_of` gives a worker's socket, which differs between models.
 
-        `image`: shape of one in pixels, uint8. `heatmap`: (classes, h, w).
+        `run` runs a batch on this worker's engine. `image` is the shape of an image's uint8 pixels, and `heatmap` that
+        of its heat maps, (classes, h, w).
         """
         self._load = load
-        self._name = name
+        self._socket_of = socket_of
         self._run = run
         self._image = image
         self._heatmap = heatmap
         self._row = 1 + heatmap[0] + math.prod(heatmap)
-        """Numbers of an answer: the score, the probabilities, the heat map."""
-        self._open: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
+        """Numbers in an image's answer: its OOD score, probabilities and heat maps."""
+        self._connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._not_before: dict[int, float] = {}
-        """When, on time.monotonic's clock, a worker may be asked: one that has a batch of this one, or was lost."""
+        """Earliest time (time.monotonic) to send a batch to a worker that has one of this worker's, or was lost."""
         self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.StreamWriter] = set()
+        self._borrowers: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        """Lend to who asks. Raises OSError where the socket can't be made."""
-        own = self._name(self._load.slot)
+        """Start to lend the engine. Raises OSError if the socket can't be made."""
+        own = self._socket_of(self._load.slot)
         own.unlink(missing_ok=True)  # of a worker that crashed
         self._server = await asyncio.start_unix_server(self._lend, own, limit=_BUFFER)
 
     async def stop(self) -> None:
-        """Lend no more, and borrow no more."""
+        """End lending and borrowing."""
         if self._server is None:
             return
         self._server.close()
-        self._name(self._load.slot).unlink(missing_ok=True)
-        for writer in (*self._serving, *(writer for _, writer in self._open.values())):
+        self._socket_of(self._load.slot).unlink(missing_ok=True)
+        for writer in (*self._borrowers, *(writer for _, writer in self._connections.values())):
             writer.close()
 
-    def announce(self, idle: bool) -> None:
-        """Tell the others whether this engine idles."""
+    def publish_idle(self, idle: bool) -> None:
+        """Publish to the other workers whether this engine is idle."""
         self._load.set_idle(idle)
 
     def find_idle_worker(self) -> int | None:
-        """A worker whose engine idles, and that has no batch of this one; None where there is none."""
+        """A worker with an idle engine and no batch of this worker; None if there is none."""
         now = time.monotonic()
         if self._not_before and min(self._not_before.values()) <= now:
             self._not_before = {worker: until for worker, until in self._not_before.items() if until > now}
         return self._load.find_idle_worker(self._not_before)
 
     def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
-        """A batch by that worker's engine, which is not found until it is done. Raises PeerLost where the worker is."""
+        """Run a batch on the engine of this worker, which is not found as idle until then. Raises PeerLost."""
         self._not_before[worker] = math.inf
-        return self._ask(worker, pixels)
+        return self._borrow(worker, pixels)
 
-    async def _ask(self, worker: int, pixels: Sequence[Pixels]) -> list[Row]:
+    async def _borrow(self, worker: int, pixels: Sequence[Pixels]) -> list[Row]:
         writer = None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                if worker in self._open:
-                    reader, writer = self._open.pop(worker)
+                if worker in self._connections:
+                    reader, writer = self._connections.pop(worker)
                 else:
-                    reader, writer = await asyncio.open_unix_connection(self._name(worker), limit=_BUFFER)
+                    reader, writer = await asyncio.open_unix_connection(self._socket_of(worker), limit=_BUFFER)
                 writer.writelines([_COUNT.pack(len(pixels)), *(one.tobytes() for one in pixels)])
                 answer = np.frombuffer(await reader.readexactly(4 * self._row * len(pixels)), np.float32)
         except (OSError, asyncio.IncompleteReadError) as error:  # TimeoutError is an OSError
             if writer:
                 writer.close()
-            self._not_before[worker] = time.monotonic() + AGAIN_SECONDS
+            self._not_before[worker] = time.monotonic() + RETRY_SECONDS
             raise PeerLost(f"worker {worker} did not answer: {error}") from error
-        self._open[worker] = reader, writer
+        self._connections[worker] = reader, writer
         del self._not_before[worker]
         metrics.BORROWED.inc(len(pixels))
         classes = self._heatmap[0]
@@ -110,7 +111,7 @@ class EngineSharing:
         ]
 
     async def _lend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._serving.add(writer)
+        self._borrowers.add(writer)
         try:
             while True:
                 (count,) = _COUNT.unpack(await reader.readexactly(_COUNT.size))
@@ -120,7 +121,7 @@ class EngineSharing:
                     row = np.concatenate([[ood_score], probabilities, heatmap.ravel()], dtype=np.float32)
                     writer.write(row.tobytes())
         except (OSError, asyncio.IncompleteReadError):
-            pass  # who asked is gone
+            pass  # the borrower is gone
         finally:
-            self._serving.discard(writer)
+            self._borrowers.discard(writer)
             writer.close()

@@ -1,4 +1,4 @@
-"""Files that only a process of their own may decode: who is next, what is tried again, and whose fault a failure is."""
+"""Decoding in the guarded process: the order of the files, the retries, and the blame for a failure."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ from typing import Final, NamedTuple
 from chestct.card import InputSpec
 from chestct.image import InvalidImage, Picture
 from serving.inference.fair_lock import FairLock
-from serving.inference.reader_process import SECONDS, Cause, Ended, ReaderProcess
+from serving.inference.reader_process import SECONDS, Cause, ProcessEnded, ReaderProcess
 from serving.inference.window import Window
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
 
 MOST_WAITING: Final = 8
-"""Requests whose files wait; more are told to come back later."""
+"""Requests with waiting files. Further requests are rejected as Overloaded."""
 _SHORTEST: Final = 2
-"""Seconds that a file may take however little time its request has left: a new process costs nearly as much."""
+"""Seconds that a file gets even if its request has less left. A restart of the process costs nearly as much."""
 _BY_THE_FILE: Final = {
     Cause.CRASHED: ("undecodable_image", "the file is corrupt: its decoder failed"),
     Cause.OUT_OF_TIME: ("undecodable_image", "the file takes more time to decode than is allowed"),
@@ -28,55 +28,55 @@ _BY_THE_FILE: Final = {
 
 
 class ReaderFailed(Closed):
-    """The process that decodes such files ended, twice, and not by this file: it may be sent again."""
+    """The guarded process ended twice, and not because of this file. The client may send the file again."""
 
 
 class Reading(NamedTuple):
     picture: Picture
     waited: float
-    """Seconds until its turn."""
+    """Seconds before decoding."""
     seconds: float
-    """It took then."""
+    """Seconds of decoding."""
 
 
 class GuardedReader:
-    """Decodes one file at a time in a process that is started by the first. Used from one event loop."""
+    """Decodes one file at a time in the guarded process, which starts with the first. Use it from one event loop."""
 
     def __init__(self, spec: InputSpec) -> None:
         self._spec = spec
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=_block_signals)
         self._process = ReaderProcess()
-        self._turns = FairLock(MOST_WAITING)
+        self._lock = FairLock(MOST_WAITING)
 
     @property
     def process(self) -> int | None:
-        """The id of the process, where one runs."""
+        """Id of the process; None if none runs."""
         return self._process.id
 
-    async def read(self, data: bytes, call: RequestRecord, window: Window | None = None) -> Reading:
-        """The picture in a DICOM file, if with a window, or in a PNG or JPEG.
+    async def read(self, data: bytes, record: RequestRecord, window: Window | None = None) -> Reading:
+        """Decode a DICOM file, if `window` is given, or a PNG or JPEG.
 
-        A process that ended is replaced, and the file tried once more. Raises InvalidImage as chestct.dicom.read and
-        chestct.image.decode do, and for what ends a new process too, or used up its time; ReaderFailed where it was not
-        the file that ended it; Overloaded and Closed.
+        If the process ends, a new one tries the file once more. Raises InvalidImage like chestct.dicom.read and
+        chestct.image.decode, and also if the file ends both processes or uses up its time. Raises ReaderFailed if the
+        process ended for another reason, Overloaded and Closed.
         """
-        came = time.monotonic()
-        await self._turns.enter(call)
+        arrived = time.monotonic()
+        await self._lock.acquire(record)
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        running = self._thread.submit(self._read, data, window, call.deadline)
+        running = self._thread.submit(self._read, data, window, record.deadline)
 
-        def leave(_: object) -> None:
+        def release(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._turns.leave)
+                loop.call_soon_threadsafe(self._lock.release)
 
-        running.add_done_callback(leave)  # also when nobody waits for it any more
+        running.add_done_callback(release)  # also if the request was cancelled
         picture = await asyncio.wrap_future(running)
-        return Reading(picture, began - came, time.monotonic() - began)
+        return Reading(picture, began - arrived, time.monotonic() - began)
 
     async def close(self) -> None:
-        """Refuse what waits, finish the file that is being read, then end the process."""
-        self._turns.close()
+        """Refuse the waiting files, finish the current one, and end the process."""
+        self._lock.close()
         await asyncio.to_thread(self._thread.shutdown)
         await asyncio.to_thread(self._process.stop)
 
@@ -85,7 +85,7 @@ class GuardedReader:
             remaining = deadline - time.monotonic()
             try:
                 return self._process.decode(data, self._spec, window, min(SECONDS, max(_SHORTEST, remaining)))
-            except Ended as ended:
+            except ProcessEnded as ended:
                 metrics.READER_RESTARTS.labels(ended.cause).inc()
                 if ended.cause is Cause.OUT_OF_TIME or (attempt == 2 and ended.cause in _BY_THE_FILE):
                     raise InvalidImage(*_BY_THE_FILE[ended.cause]) from None
@@ -95,8 +95,8 @@ class GuardedReader:
 
 
 def _block_signals() -> None:
-    """What this thread blocks is blocked in the process it starts, from its first instruction on.
+    """Block signals in this thread, and so in the process that it starts.
 
-    BentoML's supervisor sends SIGTERM to a worker's children too, while the worker still answers.
+    BentoML's supervisor sends SIGTERM also to the children of a worker, while the worker still answers.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

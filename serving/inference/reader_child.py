@@ -1,7 +1,7 @@
-"""The process in which hostile files meet native decoders: one file after the other, over a socket to the service.
+"""The guarded process: it runs native decoders on hostile files, one after the other, which come over a socket.
 
-`python -m serving.inference.reader_child SOCKET WORKER`: the number of the socket, and the id of the process with
-which it ends.
+`python -m serving.inference.reader_child SOCKET WORKER`: the socket's file descriptor, and the id of the worker's
+process, with which this process dies.
 """
 
 import json
@@ -20,28 +20,28 @@ from chestct.image import InvalidImage, Picture
 from serving.processes import die_with_parent
 
 CPU_SECONDS: Final = 6
-"""Of CPU time that one file takes at most: a slice takes some hundredths, one of the largest size a second or two."""
+"""Most CPU seconds of a file. A usual slice takes some hundredths, one of the largest size a second or two."""
 MEMORY: Final = 400 * 1024 * 1024
-"""Bytes that the process may ask for. The costliest file accepted asks for 368 MiB: a JPEG Lossless of 16 bits and
-MAX_PIXELS. It uses 280 MiB of them, the process itself included (90 MiB), and what a file took is given back."""
+"""Bytes that the process may allocate. The costliest accepted file needs 368 MiB: a JPEG Lossless of 16 bits and
+MAX_PIXELS. It uses 280 MiB of them with the process itself (90 MiB), and frees them."""
 OUT_OF_MEMORY: Final = 3
-"""The process' exit status when a file needs more."""
+"""Exit status if a file needs more."""
 
 READY: Final = b"R"
 PICTURE: Final = b"P"
 REFUSAL: Final = b"E"
 REQUEST: Final = struct.Struct("<II")
-"""Bytes of the JSON and of the file, which follow."""
+"""Lengths in bytes of the JSON and of the file, which follow."""
 REPLY: Final = struct.Struct("<cII")
-"""READY, PICTURE or REFUSAL, and the bytes of the JSON and of the pixels, which follow."""
+"""READY, PICTURE or REFUSAL, and lengths in bytes of the JSON and of the pixels, which follow."""
 
 _KEPT: Final = 16 * 1024 * 1024
-"""Bytes: a process that keeps more of a file's memory makes place for a new one."""
+"""Bytes that the process may grow by. It ends if its files leave more in memory."""
 
 
 def main() -> None:
-    """Answer until the service closes the socket."""
-    from chestct import dicom  # here, so that the service, which imports this module too, does not carry pydicom
+    """Decode files until the service closes the socket."""
+    from chestct import dicom  # not at the top: the service imports this module, too, and does without pydicom
 
     def decode(request: dict[str, Any], data: bytes) -> Picture:
         spec = InputSpec(**request["spec"])
@@ -50,7 +50,7 @@ def main() -> None:
         return image.from_dicom(dicom.read(data, *request["window"]), spec)
 
     connection, worker = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    die_with_parent(worker)  # also while it is stopped or within native code
+    die_with_parent(worker)  # also while this process is stopped or in native code
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -59,7 +59,7 @@ def main() -> None:
         _send(stream, READY)
         while _data_size() < most and (head := stream.read(REQUEST.size)):
             request, data = (stream.read(length) for length in REQUEST.unpack(head))
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # which ends the process, also within native code
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process, also in native code
             try:
                 picture = decode(json.loads(request), data)
             except InvalidImage as error:
@@ -75,13 +75,13 @@ def main() -> None:
 
 
 def _send(stream: Any, kind: bytes, facts: object = None, pixels: bytes = b"") -> None:
-    words = json.dumps(facts).encode()
-    stream.write(REPLY.pack(kind, len(words), len(pixels)) + words + pixels)
+    head = json.dumps(facts).encode()
+    stream.write(REPLY.pack(kind, len(head), len(pixels)) + head + pixels)
     stream.flush()
 
 
 def _data_size() -> int:
-    """Bytes that RLIMIT_DATA counts; only Linux tells."""
+    """Bytes that RLIMIT_DATA counts; 0 elsewhere than on Linux."""
     if sys.platform != "linux":
         return 0
     return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""The service's end of a process that decodes files (reader_child): it is started, asked, watched and ended here."""
+"""The service's side of the guarded process (reader_child): starts it, sends it files, watches it and ends it."""
 
 import json
 import os
@@ -21,35 +21,35 @@ from serving.inference.reader_child import OUT_OF_MEMORY, PICTURE, READY, REPLY,
 from serving.inference.window import Window
 
 SECONDS: Final = 15
-"""A start or a file takes at most, whatever else the machine does."""
-STILL: Final = 3
-"""Seconds without a moment of CPU time after which a process that owes something is taken for hung."""
+"""Most seconds for a start or a file, however busy the machine is."""
+HANG_SECONDS: Final = 3
+"""Seconds without CPU time after which a process that owes an answer counts as hung."""
 
 COMMAND: Final = (sys.executable, "-P", "-m", "serving.inference.reader_child")
 _ROOT: Final = Path(__file__).parents[2]
 _LONGEST_REPLY: Final = 2 * 1024 * 1024
-"""Bytes: a picture of the largest input that a card may have, and its facts."""
-_BY_ITS_FILE: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
+"""Bytes of a picture of the largest input that a card may have, with its facts."""
+_CRASHES: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 """Signals by which native code ends its own process."""
 
 
 class Cause(StrEnum):
-    """Why a process ended, or was ended."""
+    """Why the process ended, or was ended."""
 
     CRASHED = "crashed"
-    """Its decoder did."""
+    """Its decoder crashed."""
     OUT_OF_MEMORY = "out_of_memory"
     OUT_OF_TIME = "out_of_time"
-    """It used up a file's CPU time."""
+    """It used up the CPU time of a file."""
     HUNG = "hung"
-    """It did nothing, as when it is stopped, or too little."""
+    """It used no CPU time, or it did not finish in time."""
     KILLED = "killed"
-    """From outside, or for an unknown reason."""
+    """It was killed from outside, or ended for an unknown reason."""
     NOT_STARTED = "not_started"
 
 
-class Ended(Exception):
-    """The process is no more, without an answer."""
+class ProcessEnded(Exception):
+    """The process ended without an answer."""
 
     def __init__(self, cause: Cause) -> None:
         super().__init__(cause)
@@ -57,9 +57,9 @@ class Ended(Exception):
 
 
 class ReaderProcess:
-    """One process, started by the first file and again by the next after it ended. Used from one thread.
+    """The guarded process. A file starts it if it does not run. Use it from one thread.
 
-    The process ends with the thread that started it, and what that thread blocks of signals is blocked there too.
+    The process ends with the thread that started it, and inherits the signals that this thread blocks.
     """
 
     def __init__(self) -> None:
@@ -68,13 +68,13 @@ class ReaderProcess:
 
     @property
     def id(self) -> int | None:
-        """Of the process, where one runs."""
+        """Id of the process; None if none runs."""
         return self._process.pid if self._process else None
 
     def decode(self, data: bytes, spec: InputSpec, window: Window | None, seconds: float = SECONDS) -> Picture:
-        """What chestct.image.decode makes of a PNG or JPEG, or chestct.dicom.read of a DICOM file, if with a window.
+        """Decode a DICOM file by chestct.dicom.read, if `window` is given, or a PNG or JPEG by chestct.image.decode.
 
-        Raises InvalidImage as they do, and Ended; also when the process does not answer within `seconds`.
+        Raises their InvalidImage, and ProcessEnded, also if there is no answer within `seconds`.
         """
         deadline = time.monotonic() + seconds
         connection = self._started(deadline)
@@ -82,16 +82,16 @@ class ReaderProcess:
         try:
             self._send(connection, REQUEST.pack(len(request), len(data)) + request, deadline)
             self._send(connection, data, deadline)
-            kind, words, pixels = self._receive(connection, deadline)
+            kind, facts, pixels = self._receive(connection, deadline)
         except (OSError, EOFError):
-            raise Ended(self._find_cause()) from None
+            raise ProcessEnded(self._find_cause()) from None
         try:
-            return _unpack(kind, words, pixels, spec)
+            return _unpack(kind, facts, pixels, spec)
         except InvalidImage:
             raise
-        except Exception:  # noqa: BLE001 - a decoder that a file took over may say anything
+        except Exception:  # noqa: BLE001 - a decoder that a file has taken over may send anything
             self.stop()
-            raise Ended(Cause.KILLED) from None
+            raise ProcessEnded(Cause.KILLED) from None
 
     def stop(self) -> None:
         if self._socket is not None:
@@ -115,14 +115,14 @@ class ReaderProcess:
                     env=_environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # what decoders write may hold values of the header
-                    start_new_session=True,  # Ctrl-C is for the service, which ends the process after its last file
+                    stderr=subprocess.DEVNULL,  # decoders may write values of the header
+                    start_new_session=True,  # Ctrl-C is for the service, which then ends this process
                 )
             self._socket.setblocking(False)
             kind, _, _ = self._receive(self._socket, deadline)
-        except (OSError, EOFError, Ended):
+        except (OSError, EOFError, ProcessEnded):
             self.stop()
-            raise Ended(Cause.NOT_STARTED) from None
+            raise ProcessEnded(Cause.NOT_STARTED) from None
         assert kind == READY
         return self._socket
 
@@ -133,12 +133,12 @@ class ReaderProcess:
             rest = rest[connection.send(rest) :]
 
     def _receive(self, connection: socket.socket, deadline: float) -> tuple[bytes, bytes, bytes]:
-        """Kind, words and pixels of a reply."""
+        """Receive the kind, the JSON and the pixels of a reply."""
         kind, *sizes = REPLY.unpack(self._receive_bytes(connection, REPLY.size, deadline))
         if sum(sizes) > _LONGEST_REPLY:
             raise EOFError
-        words, pixels = (self._receive_bytes(connection, size, deadline) for size in sizes)
-        return kind, words, pixels
+        facts, pixels = (self._receive_bytes(connection, size, deadline) for size in sizes)
+        return kind, facts, pixels
 
     def _receive_bytes(self, connection: socket.socket, size: int, deadline: float) -> bytes:
         parts = bytearray()
@@ -151,20 +151,20 @@ class ReaderProcess:
         return bytes(parts)
 
     def _wait(self, connection: socket.socket, event: int, deadline: float) -> None:
-        """Until the process takes or gives bytes, or has ended. Raises Ended where it hangs."""
+        """Wait until the process takes or gives bytes, or has ended. Raises ProcessEnded if it hangs."""
         poll = select.poll()
         poll.register(connection, event)
         if poll.poll(0):
             return
         spent = self._cpu_time()
-        while not poll.poll(1000 * max(0, min(STILL, deadline - time.monotonic()))):
+        while not poll.poll(1000 * max(0, min(HANG_SECONDS, deadline - time.monotonic()))):
             before, spent = spent, self._cpu_time()
             if spent == before or time.monotonic() >= deadline:
                 self.stop()
-                raise Ended(Cause.HUNG)
+                raise ProcessEnded(Cause.HUNG)
 
     def _cpu_time(self) -> float:
-        """That the process used, in ticks; where there is no such account only the deadline ends one that hangs."""
+        """CPU time of the process in ticks. Elsewhere than on Linux it is the clock: only the deadline ends a hang."""
         assert self._process is not None
         if sys.platform != "linux":
             return time.monotonic()
@@ -183,25 +183,25 @@ class ReaderProcess:
             return Cause.OUT_OF_MEMORY
         if status == -signal.SIGPROF:
             return Cause.OUT_OF_TIME
-        return Cause.CRASHED if -status in _BY_ITS_FILE else Cause.KILLED
+        return Cause.CRASHED if -status in _CRASHES else Cause.KILLED
 
 
-def _unpack(kind: bytes, words: bytes, pixels: bytes, spec: InputSpec) -> Picture:
-    """What a reply says."""
-    said = json.loads(words)
+def _unpack(kind: bytes, facts: bytes, pixels: bytes, spec: InputSpec) -> Picture:
+    """The picture in a reply. Raises the InvalidImage in it."""
+    reply = json.loads(facts)
     if kind != PICTURE:
-        raise InvalidImage(*said)
-    layout: NDArray[np.float64] = np.array(said.pop("layout"), np.float64)
+        raise InvalidImage(*reply)
+    layout: NDArray[np.float64] = np.array(reply.pop("layout"), np.float64)
     shape = (spec.height, spec.width, spec.channels)
-    return Picture(np.frombuffer(pixels, np.uint8).reshape(shape), Facts(**said, layout=layout))
+    return Picture(np.frombuffer(pixels, np.uint8).reshape(shape), Facts(**reply, layout=layout))
 
 
 def _environment() -> dict[str, str]:
-    """What Python needs to find the modules, and what keeps memory small; nothing else of the service's."""
+    """Environment by which Python finds the modules and keeps memory small. It has no other variable of the service."""
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "1",
-        "MALLOC_MMAP_THRESHOLD_": "1048576",  # or glibc keeps what pictures took
+        "MALLOC_MMAP_THRESHOLD_": "1048576",  # otherwise glibc keeps the memory of pictures
     }

@@ -1,4 +1,4 @@
-"""The window that a request chooses for its DICOM files, over every protocol."""
+"""The window of a request for its DICOM files, the same over every protocol."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 
 class Window(NamedTuple):
-    """The Hounsfield units that become grey: `width` of them around `center`; below is black, above white."""
+    """Hounsfield units that become grey: `width` of them around `center`. Below them is black, above them white."""
 
     center: float
     width: float
@@ -14,16 +14,16 @@ class Window(NamedTuple):
 
 LUNG: Final = Window(-600, 1500)
 WINDOW_PARAMETERS: Final = ("window_center", "window_width")
-"""Over every protocol; they choose another window for the DICOM files of a request."""
+"""Parameters of a request, over every protocol."""
 CENTERS: Final = (-32_768, 32_767)
 WIDTHS: Final = (1, 65_536)
-"""The least and the most of each."""
+"""Least and most value of each parameter in Hounsfield units."""
 
 
 def choose_window(parameters: Mapping[str, object]) -> Window:
-    """The window that a request asks for in WINDOW_PARAMETERS, as numbers or as text, else LUNG.
+    """The window in a request's WINDOW_PARAMETERS, which are numbers or text; LUNG if both are missing.
 
-    Raises ValueError in words.
+    Raises ValueError with a message for the client.
     """
     given = [parameters.get(name) for name in WINDOW_PARAMETERS]
     if given == [None, None]:
@@ -38,11 +38,11 @@ def _in_bounds(name: str, value: object, bounds: tuple[int, int]) -> float:
     number = _to_number(value)
     if low <= number <= high:
         return number
-    raise ValueError(f"{name}: expected Hounsfield units from {low} to {high}, got {_in_words(value)}")
+    raise ValueError(f"{name}: expected Hounsfield units from {low} to {high}, got {_quote(value)}")
 
 
 def _to_number(value: object) -> float:
-    """NaN for what is no number, and for a whole number that no float can hold."""
+    """The number; NaN for anything else, and for integers that no float can hold."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return math.nan
     try:
@@ -51,10 +51,10 @@ def _to_number(value: object) -> float:
         return math.nan
 
 
-def _in_words(value: object) -> str:
+def _quote(value: object) -> str:
     if not isinstance(value, str | int | float):
         return type(value).__name__
     try:
         return repr(str(value)[:32])
-    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+    except ValueError:  # Python converts no integer of more than 4,300 digits
         return "a whole number of thousands of digits"

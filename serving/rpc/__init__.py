@@ -1,9 +1,9 @@
-"""The gRPC edge: the Open Inference Protocol, health and reflection. The only package that knows grpc.
+"""The gRPC server: the Open Inference Protocol, health and reflection. The only package that imports grpc.
 
-It runs in the event loop of whoever starts it, so HTTP and gRPC feed one queue.
+It runs in the event loop that starts it, so HTTP and gRPC requests share one queue.
 """
 
-from serving.rpc.calls import SERVICE
+from serving.rpc.interceptor import SERVICE
 from serving.rpc.server import RpcServer, start
 
 __all__ = ["SERVICE", "RpcServer", "start"]

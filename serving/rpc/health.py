@@ -1,4 +1,4 @@
-"""The health service, whose watches can be ended and wait for no other one."""
+"""The gRPC health service, with watches that can be ended and do not block each other."""
 
 import asyncio
 from typing import Any, Final
@@ -8,26 +8,26 @@ from grpc_health.v1 import health, health_pb2
 
 from serving.rpc.connections import Context, DeliveryTimeouts
 
-_SAY_SO: Final = 0.1
-"""Seconds in which the watches wake up and tell."""
+_WAKE_SECONDS: Final = 0.1
+"""Seconds for the watches to wake up and send the last status."""
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
-    """`end` lets go of those who watch it.
+    """Health servicer whose watches write without a lock.
 
-    The library's own watches write while they hold a lock. So a client that reads nothing would keep all others, and
-    the stop of the service, from it for ever.
+    The library's watches write under a lock, so a client that reads nothing would block all others, and the stop of
+    the service.
     """
 
-    def __init__(self, untaken: DeliveryTimeouts) -> None:
+    def __init__(self, delivery: DeliveryTimeouts) -> None:
         super().__init__()
-        self._untaken = untaken
+        self._delivery = delivery
         self._watches: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._ended = False
 
     def announce(self, names: tuple[str, ...], ready: bool) -> None:
-        """Tell those who ask about the services with these names: SERVING or NOT_SERVING."""
+        """Set the status of the services with these names: SERVING or NOT_SERVING."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         self._server_status.update(dict.fromkeys(names, status))
         self._changed.set()
@@ -37,31 +37,31 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
         task = asyncio.current_task()
         assert task is not None
         self._watches.add(task)
-        told, writing = None, False
+        sent, writing = None, False
         try:
             while True:
                 changed = self._changed
                 status = self._server_status.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
-                if status != told:
+                if status != sent:
                     writing = True
-                    with self._untaken.expecting(context):
+                    with self._delivery.limit(context):
                         await context.write(health_pb2.HealthCheckResponse(status=status))
-                    told, writing = status, False
+                    sent, writing = status, False
                 await changed.wait()
         except asyncio.CancelledError:
             if not self._ended:
                 raise
-            if writing:  # gRPC sends no status after what is not taken
-                self._untaken.end(context)
+            if writing:  # gRPC sends no status after a message that is not taken
+                self._delivery.close_connection(context)
                 raise
             await context.abort(StatusCode.UNAVAILABLE, "not_ready: the service is stopping")
         finally:
             self._watches.discard(task)
 
-    async def end(self) -> None:
-        """By itself no watch ends, so that each stop of the server would take all its grace."""
+    async def end_watches(self) -> None:
+        """End all watches. No watch ends by itself, so the server's stop would take all of its grace."""
         if self._watches:
-            await asyncio.sleep(_SAY_SO)
+            await asyncio.sleep(_WAKE_SECONDS)
         self._ended = True
         for watch in self._watches:
             watch.cancel()

@@ -1,27 +1,22 @@
-"""The Open Inference Protocol's methods, and its messages as serving.open_inference has them."""
+"""The methods of the Open Inference Protocol, and the translation of its messages to serving.open_inference."""
 
 import asyncio
-import logging
-from typing import Any, Final
+from typing import Any
 
-from grpc import StatusCode
 from open_inference.grpc import protocol, service
 
 import chestct
-from chestct.image import InvalidImage
 from serving import open_inference
 from serving.inference.classifier import Classifier
-from serving.rpc.calls import REQUEST_ID, abort, abort_overloaded, current_call
 from serving.rpc.connections import Context
+from serving.rpc.errors import DeadlinePassed
+from serving.rpc.interceptor import REQUEST_ID, current_record
 from serving.telemetry.request_record import choose_id
 from serving.tensors import Input, InvalidRequest
-from serving.unavailable import Closed, Overloaded
-
-_log: Final = logging.getLogger(__name__)
 
 
-class Inference(service.GRPCInferenceServiceServicer):
-    """Answers the Open Inference Protocol."""
+class InferenceServicer(service.GRPCInferenceServiceServicer):
+    """Answers the Open Inference Protocol. CallInterceptor turns the errors that it raises into statuses."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
@@ -33,7 +28,7 @@ class Inference(service.GRPCInferenceServiceServicer):
         return protocol.ServerReadyResponse(ready=self._classifier.ready)
 
     async def ModelReady(self, request: protocol.ModelReadyRequest, context: Context) -> protocol.ModelReadyResponse:
-        await self._find(request.name, request.version, context)
+        self._check_model(request.name, request.version)
         return protocol.ModelReadyResponse(ready=self._classifier.ready)
 
     async def ServerMetadata(
@@ -44,45 +39,30 @@ class Inference(service.GRPCInferenceServiceServicer):
     async def ModelMetadata(
         self, request: protocol.ModelMetadataRequest, context: Context
     ) -> protocol.ModelMetadataResponse:
-        await self._find(request.name, request.version, context)
-        return protocol.ModelMetadataResponse(
-            **open_inference.metadata(self._classifier.card, self._classifier.tag).model_dump()
-        )
+        self._check_model(request.name, request.version)
+        metadata = open_inference.metadata(self._classifier.card, self._classifier.tag)
+        return protocol.ModelMetadataResponse(**metadata.model_dump())
 
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: Context) -> protocol.ModelInferResponse:
-        call = current_call()
-        call.request_id = choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id)
-        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-        await self._find(request.model_name, request.model_version, context)
+        record = current_record()
+        record.request_id = choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id)
+        context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
+        self._check_model(request.model_name, request.model_version)
         message_id = request.id
+        question = open_inference.read(self._classifier, _to_request(request))
+        del request  # otherwise its content would be in memory twice
         try:
-            question = open_inference.read(self._classifier, _to_request(request))
-            del request  # or what was read of it would be in memory twice
-            async with asyncio.timeout(call.remaining):
-                tensors = await open_inference.infer(self._classifier, question, call)
-        except (InvalidRequest, InvalidImage) as error:
-            await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
-        except Overloaded as error:
-            await abort_overloaded(error, context)
-        except Closed as error:
-            await abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
+            async with asyncio.timeout(record.remaining):
+                tensors = await open_inference.infer(self._classifier, question, record)
         except TimeoutError:
-            limit = (
-                "its deadline" if call.hurried else f"the service's {self._classifier.settings.request_timeout} seconds"
-            )
-            words = f"no answer within {limit}"
-            await abort(context, StatusCode.DEADLINE_EXCEEDED, call.late, words)
-        except Exception:  # noqa: BLE001 - whatever it is, the caller gets a status and no internals
-            _log.exception("request %s failed", call.request_id, extra={"request_id": call.request_id})
-            words = f"request {call.request_id} failed, see the log"
-            await abort(context, StatusCode.INTERNAL, "internal_error", words)
+            seconds = self._classifier.settings.request_timeout
+            limit = "its deadline" if record.hurried else f"the service's {seconds} seconds"
+            raise DeadlinePassed(record.late, f"no answer within {limit}") from None
         return self._to_response(message_id, tensors)
 
-    async def _find(self, name: str, version: str, context: Context) -> None:
-        try:
-            open_inference.find(self._classifier.card, self._classifier.tag, name, version)
-        except open_inference.UnknownModel as error:
-            await abort(context, StatusCode.NOT_FOUND, error.code, str(error))
+    def _check_model(self, name: str, version: str) -> None:
+        """Raises UnknownModel."""
+        open_inference.check_model(self._classifier.card, self._classifier.tag, name, version)
 
     def _to_response(self, message_id: str, tensors: tuple[open_inference.Tensor, ...]) -> protocol.ModelInferResponse:
         card, tag = self._classifier.card, self._classifier.tag
@@ -96,32 +76,29 @@ class Inference(service.GRPCInferenceServiceServicer):
         )
 
 
-def _to_request(request: protocol.ModelInferRequest) -> open_inference.Request:
-    """Raises InvalidRequest where the raw contents don't fit the inputs."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+def _to_request(message: protocol.ModelInferRequest) -> open_inference.Request:
+    """Raises InvalidRequest if the raw contents don't fit the inputs, and for parameters that are not supported."""
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(
-            f"raw_input_contents: expected one for each of the {len(request.inputs)} inputs, got {len(raw)}"
+            f"raw_input_contents: expected one for each of the {len(message.inputs)} inputs, got {len(raw)}"
         )
-    if raw and any(tensor.HasField("contents") for tensor in request.inputs):
+    if raw and any(tensor.HasField("contents") for tensor in message.inputs):
         raise InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
-    described: list[Any] = [request, *request.inputs, *request.outputs]
+    described: list[Any] = [message, *message.inputs, *message.outputs]
     for part in described:
         open_inference.check_parameters(part.parameters)
+    parameters = {
+        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
+        for name, parameter in message.parameters.items()
+    }
     return open_inference.Request(
         inputs=tuple(
-            Input(
-                name=tensor.name,
-                datatype=tensor.datatype,
-                shape=tuple(tensor.shape),
-                data=raw[index] if raw else _contents(tensor),
-            )
-            for index, tensor in enumerate(request.inputs)
+            Input(tensor.name, tensor.datatype, tuple(tensor.shape), raw[index] if raw else _contents(tensor))
+            for index, tensor in enumerate(message.inputs)
         ),
-        outputs=tuple(output.name for output in request.outputs),
-        window=open_inference.read_window(
-            {name: getattr(p, p.WhichOneof("parameter_choice") or "", None) for name, p in request.parameters.items()}
-        ),
+        outputs=tuple(output.name for output in message.outputs),
+        window=open_inference.read_window(parameters),
     )
 
 

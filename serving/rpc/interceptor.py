@@ -1,11 +1,13 @@
-"""What each call passes: its key, room, deadline and message are checked in this order, and its end is recorded."""
+"""What every gRPC call passes before its method: the checks of its key, room, deadline and message, in this order."""
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -13,41 +15,52 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from open_inference.grpc import protocol
 
-from serving.api_keys import Forbidden, Keys, Unauthenticated
+from serving.api_keys import Keys
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
 from serving.rpc import message_limits
-from serving.rpc.calls import REQUEST_ID, SERVICE, abort, abort_overloaded, set_current_call
 from serving.rpc.connections import Context, DeliveryTimeouts
+from serving.rpc.errors import EXPECTED, DeadlinePassed, abort, abort_for, status_of
 from serving.rpc.message_reader import MessageReader, NoMessage, TooSlow
 from serving.telemetry.request_record import RequestRecord, choose_id
 from serving.tensors import InvalidRequest
 from serving.unavailable import Closed, Overloaded
 
+SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+REQUEST_ID: Final = "x-request-id"
+"""Metadata of the call. It comes back as trailing metadata, which needs no message of its own."""
 MOST_STREAMS: Final = 100
-"""Watches of the health and reflections at the same time."""
+"""Health watches and reflection streams at the same time."""
 
-_OPEN: Final = frozenset({"ServerLive", "ServerReady"})
-_ANSWERING: Final = "ModelInfer"
-"""What puts images into the queue."""
-_OTHERS_BYTES: Final = 16 * 1024 * 1024
-"""Memory of messages that hold no images: whether a worker is ready is told, too, while images take all of theirs."""
+_KEYLESS: Final = frozenset({"ServerLive", "ServerReady"})
+"""Methods that need no API key."""
+_INFER: Final = "ModelInfer"
+_OTHER_BYTES: Final = 16 * 1024 * 1024
+"""Memory of messages without images. It is apart, so that images can't keep health checks out."""
 _MOST_FIELDS: Final = 1000
-"""Of a message, on all levels together, and one more for each image; a request of every output has some forty."""
+"""Fields of a message on all levels, beside one for each image. A request for every output has some forty."""
 _PIXEL_BYTES: Final = 2
-"""That the number of a grey level takes on the wire, at most."""
+"""Most bytes of a grey level's number in a message."""
 _UNKNOWN: Final = "other"
-"""The route of all methods that are not served, since a scan may invent any number."""
+"""Route of all methods that do not exist: a scan may invent any number of them."""
+
+_RECORD: Final[ContextVar[RequestRecord]] = ContextVar("record")
+_log: Final = logging.getLogger(__name__)
 
 _Handler = Any
 """grpc.RpcMethodHandler, which is generic only in the type stubs."""
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Checks a call before its message is read, and makes each call of SERVICE a RequestRecord.
+def current_record() -> RequestRecord:
+    """Record of the call of SERVICE that this task answers."""
+    return _RECORD.get()
 
-    Every handler becomes one of a stream of messages: on the wire it is the same as of one, and gRPC leaves the
-    reading to it.
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Checks each call before its message is read, and records each call of SERVICE.
+
+    It makes every handler a handler of a message stream, because gRPC leaves the reading to those. On the wire both
+    kinds are the same.
     """
 
     def __init__(
@@ -56,16 +69,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         keys: Keys | None,
         load: AbstractContextManager[None],
         memory: MemoryBudget,
-        untaken: DeliveryTimeouts,
+        delivery: DeliveryTimeouts,
     ) -> None:
-        """With `keys` SERVICE asks for one, but where it tells of its health."""
+        """With `keys`, calls of SERVICE need one of them, except for those in _KEYLESS."""
         self._classifier = classifier
         self._settings = classifier.settings
         self._keys = keys
         self._load = load
         self._memory = memory
-        self._memory_of_others = MemoryBudget(_OTHERS_BYTES)
-        self._untaken = untaken
+        self._other_memory = MemoryBudget(_OTHER_BYTES)
+        self._delivery = delivery
         self._reader = MessageReader(self._settings.max_body_bytes)
         most_images, spec = self._settings.max_images, classifier.card.input
         pixels = spec.height * spec.width * spec.channels
@@ -84,149 +97,129 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return self._unknown
-            inference = method.startswith(f"/{SERVICE}/")
-            self._handlers[method] = (
-                self._answer_inference(method, handler) if inference else self._bound(method, handler)
-            )
+            wrap = self._wrap_recorded if method.startswith(f"/{SERVICE}/") else self._wrap_unrecorded
+            self._handlers[method] = wrap(method, handler)
         return self._handlers[method]
 
-    def _answer_inference(self, method: str, handler: _Handler) -> _Handler:
+    def _wrap_recorded(self, method: str, handler: _Handler) -> _Handler:
+        """Handler of a method of SERVICE."""
         name = method.removeprefix(f"/{SERVICE}/")
         layout = message_limits.read_layout(protocol.DESCRIPTOR.message_types_by_name[f"{name}Request"])
         parse = self._parser(name, handler, layout)
-        answer: Any = handler.unary_unary
-
-        async def counted(_: Any, context: Context) -> Any:
-            with self._load:
-                return await recorded(context)
-
-        async def recorded(context: Context) -> Any:
-            metadata = dict(context.invocation_metadata() or ())
-            memory = self._memory if name == _ANSWERING else self._memory_of_others
-            call = RequestRecord(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
-            left = context.time_remaining()
-            call.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
-            set_current_call(call)
-            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            code = StatusCode.CANCELLED
-            try:
-                if name not in _OPEN:
-                    await self._check_key(metadata.get("authorization"), call, context)
-                if name == _ANSWERING:
-                    await self._check_room(call, context)
-                if left is not None and left <= 0:
-                    await abort(context, StatusCode.DEADLINE_EXCEEDED, call.late, "it had passed on arrival")
-                # In no variable, which would keep the message in memory while the call is answered.
-                response = await answer(await self._read(context, call, parse), context)
-                self._expect_taken(context, response)
-                code = StatusCode.OK
-            except grpc.aio.AbortError:
-                code = context.code()
-                raise
-            except asyncio.CancelledError:  # by the client, or by grpc at the client's deadline
-                call.outcome = "cancelled"
-                if call.remaining <= 0:
-                    code = StatusCode.DEADLINE_EXCEEDED
-                    call.outcome = call.late
-                raise
-            except Exception:
-                code = StatusCode.UNKNOWN  # which gRPC makes of it
-                call.outcome = "internal_error"
-                raise
-            finally:
-                call.finish("grpc", code.name, metadata)
-            return response
-
-        return grpc.stream_unary_rpc_method_handler(counted, None, handler.response_serializer)
-
-    def _bound(self, method: str, handler: _Handler) -> _Handler:
-        """The handler of a method of the health or of reflection."""
-        parse = self._parser(method.rpartition("/")[2], handler, {})
+        memory = self._memory if name == _INFER else self._other_memory
 
         async def answer(_: Any, context: Context) -> Any:
-            with self._uncounted() as call:
-                request = await self._read(context, call, parse)
-            response = await handler.unary_unary(request, context)
-            self._expect_taken(context, response)
+            with self._load:
+                return await answer_recorded(context)
+
+        async def answer_recorded(context: Context) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            record = RequestRecord(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
+            left = context.time_remaining()
+            record.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
+            _RECORD.set(record)
+            context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
+            code = StatusCode.OK
+            try:
+                self._check(name, record, metadata.get("authorization"))
+                if left is not None and left <= 0:
+                    raise DeadlinePassed(record.late, "it had passed on arrival")
+                # No variable holds the message: its memory must be free while the model works.
+                response = await handler.unary_unary(parse(await self._reader.read(context, record)), context)
+                self._expect_delivery(context, response)
+            except asyncio.CancelledError:  # by the client, or by grpc at the client's deadline
+                code, record.outcome = StatusCode.CANCELLED, "cancelled"
+                if record.remaining <= 0:
+                    code, record.outcome = StatusCode.DEADLINE_EXCEEDED, record.late
+                raise
+            except EXPECTED as error:
+                code, record.outcome = status_of(error), error.code
+                await abort_for(context, error)
+            except Exception:  # noqa: BLE001 - whatever it is, the client gets a status and no internals
+                code, record.outcome = StatusCode.INTERNAL, "internal_error"
+                _log.exception("request %s failed", record.request_id, extra={"request_id": record.request_id})
+                await abort(context, code, record.outcome, f"request {record.request_id} failed, see the log")
+            finally:
+                record.finish("grpc", code.name, metadata)
             return response
 
-        async def watch(_: Any, context: Context) -> None:
-            await self._take_stream(context)
+        return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
+
+    def _check(self, name: str, record: RequestRecord, authorization: str | bytes | None) -> None:
+        """Raises Unauthenticated or Forbidden without a key for the method `name`, and Closed or Overloaded."""
+        if self._keys is not None and name not in _KEYLESS:
+            record.key = self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
+        if name == _INFER:
+            if not self._classifier.accepting:
+                raise Closed("the model is loading or the service is stopping")
+            self._classifier.check_room(record.deadline)
+
+    def _wrap_unrecorded(self, method: str, handler: _Handler) -> _Handler:
+        """Handler of a method of health or reflection. Such calls are in no metrics and no log."""
+        parse = self._parser(method.rpartition("/")[2], handler, {})
+
+        async def read(context: Context) -> Any:
+            record = RequestRecord("", time.monotonic() + self._settings.request_timeout, memory=self._other_memory)
             try:
-                with self._uncounted() as call:
-                    request = await self._read(context, call, parse)
-                await handler.unary_stream(request, context)
+                return parse(await self._reader.read(context, record))
             finally:
-                self._streams -= 1
+                self._other_memory.release(record)
+
+        async def answer(_: Any, context: Context) -> Any:
+            async with _abort_on_error(context):
+                response = await handler.unary_unary(await read(context), context)
+                self._expect_delivery(context, response)
+                return response
+
+        async def watch(_: Any, context: Context) -> None:
+            async with _abort_on_error(context), self._stream(context):
+                await handler.unary_stream(await read(context), context)
 
         async def reflect(_: Any, context: Context) -> AsyncIterator[Any]:
             async def requests() -> AsyncIterator[Any]:
-                with contextlib.suppress(NoMessage, TooSlow):  # it asks for nothing more
+                with contextlib.suppress(NoMessage, TooSlow):  # the client asks for nothing more
                     while True:
-                        with self._uncounted() as call:
-                            yield parse(await self._reader.read(context, call))
+                        yield await read(context)
 
-            await self._take_stream(context)
-            try:
+            async with _abort_on_error(context), self._stream(context):
                 async for response in handler.stream_stream(requests(), context):
-                    with self._untaken.expecting(context, response.ByteSize()):
+                    with self._delivery.limit(context, response.ByteSize()):
                         yield response
-            except InvalidRequest as error:
-                await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
-            except Overloaded as error:
-                await abort_overloaded(error, context)
-            finally:
-                self._streams -= 1
 
         serializer = handler.response_serializer
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(answer, None, serializer)
         return grpc.stream_stream_rpc_method_handler(watch if handler.unary_stream else reflect, None, serializer)
 
-    def _expect_taken(self, context: Context, response: Any) -> None:
-        """What this task sends last."""
-        taking = self._untaken.expect(context, response.ByteSize())
+    def _expect_delivery(self, context: Context, response: Any) -> None:
+        """Limit the time in which the client takes the response that this task sends last."""
+        timer = self._delivery.start(context, response.ByteSize())
         task = asyncio.current_task()
         assert task is not None
-        task.add_done_callback(lambda _: taking.cancel())
+        task.add_done_callback(lambda _: timer.cancel())
 
-    async def _take_stream(self, context: Context) -> None:
+    @asynccontextmanager
+    async def _stream(self, context: Context) -> AsyncIterator[None]:
+        """Count one of the MOST_STREAMS."""
         if self._streams >= MOST_STREAMS:
-            words = f"expected at most {MOST_STREAMS} watches of the health and reflections at the same time"
-            await abort(context, StatusCode.RESOURCE_EXHAUSTED, "overloaded", words)
+            message = f"expected at most {MOST_STREAMS} watches of the health and reflections at the same time"
+            await abort(context, StatusCode.RESOURCE_EXHAUSTED, Overloaded.code, message)
         self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     async def _refuse_unknown(self, _: Any, context: Context) -> NoReturn:
-        call = RequestRecord(choose_id(), route=_UNKNOWN)
-        set_current_call(call)
+        record = RequestRecord(choose_id(), route=_UNKNOWN, outcome="unknown_method")
         try:
-            words = f"expected a method of {SERVICE}, of the health or of reflection"
-            await abort(context, StatusCode.UNIMPLEMENTED, "unknown_method", words)
+            message = f"expected a method of {SERVICE}, of the health or of reflection"
+            await abort(context, StatusCode.UNIMPLEMENTED, record.outcome, message)
         finally:
-            call.finish("grpc", StatusCode.UNIMPLEMENTED.name, {})
-
-    async def _check_key(self, authorization: str | bytes | None, call: RequestRecord, context: Context) -> None:
-        if self._keys is None:
-            return
-        try:
-            call.key = self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
-        except Unauthenticated as refused:
-            await abort(context, StatusCode.UNAUTHENTICATED, refused.code, str(refused))
-        except Forbidden as refused:
-            await abort(context, StatusCode.PERMISSION_DENIED, refused.code, str(refused))
-
-    async def _check_room(self, call: RequestRecord, context: Context) -> None:
-        try:
-            if not self._classifier.accepting:
-                raise Closed("the model is loading or the service is stopping")
-            self._classifier.check_room(call.deadline)
-        except Overloaded as error:
-            await abort_overloaded(error, context)
-        except Closed as error:
-            await abort(context, StatusCode.UNAVAILABLE, "not_ready", str(error))
+            record.finish("grpc", StatusCode.UNIMPLEMENTED.name, {})
 
     def _parser(self, name: str, handler: _Handler, layout: message_limits.Layout) -> Callable[[bytes], Any]:
-        """What makes a message of its bytes. Raises InvalidRequest."""
+        """The function that parses the bytes of a message. It raises InvalidRequest."""
 
         def parse(message: bytes) -> Any:
             try:
@@ -235,29 +228,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except message_limits.TooMuch as error:
                 raise InvalidRequest(f"expected a message of {name} with {error}") from None
             except (message_limits.NotProtobuf, DecodeError):
-                words = f"expected a message of {name}, got {len(message)} bytes that are none"
-                raise InvalidRequest(words) from None
+                got = f"{len(message)} bytes that are none"
+                raise InvalidRequest(f"expected a message of {name}, got {got}") from None
 
         return parse
 
-    @contextmanager
-    def _uncounted(self) -> Iterator[RequestRecord]:
-        """A call of the health or of reflection while its message is read; it is in no metrics and no log."""
-        call = RequestRecord("", time.monotonic() + self._settings.request_timeout, memory=self._memory_of_others)
-        try:
-            yield call
-        finally:
-            self._memory_of_others.release(call)
 
-    async def _read(self, context: Context, call: RequestRecord, parse: Callable[[bytes], Any]) -> Any:
-        """The request of a call, whose bytes are counted until its end."""
-        try:
-            return parse(await self._reader.read(context, call))
-        except TooSlow as error:
-            await abort(context, StatusCode.RESOURCE_EXHAUSTED, error.code, str(error))
-        except NoMessage:
-            await abort(context, StatusCode.INVALID_ARGUMENT, InvalidRequest.code, "expected a message, got none")
-        except InvalidRequest as error:
-            await abort(context, StatusCode.INVALID_ARGUMENT, error.code, str(error))
-        except Overloaded as error:
-            await abort_overloaded(error, context)
+@asynccontextmanager
+async def _abort_on_error(context: Context) -> AsyncIterator[None]:
+    """End the call with the status of the EXPECTED error that the block raises."""
+    try:
+        yield
+    except EXPECTED as error:
+        await abort_for(context, error)

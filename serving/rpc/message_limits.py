@@ -1,4 +1,4 @@
-"""Bounds on a message in protobuf's wire format, unparsed: an empty field is two bytes here and 90 as an object."""
+"""Limits on a protobuf message before it is parsed: an empty field is two bytes there and 90 as an object."""
 
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -8,25 +8,25 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 
 class Content(Enum):
-    """What a field holds that may be long."""
+    """The content of a field that may be long."""
 
     PICTURES = auto()
     PIXELS = auto()
-    """Numbers in a packed list, which take four bytes each once they are parsed."""
+    """A packed list of numbers. Each takes four bytes when it is parsed."""
 
 
 class Limits(NamedTuple):
-    """What a message may hold, on all levels together."""
+    """The most that a message may hold, on all levels together."""
 
     fields: int
     pixel_bytes: int
-    """Of Content.PIXELS."""
+    """Bytes of Content.PIXELS."""
     text_bytes: int = 64 * 1024
-    """Of names, parameters and what is unknown here; neither pictures nor pixels are text."""
+    """Bytes of names, parameters and unknown fields: all except pictures and pixels."""
 
 
 Layout = Mapping[int, "Layout | Content"]
-"""A message's fields by number, those that are messages or may be long."""
+"""A message's fields by number: those that are messages or may be long."""
 
 _LONG: Final = {
     "bytes_contents": Content.PICTURES,
@@ -40,11 +40,11 @@ class NotProtobuf(ValueError):
 
 
 class TooMuch(ValueError):
-    """Parsed, the message would take far more memory than its bytes; the error's words say what is allowed."""
+    """Parsed, the message would take far more memory than its bytes. The error's message says what is allowed."""
 
 
 def read_layout(descriptor: Descriptor | None) -> Layout:
-    """The layout of the messages that this descriptor describes; None describes no fields."""
+    """The layout of a message from its descriptor; empty for None."""
     fields = descriptor.fields if descriptor else ()
     layout: dict[int, Layout | Content] = {f.number: _LONG[f.name] for f in fields if f.name in _LONG}
     messages = (field for field in fields if field.type == FieldDescriptor.TYPE_MESSAGE)
@@ -52,7 +52,7 @@ def read_layout(descriptor: Descriptor | None) -> Layout:
 
 
 def check_size(message: bytes, layout: Layout, limits: Limits) -> None:
-    """Raises NotProtobuf, and TooMuch where the message holds more than the limits."""
+    """Raises NotProtobuf, and TooMuch if the message holds more than the limits."""
     at, end = 0, len(message)
     fields, pixels, text = limits
     outer: list[tuple[Layout, int]] = []
@@ -94,14 +94,14 @@ def check_size(message: bytes, layout: Layout, limits: Limits) -> None:
             at += 4
         elif kind == 1:
             at += 8
-        else:  # a group, which no message here has, or nothing known
+        else:  # a group, which no message here has, or an unknown kind
             raise NotProtobuf
         if at > end:
             raise NotProtobuf
 
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number of at most ten bytes with seven bits each, lowest first, and where it ends. Raises NotProtobuf."""
+    """Read a number of at most ten bytes with seven bits each, lowest first. Returns it and the position after it."""
     value, shift = 0, 0
     try:
         while shift < 70:

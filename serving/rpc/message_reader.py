@@ -1,7 +1,7 @@
-"""Messages are read within bounds of time and memory, whoever sends them.
+"""Reads messages within bounds of time and memory.
 
-gRPC hands a message over once it is whole, and tells nobody of one that grows. So what unfinished ones have sent is
-looked up in the kernel, and only of those that are not whole at once.
+gRPC delivers a message when it is complete and says nothing of one that grows. So the reader looks up in the kernel
+how much of the incomplete messages has come, and only if they do not come at once.
 """
 
 import asyncio
@@ -15,16 +15,17 @@ import grpc
 from serving.rpc import connections
 from serving.rpc.connections import Context
 from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, RequestRecord
+from serving.tensors import InvalidRequest
 from serving.unavailable import Overloaded
 
 MEMORY: Final = 1.25
-"""Bytes that a byte of a message takes until the call is answered."""
-_LOOK_SECONDS: Final = 0.25
-"""So often unfinished messages are looked at; most are whole before."""
+"""Bytes of memory for a byte of a message, until the call is answered."""
+_CHECK_SECONDS: Final = 0.25
+"""Seconds between checks of incomplete messages. Most messages are complete before the first check."""
 _MOST_PEERS: Final = 4096
 
 
-class TooSlow(TimeoutError):
+class TooSlow(Exception):
     """A message came too slowly."""
 
     code: Final = "body_timeout"
@@ -34,121 +35,123 @@ class TooSlow(TimeoutError):
         super().__init__(f"the message came too slowly: expected {expected}")
 
 
-class NoMessage(ValueError):
-    """A call ended without a message, or without another one."""
+class NoMessage(InvalidRequest):
+    """The call ended without a message, or without another one."""
+
+    def __init__(self) -> None:
+        super().__init__("expected a message, got none")
 
 
 @dataclass(eq=False, slots=True)
-class _Read:
-    """A message that is not whole yet."""
-
-    call: RequestRecord
+class _IncompleteMessage:
+    record: RequestRecord
     peer: str
     task: asyncio.Task[Any]
     begun: float = field(default_factory=time.monotonic)
     received: int = 0
-    """Bytes on its connection, when it was last looked at."""
+    """Bytes on its connection at the last check."""
     counted: int = 0
     """Bytes of it in the memory budget."""
     moved: int = 0
-    """Bytes that came on its connection while it was read. A proxy sends many clients' messages on one, some of which
-    stall: each one's own part, which nobody knows, is not held against the least rate."""
+    """Bytes that came on its connection since it began. A proxy may send the messages of many clients on one
+    connection. The part of each is unknown, so a message that stalls among others is not counted as slow."""
     refusal: Exception | None = None
 
     def end(self, refusal: Exception | None = None) -> None:
+        """Stop reading it. The reader raises `refusal`."""
         if not self.task.cancelling():
             self.refusal = refusal
             self.task.cancel()
 
     def is_slow(self, now: float) -> bool:
-        patience = LONGEST_PAUSE + min(self.call.progressed, self.begun + self.moved / LEAST_RATE)
-        return now > min(patience, self.call.deadline)
+        patience = LONGEST_PAUSE + min(self.record.progressed, self.begun + self.moved / LEAST_RATE)
+        return now > min(patience, self.record.deadline)
 
 
 class MessageReader:
-    """Reads messages, and ends those that stall or trickle, or whose memory goes to others."""
+    """Reads messages. Ends those that stall or trickle, and those whose memory goes to other requests."""
 
     def __init__(self, largest: int) -> None:
         """`largest`: bytes of a message at most."""
         self._largest = largest
-        self._reads: dict[_Read, None] = {}  # the oldest first
+        self._incomplete: dict[_IncompleteMessage, None] = {}  # the oldest first
         self._delivered: dict[str, int] = {}
-        """Bytes of the messages that came whole, by connection."""
-        self._looking = False
+        """Bytes of the complete messages, by connection."""
+        self._checking = False
 
-    async def read(self, context: Context, call: RequestRecord) -> bytes:
-        """The next message of a call, whose bytes are counted until the call is finished.
+    async def read(self, context: Context, record: RequestRecord) -> bytes:
+        """Read the next message of a call. Its bytes are counted until the record is finished.
 
-        Raises TooSlow, NoMessage, and Overloaded where there is no memory for it.
+        Raises TooSlow, NoMessage, and Overloaded if there is no memory for it.
         """
-        call.reserve_bytes(1)  # and what any request takes
+        record.reserve_bytes(1)  # and the bytes that any request takes
         task = asyncio.current_task()
         assert task is not None
-        read = _Read(call, context.peer(), task)
-        call.stop_receiving = read.end
-        self._reads[read] = None
-        if not self._looking:
-            self._looking = True
-            asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+        reading = _IncompleteMessage(record, context.peer(), task)
+        record.stop_receiving = reading.end
+        self._incomplete[reading] = None
+        if not self._checking:
+            self._checking = True
+            asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._check)
         try:
             message = await context.read()
         except asyncio.CancelledError:
-            if not call.evicted and read.refusal is None:
+            if not record.evicted and reading.refusal is None:
                 raise
             task.uncancel()
-            call.reserve_bytes(0)  # where it was evicted this says so
-            raise read.refusal or NoMessage from None
+            record.reserve_bytes(0)  # raises Overloaded if the request was evicted
+            raise reading.refusal or NoMessage() from None
         finally:
-            call.stop_receiving = None
-            del self._reads[read]
+            record.stop_receiving = None
+            del self._incomplete[reading]
         if message is grpc.aio.EOF:
             raise NoMessage
-        self._delivered[read.peer] = self._delivered.get(read.peer, 0) + len(message)
-        if read.counted:  # perhaps too much of it, for what came of other calls
-            call.memory.release(call)
-        call.reserve_bytes(math.ceil(len(message) * MEMORY))
-        call.memory.keep(call)
+        self._delivered[reading.peer] = self._delivered.get(reading.peer, 0) + len(message)
+        if reading.counted:  # perhaps too much, because bytes of other calls may be in it
+            record.memory.release(record)
+        record.reserve_bytes(math.ceil(len(message) * MEMORY))
+        record.memory.keep(record)
         return message  # type: ignore[no-any-return]
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        slow: dict[str, list[_Read]] = {}
-        for read in self._reads:
-            if now - read.begun < _LOOK_SECONDS:
+        by_peer: dict[str, list[_IncompleteMessage]] = {}
+        for reading in self._incomplete:
+            if now - reading.begun < _CHECK_SECONDS:
                 break
-            slow.setdefault(read.peer, []).append(read)
-        if slow or len(self._delivered) > _MOST_PEERS:
-            self._look_at(slow, now)
-        self._looking = bool(self._reads)
-        if self._looking:
+            by_peer.setdefault(reading.peer, []).append(reading)
+        if by_peer or len(self._delivered) > _MOST_PEERS:
+            self._check_connections(by_peer, now)
+        self._checking = bool(self._incomplete)
+        if self._checking:
             took = time.monotonic() - now  # with thousands of connections some hundredths
-            asyncio.get_running_loop().call_later(max(_LOOK_SECONDS, 20 * took), self._look)
+            asyncio.get_running_loop().call_later(max(_CHECK_SECONDS, 20 * took), self._check)
 
-    def _look_at(self, slow: dict[str, list[_Read]], now: float) -> None:
+    def _check_connections(self, by_peer: dict[str, list[_IncompleteMessage]], now: float) -> None:
         received = connections.received_by_address()
-        busy = {read.peer for read in self._reads}
-        # What came on an idle connection and was not read is no message, or of a call that has ended.
+        busy = {reading.peer for reading in self._incomplete}
+        # Unread bytes on an idle connection belong to no message, or to a call that has ended.
         self._delivered = {
             peer: self._delivered.get(peer, 0) if peer in busy else received[address]
             for peer in {*busy, *self._delivered}
             if (address := connections.address(peer)) in received
         }
-        for peer, reads in slow.items():
+        for peer, messages in by_peer.items():
             came = received.get(connections.address(peer), 0)
-            share = min((came - self._delivered.get(peer, 0)) // len(reads), self._largest)
-            for read in reads:
-                self._count(read, came, share)
-                if read.is_slow(now):
-                    read.end(TooSlow())
+            share = min((came - self._delivered.get(peer, 0)) // len(messages), self._largest)
+            for reading in messages:
+                self._count(reading, came, share)
+                if reading.is_slow(now):
+                    reading.end(TooSlow())
 
-    def _count(self, read: _Read, came: int, share: int) -> None:
-        """`came`: bytes on the connection, in all; `share`: those of them that this message may have."""
-        if came <= read.received or read.call.evicted:
+    def _count(self, reading: _IncompleteMessage, came: int, share: int) -> None:
+        """`came`: bytes received on the connection. `share`: those of them that this message may have."""
+        if came <= reading.received or reading.record.evicted:
             return
-        read.moved += came - read.received if read.received else max(0, share)
-        read.received = came
+        reading.moved += came - reading.received if reading.received else max(0, share)
+        reading.received = came
         try:
-            read.call.reserve_bytes(max(0, share - read.counted))
-            read.counted = max(share, read.counted)
+            reading.record.reserve_bytes(max(0, share - reading.counted))
+            reading.counted = max(share, reading.counted)
         except Overloaded as error:
-            read.end(error)
+            reading.end(error)

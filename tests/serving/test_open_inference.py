@@ -194,12 +194,12 @@ def test_an_unknown_output_is_told_which_there_are(model: Model) -> None:
 @pytest.mark.parametrize(("name", "version"), [("other", ""), ("chestct", "abd"), ("", "")])
 def test_another_model_or_version_is_unknown(name: str, version: str) -> None:
     with pytest.raises(open_inference.UnknownModel):
-        open_inference.find(tiny_card(), TAG, name, version)
+        open_inference.check_model(tiny_card(), TAG, name, version)
 
 
 @pytest.mark.parametrize("version", ["", "abc"])
 def test_the_served_model_is_found_with_and_without_its_version(version: str) -> None:
-    open_inference.find(tiny_card(), TAG, "chestct", version)
+    open_inference.check_model(tiny_card(), TAG, "chestct", version)
 
 
 def test_metadata_describes_what_infer_takes_and_gives(model: Model) -> None:

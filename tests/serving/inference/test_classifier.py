@@ -19,7 +19,7 @@ from chestct.store import GRAPH
 from serving.inference.batcher import EngineFailed
 from serving.inference.classifier import Classifier
 from serving.inference.guarded_reader import MOST_WAITING, ReaderFailed
-from serving.inference.reader_process import Cause, Ended
+from serving.inference.reader_process import Cause, ProcessEnded
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -207,7 +207,7 @@ def test_a_process_that_fails_costs_one_file_and_not_its_batch(
     model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hang(*_: object) -> None:
-        raise Ended(Cause.HUNG)
+        raise ProcessEnded(Cause.HUNG)
 
     monkeypatch.setattr("serving.inference.reader_process.ReaderProcess.decode", hang)
     images = [png(1), DICOM, png(0)]

@@ -17,10 +17,10 @@ class Order:
         self.taken: list[str] = []
 
     async def take(self, call: RequestRecord, seconds: float = 0) -> None:
-        await self.turns.enter(call)
+        await self.turns.acquire(call)
         self.taken.append(call.request_id)
         await asyncio.sleep(seconds)
-        self.turns.leave()
+        self.turns.release()
 
 
 def run(check: Callable[[Order], Awaitable[None]], most_waiting: int = 8) -> None:
@@ -85,14 +85,14 @@ def test_a_request_of_many_turns_is_not_starved_by_a_stream_of_others() -> None:
 def test_only_so_many_requests_wait_and_each_may_take_further_turns() -> None:
     async def check(order: Order) -> None:
         first = RequestRecord("first")
-        await order.turns.enter(first)
+        await order.turns.acquire(first)
         waiting = [asyncio.create_task(order.take(call)) for call in (RequestRecord("second"), RequestRecord("third"))]
         await settle()
         with pytest.raises(Overloaded):
             await order.take(RequestRecord("fourth"))
         again = asyncio.create_task(order.take(first))
         await settle()
-        order.turns.leave()
+        order.turns.release()
         await asyncio.gather(*waiting, again)
         assert sorted(order.taken) == ["first", "second", "third"]
 
@@ -102,30 +102,30 @@ def test_only_so_many_requests_wait_and_each_may_take_further_turns() -> None:
 def test_a_turn_that_would_come_too_late_is_refused_with_the_time_it_takes() -> None:
     async def check(order: Order) -> None:
         await order.take(RequestRecord("slow"), 0.2)
-        await order.turns.enter(RequestRecord("current"))
+        await order.turns.acquire(RequestRecord("current"))
         with pytest.raises(Overloaded) as caught:
             await order.take(RequestRecord("hasty", deadline=time.monotonic() + 0.1))
         assert caught.value.retry_after == pytest.approx(0.2, abs=0.15)
         patient = asyncio.create_task(order.take(RequestRecord("patient", deadline=time.monotonic() + 600)))
         await settle()
-        order.turns.leave()
+        order.turns.release()
         await patient
 
     run(check)
 
 
 @pytest.mark.parametrize("granted", [False, True], ids=["while it waits", "in the moment its turn comes"])
-def test_who_gives_up_leaves_the_turns_to_others(granted: bool) -> None:
+def test_a_cancelled_request_leaves_the_turns_to_others(granted: bool) -> None:
     async def check(order: Order) -> None:
-        await order.turns.enter(RequestRecord("current"))
+        await order.turns.acquire(RequestRecord("current"))
         gone, stays = (asyncio.create_task(order.take(RequestRecord(name))) for name in ("gone", "stays"))
         await settle()
         if granted:
-            order.turns.leave()
+            order.turns.release()
         gone.cancel()
         await settle()
         if not granted:
-            order.turns.leave()
+            order.turns.release()
         await stays
         assert order.taken == ["stays"]
         assert not order.turns._used
@@ -137,15 +137,15 @@ def test_who_gives_up_leaves_the_turns_to_others(granted: bool) -> None:
 def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
     async def check(order: Order) -> None:
         batch = RequestRecord("batch")
-        await order.turns.enter(batch)
-        second, third = (asyncio.create_task(order.turns.enter(batch)) for _ in range(2))
-        other = asyncio.create_task(order.turns.enter(RequestRecord("other")))
+        await order.turns.acquire(batch)
+        second, third = (asyncio.create_task(order.turns.acquire(batch)) for _ in range(2))
+        other = asyncio.create_task(order.turns.acquire(RequestRecord("other")))
         await settle()
         for turn in (second, other):
-            order.turns.leave()
+            order.turns.release()
             await turn
         third.cancel()
-        order.turns.leave()
+        order.turns.release()
         await settle()
         assert not order.turns._used
 
@@ -154,14 +154,14 @@ def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
 
 def test_closed_turns_refuse_who_waits_and_who_comes() -> None:
     async def check(order: Order) -> None:
-        await order.turns.enter(RequestRecord("current"))
+        await order.turns.acquire(RequestRecord("current"))
         waiting = asyncio.create_task(order.take(RequestRecord("waiting")))
         await settle()
         order.turns.close()
         for refused in (waiting, order.take(RequestRecord("late"))):
             with pytest.raises(Closed):
                 await refused
-        order.turns.leave()
+        order.turns.release()
         assert order.taken == []
 
     run(check)

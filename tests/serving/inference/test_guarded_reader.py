@@ -21,7 +21,7 @@ from chestct.card import InputSpec
 from chestct.image import MAX_PIXELS, InvalidImage, Picture, encode_png
 from serving.inference import guarded_reader, reader_process
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
-from serving.inference.reader_process import Cause, Ended
+from serving.inference.reader_process import Cause, ProcessEnded
 from serving.inference.window import LUNG, Window
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -165,7 +165,7 @@ def test_a_process_that_is_stopped_is_replaced_and_the_file_read(
     reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     assert is_read(reader)
-    monkeypatch.setattr(reader_process, "STILL", 1.5)
+    monkeypatch.setattr(reader_process, "HANG_SECONDS", 1.5)
     process = child(reader)
     os.kill(process, signal.SIGSTOP)
     assert np.array_equal(read(reader, dicom_file(LEVELS, DataSetTrailingPadding=bytes(size))), LEVELS)
@@ -180,7 +180,7 @@ SLEEP = "import time; time.sleep(60)"
 def test_a_process_that_does_not_start_is_not_the_files_fault(
     new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(reader_process, "STILL", 1.5)
+    monkeypatch.setattr(reader_process, "HANG_SECONDS", 1.5)
     monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", code))
     with pytest.raises(ReaderFailed):
         read(new_reader, dicom_file(LEVELS))
@@ -198,7 +198,7 @@ def test_a_file_gets_the_time_its_request_has_left_within_bounds(
 
     def hang(_data: bytes, _spec: InputSpec, _window: Window | None, seconds: float) -> Picture:
         given.append(seconds)
-        raise Ended(Cause.HUNG)
+        raise ProcessEnded(Cause.HUNG)
 
     monkeypatch.setattr(new_reader._process, "decode", hang)
     with pytest.raises(ReaderFailed):

@@ -38,7 +38,7 @@ def until(condition: Callable[[], bool], words: str) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr(message_reader, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(message_reader, "_CHECK_SECONDS", 0.05)
 
 
 def unfinished(port: int, method: str, size: int, **metadata: str) -> tuple[Connection, int]:
@@ -154,7 +154,7 @@ def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
     model: Model, gate: GatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 300)
-    monkeypatch.setattr(message_reader, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(message_reader, "_CHECK_SECONDS", 0.05)
     request = ask(png(1)).SerializeToString()
     with model.serve(gate) as server, Connection(server.rpc.port) as connection:
         gate.close()
@@ -175,7 +175,7 @@ def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
 def test_unfinished_messages_take_a_bounded_memory_and_leave_room_for_others(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(message_reader, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(message_reader, "_CHECK_SECONDS", 0.05)
     budget = 8_000_000
     with model.serve(max_body_bytes=8_000_000, max_bytes_in_flight=budget) as server:
         with ThreadPoolExecutor(12) as pool:
@@ -242,7 +242,7 @@ def test_watches_and_reflections_are_bounded(server: Server, monkeypatch: pytest
     until(lambda: can_reflect(reflection, asked), "ended watches were still counted")
 
 
-def untaken(port: int, method: str, calls: int = 1) -> Connection:
+def not_taking(port: int, method: str, calls: int = 1) -> Connection:
     """A connection with whole calls, whose client takes no byte of an answer."""
     connection = Connection(port, takes=0)
     for _ in range(calls):
@@ -262,7 +262,7 @@ def test_a_watch_that_is_not_read_holds_up_neither_another_one_nor_the_stop(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "DELIVERY_SECONDS", 300)
-    with model.serve() as server, untaken(server.rpc.port, WATCH):
+    with model.serve() as server, not_taking(server.rpc.port, WATCH):
         watch = next_watch(server)
         server.run(server.rpc.announce())
         server.run(server.rpc.stop(300))  # `run` waits for less
@@ -273,7 +273,7 @@ def test_calls_whose_answers_are_not_taken_lose_their_places(model: Model, monke
     monkeypatch.setattr(rpc_server, "_MOST_CALLS", 8)
     monkeypatch.setattr(connections, "DELIVERY_SECONDS", 1)
     with model.serve() as server:
-        greedy = [untaken(server.rpc.port, method, 4) for method in (CHECK, f"/{rpc.SERVICE}/ServerLive")]
+        greedy = [not_taking(server.rpc.port, method, 4) for method in (CHECK, f"/{rpc.SERVICE}/ServerLive")]
         until(lambda: is_answered(server), "they kept their places")
         for connection in greedy:
             until(lambda connection=connection: began(connection) and connection.closed, "it stayed open")
