@@ -48,7 +48,7 @@ HTTP = (
     "v2",
     "web",
 )
-RPC = ("connections", "errors", "health", "inference", "interceptor", "message_reader", "server")
+RPC = ("connections", "errors", "health", "interceptor", "message_reader", "server")
 OWNERS = {
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
