@@ -86,6 +86,12 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
     return path
 
 
+def input_channels(model: onnx.ModelProto) -> int:
+    """How many channels the first convolution takes."""
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    return next(int(tensor.dims[1]) for tensor in model.graph.initializer if tensor.name == first.input[1])
+
+
 def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metrics:
     """Ten images a class, one of each taken for the next class."""
 

@@ -19,10 +19,12 @@ class Backbone(NamedTuple):
     """A network without its head, and how it expects its pixels."""
 
     scale: float
-    offset: tuple[float, float, float]
-    """Offset of each channel. A channel's input is `grey * scale + offset`."""
+    offset: float | tuple[float, float, float]
+    """Offset of all channels, or of each. A channel's input is `grey * scale + offset`."""
     build: Callable[[Tensor, str | None], Tensor]
     """Takes the scaled pixels [N, H, W, 3] and the weights; returns the feature map [N, h, w, F]."""
+    equal_channels: bool = True
+    """Whether the first convolution sees three equal channels, so that one channel can replace them."""
 
 
 def _application(name: str) -> Callable[[Tensor, str | None], Tensor]:
@@ -127,11 +129,12 @@ def _efficientnet_lite0(pixels: Tensor, weights: str | None) -> Tensor:
 
 
 BACKBONES: Final = {
-    "vgg16": Backbone(1.0, (-103.939, -116.779, -123.68), _application("VGG16")),
-    "resnet50v2": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _application("ResNet50V2")),
-    "mobilenet_v2": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _application("MobileNetV2")),
-    "efficientnetv2_b0": Backbone(1.0, (0.0, 0.0, 0.0), _application("EfficientNetV2B0")),  # scales by itself
-    "efficientnet_lite0": Backbone(1 / 128, (-127 / 128, -127 / 128, -127 / 128), _efficientnet_lite0),
-    "small": Backbone(1 / 127.5, (-1.0, -1.0, -1.0), _small),
+    "vgg16": Backbone(1.0, (-103.939, -116.779, -123.68), _application("VGG16"), equal_channels=False),
+    "resnet50v2": Backbone(1 / 127.5, -1.0, _application("ResNet50V2")),
+    "mobilenet_v2": Backbone(1 / 127.5, -1.0, _application("MobileNetV2")),
+    # It scales its channels by itself, each in its own way.
+    "efficientnetv2_b0": Backbone(1.0, 0.0, _application("EfficientNetV2B0"), equal_channels=False),
+    "efficientnet_lite0": Backbone(1 / 128, -127 / 128, _efficientnet_lite0),
+    "small": Backbone(1 / 127.5, -1.0, _small),
 }
 """The backbones by their name in params.yaml."""

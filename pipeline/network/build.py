@@ -12,6 +12,8 @@ from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
 from pipeline.network.backbones import BACKBONES
 
+CHANNELS: Final = "channels"
+"""Name of the layer that copies the grey channel into the three that backbones take."""
 FEATURES: Final = "features"
 """Name of the layer that averages the feature map. Its output is the features, float32 [N, F]."""
 LOGITS: Final = "logits"
@@ -32,7 +34,7 @@ def build(params: Params) -> keras.Model:
 
     pixels = keras.Input((size, size, 1), dtype="uint8", name="pixels")
     grey = layers.Rescaling(1.0, name="grey")(pixels)
-    channels = layers.Concatenate(name="channels")([grey, grey, grey])
+    channels = layers.Concatenate(name=CHANNELS)([grey, grey, grey])
     scaled = layers.Rescaling(backbone.scale, backbone.offset, name="scaled")(channels)
     maps = backbone.build(scaled, weights)
     features = layers.GlobalAveragePooling2D(name=FEATURES)(maps)

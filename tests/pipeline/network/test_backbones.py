@@ -25,7 +25,7 @@ from pipeline.judging.calibration import Calibration
 from pipeline.network.backbones import BACKBONES
 from pipeline.network.build import LOGITS, build
 from pipeline.network.fitting import Pool, fit
-from tests.graphs import tiny_card
+from tests.graphs import input_channels, tiny_card
 from tests.server import import_model, serve
 
 SIZE = 32
@@ -67,12 +67,16 @@ def one_step(backbone: str) -> dict[str, Any]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backbone", ["resnet50v2", "mobilenet_v2", "efficientnetv2_b0"])
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [("resnet50v2", 1), ("mobilenet_v2", 1), ("efficientnetv2_b0", 3), ("efficientnet_lite0", 1), ("small", 1)],
+)
 def test_a_backbone_trains_and_exports_to_the_same_logits(
-    backbone: str, write_params: WriteParams, workspace: Path
+    backbone: str, channels: int, write_params: WriteParams, workspace: Path
 ) -> None:
     params = write_params(one_step(backbone))
     network, graph = trained_graph(params)
+    assert input_channels(graph) == channels
     onnx.save(graph, workspace / "model.onnx")
     scores = Engine(workspace / "model.onnx", batch_sizes=(8,)).infer(phantoms()[0])
     expected = network.predict_on_batch(phantoms()[0])
@@ -83,6 +87,7 @@ def test_a_backbone_trains_and_exports_to_the_same_logits(
 @pytest.mark.long
 def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, workspace: Path) -> None:
     network, graph = trained_graph(write_params(one_step("vgg16")))
+    assert input_channels(graph) == 3, "each has an offset of its own"
     release = workspace / "release"
     release.mkdir()
     onnx.save(with_float16_weights(graph), release / GRAPH)

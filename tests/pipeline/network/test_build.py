@@ -9,10 +9,10 @@ from tests.pipeline.conftest import small_params
 
 def test_pixels_of_any_backbone_are_scaled_as_its_weights_expect():
     grey = np.array([0.0, 255.0])
-    scaled = {name: grey * b.scale + np.array(b.offset)[:, None] for name, b in BACKBONES.items()}
+    scaled = {name: grey * b.scale + np.atleast_1d(b.offset)[:, None] for name, b in BACKBONES.items()}
     assert scaled["vgg16"] == pytest.approx(np.array([[-103.939, 151.061], [-116.779, 138.221], [-123.68, 131.32]]))
-    assert scaled["mobilenet_v2"] == pytest.approx(np.array([[-1, 1]] * 3))
-    assert scaled["efficientnet_lite0"] == pytest.approx(np.array([[-127 / 128, 1]] * 3))
+    assert scaled["mobilenet_v2"] == pytest.approx(np.array([[-1, 1]]))
+    assert scaled["efficientnet_lite0"] == pytest.approx(np.array([[-127 / 128, 1]]))
 
 
 def test_with_pretrained_weights_all_but_the_batch_norms_learn():
