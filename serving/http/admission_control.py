@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api_keys import Forbidden, Keys, Unauthenticated
 from serving.http.error_boundary import read_patience
-from serving.http.errors import RequestError, describe, error_response
+from serving.http.errors import RequestError, describe, send_error
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
@@ -47,11 +47,8 @@ class AdmissionControl:
         if scope["type"] == "http" and scope["method"] == "POST":
             for path, name, key_scope in _PREDICTING:
                 if path.fullmatch(scope["path"]) and (overloaded := self._check_room(scope, key_scope)):
-                    record: RequestRecord = scope["state"]["record"]
-                    record.route = name
-                    answer = describe(overloaded)
-                    record.outcome = answer.code
-                    await error_response(answer, scope)(scope, receive, send)
+                    scope["state"]["record"].route = name
+                    await send_error(describe(overloaded), scope, receive, send)
                     return
         await self._app(scope, receive, send)
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.errors import CLIENT_GONE, ClientLate, bad_request, describe, error_response
+from serving.http.errors import CLIENT_GONE, ClientLate, bad_request, describe, send_error
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
 
@@ -58,12 +58,12 @@ class ErrorBoundary:
         except Exception as error:
             late = record.hurried and isinstance(error, TimeoutError) and not begun
             answer = describe(ClientLate() if late else error)
-            record.outcome = answer.code
             if begun:  # the answer can't be replaced: the server closes the connection
+                record.outcome = answer.code
                 raise
             if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.exception("request %s failed", record.request_id, extra={"request_id": record.request_id})
-            await error_response(answer, scope)(scope, receive, send)
+            await send_error(answer, scope, receive, send)
 
 
 def read_patience(headers: Headers) -> float:

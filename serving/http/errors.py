@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from chestct.image import InvalidImage
 from serving.api_keys import Forbidden, Unauthenticated
@@ -76,12 +76,9 @@ def describe(error: Exception) -> RequestError:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         case InvalidImage():
             status = HTTPStatus.UNPROCESSABLE_ENTITY
-        case Unauthenticated():
-            challenge = {"WWW-Authenticate": error.challenge}
-            return RequestError(HTTPStatus.UNAUTHORIZED, error.code, str(error), challenge)
-        case Forbidden():
-            challenge = {"WWW-Authenticate": error.challenge}
-            return RequestError(HTTPStatus.FORBIDDEN, error.code, str(error), challenge)
+        case Unauthenticated() | Forbidden():
+            status = HTTPStatus.FORBIDDEN if isinstance(error, Forbidden) else HTTPStatus.UNAUTHORIZED
+            return RequestError(status, error.code, str(error), {"WWW-Authenticate": error.challenge})
         case Overloaded():
             wait = {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
             return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)
@@ -109,25 +106,29 @@ def error_response(error: RequestError, scope: Scope) -> Response:
     return JSONResponse(error_body(error, scope["state"]["record"].request_id), error.status, error.headers)
 
 
-def is_bare(answer: Message) -> bool:
-    """Whether the start of an answer is an error of Starlette or BentoML, which is not in our form.
+async def send_error(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the error, and make its code the outcome of the request record."""
+    scope["state"]["record"].outcome = error.code
+    await error_response(error, scope)(scope, receive, send)
+
+
+def read_foreign_error(answer: Message, scope: Scope) -> RequestError | None:
+    """The error in the start of an answer of Starlette or BentoML. None if it is no error, or in our form already.
 
     They answer in plain text, or with a redirect if the path ends with a slash too many.
     """
     status = answer["status"]
-    refused = 400 <= status < CLIENT_GONE or status in (HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.INTERNAL_SERVER_ERROR)
-    return refused and not Headers(raw=answer["headers"]).get("Content-Type", "").startswith("application/json")
-
-
-def from_bare(answer: Message, scope: Scope) -> RequestError:
-    """The same error in our form, for an answer for which `is_bare` is true."""
-    status = HTTPStatus(answer["status"])
+    headers = Headers(raw=answer["headers"])
+    if headers.get("Content-Type", "").startswith("application/json"):
+        return None
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return describe(Exception())
     if status == HTTPStatus.TEMPORARY_REDIRECT:
         status = HTTPStatus.NOT_FOUND
+    elif not 400 <= status < CLIENT_GONE:
+        return None
+    status = HTTPStatus(status)
     code = code_of(status)
-    headers = Headers(raw=answer["headers"])
     kept = {name: headers[name] for name in ("Allow", "Content-Range") if name in headers}
     expected = f", expected {kept['Allow']}" if "Allow" in kept else ""
     return RequestError(status, code, f"{scope['method']} {scope['path']}: {status.phrase}{expected}", kept)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.errors import CLIENT_GONE, code_of, describe, error_response, from_bare, is_bare
+from serving.http.errors import CLIENT_GONE, code_of, describe, read_foreign_error, send_error
 from serving.memory_budget import MemoryBudget
 from serving.telemetry.request_record import RequestRecord, choose_id
 
@@ -68,10 +68,8 @@ class RequestRecording:
             if replaced:
                 return
             if message["type"] == "http.response.start":
-                if is_bare(message):
-                    answer = from_bare(message, scope)
-                    record.outcome = answer.code
-                    await error_response(answer, scope)(scope, receive, send_with_headers)
+                if error := read_foreign_error(message, scope):
+                    await send_error(error, scope, receive, send_with_headers)
                     replaced = True
                     return
                 status = message["status"]
@@ -93,7 +91,7 @@ class RequestRecording:
             _log.exception("request %s failed", record.request_id, extra={"request_id": record.request_id})
             if status:  # the answer has begun and can't be replaced: the server closes the connection
                 raise
-            await error_response(describe(Exception()), scope)(scope, receive, send_with_headers)
+            await send_error(describe(Exception()), scope, receive, send_with_headers)
         finally:
             status = status or CLIENT_GONE  # Starlette sends no status if the client left before a file's answer
             if status >= HTTPStatus.BAD_REQUEST and record.outcome == "answered":

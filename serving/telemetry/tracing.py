@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from google.rpc import code_pb2
 from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -31,12 +32,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
-_GRPC_CODES: Final = (
-    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
-    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
-    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
-)
-"""Names of the status codes in the order of their numbers."""
 _GRPC_FAILURES: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
@@ -132,7 +127,7 @@ def _http(route: str, code: str, scope: Mapping[str, Any]) -> tuple[str, Attribu
 
 
 def _grpc(route: str, code: str) -> tuple[str, Attributes, bool]:
-    attributes: Attributes = {"rpc.system": "grpc", "rpc.grpc.status_code": _GRPC_CODES.index(code)}
+    attributes: Attributes = {"rpc.system": "grpc", "rpc.grpc.status_code": code_pb2.Code.Value(code)}
     name = "grpc"
     if route != UNKNOWN_ROUTE:
         name = route.removeprefix("/")
