@@ -35,7 +35,10 @@ AVOID: Final = {
     "prior to": "before",
     "respectively": "two sentences",
     "simply": "nothing",
+    "nobody but": "only",
+    "stands beside": "is beside",
     "stands for": "is",
+    "stands in the": "is in the",
     "the former": "its name",
     "the latter": "its name",
     "thereby": "so",
@@ -45,9 +48,24 @@ AVOID: Final = {
     "utilise": "use",
     "utilize": "use",
     "whereby": "by which",
+    "where it is none": "if it is not",
+    "where none": "if none",
+    "where nothing": "if nothing",
+    "where that": "if that",
+    "where there is no": "if there is no",
+    "who asks": "a client that asks",
+    "whoever": "a client that",
     "would else": "would otherwise",
 }
 """Phrases to avoid, each with what to write instead."""
+STARTS: Final = {
+    r"Who\b": "name the clients or people, then `that`",
+    r"Where (?:a|an|it|its|no|one|that|the|they|this)\b": "If",
+    r"So (?:is|are|do|does|has|have) ": "put the subject first",
+    r"(?:Nor|Only now|Only then|Not so) ": "put the subject first",
+    r"Else\b": "Otherwise",
+}
+"""Regular expressions of how no statement begins, each with what to write instead. A question may."""
 
 
 def problems(text: str) -> Iterator[tuple[int, str]]:
@@ -57,6 +75,9 @@ def problems(text: str) -> Iterator[tuple[int, str]]:
         counts.append(sum(bool(re.search(r"\w", word)) for word in sentence.split()))
         if counts[-1] > LONGEST:
             yield line, f"a sentence of {counts[-1]} words, {LONGEST} at most: {sentence[:60]}..."
+        for start, better in STARTS.items():
+            if re.match(start, sentence) and not sentence.endswith("?"):
+                yield line, f'"{sentence[:30]}...": write {better}'
     if counts and (mean := sum(counts) / len(counts)) > MEAN:
         yield 1, f"{mean:.1f} words in a sentence on average, {MEAN} at most"
     prose = re.sub(r"`[^`]*`", _blank, _without_code(text))
