@@ -1,4 +1,4 @@
-"""How good a set of answers is: every figure with its 95 % interval, and the pictures of them."""
+"""Measures a set of answers: every figure with its 95 % interval, and the plots of them."""
 
 import json
 from collections.abc import Mapping
@@ -17,11 +17,12 @@ from pipeline.judging.thresholds import margin
 BINS: Final = 10
 """Bins of equally many images, by confidence, in the reliability diagram and the expected calibration error."""
 COVERAGE: Final = 0.8
-"""Of the images, where the share of errors is reported."""
+"""Share of the images for which the error rate is reported."""
 COVERAGES: Final = np.arange(1, 21) / 20
+"""Shares of the images in the risk-coverage curve."""
 
 KEY_FIGURES: Final = Path("reports/key_figures")
-"""A file a split, with the few figures that `dvc metrics show` puts side by side."""
+"""A file for each split, with the few figures that `dvc metrics show` compares."""
 _KEY: Final = ("accuracy", "macro_f1", "roc_auc", "calibration_error")
 
 _COUNT: Final = len(CLASSES)
@@ -33,12 +34,12 @@ Floats = NDArray[np.float64]
 
 
 class Evaluation:
-    """The figures of N answers against the true classes.
+    """The figures of N answers.
 
-    An interval is the middle 95 % of the figure over bootstrap resamples. What is drawn with replacement are whole
-    groups of images, since slices of one scan are no independent witnesses; without groups, single images. A share of 0
-    or 1 leaves nothing to resample; its interval is the exact binomial one over the groups it was counted on.
-    A mean over classes leaves out a class without images; such a class's own figures are 0, with an interval of 0 to 1.
+    An interval is the middle 95 % of the figure over bootstrap resamples. A resample draws whole groups of images with
+    replacement, because slices of one scan are not independent; without groups, it draws single images. A share of 0 or
+    1 does not vary over resamples, so its interval is the exact binomial one over the groups it was counted on. A mean
+    over classes leaves out classes without images. The figures of such a class are 0, with an interval of 0 to 1.
     """
 
     def __init__(
@@ -51,31 +52,34 @@ class Evaluation:
         resamples: int,
         seed: int,
     ) -> None:
-        """`labels` [N]: true class of each answer; `groups` [N]: images that stay together in a resample.
+        """`labels` [N] are the true classes. `groups` [N] are drawn as wholes.
 
-        `checks`: further figures, each the mean of numbers [N].
+        Each of `checks` [N] adds a figure: its mean.
         """
-        self._checks = {} if checks is None else checks
+        self._checks = checks or {}
         self._answers = answers
         self._labels = labels
         self._predicted = answers.probabilities.argmax(axis=1)
         self._confidence = answers.probabilities.max(axis=1)
-        everything = np.ones((1, len(labels)))
-        values = self._measure(everything)
+        self._right = self._predicted == labels
+        self._widest_first = np.argsort(-margin(answers.probabilities), kind="stable")
+        # The bin of each answer, from the least confident; equal confidences share a bin.
+        less_confident = np.searchsorted(np.sort(self._confidence), self._confidence)
+        self._bins = less_confident * BINS // len(labels)
         groups = np.arange(len(labels)) if groups is None else groups
         self._clusters = len(np.unique(groups))
-        resampled = self._measure(_resample(groups, resamples, seed))
+        everything = np.ones((1, len(labels)))
+        values, resampled = self._measure(everything), self._measure(_resample(groups, resamples, seed))
         self.figures = {name: _estimate(float(values[name][0]), resampled[name]) for name in values}
         """Every figure by its name, such as `macro_f1` or `recall_normal`."""
         for name, counted in self._shares().items():
             self.figures[name] = _widen(self.figures[name], len(np.unique(groups[counted])))
         self.figures["calibration_error_if_perfect"] = self._perfect_calibration_error(resamples, seed)
-        self.confusion = _table(self._labels * _COUNT + self._predicted, _COUNT**2, everything).astype(int)
-        """int [classes, classes]: rows are the true classes, columns the most probable ones."""
-        self.confusion = self.confusion.reshape(_COUNT, _COUNT)
+        self.confusion = self._confusion(everything)[0].astype(int)
+        """int [classes, classes]; rows are the true classes, columns the most probable ones."""
 
     def metrics(self, split: str) -> Metrics:
-        """The model card's form; `split` says in words which images these are."""
+        """The figures as the model card has them; `split` describes the images in words."""
         figures = self.figures
         estimates: dict[str, Any] = {
             name: figures[name] for name, field in Metrics.model_fields.items() if field.annotation is Estimate
@@ -102,18 +106,17 @@ class Evaluation:
         )
 
     def within(self, parts: NDArray[np.int64]) -> tuple[Fold, ...]:
-        """The figures of each part's images alone; `parts` [N] says in which an image is."""
+        """The figures of each part of the images alone; `parts` [N] is the part of each image."""
         inside = np.unique(parts)[:, np.newaxis] == parts
         values = self._measure(inside.astype(float))
+        rows = zip(inside.sum(axis=1), values["accuracy"], values["macro_f1"], strict=True)
         return tuple(
             Fold(images=int(images), accuracy=float(accuracy), macro_f1=float(macro_f1))
-            for images, accuracy, macro_f1 in zip(
-                inside.sum(axis=1), values["accuracy"], values["macro_f1"], strict=True
-            )
+            for images, accuracy, macro_f1 in rows
         )
 
     def summary(self) -> dict[str, float]:
-        """The figures rounded, with an interval where a figure is not of one class."""
+        """The rounded figures, with intervals except for those of single classes."""
         numbers: dict[str, float] = {}
         for name, figure in self.figures.items():
             numbers[name] = round(figure.value, 4)
@@ -122,126 +125,116 @@ class Evaluation:
         return numbers
 
     def key_figures(self) -> dict[str, float]:
-        """What `write_key_figures` takes, rounded."""
+        """The rounded figures for `write_key_figures`."""
         values = {name: self.figures[name].value for name in _KEY}
         values["accepted"] = 1 - self.figures["rejected"].value - self.figures["referred"].value
         return {"images": len(self._labels), **{name: round(value, 4) for name, value in values.items()}}
 
     def draw(self, folder: Path, split: str) -> None:
-        """Write the pictures of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""
+        """Write the plots of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""
         draw_metrics(self.metrics(split), TITLES, folder)
         rows = (f"{CLASSES[true]},{CLASSES[best]}\n" for true, best in zip(self._labels, self._predicted, strict=True))
         (folder / "confusion.csv").write_text("actual,predicted\n" + "".join(rows), encoding="utf-8")
 
     def _measure(self, weights: Floats) -> dict[str, Floats]:
-        """Each figure [R] under R weightings [R, N] of the images; a resample is a weighting by whole numbers."""
-        answers, labels = self._answers, self._labels
-        total = weights.sum(axis=1)
-        right = self._predicted == labels
-        true = answers.probabilities[np.arange(len(labels)), labels]
+        """Each figure [R] under R weightings [R, N] of the images. A resample weights images by whole numbers."""
+        answers, labels, right = self._answers, self._labels, self._right
+        rows, total = np.arange(len(labels)), weights.sum(axis=1)
+        true = answers.probabilities[rows, labels]
         brier = ((answers.probabilities - np.eye(_COUNT)[labels]) ** 2).sum(axis=1)
-        referred = ~(answers.accepted | answers.rejected)
         cancer = labels != _NORMAL
         caught = (self._predicted != _NORMAL) | answers.possible_cancer
+        means = {
+            "loss": -np.log(np.maximum(true, _LEAST_PROBABILITY)),
+            "accuracy": right,
+            "brier": brier,
+            "rejected": answers.rejected,
+            "referred": ~(answers.accepted | answers.rejected),
+            "set_coverage": answers.sets[rows, labels],
+            "set_size": answers.sets.sum(axis=1),
+            **self._checks,
+        }
         with np.errstate(invalid="ignore", divide="ignore"):  # 0 / 0 is NaN: a resample without such images
-            figures = {
-                "loss": weights @ -np.log(np.maximum(true, _LEAST_PROBABILITY)) / total,
-                "accuracy": weights @ right / total,
-                "brier": weights @ brier / total,
-                "calibration_error": self._calibration_error(weights, right),
+            figures = {name: weights @ values / total for name, values in means.items()}
+            figures |= {
+                "calibration_error": self._calibration_error(weights),
                 "error_at_80_coverage": self._error_at(COVERAGE, weights),
                 "cancer_sensitivity": weights @ (cancer & caught) / (weights @ cancer),
                 "cancer_specificity": weights @ ~(cancer | caught) / (weights @ ~cancer),
-                "rejected": weights @ answers.rejected / total,
-                "referred": weights @ referred / total,
                 "accepted_accuracy": weights @ (answers.accepted & right) / (weights @ answers.accepted),
-                "set_coverage": weights @ answers.sets[np.arange(len(labels)), labels] / total,
-                "set_size": weights @ answers.sets.sum(axis=1) / total,
-                **{name: weights @ values / total for name, values in self._checks.items()},
             }
-            confusion = _table(labels * _COUNT + self._predicted, _COUNT**2, weights).reshape(-1, _COUNT, _COUNT)
+            confusion = self._confusion(weights)
             hits = np.diagonal(confusion, axis1=1, axis2=2)
             of_class, as_class = confusion.sum(axis=2), confusion.sum(axis=1)
             recall = hits / of_class
             precision = np.where(of_class > 0, hits / np.maximum(as_class, 1), np.nan)
             f1 = np.where(of_class > 0, 2 * hits / (of_class + as_class), np.nan)
             auc = np.stack([self._auc(label, weights) for label in range(_COUNT)], axis=1)
-        for label, name in enumerate(CLASSES):
-            figures[f"precision_{name}"] = precision[:, label]
-            figures[f"recall_{name}"] = recall[:, label]
-            figures[f"f1_{name}"] = f1[:, label]
+        for kind, values in (("precision", precision), ("recall", recall), ("f1", f1)):
+            figures |= {f"{kind}_{name}": values[:, label] for label, name in enumerate(CLASSES)}
         figures["macro_f1"] = _mean_over_classes(f1)
         figures["roc_auc"] = _mean_over_classes(auc)
         return figures
 
     def _shares(self) -> dict[str, NDArray[np.bool_]]:
-        """The figures that are shares of images, and the images [N] each is a share of."""
+        """The figures that are shares of images, each with the images [N] it is counted on."""
         everything = np.ones(len(self._labels), bool)
+        covered = everything.copy()
+        covered[self._widest_first[int(np.ceil(COVERAGE * len(covered))) :]] = False
         shares = dict.fromkeys(("accuracy", "rejected", "referred", "set_coverage"), everything)
-        shares["accepted_accuracy"] = self._answers.accepted
+        shares |= {"accepted_accuracy": self._answers.accepted, "error_at_80_coverage": covered}
         shares |= {"cancer_sensitivity": self._labels != _NORMAL, "cancer_specificity": self._labels == _NORMAL}
-        shares["error_at_80_coverage"] = np.isin(np.arange(len(everything)), self._widest_first()[: self._covered()])
         shares |= {name: everything for name, values in self._checks.items() if np.isin(values, (0, 1)).all()}
         for label, name in enumerate(CLASSES):
             of_class, as_class = self._labels == label, self._predicted == label
             shares |= {f"recall_{name}": of_class, f"precision_{name}": as_class, f"f1_{name}": of_class | as_class}
         return shares
 
-    def _bins(self) -> NDArray[np.int64]:
-        """The bin [N] of each answer, the least sure ones in bin 0; equal confidences share one."""
-        less_sure = np.searchsorted(np.sort(self._confidence), self._confidence)
-        return np.asarray(less_sure * BINS // len(self._confidence), np.int64)
+    def _confusion(self, weights: Floats) -> Floats:
+        """Weight of each pair of true and most probable class, [R, classes, classes]."""
+        return _table(self._labels * _COUNT + self._predicted, _COUNT**2, weights).reshape(-1, _COUNT, _COUNT)
 
-    def _calibration_error(self, weights: Floats, right: NDArray[np.bool_]) -> Floats:
-        gap = (self._confidence - right)[np.newaxis]
-        return np.asarray(np.abs(_table(self._bins(), BINS, weights * gap)).sum(axis=1) / weights.sum(axis=1))
+    def _calibration_error(self, weights: Floats) -> Floats:
+        gap = (self._confidence - self._right)[np.newaxis]
+        return np.asarray(np.abs(_table(self._bins, BINS, weights * gap)).sum(axis=1) / weights.sum(axis=1))
 
     def _perfect_calibration_error(self, draws: int, seed: int) -> Estimate:
-        """Truths are drawn by the confidences themselves; an error that remains is chance."""
+        """The error that chance alone causes: correctness is drawn with the confidences as its probabilities."""
         right = np.random.default_rng(seed).random((draws, len(self._labels))) < self._confidence
-        gaps = np.abs(_table(self._bins(), BINS, self._confidence - right)).sum(axis=1) / len(self._labels)
+        gaps = np.abs(_table(self._bins, BINS, self._confidence - right)).sum(axis=1) / len(self._labels)
         low, middle, high = (float(bound) for bound in np.percentile(gaps, (_INTERVAL[0], 50, _INTERVAL[1])))
         return Estimate(value=middle, low=low, high=high)
 
-    def _widest_first(self) -> NDArray[np.int64]:
-        return np.argsort(-margin(self._answers.probabilities), kind="stable")
-
-    def _covered(self) -> int:
-        return int(np.ceil(COVERAGE * len(self._labels)))
-
     def _error_at(self, coverage: float, weights: Floats) -> Floats:
-        """Share of errors [R] among the images with the widest margins that make up this share of the weight."""
-        order = self._widest_first()
-        sorted_weights = weights[:, order]
+        """Error rate [R] of the images with the widest margins that together have this share of the weight."""
+        sorted_weights = weights[:, self._widest_first]
         before = np.cumsum(sorted_weights, axis=1) - sorted_weights
         covered = sorted_weights * (before < coverage * weights.sum(axis=1, keepdims=True) - 1e-9)
-        return np.asarray(covered @ (self._predicted != self._labels)[order] / covered.sum(axis=1))
+        return np.asarray(covered @ ~self._right[self._widest_first] / covered.sum(axis=1))
 
     def _auc(self, label: int, weights: Floats) -> Floats:
-        """One class against the rest: the share of pairs that the class's probability orders rightly, ties half."""
+        """One class against the rest: the share of pairs that its probability orders correctly; ties count half."""
         scores = self._answers.probabilities[:, label]
         order = np.argsort(scores, kind="stable")
         starts = np.flatnonzero(np.diff(scores[order], prepend=-1.0))  # of each run of equal scores
         positive = self._labels[order] == label
         of_class = np.add.reduceat(weights[:, order] * positive, starts, axis=1)
-        of_others = np.add.reduceat(weights[:, order] * ~positive, starts, axis=1)
-        below = np.cumsum(of_others, axis=1) - of_others / 2
-        return np.asarray((of_class * below).sum(axis=1) / (of_class.sum(axis=1) * of_others.sum(axis=1)))
+        of_rest = np.add.reduceat(weights[:, order] * ~positive, starts, axis=1)
+        below = np.cumsum(of_rest, axis=1) - of_rest / 2
+        return np.asarray((of_class * below).sum(axis=1) / (of_class.sum(axis=1) * of_rest.sum(axis=1)))
 
     def _reliability(self) -> tuple[ReliabilityBin, ...]:
-        bins = self._bins()
-        right = self._predicted == self._labels
         return tuple(
             ReliabilityBin(
-                confidence=float(self._confidence[bins == each].mean()),
-                accuracy=float(right[bins == each].mean()),
-                images=int((bins == each).sum()),
+                confidence=float(self._confidence[chosen].mean()),
+                accuracy=float(self._right[chosen].mean()),
+                images=int(chosen.sum()),
             )
-            for each in np.unique(bins)
+            for chosen in (self._bins == each for each in np.unique(self._bins))
         )
 
     def _risk_coverage(self) -> tuple[RiskPoint, ...]:
-        wrong = (self._predicted != self._labels)[self._widest_first()]
+        wrong = ~self._right[self._widest_first]
         counts = np.unique(np.ceil(COVERAGES * len(wrong)).astype(int))
         return tuple(
             RiskPoint(coverage=float(count / len(wrong)), risk=float(wrong[:count].mean())) for count in counts
@@ -255,26 +248,26 @@ def write_key_figures(split: str, figures: Mapping[str, float]) -> None:
 
 
 def _resample(groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:
-    """How often each image [N] stands in each resample [R, N] of whole groups."""
+    """The number of times that each image occurs in each resample of whole groups, [R, N]."""
     names, group_of = np.unique(groups, return_inverse=True)
     share = np.full(len(names), 1 / len(names))
     return np.random.default_rng(seed).multinomial(len(names), share, resamples)[:, group_of].astype(float)
 
 
 def _table(kinds: NDArray[np.int64], count: int, weights: Floats) -> Floats:
-    """Total weight [R, count] of each kind 0..count-1 of image; `kinds` [N], `weights` [R, N]."""
+    """Total weight [R, count] of each kind of image, 0 to `count` - 1; `kinds` [N], `weights` [R, N]."""
     return np.asarray(weights @ (kinds[:, np.newaxis] == np.arange(count)))
 
 
 def _mean_over_classes(figures: Floats) -> Floats:
-    """Mean [R] of [R, classes], leaving out NaN; NaN where there is nothing else."""
+    """Mean [R] of [R, classes] without NaN, or NaN if all are NaN."""
     present = ~np.isnan(figures)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(present, figures, 0).sum(axis=1) / present.sum(axis=1))
 
 
 def _estimate(value: float, resampled: Floats) -> Estimate:
-    """The percentile interval, widened to hold the value: a figure such as a calibration error is biased upwards."""
+    """The percentile interval, widened to include the value: a figure such as the calibration error is biased."""
     known = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not len(known):
         return Estimate(value=0, low=0, high=1)
@@ -283,7 +276,7 @@ def _estimate(value: float, resampled: Floats) -> Estimate:
 
 
 def _widen(estimate: Estimate, groups: int) -> Estimate:
-    """The exact binomial (Clopper-Pearson) interval of a share of 0 or 1; any other share keeps its own."""
+    """The exact binomial (Clopper-Pearson) interval of a share of 0 or 1. Other shares keep their interval."""
     if groups == 0 or 0 < estimate.value < 1:
         return estimate
     reach = ((100 - _INTERVAL[1]) / 100) ** (1 / groups)
