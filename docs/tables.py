@@ -1,4 +1,4 @@
-"""Write the tables of docs/reference/ that follow from the code: commands, metrics, fields of answers and cards.
+"""Write the tables of docs/reference/ from the code: commands, settings, metrics, fields of answers and cards.
 
 python -m docs.tables
 """
@@ -8,13 +8,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from chestct import card
 from chestct.prediction import Prediction
+from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics
 
 ROOT: Final = Path(__file__).parents[1]
@@ -28,6 +31,15 @@ def commands() -> str:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^([a-z-]+):.*?## (.*)$", makefile, re.MULTILINE)
     return _table(("command", "what it does"), ((f"`make {name}`", words) for name, words in targets))
+
+
+def settings() -> str:
+    """Every setting of the service, in the order of the code."""
+    rows = (
+        (f"`{PREFIX}{name.upper()}`", _default(field), _allowed(field), " ".join((field.description or "").split()))
+        for name, field in Settings.model_fields.items()
+    )
+    return _table(("variable", "default", "allowed", "what"), rows)
 
 
 def metric_rows() -> str:
@@ -56,6 +68,7 @@ def answer_fields() -> str:
 
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "commands.md": commands,
+    "settings.md": settings,
     "metrics.md": metric_rows,
     "model-card-fields.md": card_fields,
     "http-api.md": answer_fields,
@@ -111,6 +124,29 @@ def _kind(schema: dict[str, Any]) -> str:
         case kind:
             bounds = f" {schema['minimum']} to {schema['maximum']}" if {"minimum", "maximum"} <= set(schema) else ""
             return f"{kind}{bounds}"
+
+
+def _default(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict):
+        return str(extra["default"])
+    if field.default is None:
+        return "none"
+    return str(field.default).lower() if field.annotation is bool else str(field.default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    if field.annotation is bool:
+        return "true, false"
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(get_args(field.annotation))
+    bounds = {type(bound): bound for bound in field.metadata}
+    low = bounds.get(Ge) or bounds.get(Gt)
+    high = bounds.get(Le)
+    if low is None:
+        return ""
+    start = f"above {low.gt}" if isinstance(low, Gt) else f"{low.ge}"
+    return f"{start} to {high.le}" if high else f"{start} or more"
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

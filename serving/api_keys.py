@@ -1,7 +1,7 @@
-"""API keys: who may ask which routes. `python -m serving.api_keys new NAME` makes one.
+"""API keys and the routes that each gives access to. `python -m serving.api_keys new NAME` makes one.
 
-The file holds a line a key: `name:sha256` or `name:sha256:scope,scope`, the SHA-256 of the key in hexadecimal; empty
-lines and those that start with # are skipped. A key is 256 random bits, so its plain hash can't be turned back.
+The file has one key a line: `name:sha256` or `name:sha256:scope,scope`, with the key's SHA-256 in hexadecimal. Empty
+lines and lines that start with # are skipped. A key is 256 random bits, so a plain hash is safe.
 """
 
 import argparse
@@ -12,38 +12,43 @@ import secrets
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 SCOPES: Final = ("v1", "v2", "grpc", "classify")
-"""What a key can be for: /v1, /v2, the gRPC port, BentoML's /classify. A key without scopes is for all."""
+"""Scopes of a key: /v1, /v2, the gRPC port, BentoML's /classify. A key without scopes is for all."""
 REALM: Final = 'Bearer realm="chestct"'
 
 _PREFIX: Final = "chestct_"
-"""So that a scanner for leaked secrets knows one."""
+"""Prefix of each key, by which scanners find leaked keys."""
 _LINE: Final = re.compile(r"(?P<name>[\w.@-]{1,64}):(?P<digest>[0-9a-f]{64})(?::(?P<scopes>[a-z0-9,]+))?", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
 
 class KeysError(ValueError):
-    """The file of keys can't be used; the message says where and why, and holds nothing of a line."""
+    """The file of keys is unusable. The message says where and why, and quotes no line."""
 
 
-class Refused(Exception):
-    """`challenge` is the value of WWW-Authenticate, as RFC 6750 has it."""
+class AccessDenied(Exception):
+    """`challenge` is the value of WWW-Authenticate (RFC 6750)."""
 
-    def __init__(self, code: str, message: str, challenge: str) -> None:
+    code: ClassVar[str]
+
+    def __init__(self, message: str, challenge: str = REALM) -> None:
         super().__init__(message)
-        self.code: Final = code
         self.challenge: Final = challenge
 
 
-class Unauthenticated(Refused):
-    """No key came, or none that is known."""
+class Unauthenticated(AccessDenied):
+    """The request has no key, or an unknown one."""
+
+    code = "unauthenticated"
 
 
-class Forbidden(Refused):
-    """The key is known, and is for other routes."""
+class Forbidden(AccessDenied):
+    """The key is known but is for other routes."""
+
+    code = "forbidden"
 
 
 class Key(NamedTuple):
@@ -53,7 +58,7 @@ class Key(NamedTuple):
 
 
 class Keys:
-    """The keys in a file, read again when it changes. While it can't be used the keys before it stay."""
+    """The keys in a file, which is read again when it changes. If it is unusable then, the old keys stay valid."""
 
     def __init__(self, path: Path) -> None:
         """Raises KeysError."""
@@ -62,39 +67,38 @@ class Keys:
         self._keys = parse(path)
 
     def check(self, authorization: str | None, scope: str) -> str:
-        """The name of the key for `scope` that came; `authorization` is the header or metadata of that name.
+        """Check the key in `authorization`, the header or metadata of that name. Returns the key's name.
 
-        Each known key is compared, in constant time. Raises Unauthenticated or Forbidden.
+        Compares all known keys in constant time. Raises Unauthenticated, or Forbidden if the key is not for `scope`.
         """
         self._refresh()
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise Unauthenticated("unauthenticated", "expected a key, as in Authorization: Bearer KEY", REALM)
+            raise Unauthenticated("expected a key, as in Authorization: Bearer KEY")
         digest = sha256(key.strip().encode()).digest()
         holders = [known for known in self._keys if hmac.compare_digest(known.digest, digest)]
         if not holders:
-            challenge = f'{REALM}, error="invalid_token"'
-            raise Unauthenticated("unauthenticated", "expected a key that is known here, got another", challenge)
+            raise Unauthenticated("expected a key that is known here, got another", f'{REALM}, error="invalid_token"')
         for holder in holders:
             if scope in holder.scopes:
                 return holder.name
         challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
-        raise Forbidden("forbidden", f"expected a key for {scope}, got one for other routes", challenge)
+        raise Forbidden(f"expected a key for {scope}, got one for other routes", challenge)
 
     def _refresh(self) -> None:
         seen = self._identity()
         if seen == self._seen:
             return
-        self._seen = seen  # taken before the file is read, so that a change meanwhile is seen the next time
+        self._seen = seen  # from before the read, so that a change during the read is noticed
         try:
             self._keys = parse(self._path)
         except KeysError as error:
             _log.error("the API keys stay as they were: %s", error)
         else:
-            _log.warning("read %d API keys", len(self._keys))  # a warning, else the default level hides it
+            _log.warning("read %d API keys", len(self._keys))  # a warning, because the default level hides less
 
     def _identity(self) -> tuple[int, ...] | None:
-        """Another one for a file that was written to or put in the place of the one before; none: there is no file."""
+        """A value that changes if the file is written to or replaced; None if there is no file."""
         try:
             stat = self._path.stat()
         except OSError:
@@ -103,7 +107,7 @@ class Keys:
 
 
 def parse(path: Path) -> tuple[Key, ...]:
-    """The file's keys. Raises KeysError, also where there is none: a file that is being written starts empty."""
+    """Read the keys of a file. Raises KeysError, also for no keys: a file that is being written starts empty."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -127,7 +131,7 @@ def parse(path: Path) -> tuple[Key, ...]:
 
 
 def new(name: str, scopes: tuple[str, ...] = ()) -> tuple[str, str]:
-    """A new key, and its line for the file. Raises KeysError."""
+    """Make a new key and its line for the file. Raises KeysError."""
     key = _PREFIX + secrets.token_urlsafe(32)
     line = ":".join(filter(None, (name, sha256(key.encode()).hexdigest(), ",".join(scopes))))
     if not _LINE.fullmatch(line):
@@ -136,7 +140,7 @@ def new(name: str, scopes: tuple[str, ...] = ()) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Show the key on standard error, once, and write its line to standard output, to be appended to the file."""
+    """Print the key on standard error, once, and its line for the file on standard output."""
     parser = argparse.ArgumentParser(prog="python -m serving.api_keys", description=main.__doc__)
     command = parser.add_subparsers(required=True, metavar="new").add_parser("new", help="make a key")
     command.add_argument("name", help="whose it is")

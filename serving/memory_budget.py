@@ -1,4 +1,4 @@
-"""Memory that the requests of this process take together, over every protocol, and who goes when there is no more."""
+"""The memory budget of the requests of this process, over every protocol."""
 
 import math
 import time
@@ -7,39 +7,39 @@ from typing import Final, Protocol
 from serving.unavailable import Overloaded
 
 REQUEST_BYTES: Final = 64 * 1024
-"""Bytes that a request takes beside its body: its connection's buffers, its task and its headers."""
+"""Bytes of a request beside its body: the buffers of its connection, its task and its headers."""
 STALL_SECONDS: Final = 1.0
-"""Seconds without a byte after which a request that is still coming may be the first to go."""
+"""Seconds without a byte after which an incomplete request may be the first to be evicted."""
 
 
 class Holder(Protocol):
-    """A request, as the budget knows it."""
+    """A request that holds memory."""
 
     progressed: float
-    """When bytes of it came last, on time.monotonic's clock."""
+    """Time of the last received byte (time.monotonic)."""
 
     def evict(self) -> None:
-        """What is here of it was given up for another request: receive no more of it and refuse it as Overloaded."""
+        """Stop receiving the request and refuse it as Overloaded, because another request gets its memory."""
 
 
 class MemoryBudget:
-    """Counts bytes from before they are read until their request is answered.
+    """Counts the bytes of each request, from before they are read until the request is answered.
 
-    Requests that are still coming and stall, or that want much, must not keep all others out. So when the budget is
-    spent, who stalls goes first, then the largest that is still coming, where it is larger than the one that asks.
+    Slow or large requests must not keep out all others. So if the budget is spent, incomplete requests that stall are
+    evicted first, then the largest incomplete request if it is larger than the one that needs memory.
     """
 
     def __init__(self, most: float = math.inf) -> None:
-        """At most so many bytes together."""
+        """`most`: bytes of all requests together."""
         self._most = most
         self._held: dict[Holder, int] = {}
         self._receiving: set[Holder] = set()
         self.used = 0
 
     def reserve(self, holder: Holder, size: int) -> None:
-        """Count `size` more bytes for a request that is still coming. Raises Overloaded where there is no room.
+        """Count `size` more bytes for an incomplete request. Raises Overloaded if there is no room.
 
-        What alone is larger than the budget is taken for as large as the budget, so that it can be answered.
+        A request larger than the budget counts as large as the budget, so that it can be answered.
         """
         held = self._held.get(holder, 0)
         if holder not in self._held:
@@ -52,11 +52,11 @@ class MemoryBudget:
         self.used += int(wanted) - held
 
     def keep(self, holder: Holder) -> None:
-        """The request has come whole: from now on it does not go for another one."""
+        """The request is complete. It is not evicted any more."""
         self._receiving.discard(holder)
 
     def release(self, holder: Holder) -> None:
-        """The request is answered, or given up."""
+        """Free the memory of a request that is answered or abandoned."""
         self.used -= self._held.pop(holder, 0)
         self._receiving.discard(holder)
 

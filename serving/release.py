@@ -1,6 +1,6 @@
-"""Make sure that there is a model to serve.
+"""Makes sure that there is a model to serve.
 
-`python -m serving.release` imports release/ where the store has no real model, or none but an earlier release.
+`python -m serving.release` imports release/ if the store has no real model, or only one of another release.
 """
 
 import sys
@@ -18,11 +18,10 @@ BAD_INPUT: Final = 2
 
 
 def ensure_model(tag: str | None, release: Path) -> str:
-    """The tag of the model that the service will answer with.
+    """Tag of the model that the service will use.
 
-    `release` is imported where no real one is stored, and where the newest is another release: of the code before it
-    was updated. Raises chestct.store.NoModel where `tag` names a model that is not in the store or a stored file was
-    changed, and what import_model raises.
+    Imports the folder `release` if no real model is stored, or if the newest one is from an earlier release. Raises
+    chestct.store.NoModel if the model `tag` is not stored or a stored file was changed, and the errors of import_model.
     """
     try:
         stored = store.find(tag)
@@ -38,7 +37,7 @@ def ensure_model(tag: str | None, release: Path) -> str:
 
 
 def main() -> None:
-    """Print the tag; exit with BAD_INPUT and one line where there is none."""
+    """Print the tag, or exit with BAD_INPUT and one line."""
     try:
         print(ensure_model(Settings.read().model, RELEASE))
     except (SettingsError, store.NoModel, Altered, OSError, ValidationError) as error:

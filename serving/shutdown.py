@@ -1,8 +1,8 @@
-"""From SIGTERM to the end: say not ready at once, answer on for a while, then close the ports and finish what is left.
+"""Graceful shutdown: on SIGTERM report not ready, answer requests for a while, then close the ports and finish.
 
-BentoML's supervisor passes SIGTERM to its workers, whose uvicorn closes its port at once and runs the service's
-shutdown hook only after the last HTTP answer; whoever still sends meanwhile is refused, and gRPC learns of it late. So
-a worker takes the signal first and hands it on when those who choose where to send requests had time to notice.
+BentoML's supervisor sends SIGTERM to its workers, and their uvicorn closes its port at once. That refuses clients that
+still send, and the gRPC server would stop only after the last HTTP answer. So a worker handles the signal itself, and
+passes it on when load balancers had time to notice.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ Hook = Callable[[], Awaitable[None]]
 
 
 class Drain:
-    """Takes over SIGTERM in this process. `begun` is awaited at once, `ended` when the ports are to close."""
+    """Handles SIGTERM in this process."""
 
     def __init__(self, seconds: float, begun: Hook, ended: Hook) -> None:
-        """`seconds` pass between the two. For the main thread, in its running event loop."""
+        """Await `begun` on SIGTERM, and `ended` `seconds` later. Call it in the event loop of the main thread."""
         self._seconds = seconds
         self._begun = begun
         self._ended = ended
@@ -28,7 +28,7 @@ class Drain:
         self._task: asyncio.Task[None] | None = None
 
     async def finish(self) -> None:
-        """Now that HTTP has ended, for whatever reason: wait until `ended` has, where the signal came."""
+        """Call this when HTTP has ended for any reason. It waits for `ended` if the signal came."""
         self._port_closed.set()
         if self._task is not None:
             await self._task
@@ -37,12 +37,12 @@ class Drain:
         self._loop.call_soon_threadsafe(self._start)
 
     def _start(self) -> None:
-        if self._task is None:  # BentoML's supervisor may repeat the signal of the process group
+        if self._task is None:  # a signal to the process group is repeated by BentoML's supervisor
             self._task = self._loop.create_task(self._run())
 
     async def _run(self) -> None:
         await self._begun()
-        with contextlib.suppress(TimeoutError):  # an interrupt from the keyboard closes the port without waiting
+        with contextlib.suppress(TimeoutError):  # a keyboard interrupt closes the port at once
             await asyncio.wait_for(self._port_closed.wait(), self._seconds)
         if callable(self._previous):
             self._previous(signal.SIGTERM, None)

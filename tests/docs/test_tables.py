@@ -3,6 +3,7 @@
 import pytest
 
 from docs.tables import PAGES, REFERENCE, in_page
+from serving.settings import PREFIX, Settings
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -14,3 +15,9 @@ def test_a_field_without_a_meaning_is_one_that_its_name_explains() -> None:
     page = in_page("http-api.md")
     unexplained = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")]
     assert unexplained == ["request_id", "probabilities", "ood_score", "disclaimer"]
+
+
+def test_every_setting_has_a_meaning() -> None:
+    rows = [line for line in in_page("settings.md").splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []
+    assert [row.split("`")[1] for row in rows] == [PREFIX + name.upper() for name in Settings.model_fields]
