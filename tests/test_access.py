@@ -42,9 +42,9 @@ class Guarded(NamedTuple):
     private: str
     """URL of the private port."""
     key: str
-    """For everything."""
+    """A key for every route."""
     v1: str
-    """A key for /v1 alone."""
+    """A key for /v1 only."""
     file: Path
     certificate: bytes
 
@@ -110,7 +110,7 @@ def ask(guarded: Guarded, route: str, key: str | None) -> httpx.Response:
 @pytest.mark.parametrize(
     "route", ["/v1/predict", "/v1/model", "/v2", "/v2/models/chestct", "/v2/models/chestct/infer", "/classify"]
 )
-def test_a_route_answers_who_holds_a_key_for_it(guarded: Guarded, route: str) -> None:
+def test_a_route_answers_only_requests_with_a_key_for_it(guarded: Guarded, route: str) -> None:
     assert ask(guarded, route, guarded.key).status_code == 200
     for key, status, error, code in (
         (None, 401, "", "unauthenticated"),
@@ -135,7 +135,7 @@ def test_health_and_pages_need_no_key(guarded: Guarded, route: str) -> None:
     assert ask(guarded, route, None).status_code == 200
 
 
-def test_a_persons_own_samples_need_a_key_and_their_names_stay_here(guarded: Guarded) -> None:
+def test_own_samples_need_a_key_and_their_file_names_are_not_shown(guarded: Guarded) -> None:
     offered = ask(guarded, "/page/service.json", None)
     assert "Doe" not in offered.text
     (own,) = [sample for sample in offered.json()["samples"] if not sample["synthetic"]]
@@ -156,7 +156,7 @@ def infer(guarded: Guarded, key: str | None) -> Any:
         return service.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=300)
 
 
-def test_grpc_answers_over_tls_who_holds_a_key_for_it(guarded: Guarded) -> None:
+def test_grpc_over_tls_answers_only_requests_with_a_key_for_it(guarded: Guarded) -> None:
     assert infer(guarded, guarded.key).model_name == "chestct"
     for key, status, code in (
         (None, grpc.StatusCode.UNAUTHENTICATED, "unauthenticated: "),
@@ -177,7 +177,7 @@ def test_the_health_of_grpc_needs_no_key(guarded: Guarded) -> None:
         assert service.GRPCInferenceServiceStub(channel).ServerReady(protocol.ServerReadyRequest(), timeout=300).ready
 
 
-def test_a_handshake_that_fails_leaves_no_line_of_native_code(guarded: Guarded) -> None:
+def test_a_failed_handshake_leaves_no_log_line_of_native_code(guarded: Guarded) -> None:
     host, port = guarded.server.grpc.split(":")
     with socket.create_connection((host, int(port)), timeout=300) as connection, contextlib.suppress(OSError):
         connection.sendall(b"no handshake\r\n\r\n")
@@ -186,7 +186,7 @@ def test_a_handshake_that_fails_leaves_no_line_of_native_code(guarded: Guarded) 
     assert "andshake" not in guarded.server.log.read_text()
 
 
-def test_the_log_says_by_which_key_a_request_came(guarded: Guarded) -> None:
+def test_the_log_names_the_key_of_a_request(guarded: Guarded) -> None:
     for route in ("/v1/predict", "/v2/models/chestct/infer", "/classify"):
         ask(guarded, route, guarded.key)
     ask(guarded, "/v1/model", guarded.v1)
@@ -229,12 +229,12 @@ def test_bentomls_client_takes_the_key_as_its_token(guarded: Guarded) -> None:
 
 
 def ask_both_workers(guarded: Guarded, key: str) -> set[int]:
-    """The codes of so many at once that no worker can take them all; one after another they may all meet the same."""
+    """The codes of many simultaneous requests. One worker can't take them all; sequential ones might meet the same."""
     with ThreadPoolExecutor(8) as pool:
         return set(pool.map(lambda _: ask(guarded, "/v1/predict", key).status_code, range(64)))
 
 
-def test_every_worker_takes_a_changed_file_and_keeps_its_keys_beside_a_bad_one(guarded: Guarded) -> None:
+def test_every_worker_reads_a_changed_key_file_and_keeps_its_keys_if_the_file_is_bad(guarded: Guarded) -> None:
     before = guarded.file.read_text()
     key, line = api_keys.new("eve")
     new = guarded.file.with_suffix(".new")
@@ -272,7 +272,7 @@ def test_every_answer_has_the_security_headers_and_cors_stays_closed(server: Ser
         ("CHESTCT_GRPC_CERTIFICATE", "", "both or none"),
     ],
 )
-def test_a_bad_file_ends_the_start_in_one_line(tmp_path: Path, setting: str, text: str, word: str) -> None:
+def test_a_bad_key_file_ends_the_start_with_one_line(tmp_path: Path, setting: str, text: str, word: str) -> None:
     file = tmp_path / "file"
     file.write_text(text)
     code = "import sys; sys.dont_write_bytecode = True; import service"

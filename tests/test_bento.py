@@ -1,4 +1,4 @@
-"""BentoML's own clients against the real service; one caller's bad image is that caller's alone."""
+"""BentoML's own clients against a real service. One request's bad image does not affect the others."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ def png(label: int) -> str:
 
 @contextmanager
 def nobody_connects() -> Iterator[str]:
-    """The URL of a port of loopback; fails if anybody connects to it meanwhile."""
+    """The URL of a loopback port. Fails if anything connects to it."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -47,7 +47,7 @@ def assert_refused(response: httpx.Response, status: int, code: str) -> str:
     return message
 
 
-def test_the_client_gets_one_outcome_an_image_in_order(server: Server) -> None:
+def test_the_client_gets_one_outcome_per_image_in_order(server: Server) -> None:
     with bentoml.SyncHTTPClient(server.url) as client:
         outcomes = client.classify(images=[png(2), encoded(b"text"), png(0)])
     assert [outcome.get("label") for outcome in outcomes] == ["normal", None, "adenocarcinoma"]
@@ -67,8 +67,8 @@ def test_the_answer_is_that_of_the_other_protocols(server: Server) -> None:
     }
 
 
-def test_a_bad_image_among_concurrent_callers_harms_nobody_else(server: Server) -> None:
-    """Each caller asks for two images of its own; every fourth sends a bad one, every seventh no base64 at all."""
+def test_a_bad_image_does_not_affect_concurrent_requests(server: Server) -> None:
+    """Each request has two images of its own. Every fourth request has a bad one, every seventh invalid base64."""
 
     def images(caller: int) -> list[str]:
         if caller % 7 == 3:
@@ -144,6 +144,6 @@ def test_a_request_id_is_echoed_and_another_method_refused(server: Server) -> No
     assert "POST" in assert_refused(httpx.get(server.url + URL), 405, "method_not_allowed")
 
 
-def test_a_client_learns_of_an_unknown_argument(server: Server) -> None:
+def test_an_unknown_argument_is_refused_and_named(server: Server) -> None:
     with bentoml.SyncHTTPClient(server.url) as client, pytest.raises((TypeError, BentoMLException)):
         client.classify(pictures=[png(0)])

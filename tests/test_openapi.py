@@ -1,4 +1,4 @@
-"""/docs.json describes the service: valid, complete, with examples that hold, and the answers keep to it."""
+"""/docs.json: it is valid and complete, its examples match, and the answers match it."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tests.server import Server
 
 Json = dict[str, Any]
 EXAMPLES = 40
-"""Requests that schemathesis makes up for each operation."""
+"""Requests that Schemathesis generates for each operation."""
 PNG = encode_png(tiny_picture(1)[:, :, 0])
 
 
@@ -54,7 +54,7 @@ def _routes(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _contents(document: Json) -> Iterator[tuple[str, Json]]:
-    """Every body and answer that the document describes, with its place."""
+    """Every described body and answer, with its place in the document."""
     for path, item in document["paths"].items():
         for verb, operation in item.items():
             for place, described in [("request", operation.get("requestBody", {})), *operation["responses"].items()]:
@@ -66,7 +66,7 @@ def _hold(instance: object, schema: Json, document: Json) -> None:
     jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(instance)
 
 
-def test_what_puts_images_into_the_queue_takes_a_deadline(document: Json) -> None:
+def test_every_prediction_route_takes_a_deadline(document: Json) -> None:
     posts = {path for path, item in document["paths"].items() if "post" in item}
     timed = {
         path
@@ -77,14 +77,14 @@ def test_what_puts_images_into_the_queue_takes_a_deadline(document: Json) -> Non
     assert timed == posts
 
 
-def test_the_examples_hold(document: Json) -> None:
+def test_the_examples_match_their_schemas(document: Json) -> None:
     examples = {place: content for place, content in _contents(document) if "example" in content}
     assert len(examples) >= 10
     for content in examples.values():
         _hold(content["example"], content["schema"], document)
 
 
-def test_what_the_examples_ask_is_answered_as_described(server: Server, document: Json) -> None:
+def test_the_example_requests_are_answered_as_described(server: Server, document: Json) -> None:
     asked = 0
     for path, item in document["paths"].items():
         for verb, operation in item.items():
@@ -133,7 +133,7 @@ for media_type in v1.IMAGE_TYPES:
 
 
 def _no_server_error(context: Any, response: schemathesis.Response, case: schemathesis.Case) -> None:
-    """Schemathesis' own, but that a deadline may well be too short."""
+    """Schemathesis' own check, except that a deadline may be too short."""
     if response.status_code != 503 or "X-Request-Timeout" not in case.headers:
         checks.not_a_server_error(context, response, case)
 

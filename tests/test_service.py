@@ -1,4 +1,4 @@
-"""The real thing: BentoML's supervisor and workers, as `make serve` starts them."""
+"""A real service: BentoML's supervisor and workers, as `make serve` starts them."""
 
 import contextlib
 import hashlib
@@ -101,7 +101,7 @@ def test_the_log_says_where_the_page_is(server: Server) -> None:
     assert "Chest" in httpx.get(page).text
 
 
-def test_errors_keep_the_schema_behind_bentoml(server: Server) -> None:
+def test_errors_keep_their_schema_behind_bentoml(server: Server) -> None:
     cases = {
         httpx.post(f"{server.url}/v1/predict", content=b"text", headers=PNG): 422,
         httpx.post(f"{server.url}/v1/predict", content=b"", headers=PNG): 400,
@@ -118,7 +118,7 @@ def test_errors_keep_the_schema_behind_bentoml(server: Server) -> None:
         assert set(response.json()["error"]) == {"code", "message", "request_id"}
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread(server: Server) -> None:
+def test_a_body_with_too_large_an_announced_length_is_refused_unread(server: Server) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     head = f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: 999999999\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=300) as connection:
@@ -135,7 +135,7 @@ def test_no_thread_of_a_worker_interrupts_another(server: Server) -> None:
 
 
 def test_an_idle_connection_outlives_what_proxies_keep(server: Server) -> None:
-    """BentoML's default of 5 s would lose the request of a proxy that reuses it just then."""
+    """With BentoML's default of 5 s, a proxy that reuses the connection just then would lose a request."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=300)
     connection.auto_open = 0
     connection.connect()
@@ -170,7 +170,7 @@ def test_metrics_add_up_over_the_workers(server: Server) -> None:
         assert "bentoml_service" not in text
 
 
-def test_the_calls_of_one_grpc_channel_meet_the_engines_of_all_workers(server: Server) -> None:
+def test_the_calls_of_one_grpc_channel_use_the_engines_of_all_workers(server: Server) -> None:
     name = "chestct_borrowed_images_total"
     before = metric(httpx.get(f"{server.url}/metrics").text, name)
     pictures = np.stack([tiny_picture(index % 4) for index in range(64)])
@@ -201,7 +201,7 @@ def health(server: Server) -> object:
         return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=""), timeout=300).status
 
 
-def test_a_scan_of_unknown_paths_adds_no_series(server: Server) -> None:
+def test_a_scan_of_unknown_paths_adds_no_metric_series(server: Server) -> None:
     def series() -> set[str]:
         lines = httpx.get(f"{server.url}/metrics").text.splitlines()
         return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
@@ -237,7 +237,7 @@ def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -
     assert "scheme=http" not in log  # BentoML's access log
 
 
-def test_sigterm_turns_readiness_at_once_and_loses_no_request(tmp_path: Path) -> None:
+def test_sigterm_ends_readiness_at_once_and_loses_no_request(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     tag = import_tiny_model(home)
     with serve(home, tag, CHESTCT_WORKERS="1", drain_seconds=2) as server:
@@ -267,7 +267,7 @@ def test_sigterm_turns_readiness_at_once_and_loses_no_request(tmp_path: Path) ->
             httpx.get(server.url)
 
 
-def test_a_store_without_a_real_model_ends_in_one_line(tmp_path: Path) -> None:
+def test_a_store_without_a_real_model_ends_the_start_with_one_line(tmp_path: Path) -> None:
     import_tiny_model(tmp_path / "bentoml", "synthetic")
     done = bentoml("serve", ".", home=tmp_path / "bentoml")
     assert done.returncode != 0
@@ -275,7 +275,7 @@ def test_a_store_without_a_real_model_ends_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_changed_graph_ends_in_one_line_with_both_digests(tmp_path: Path) -> None:
+def test_a_changed_graph_ends_the_start_with_one_line_and_both_digests(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     tag = import_tiny_model(home)
     graph = home / "models" / tag.replace(":", "/") / GRAPH
@@ -288,7 +288,7 @@ def test_a_changed_graph_ends_in_one_line_with_both_digests(tmp_path: Path) -> N
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_an_unknown_setting_ends_in_one_line(tmp_path: Path) -> None:
+def test_an_unknown_setting_ends_the_start_with_one_line(tmp_path: Path) -> None:
     tmp_path.mkdir(exist_ok=True)
     done = bentoml("serve", ".", home=tmp_path, CHESTCT_WORKRES="2")
     assert done.returncode != 0
@@ -296,7 +296,7 @@ def test_an_unknown_setting_ends_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_the_bento_holds_the_served_model_and_answers_like_the_clone(server: Server, tmp_path: Path) -> None:
+def test_the_bento_contains_the_served_model_and_answers_the_same(server: Server, tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     tag = import_tiny_model(home)
     built = bentoml("build", "--output", "tag", home=home)
@@ -322,7 +322,7 @@ def test_the_bento_holds_the_served_model_and_answers_like_the_clone(server: Ser
         assert ask_grpc(packed, png()) == ask_grpc(server, png())
 
 
-def test_a_refusal_arrives_though_the_client_is_still_sending(server: Server) -> None:
+def test_a_refusal_arrives_while_the_client_is_still_sending(server: Server) -> None:
     for _ in range(3):
         request = urllib.request.Request(f"{server.url}/v1/predict", bytes(30_000_000), PNG)
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -330,7 +330,7 @@ def test_a_refusal_arrives_though_the_client_is_still_sending(server: Server) ->
         assert (refused.value.code, json.load(refused.value)["error"]["code"]) == (413, "body_too_large")
 
 
-def test_what_is_not_http_is_told_so_in_the_error_schema(server: Server) -> None:
+def test_bytes_that_are_not_http_are_refused_in_the_error_schema(server: Server) -> None:
     host, _, port = server.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), 10) as client:
         client.sendall(b"nonsense\r\n\r\n")

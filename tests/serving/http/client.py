@@ -1,4 +1,4 @@
-"""Asks the HTTP app in this process, before the tiny model behind a gate; pictures and forms to send."""
+"""A client of the HTTP app in this process, with the tiny model behind a gate, and images and forms to send."""
 
 import asyncio
 import contextlib
@@ -74,7 +74,7 @@ class Client:
     def raw(
         self, method: str, path: str, headers: Sequence[tuple[str, str]] = (), body: bytes = b"", query: str = ""
     ) -> httpx.Response:
-        """As a server hands it on, whatever httpx thinks of it."""
+        """Send a request as a server passes it on, without httpx' checks."""
         return self._loop.run_until_complete(self._raw(method, path, headers, body, query))
 
     async def _raw(

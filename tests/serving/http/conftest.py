@@ -1,4 +1,4 @@
-"""What the tests of HTTP share: the tiny model behind a gate, and a client of an app with it."""
+"""Fixtures of the HTTP tests: the tiny model behind a gate, and a client of an app with it."""
 
 import asyncio
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ def ask(
     keys: Keys | None = None,
     **headers: str,
 ) -> list[httpx.Response]:
-    """The answers to so many requests at once, through the guard before `app`."""
+    """The answers to a number of simultaneous requests through ClassifyBoundary in front of `app`."""
 
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(RequestRecording(bentoml_api.ClassifyBoundary(app, SETTINGS, keys)))
@@ -52,7 +52,7 @@ def answering(status: int, body: Any) -> ASGIApp:
     return app
 
 
-def test_more_callers_than_the_queue_holds_are_told_to_come_back() -> None:
+def test_more_requests_than_the_queue_holds_are_refused_with_429() -> None:
     answers = ask(answering(200, []), count=5)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
     assert {answer.json()["error"]["code"] for answer in answers if answer.is_error} == {"overloaded"}
@@ -68,7 +68,7 @@ def test_a_caller_without_a_key_is_counted_at_the_route(tmp_path: Path, caplog: 
     assert json.loads(caplog.records[-1].getMessage())["route"] == bentoml_api.ROUTE
 
 
-def test_what_a_body_takes_in_memory_is_what_is_counted() -> None:
+def test_the_counted_memory_of_a_body_is_what_it_takes() -> None:
     counted = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,7 +87,7 @@ def test_what_a_body_takes_in_memory_is_what_is_counted() -> None:
         (500, {"error": "secret"}, 500, "internal_error"),
     ],
 )
-def test_what_bentoml_refuses_is_said_in_our_error_schema(status: int, body: Any, expected: int, code: str) -> None:
+def test_bentoml_s_refusals_are_answered_in_our_error_schema(status: int, body: Any, expected: int, code: str) -> None:
     (answer,) = ask(answering(status, body))
     assert (answer.status_code, answer.json()["error"]["code"]) == (expected, code)
     assert answer.json()["error"]["request_id"] == answer.headers["X-Request-ID"]
@@ -95,8 +95,8 @@ def test_what_bentoml_refuses_is_said_in_our_error_schema(status: int, body: Any
     assert "secret" not in answer.text
 
 
-def test_an_answer_that_comes_as_the_deadline_passes_is_whole_or_is_none() -> None:
-    """BentoML's app goes on for a moment behind its answer: the deadline must not end it there."""
+def test_an_answer_at_the_deadline_is_complete_or_an_error() -> None:
+    """BentoML's app still runs for a moment after its answer. The deadline must not interrupt it then."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await Request(scope, receive).body()
@@ -132,7 +132,7 @@ def test_a_compressed_body_does_not_reach_bentoml() -> None:
     assert ask(answering(200, []), **{"Content-Encoding": "Identity"})[0].status_code == 200
 
 
-def test_json_of_more_values_than_are_parsed_in_a_moment_does_not_reach_bentoml(
+def test_json_with_too_many_values_does_not_reach_bentoml(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(body.MAX_JSON, b",", 10)
@@ -145,7 +145,7 @@ def test_other_paths_pass() -> None:
     assert ask(answering(200, "passed"), path="/v1/predict")[0].json() == "passed"
 
 
-def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_path: Path) -> None:
+def test_each_request_of_a_batch_gets_its_own_id_even_if_the_service_stops(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])
     a, b, c = (RequestRecord(request_id) for request_id in "abc")
@@ -166,7 +166,9 @@ def test_each_caller_of_a_batch_gets_its_own_id_even_when_the_service_stops(tmp_
     assert [outcome["error"]["code"] for outcome in stopped] == ["not_ready"] * 4
 
 
-def test_what_fails_one_caller_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_one_request_does_not_affect_the_others_in_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])
     whole = Classifier.classify_many
@@ -193,7 +195,7 @@ def test_what_fails_one_caller_leaves_the_others_alone(tmp_path: Path, monkeypat
     assert "secret" not in str(bad)
 
 
-def test_an_abandoned_call_leaves_the_queue(tmp_path: Path) -> None:
+def test_an_abandoned_request_leaves_the_queue(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)
     png = encode_png(tiny_picture(1)[:, :, 0])
     call = RequestRecord("gone")

@@ -1,4 +1,4 @@
-"""Bodies as they are read: too slow, too many at once, and what they leave behind."""
+"""Reading of bodies: too slow ones, too many at once, and the memory that they free."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ async def echo_size(scope: Scope, receive: Receive, send: Send) -> None:
 def ask(
     talk: Callable[[httpx.AsyncClient], Awaitable[Any]], memory: MemoryBudget | None = None, limit: float = 30
 ) -> Any:
-    """What `talk` returns that asks an app which answers with a body's size."""
+    """The result of `talk` with a client of an app that answers with the body's size."""
     app = RequestRecording(ErrorBoundary(echo_size, Settings(request_timeout=limit)), memory)
 
     async def run() -> Any:
@@ -55,7 +55,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Length": "100"}])
-def test_a_body_that_stalls_is_given_up_and_its_bytes_given_back(
+def test_a_body_that_stalls_is_refused_and_frees_its_memory(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
 ) -> None:
     monkeypatch.setattr(body, "LONGEST_PAUSE", 0.05)
@@ -67,13 +67,13 @@ def test_a_body_that_stalls_is_given_up_and_its_bytes_given_back(
     assert memory.used == 0
 
 
-def test_a_trickle_is_given_up_though_it_never_pauses_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trickling_body_is_refused_although_it_never_pauses_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body, "LONGEST_PAUSE", 0.1)
     answer = ask(lambda client: client.post("/", content=sending(*[b"x"] * 1000, pause=0.01)))
     assert code(answer) == (408, "body_timeout")
 
 
-def test_a_body_that_does_not_come_within_the_time_limit_is_its_client_s_failure() -> None:
+def test_a_body_that_misses_the_time_limit_is_refused_with_408() -> None:
     answer = ask(lambda client: client.post("/", content=sending(b"some", until=asyncio.Event())), limit=0.1)
     assert code(answer) == (408, "body_timeout")
 
@@ -85,7 +85,7 @@ def test_a_slow_body_above_the_least_rate_is_read(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_the_largest_that_still_comes_goes_for_a_smaller_one(announced: bool) -> None:
+def test_the_largest_incomplete_body_is_evicted_for_a_smaller_one(announced: bool) -> None:
     memory = MemoryBudget(4 * MIB)
 
     async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
@@ -106,7 +106,7 @@ def test_the_largest_that_still_comes_goes_for_a_smaller_one(announced: bool) ->
     assert memory.used == 0
 
 
-def test_unfinished_bodies_that_take_all_memory_keep_no_smaller_one_out() -> None:
+def test_incomplete_bodies_that_fill_the_memory_do_not_keep_smaller_ones_out() -> None:
     memory = MemoryBudget(4 * MIB)
 
     async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
@@ -130,7 +130,7 @@ def test_unfinished_bodies_that_take_all_memory_keep_no_smaller_one_out() -> Non
     assert memory.used == 0
 
 
-def test_without_room_the_larger_one_that_comes_next_is_refused_and_the_first_is_answered() -> None:
+def test_without_room_a_larger_later_body_is_refused_and_the_first_is_answered() -> None:
     memory = MemoryBudget(4 * MIB)
 
     async def talk(client: httpx.AsyncClient) -> list[httpx.Response]:
@@ -148,7 +148,7 @@ def test_without_room_the_larger_one_that_comes_next_is_refused_and_the_first_is
     assert [first.text, again.text] == [str(2 * MIB), str(3 * MIB)]
 
 
-def test_an_announced_length_is_counted_before_a_byte_is_read() -> None:
+def test_an_announced_length_is_reserved_before_a_byte_is_read() -> None:
     memory = MemoryBudget(4 * MIB)
     counted = []
 

@@ -41,7 +41,7 @@ load.set_idle(True)
 
 
 def other_worker(file: Path, requests: int) -> "subprocess.Popen[bytes]":
-    """Worker 2 in a process of its own, with so many requests."""
+    """Worker 2 in its own process, with this number of requests."""
     command = [sys.executable, "-c", WORKER, str(file), str(requests)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -59,7 +59,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "load"
 
 
-def test_a_worker_is_crowded_beside_an_idle_one_and_not_beside_a_dead_one(file: Path) -> None:
+def test_a_worker_is_crowded_if_another_is_idle_but_not_if_it_is_dead(file: Path) -> None:
     load = WorkerLoad(2)
     load.join(file, 1)
     take(load, 2 * MIN_EXCESS - 1)
@@ -72,7 +72,7 @@ def test_a_worker_is_crowded_beside_an_idle_one_and_not_beside_a_dead_one(file: 
             assert not load.is_crowded()
 
 
-def test_what_a_dead_worker_had_is_forgotten_by_the_one_in_its_place(file: Path) -> None:
+def test_a_replacement_worker_starts_with_no_requests(file: Path) -> None:
     load = WorkerLoad(2)
     load.join(file, 1)
     take(load, 10)
@@ -84,7 +84,7 @@ def test_what_a_dead_worker_had_is_forgotten_by_the_one_in_its_place(file: Path)
         other.kill()
 
 
-def test_of_many_requests_a_share_above_the_mean_is_chance(file: Path) -> None:
+def test_a_share_slightly_above_the_mean_is_not_crowded(file: Path) -> None:
     loads = WorkerLoad(2), WorkerLoad(2)
     for worker, load in enumerate(loads, 1):
         load.join(file, worker)
@@ -96,7 +96,7 @@ def test_of_many_requests_a_share_above_the_mean_is_chance(file: Path) -> None:
     assert not loads[1].is_crowded()
 
 
-def test_alone_no_worker_is_crowded(file: Path) -> None:
+def test_a_single_worker_is_never_crowded(file: Path) -> None:
     load = WorkerLoad(1)
     take(load, 100)
     assert not load.is_crowded()
@@ -105,7 +105,7 @@ def test_alone_no_worker_is_crowded(file: Path) -> None:
     assert not load.is_crowded()
 
 
-def test_an_idle_worker_is_found_by_the_others_as_long_as_it_lives(file: Path) -> None:
+def test_the_others_find_an_idle_worker_while_it_lives(file: Path) -> None:
     loads = [WorkerLoad(3) for _ in range(3)]
     for worker, load in enumerate(loads, 1):
         load.join(file, worker)
@@ -124,7 +124,7 @@ def test_an_idle_worker_is_found_by_the_others_as_long_as_it_lives(file: Path) -
     assert loads[2].find_idle_worker() is None
 
 
-def test_a_crowded_worker_ends_connections_and_counts_what_it_has_taken(file: Path) -> None:
+def test_a_crowded_worker_closes_connections_and_counts_its_requests(file: Path) -> None:
     load, idle = WorkerLoad(2), WorkerLoad(2)
     load.join(file, 1)
     idle.join(file, 2)
@@ -158,7 +158,7 @@ def ports_by_worker(server: Server) -> list[set[int]]:
     ]
 
 
-def test_sixteen_connections_of_one_worker_spread_over_two(server: Server) -> None:
+def test_sixteen_connections_of_one_worker_are_balanced_over_two(server: Server) -> None:
     netloc = server.url.removeprefix("http://")
     picture = encode_png(tiny_picture(1)[:, :, 0])
     done = threading.Event()

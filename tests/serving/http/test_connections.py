@@ -1,4 +1,4 @@
-"""Connections of a real server: a refusal arrives though its client is still sending, and every connection ends."""
+"""Connections of a real server: a refusal arrives while the client is still sending, and every connection ends."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ from tests.server import ROOT, needs_curl
 UNREAD = 8_000_000
 """Bytes of a body, more than the sockets hold."""
 SECONDS = 20
-"""After which a test has failed."""
+"""Seconds after which a test fails."""
 
 
 class Listening(NamedTuple):
@@ -55,7 +55,10 @@ def until(true: Callable[[], bool]) -> None:
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """/refuse and /close answer 413 unread, the latter ends the connection; /large sends much; else a body's size."""
+    """/refuse and /close answer 413 without reading, and /close ends the connection. /large answers with 50 MB.
+
+    Other paths answer with the size of the body.
+    """
     path = scope["path"]
     if path in ("/refuse", "/close"):
         answer = Response("refused", 413, {"Connection": "close"} if path == "/close" else None)
@@ -86,7 +89,7 @@ def listening(served: ASGIApp = app) -> Iterator[Listening]:
 
 @pytest.fixture(autouse=True)
 def nothing_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Neither in the event loop nor in uvicorn."""
+    """Check that neither the event loop nor uvicorn logged an error."""
     yield
     assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
@@ -153,7 +156,7 @@ def by_curl_1_0(url: str) -> int:
         pytest.param(by_curl_1_0, marks=needs_curl),
     ],
 )
-def test_a_refusal_arrives_though_the_client_is_still_sending(
+def test_a_refusal_arrives_while_the_client_is_still_sending(
     server: Listening, client: Callable[[str], int], path: str
 ) -> None:
     assert [client(f"http://127.0.0.1:{server.port}{path}") for _ in range(5)] == [413] * 5
@@ -161,7 +164,7 @@ def test_a_refusal_arrives_though_the_client_is_still_sending(
 
 @contextlib.contextmanager
 def far_away(port: int, seconds: float) -> Iterator[int]:
-    """The port of a link to this one on which each byte takes so long."""
+    """The port of a link to this port that delays each byte."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         now = asyncio.get_running_loop().time
@@ -212,13 +215,13 @@ def far_away(port: int, seconds: float) -> Iterator[int]:
             thread.join(SECONDS)
 
 
-def test_a_refusal_arrives_from_far_away(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_arrives_over_a_slow_link(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.UNREAD", 90_000)
     with far_away(server.port, 0.01) as port:
         assert [by_http_client(f"http://127.0.0.1:{port}/close") for _ in range(20)] == [413] * 20
 
 
-def test_a_refusal_arrives_though_the_server_stops() -> None:
+def test_a_refusal_arrives_while_the_server_stops() -> None:
     with listening() as running, running.connect() as client:
         client.sendall(b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n")
         client.sendall(bytes(1000))
@@ -230,7 +233,7 @@ def test_a_refusal_arrives_though_the_server_stops() -> None:
 
 
 def read_all(client: socket.socket) -> bytes:
-    """All that comes until the server has closed."""
+    """All bytes until the server closes."""
     came = b""
     while part := client.recv(65536):
         came += part
@@ -275,7 +278,7 @@ def head(path: str = "/", method: str = "POST", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def test_a_lingering_connection_ends_when_nothing_comes(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lingering_connection_ends_if_no_bytes_arrive(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
     with server.connect() as client:
         client.sendall(head("/close", Content_Length="1000") + b"some")
@@ -284,7 +287,7 @@ def test_a_lingering_connection_ends_when_nothing_comes(server: Listening, monke
 
 
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
-def test_what_is_dropped_is_bounded(server: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_dropped_bytes_are_limited(server: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_BYTES", 100_000)
     with server.connect() as client:
         client.sendall(head(path, Content_Length="10000000000"))
@@ -294,7 +297,7 @@ def test_what_is_dropped_is_bounded(server: Listening, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
 @pytest.mark.parametrize(("seconds", "piece"), [(0.1, bytes(10_000)), (1000, b"x")])
-def test_what_is_dropped_is_bounded_in_time_a_trickle_more_so(
+def test_dropping_is_limited_in_time_and_ends_earlier_for_a_trickle(
     server: Listening, monkeypatch: pytest.MonkeyPatch, path: str, seconds: float, piece: bytes
 ) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_SECONDS", seconds)
@@ -305,7 +308,7 @@ def test_what_is_dropped_is_bounded_in_time_a_trickle_more_so(
             send_for_ever(client, piece, 0.01)
 
 
-def test_so_many_linger_at_once(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_lingering_connections_is_limited(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "LINGERING", 2)
     with contextlib.ExitStack() as open_connections:
         for _ in range(6):
@@ -333,7 +336,7 @@ def test_an_unread_body_that_stalls_ends_its_connection(server: Listening, monke
     assert ask(server, head("/refuse", Content_Length="1000") + b"some").endswith(b"refused")
 
 
-def test_who_waits_to_be_told_to_go_on_and_is_refused_is_not_told_to(server: Listening) -> None:
+def test_a_refused_request_with_expect_gets_no_100_continue(server: Listening) -> None:
     with server.connect() as client:
         client.sendall(head("/refuse", Content_Length="1000", Expect="100-continue"))
         answer = client.recv(65536)
@@ -344,7 +347,7 @@ def test_who_waits_to_be_told_to_go_on_and_is_refused_is_not_told_to(server: Lis
     assert b"100 Continue" not in answer
 
 
-def test_who_waits_to_be_told_to_go_on_keeps_the_connection_once_it_went_on(server: Listening) -> None:
+def test_a_request_with_expect_keeps_its_connection_after_100_continue(server: Listening) -> None:
     with server.connect() as client:
         for _ in range(2):
             client.sendall(head(Content_Length="4", Expect="100-continue"))
@@ -355,7 +358,7 @@ def test_who_waits_to_be_told_to_go_on_keeps_the_connection_once_it_went_on(serv
             assert (answer.status, answer.getheader("Connection")) == (200, None)
 
 
-def test_http_1_0_is_not_told_to_go_on(server: Listening) -> None:
+def test_http_1_0_gets_no_100_continue(server: Listening) -> None:
     request = head(Content_Length="4", Expect="100-continue").replace(b"HTTP/1.1", b"HTTP/1.0") + b"body"
     answer = ask(server, request)
     assert answer.startswith(b"HTTP/1.1 200 ")
@@ -363,7 +366,7 @@ def test_http_1_0_is_not_told_to_go_on(server: Listening) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", head(method="GET")])
-def test_a_connection_that_says_nothing_ends(server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+def test_a_silent_connection_is_closed(server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
     monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.5)
     with listening() as running:
         running.server.config.timeout_keep_alive = 0.1  # type: ignore[assignment] # seconds
@@ -373,7 +376,7 @@ def test_a_connection_that_says_nothing_ends(server: Listening, monkeypatch: pyt
 
 @pytest.mark.parametrize("before", [b"", head(method="GET")])
 @pytest.mark.parametrize("sent", [b"POST / HT", b"POST / HTTP/1.1\r\nHost: a\r\n", b"\r\n"])
-def test_a_head_that_stays_half_sent_is_refused(
+def test_an_incomplete_head_is_refused_with_408(
     server: Listening, monkeypatch: pytest.MonkeyPatch, before: bytes, sent: bytes
 ) -> None:
     monkeypatch.setattr(connection_limits, "HEAD_SECONDS", 0.5)
@@ -392,7 +395,7 @@ def test_a_head_that_trickles_is_refused(server: Listening, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("size", [1_000, 40_000])
-def test_a_head_that_is_too_large_is_refused_however_it_is_cut(server: Listening, size: int) -> None:
+def test_a_head_that_is_too_large_is_refused_however_it_is_split(server: Listening, size: int) -> None:
     whole = head(method="GET", Big="x" * 40_000)
     parts = [whole[start : start + size] for start in range(0, len(whole), size)]
     assert error_of(ask(server, *parts)) == (431, "head_too_large")
@@ -414,13 +417,13 @@ def test_a_head_of_many_small_lines_is_refused_and_not_kept(server: Listening, l
         tracemalloc.stop()
 
 
-def test_what_is_neither_head_nor_body_is_bounded_too(server: Listening) -> None:
+def test_bytes_outside_head_and_body_are_limited_too(server: Listening) -> None:
     assert error_of(ask(server, *[b"\r\n" * 10_000] * 4)) == (431, "head_too_large")
     trailers = [head(Transfer_Encoding="chunked") + b"1\r\nx\r\n0\r\n", *[b"trailer: " + b"x" * 9_000 + b"\r\n"] * 5]
     assert error_of(ask(server, *trailers, pause=0.01)) == (431, "head_too_large")
 
 
-def test_trailers_are_no_headers() -> None:
+def test_trailers_are_not_added_to_the_headers() -> None:
     seen: list[list[bytes]] = []
 
     async def note(scope: Scope, receive: Receive, send: Send) -> None:
@@ -449,11 +452,11 @@ def test_trailers_are_no_headers() -> None:
         ),
     ],
 )
-def test_what_is_not_http_is_told_so(server: Listening, sent: bytes) -> None:
+def test_bytes_that_are_not_http_are_refused_with_400(server: Listening, sent: bytes) -> None:
     assert error_of(ask(server, sent)) == (400, "invalid_request")
 
 
-def test_a_body_that_is_not_chunked_as_it_says_is_told_so(server: Listening) -> None:
+def test_a_body_with_invalid_chunks_is_refused_with_400(server: Listening) -> None:
     assert error_of(ask(server, head(Transfer_Encoding="chunked"), b"no length\r\n", pause=0.05)) == (
         400,
         "invalid_request",
@@ -476,7 +479,7 @@ def test_a_body_in_many_chunks_is_read(server: Listening) -> None:
 
 
 @pytest.mark.parametrize("pause", [0, 0.1])
-def test_a_broken_body_is_counted_once_and_told_so_in_the_form_of_its_route(
+def test_a_broken_body_is_counted_once_and_answered_in_its_route_s_error_form(
     caplog: pytest.LogCaptureFixture, pause: float
 ) -> None:
     with (
@@ -490,13 +493,13 @@ def test_a_broken_body_is_counted_once_and_told_so_in_the_form_of_its_route(
 
 
 @pytest.mark.parametrize("bad", [b"nonsense\r\n\r\n", head(method="GET", Big="x" * 40_000)])
-def test_what_comes_before_something_bad_is_answered(server: Listening, bad: bytes) -> None:
+def test_requests_before_an_invalid_one_are_answered(server: Listening, bad: bytes) -> None:
     answer = ask(server, head(Content_Length="4") + b"body" + bad)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1") == 1
 
 
-def test_pipelined_requests_are_answered_in_order_and_bounded(server: Listening) -> None:
+def test_pipelined_requests_are_answered_in_order_and_limited(server: Listening) -> None:
     def requests_of(*sizes: int) -> bytes:
         return b"".join(head(Content_Length=str(size)) + bytes(size) for size in sizes)
 
@@ -511,7 +514,7 @@ def test_pipelined_requests_are_answered_in_order_and_bounded(server: Listening)
     assert answer.count(b"HTTP/1.1") <= connection_limits.PIPELINED + 1
 
 
-def test_an_answer_that_nobody_reads_is_given_up(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unread_answer_ends_its_connection(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 0.1)
     with server.connect() as client:
         client.sendall(head("/large", "GET"))
@@ -519,7 +522,7 @@ def test_an_answer_that_nobody_reads_is_given_up(server: Listening, monkeypatch:
         server.wait_until_closed()
 
 
-def test_pipelined_answers_that_nobody_reads_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_pipelined_answers_end_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 0.1)
     with listening() as running, running.connect() as client:
         client.sendall(head("/large", "GET") * 3)
@@ -538,7 +541,7 @@ def test_an_answer_that_is_read_slowly_arrives(server: Listening, monkeypatch: p
     assert came > 50_000_000
 
 
-def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
+def test_beyond_the_limit_the_connection_that_is_idle_longest_is_closed(
     server: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.wait_until_closed()
@@ -557,7 +560,9 @@ def test_beyond_so_many_connections_the_one_that_idles_longest_ends(
 
 
 @pytest.mark.parametrize("requests_before", [0, 2])
-def test_who_only_ends_its_own_side_gets_its_answers(monkeypatch: pytest.MonkeyPatch, requests_before: int) -> None:
+def test_a_client_that_closes_only_its_sending_side_gets_its_answers(
+    monkeypatch: pytest.MonkeyPatch, requests_before: int
+) -> None:
     monkeypatch.setattr(connection_limits, "HALF_CLOSE", SECONDS)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -576,7 +581,7 @@ def test_who_only_ends_its_own_side_gets_its_answers(monkeypatch: pytest.MonkeyP
         running.wait_until_closed()
 
 
-def test_who_ends_the_connection_later_or_in_a_request_has_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_closes_later_or_during_a_request_has_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = threading.Semaphore(0)
 
     async def note(scope: Scope, receive: Receive, send: Send) -> None:
@@ -598,7 +603,7 @@ def test_who_ends_the_connection_later_or_in_a_request_has_hung_up(monkeypatch: 
 
 @pytest.mark.parametrize("cut", [0, 5, 10_000])
 @pytest.mark.parametrize("protocol", ["websocket", "h2c"])
-def test_an_upgrade_is_not_taken_and_the_body_behind_it_is_read(server: Listening, protocol: str, cut: int) -> None:
+def test_an_upgrade_is_ignored_and_the_request_s_body_is_read(server: Listening, protocol: str, cut: int) -> None:
     asking = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": protocol, "HTTP2-Settings": "AAMAAABkAAQ"}
     requests_of = [
         head(Content_Length="4", **asking) + b"body",
@@ -615,7 +620,7 @@ def test_an_upgrade_is_not_taken_and_the_body_behind_it_is_read(server: Listenin
     assert [answer.partition(b"\r\n\r\n")[2] for answer in answers] == [b"4", b"0", b"8", b"refused", b"2"]
 
 
-def test_more_open_files_are_asked_for_and_half_of_them_are_for_connections() -> None:
+def test_the_limit_of_open_files_is_raised_and_half_is_for_connections() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1000));"
         "from serving.http import connections; connections.install();"

@@ -1,4 +1,4 @@
-"""Forms as the standards have them, and those that are none."""
+"""Valid and invalid forms."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ from serving.http.errors import RequestError
 from serving.http.form import read_files
 
 FILE = b"\x89PNG\r\n--\r\n\x1a\n\0 the file\r\n--bytes\r\n\r\n --b\r\n"
-"""Holds what boundaries are made of."""
+"""Content with the characters of a boundary."""
 DISPOSITION = b'Content-Disposition: form-data; name="image"'
 NAMED = DISPOSITION + b'; filename="a.png"\r\n'
 
@@ -76,7 +76,7 @@ def test_a_file_is_read_byte_by_byte(body: bytes) -> None:
         (f"multipart/form-data; boundary={70 * 'x'}", 70 * b"x"),
     ],
 )
-def test_a_boundary_is_read_however_it_is_written(content_type: str, boundary: bytes) -> None:
+def test_a_boundary_is_read_in_every_notation(content_type: str, boundary: bytes) -> None:
     assert read(form(part(), boundary=boundary), content_type) == [FILE]
 
 
@@ -113,7 +113,7 @@ def test_files_keep_their_order_and_empty_ones_are_files() -> None:
         pytest.param(FILE, "without the boundary", id="a file alone"),
     ],
 )  # fmt: skip
-def test_what_is_no_such_form_is_told_what_came(body: bytes, words: str) -> None:
+def test_an_invalid_form_is_refused_with_what_came(body: bytes, words: str) -> None:
     with pytest.raises(RequestError, match=r"^expected one file in the field 'image', got ") as refused:
         read(body)
     assert (refused.value.status, refused.value.code) == (400, "invalid_form")
@@ -132,7 +132,7 @@ def test_what_is_no_such_form_is_told_what_came(body: bytes, words: str) -> None
         "multipart/form-data" + 60_000 * ";" + "boundary=b",
     ],
 )
-def test_a_type_without_a_boundary_is_told_so(content_type: str) -> None:
+def test_a_content_type_without_a_boundary_is_refused(content_type: str) -> None:
     with pytest.raises(RequestError, match=r"^expected one file in the field 'image', got a Content-Type ") as refused:
         read(form(part()), content_type)
     assert refused.value.code == "invalid_form"
@@ -146,7 +146,7 @@ def test_a_type_without_a_boundary_is_told_so(content_type: str) -> None:
     ],
     ids=["file name", "boundary"],
 )
-def test_what_is_given_whole_and_in_pieces_is_read_or_refused_in_words(body: bytes, content_type: str) -> None:
+def test_a_parameter_given_whole_and_in_pieces_is_read_or_refused(body: bytes, content_type: str) -> None:
     """RFC 2231 does not allow it. Python's email package reads it from 3.13 on, and raises before."""
     found: list[bytes] | None = None
     with contextlib.suppress(RequestError):
@@ -163,14 +163,14 @@ def test_what_is_given_whole_and_in_pieces_is_read_or_refused_in_words(body: byt
         ("Content-Transfer-Encoding: Quoted-Printable", "quoted-printable"),
     ],
 )
-def test_a_part_that_is_encoded_is_told_which_encoding_it_names(header: str, encoding: str) -> None:
+def test_an_encoded_part_is_refused_and_its_encoding_named(header: str, encoding: str) -> None:
     with pytest.raises(RequestError, match=f"got {encoding}$") as refused:
         read(form(part(NAMED + header.encode() + b"\r\n")))
     assert (refused.value.status, refused.value.code) == (415, "unsupported_encoding")
 
 
 @given(st.binary(max_size=200), st.binary(max_size=60), st.text(st.characters(codec="latin-1"), max_size=60))
-def test_no_form_raises_anything_else(headers: bytes, content: bytes, parameters: str) -> None:
+def test_any_form_is_read_or_raises_a_request_error(headers: bytes, content: bytes, parameters: str) -> None:
     for body, content_type in (
         (form(part(headers, content)), "multipart/form-data; boundary=b"),
         (form(part(DISPOSITION + b";" + headers + b"\r\n", content)), "multipart/form-data; boundary=b"),

@@ -1,4 +1,4 @@
-"""What is refused over HTTP for its type, encoding, path, method, headers or query, each in the error schema."""
+"""Requests that are refused for their type, encoding, path, method, headers or query, each in the error schema."""
 
 import httpx
 import pytest
@@ -37,7 +37,7 @@ def test_another_content_type_is_refused(client: Client, path: str, media_type: 
         ([("Transfer-Encoding", "gzip, chunked")], "gzip"),
     ],
 )
-def test_a_compressed_body_is_refused_by_name(
+def test_a_compressed_body_is_refused_and_its_encoding_named(
     client: Client, kind: str, headers: list[tuple[str, str]], encoding: str
 ) -> None:
     response = ask_in_kind(client, kind, headers)
@@ -48,12 +48,12 @@ def test_a_compressed_body_is_refused_by_name(
 
 @pytest.mark.parametrize("kind", ["raw", "form", "batch", "protocol"])
 @pytest.mark.parametrize("encoding", ["identity", "Identity", " IDENTITY ", "", "identity, identity"])
-def test_a_body_that_is_said_not_to_be_compressed_is_read(client: Client, kind: str, encoding: str) -> None:
+def test_a_body_with_an_identity_encoding_is_read(client: Client, kind: str, encoding: str) -> None:
     assert ask_in_kind(client, kind, [("Content-Encoding", encoding)]).status_code == 200
 
 
 def ask_in_kind(client: Client, kind: str, headers: list[tuple[str, str]]) -> httpx.Response:
-    """The same picture as each kind of body."""
+    """The same image as each kind of body."""
     if kind == "raw":
         return client.post("/v1/predict", content=png(), headers=headers)
     if kind == "form":
@@ -74,7 +74,7 @@ def ask_in_kind(client: Client, kind: str, headers: list[tuple[str, str]]) -> ht
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "PROPFIND"])
-def test_what_is_not_there_is_said_in_the_error_schema(client: Client, method: str, path: str) -> None:
+def test_an_unknown_path_is_answered_in_the_error_schema(client: Client, method: str, path: str) -> None:
     response = client.raw(method, path)
     if path.startswith("/v2"):
         assert (response.status_code, response.json()["error"][:9]) == (404, "not_found")
@@ -89,7 +89,7 @@ def test_what_is_not_there_is_said_in_the_error_schema(client: Client, method: s
     [("/v1/predict", {"POST"}), ("/v1/model", {"GET", "HEAD"}), ("/", {"GET", "HEAD"}), ("/docs", {"GET", "HEAD"})],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-def test_a_method_that_a_route_does_not_have_is_said_in_the_error_schema(
+def test_a_wrong_method_is_answered_in_the_error_schema(
     client: Client, path: str, allowed: set[str], method: str
 ) -> None:
     response = client.raw(method, path)
@@ -110,7 +110,7 @@ def test_a_method_that_a_route_does_not_have_is_said_in_the_error_schema(
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/docs", "/page/page.js"])
-def test_a_range_that_a_file_does_not_have_is_said_in_the_error_schema(
+def test_an_invalid_range_is_answered_in_the_error_schema(
     client: Client, path: str, header: str, value: str, status: int, code: str
 ) -> None:
     assert_error(client.raw("GET", path, [(header, value)]), status, code, f"GET {path}")
@@ -144,7 +144,7 @@ def test_a_window_out_of_bounds_is_refused(client: Client, number: str) -> None:
     assert_error(response, 400, "invalid_query", "window_center: expected Hounsfield units from")
 
 
-def test_blanks_around_a_header_s_value_are_no_part_of_it(client: Client) -> None:
+def test_blanks_around_a_header_s_value_are_ignored(client: Client) -> None:
     headers = [("X-Request-Timeout", " 5 \t"), ("X-Request-ID", "\tscan-17 "), ("Content-Encoding", " identity ")]
     response = client.raw("GET", "/v1/model", headers)
     assert (response.status_code, response.headers["X-Request-ID"]) == (200, "scan-17")

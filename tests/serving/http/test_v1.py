@@ -55,7 +55,7 @@ def huge_png(side: int = 10_000) -> bytes:
     ],
 )
 @pytest.mark.parametrize("encode", [png, jpeg])
-def test_a_raw_image_is_answered_whatever_it_is_called(client: Client, encode: Any, media_type: str | bytes) -> None:
+def test_a_raw_image_is_answered_with_any_content_type(client: Client, encode: Any, media_type: str | bytes) -> None:
     response = client.post("/v1/predict", content=encode(), headers={"Content-Type": media_type})
     assert response.status_code == 200, response.text
     answer = response.json()
@@ -82,7 +82,7 @@ def test_a_rejected_image_has_a_null_label(client: Client) -> None:
     assert answer["reasons"] == ["out_of_distribution"]
 
 
-def test_a_picture_that_breaks_rules_on_the_input_is_rejected_with_each_in_words(client: Client) -> None:
+def test_an_image_that_breaks_input_rules_is_rejected_with_the_reason_of_each_rule(client: Client) -> None:
     strip = Image.merge("RGB", [Image.fromarray(tiny_picture(0)[:, :, 0]).resize((200, 20))] * 3)
     strip.paste((255, 0, 0), (0, 0, 100, 20))
     buffer = BytesIO()
@@ -191,7 +191,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tu
     assert sent <= 2 * LIMIT
 
 
-def test_a_batch_has_one_outcome_an_image_in_order(client: Client) -> None:
+def test_a_batch_has_one_outcome_per_image_in_order(client: Client) -> None:
     response = client.post("/v1/predict/batch", files=files("images", png(2), b"text", png(0)))
     assert response.status_code == 200
     first, second, third = response.json()["outcomes"]
@@ -231,7 +231,7 @@ def test_the_model_is_described(client: Client, model: tuple[GatedEngine, ModelC
     assert (rules, warnings, tag) == ({rule.name: rule.words for rule in RULES}, WARNINGS, TAG)
 
 
-def test_documents_are_rendered_once_and_not_sent_to_who_has_them(
+def test_documents_are_rendered_once_and_not_sent_again_to_clients_that_have_them(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = {path: client.get(path) for path in ("/v1/model", "/docs.json", "/v2/models/chestct")}
@@ -244,7 +244,7 @@ def test_documents_are_rendered_once_and_not_sent_to_who_has_them(
         assert (unchanged.status_code, unchanged.content) == (304, b"")
 
 
-def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[GatedEngine, ModelCard]) -> None:
+def test_the_counted_memory_of_a_body_is_what_it_takes(model: tuple[GatedEngine, ModelCard]) -> None:
     class Watched(MemoryBudget):
         most = 0
 
@@ -275,7 +275,7 @@ def test_what_a_body_takes_in_memory_is_what_is_counted(model: tuple[GatedEngine
         assert counted == REQUEST_BYTES + math.ceil(factor * length)
 
 
-def test_until_the_model_is_ready_it_is_not_asked() -> None:
+def test_requests_before_the_model_is_ready_get_503() -> None:
     with asyncio.Runner() as runner:
         client = Client(create_app(SETTINGS), runner.get_loop())
         for response in (client.get("/v1/model"), client.post("/v1/predict", files=files("image", png()))):
@@ -284,7 +284,7 @@ def test_until_the_model_is_ready_it_is_not_asked() -> None:
         assert client.get("/").status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_back(model: tuple[GatedEngine, ModelCard]) -> None:
+def test_a_full_queue_answers_429_with_retry_after(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> list[httpx.Response]:
         async with running(model) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
@@ -329,12 +329,12 @@ def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[GatedEngine,
         ("inf", "invalid_timeout"),
     ],
 )
-def test_a_deadline_in_the_past_and_one_that_is_none_are_refused(client: Client, timeout: str, code: str) -> None:
+def test_passed_and_invalid_deadlines_are_refused(client: Client, timeout: str, code: str) -> None:
     response = client.post("/v1/predict", files=files("image", png()), headers={"X-Request-Timeout": timeout})
     assert_error(response, 400, code, "expected seconds above 0")
 
 
-def test_a_request_s_own_deadline_frees_its_place(model: tuple[GatedEngine, ModelCard]) -> None:
+def test_a_request_frees_its_place_in_the_queue_at_its_deadline(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> tuple[list[httpx.Response], int]:
         async with running(model) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
@@ -361,7 +361,7 @@ def test_a_request_s_own_deadline_frees_its_place(model: tuple[GatedEngine, Mode
     assert images == 4
 
 
-def test_a_failure_inside_keeps_its_secrets_and_is_logged(
+def test_an_internal_failure_is_logged_and_tells_the_client_nothing(
     client: Client, model: tuple[GatedEngine, ModelCard], caplog: pytest.LogCaptureFixture
 ) -> None:
     model[0].fails = True
@@ -423,7 +423,7 @@ def test_every_answer_carries_the_security_headers(client: Client) -> None:
         assert response.headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_the_page_and_its_files_are_served_and_nothing_beside_them(client: Client) -> None:
+def test_the_page_and_its_files_are_served_and_no_other_files(client: Client) -> None:
     index = client.get("/")
     assert index.headers["Content-Type"].startswith("text/html")
     assert "Not a medical device" in index.text
@@ -432,7 +432,7 @@ def test_the_page_and_its_files_are_served_and_nothing_beside_them(client: Clien
         assert client.get(path).status_code == 404
 
 
-def test_metrics_tell_routes_and_not_paths_apart(client: Client, model: tuple[GatedEngine, ModelCard]) -> None:
+def test_metrics_are_labelled_by_route_not_by_path(client: Client, model: tuple[GatedEngine, ModelCard]) -> None:
     client.post("/v1/predict", files=files("image", png()))
     for index in range(20):
         client.get(f"/v1/scan-{index}")

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: what comes and goes, byte by byte, before the tiny model."""
+"""The Open Inference Protocol over HTTP with the tiny model: requests and answers byte by byte."""
 
 import asyncio
 import base64
@@ -86,7 +86,7 @@ def binary_image(size: float, count: int = 1) -> dict[str, Any]:
 
 
 def outputs(response: httpx.Response) -> dict[str, Any]:
-    """The values of each output, whichever way they came."""
+    """The values of each output, from JSON or binary data."""
     assert response.status_code == 200, response.text
     length = int(response.headers.get(JSON_LENGTH, len(response.content)))
     rest = response.content[length:]
@@ -120,7 +120,7 @@ def test_the_server_says_what_it_is(client: Client) -> None:
 
 
 @pytest.mark.parametrize("model", ["/v2/models/chestct", "/v2/models/chestct/versions/abc"])
-def test_a_model_is_described_ready_and_asked_by_name_and_by_version(client: Client, model: str) -> None:
+def test_a_model_is_found_by_name_and_by_version(client: Client, model: str) -> None:
     about = client.get(model).json()
     assert (about["name"], about["versions"], about["platform"]) == ("chestct", ["abc"], "onnx_onnxv1")
     assert about["inputs"][0] == {"name": "image", "datatype": "BYTES", "shape": [-1]}
@@ -141,15 +141,15 @@ def test_another_model_or_version_is_not_found(client: Client, model: str) -> No
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2/models", "/v2/models/chestct/config"])
-def test_what_is_not_there_is_said_in_the_protocol_s_form(client: Client, path: str) -> None:
+def test_an_unknown_path_is_answered_in_the_protocol_s_error_form(client: Client, path: str) -> None:
     assert_error(client.get(path), 404, "not_found: ")
 
 
-def test_a_wrong_method_is_said_in_the_protocol_s_form(client: Client) -> None:
+def test_a_wrong_method_is_answered_in_the_protocol_s_error_form(client: Client) -> None:
     assert_error(client.get(INFER), 405, "method_not_allowed: ", "POST")
 
 
-def test_nothing_but_live_before_the_model_is_warm(runner: asyncio.Runner) -> None:
+def test_only_the_liveness_probe_succeeds_before_the_model_is_warm(runner: asyncio.Runner) -> None:
     client = Client(runner, None)
     assert client.get("/v2/health/live").status_code == 200
     model = "/v2/models/chestct"
@@ -185,7 +185,7 @@ def test_pixels_may_be_flat_nested_or_binary(client: Client) -> None:
     assert others == [first, first]
 
 
-def test_only_requested_outputs_come_each_in_its_form(client: Client) -> None:
+def test_only_requested_outputs_are_answered_each_in_its_form(client: Client) -> None:
     wanted = [
         {"name": "label", "parameters": {"binary_data": False}},
         {"name": "probabilities"},
@@ -284,7 +284,7 @@ PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, 32, 32, 1]}
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_request_is_told_what_was_expected(client: Client, message: Any, words: str) -> None:
+def test_an_invalid_request_is_answered_with_what_was_expected(client: Client, message: Any, words: str) -> None:
     assert_error(client.post(json=message), 400, "invalid_request: ", words)
 
 
@@ -296,14 +296,14 @@ def test_a_wrong_request_is_told_what_was_expected(client: Client, message: Any,
         pytest.param({"inputs": [image(png())], "outputs": [{}] * 1000}, id="outputs"),
     ],
 )
-def test_of_a_list_of_wrong_elements_the_first_is_named_and_no_other(client: Client, message: Any) -> None:
+def test_only_the_first_invalid_element_of_a_list_is_reported(client: Client, message: Any) -> None:
     answer = client.post(json=message)
     assert_error(answer, 400, "invalid_request: ")
     assert len(answer.text) < 200
     assert ".1." not in answer.text
 
 
-def test_an_error_that_quotes_what_came_is_short(client: Client) -> None:
+def test_an_error_that_quotes_the_request_is_short(client: Client) -> None:
     assert len(client.post(json={"inputs": [image(png(), name="x" * 20_000)]}).text) < 1100
 
 
@@ -313,7 +313,7 @@ def test_a_wrong_length_of_the_json_is_refused(client: Client, length: str) -> N
     assert_error(client.post(content=b"{}", headers=headers), 400, f"invalid_request: {JSON_LENGTH}")
 
 
-def test_bytes_that_belong_to_no_input_are_refused(client: Client) -> None:
+def test_bytes_after_the_last_input_are_refused(client: Client) -> None:
     raw = pack_bytes([png()])
     response = client.binary({"inputs": [binary_image(len(raw))]}, raw, b"more")
     assert_error(response, 400, "invalid_request: ", "got 4")
@@ -335,11 +335,11 @@ def test_bytes_that_belong_to_no_input_are_refused(client: Client) -> None:
         pytest.param(b'\xef\xbb\xbf{"inputs": []}', id="byte order mark"),
     ],
 )
-def test_a_body_that_is_no_json_is_refused(client: Client, content: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(client: Client, content: bytes) -> None:
     assert_error(client.post(content=content), 400, "invalid_request: body: ")
 
 
-def test_parameters_that_nobody_knows_are_ignored(client: Client) -> None:
+def test_unknown_parameters_are_ignored(client: Client) -> None:
     message = {"inputs": [image(png(2), parameters={"content_type": "base64"})], "parameters": {"priority": 1}}
     assert outputs(client.post(json=message))["label"] == ["normal"]
 
@@ -349,14 +349,14 @@ def test_a_body_over_the_limit_and_a_compressed_one_are_refused(client: Client) 
     assert_error(client.post(content=b"x", headers={"Content-Encoding": "gzip"}), 415, "unsupported_encoding: ")
 
 
-def test_a_full_queue_says_when_to_come_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_answers_429_with_retry_after(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client.classifier._batcher, "_queue_size", 0)
     response = client.post(json={"inputs": [image(png())]})
     assert_error(response, 429, "overloaded: ")
     assert int(response.headers["Retry-After"]) >= 1
 
 
-def test_metrics_tell_templates_and_not_paths_apart(client: Client) -> None:
+def test_metrics_are_labelled_by_template_not_by_path(client: Client) -> None:
     client.get("/v2/models/somebody-s/ready")
     client.get("/v2/made-up")
     text = client.get("/metrics").text
@@ -373,13 +373,13 @@ def test_metrics_tell_templates_and_not_paths_apart(client: Client) -> None:
         pytest.param(b"{" + b'"":0,' * 10_001, id="keys"),
     ],
 )
-def test_json_of_more_values_than_are_parsed_in_a_moment_is_refused(content: bytes) -> None:
+def test_json_with_too_many_values_is_refused(content: bytes) -> None:
     with pytest.raises(RequestError, match="send pixels as binary tensor data") as refused:
         check_json(content, len(content))
     assert (refused.value.status, refused.value.code) == (413, "json_too_large")
 
 
-def test_what_follows_the_json_is_not_counted_as_json(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binary_data_after_the_json_is_not_counted_as_json(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(body.MAX_JSON, b",", 100)
     picture = np.full_like(tiny_picture(1), ord(","))
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, *picture.shape]}
@@ -390,7 +390,7 @@ def test_what_follows_the_json_is_not_counted_as_json(client: Client, monkeypatc
 
 
 @pytest.mark.parametrize("wide", ["\\ud83d\\ude00", "\N{GRINNING FACE}", "\N{LATIN SMALL LETTER U WITH DIAERESIS}"])
-def test_large_json_of_characters_that_take_several_bytes_each_is_refused(wide: str) -> None:
+def test_large_json_with_wide_characters_is_refused(wide: str) -> None:
     text = f'["{wide}"'.encode()
     check_json(text.ljust(1_000_000), 1_000_000)
     large = text.ljust(1_000_001)
@@ -400,6 +400,6 @@ def test_large_json_of_characters_that_take_several_bytes_each_is_refused(wide: 
     assert (refused.value.status, refused.value.code) == (413, "json_too_large")
 
 
-def test_four_pictures_of_256_pixels_a_side_are_let_pass_as_json() -> None:
+def test_four_images_of_256_pixels_a_side_pass_as_json() -> None:
     data = json.dumps(np.zeros((4, 256, 256, 1), np.uint8).tolist()).encode()
     check_json(data, len(data))

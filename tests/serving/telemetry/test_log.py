@@ -1,4 +1,4 @@
-"""The log: what of a record is shown, and that no line waits for who reads it."""
+"""The log: what it shows of an entry, and that no line waits for a reader."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ SECRET = "what was sent"
 
 
 class Kept(logging.Handler):
-    """Formats each record where it is made, as a handler of the service does."""
+    """Formats each entry where it is created, as the service's handler does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def logger(name: str, handler: logging.Handler) -> Iterator[logging.Logger]:
         found.propagate = True
 
 
-def test_of_another_library_s_line_only_what_its_code_spells_out_is_shown() -> None:
+def test_lines_of_other_libraries_show_only_text_from_their_code() -> None:
     kept = Kept()
     with logger("other", kept) as log:
         log.warning("Invalid request.")
@@ -59,13 +59,13 @@ def test_of_another_library_s_line_only_what_its_code_spells_out_is_shown() -> N
     assert (spelled["message"], spelled["level"], spelled["logger"]) == ("Invalid request.", "WARNING", "other")
     assert template["message"] == "expected %s"
     assert "message" not in made_up
-    here = "test_of_another_library_s_line_only_what_its_code_spells_out_is_shown"
+    here = "test_lines_of_other_libraries_show_only_text_from_their_code"
     assert made_up["at"].startswith("tests/serving/telemetry/test_log.py:")
     assert made_up["at"].endswith(here)
     assert SECRET not in "".join(kept.lines)
 
 
-def test_of_our_own_line_the_words_are_shown_and_whose_request_it_was() -> None:
+def test_our_own_lines_show_the_message_and_the_request_id() -> None:
     kept = Kept()
     with logger("serving.made_up", kept) as log:
         log.warning("read %d keys", 3, extra={"request_id": "r-1"})
@@ -83,7 +83,7 @@ def fail(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 200])
-def test_an_exception_is_its_type_its_place_and_its_cause_in_one_line_that_a_pipe_takes_whole(depth: int) -> None:
+def test_an_exception_is_one_short_line_with_type_place_and_cause(depth: int) -> None:
     kept = Kept()
     with logger("serving.made_up", kept) as log:
         try:
@@ -101,8 +101,8 @@ def test_an_exception_is_its_type_its_place_and_its_cause_in_one_line_that_a_pip
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_full_pipe_drops_lines_counts_them_and_says_how_many_once_it_flows(waits: bool) -> None:
-    """Also one that could not be given a description of its own, in which writes wait."""
+def test_a_full_pipe_drops_lines_and_reports_their_number_later(waits: bool) -> None:
+    """This includes a pipe that could not be opened again, whose writes block."""
     reading, writing = os.pipe()
     os.set_blocking(writing, waits)
     before = metrics.LOG_LINES_DROPPED._value.get()
@@ -142,7 +142,7 @@ except BlockingIOError:
 """
 
 
-def test_neither_an_unread_output_nor_an_unread_error_output_holds_up_a_process() -> None:
+def test_unread_output_does_not_block_a_process() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS_UP_NOBODY], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -153,7 +153,7 @@ def test_neither_an_unread_output_nor_an_unread_error_output_holds_up_a_process(
 
 
 def ask_for_nothing(url: str, count: int) -> None:
-    """So many requests, some at a time, each of which leaves a line as long as one can be; they must be answered."""
+    """Send requests that each leave a line of the greatest length, some at a time. All must be answered."""
     request = f"GET /nothing HTTP/1.1\r\nHost: x\r\nX-Request-ID: {'0' * 128}\r\n\r\n".encode()
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=300) as connection:
@@ -177,7 +177,7 @@ def dropped(url: str) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a pipe's size, as Linux can")
-def test_a_service_whose_log_nobody_reads_answers_on_and_replaces_a_worker(tmp_path: Path) -> None:
+def test_a_service_with_an_unread_log_still_answers_and_replaces_a_worker(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     tag = import_tiny_model(home)
     log = home.with_name(f"{home.name}-..log")  # where `serve` puts it
@@ -192,7 +192,7 @@ def test_a_service_whose_log_nobody_reads_answers_on_and_replaces_a_worker(tmp_p
         return [json.loads(line) for line in b"".join(parts).splitlines() if line.startswith(b"{")]
 
     def fill(url: str) -> int:
-        """Ask until lines are dropped; how often."""
+        """Send requests until lines are dropped; returns their number."""
         fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 64 * 1024)  # it was made larger
         before = dropped(url)
         for asked in range(100, 2000, 100):

@@ -75,7 +75,7 @@ def test_a_request_over_http_is_a_span_below_the_client_s_by_the_conventions(spa
     assert 0 < span.end_time - span.start_time < 60e9
 
 
-def test_a_method_and_a_path_that_are_unknown_are_not_names(spans: InMemorySpanExporter) -> None:
+def test_unknown_methods_and_paths_are_not_span_names(spans: InMemorySpanExporter) -> None:
     ask(HTTPStatus.NOT_FOUND, SAMPLED, "MADEUP", UNKNOWN_ROUTE)
     ask(HTTPStatus.NOT_FOUND, SAMPLED, "GET", UNKNOWN_ROUTE)
     made_up, unknown = spans.get_finished_spans()
@@ -98,7 +98,7 @@ def test_a_method_and_a_path_that_are_unknown_are_not_names(spans: InMemorySpanE
         ("grpc", "NOT_FOUND", "unknown_model", False),
     ],
 )
-def test_a_failure_of_the_service_alone_is_an_error(
+def test_only_failures_of_the_service_are_error_spans(
     spans: InMemorySpanExporter, protocol: str, code: str, outcome: str, failed: bool
 ) -> None:
     RequestRecord("mine", route="/a/B", outcome=outcome).finish(protocol, code, SAMPLED)
@@ -115,7 +115,7 @@ def test_each_grpc_status_has_its_number(spans: InMemorySpanExporter) -> None:
 
 
 @pytest.mark.parametrize("carrier", [{}, NOT_SAMPLED, {"traceparent": "nonsense"}])
-def test_what_is_not_sampled_leaves_no_span(spans: InMemorySpanExporter, carrier: dict[str, str]) -> None:
+def test_a_request_that_is_not_sampled_leaves_no_span(spans: InMemorySpanExporter, carrier: dict[str, str]) -> None:
     RequestRecord("mine", route="/v1/predict").finish("http", "200", carrier)
     assert spans.get_finished_spans() == ()
 
