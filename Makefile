@@ -44,34 +44,34 @@ experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost d
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
 
-serve: $(serving) ## answer on PORT (HTTP, page) and GRPC_PORT with the newest real model, else the released one
+serve: $(serving) ## serve the newest model of real images, or else the released one, on PORT (HTTP, page) and GRPC_PORT
 	@python -m serving.release
 	@CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
-demo: $(training) ## train on phantoms in a clone of its own (a minute or two), then serve that model
+demo: $(training) ## train on phantoms in a separate clone (a minute or two), then serve that model
 	@test -d .demo || git clone -q . .demo
 	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(experiment) $(PHANTOMS:%=-S %)
 	@stored=$$(cd .demo && python -m pipeline.store) && \
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 # The tests of a file stay in one process, which makes what they share once.
-test: $(development) ## every test but those of the two commands below, in six minutes or less on two idle cores
+test: $(development) ## run the tests but those of the next two commands, in six minutes or less on two idle cores
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
-test-page: $(development) ## the page in Chromium: axe, fifty pictures at once, speed, a server that dies
+test-page: $(development) ## test the page in Chromium: accessibility, fifty pictures at once, speed, a server that dies
 	@python -m pytest -m page tests/serving
 
-test-long: $(development) ## each backbone trained and exported, a sweep killed and resumed, an MLflow server, overload and drain
+test-long: $(development) ## run the long tests: every backbone, an interrupted sweep, an MLflow server, overload and drain
 	@python -m pytest -m long
 
-clients: $(development) .venv-clients/.clients ## ask a server of its own with tritonclient and the KServe SDK
+clients: $(development) .venv-clients/.clients ## ask a test server with tritonclient and the KServe SDK
 	@python -m tests.clients
 
-train: $(training) ## run the pipeline, then store; DATA=folder takes images in Kaggle's layout from there
+train: $(training) ## run the pipeline, then store the model; DATA=folder takes images from there, in Kaggle's layout
 	$(if $(value DATA),$(experiment) -S data.source=local -S "$$(python -m pipeline.override data.path $(call quote,$(value DATA)))",dvc repro)
 	@python -m pipeline.store
 
-sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; stopped or killed, it goes on
+sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; it resumes after a stop
 	dvc repro base_model
 	@python -m pipeline.sweep
 
@@ -94,26 +94,26 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 	  --label chestct.model.sha256=$$(sha256sum < "$$graph" | cut -c1-64) $(CONTAINER_OPTIONS) .
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
 
-test-image: $(development) ## run IMAGE as the pod does and ask it; needs docker or podman
+test-image: $(development) ## run IMAGE as a pod does and ask it; needs docker or podman
 	@IMAGE=$(image) BUILDER=$(builder) python -m pytest -s tests/container
 
-load: $(development) ## load a server of its own by SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it; PASS or FAIL
+load: $(development) ## put a test server under the load of SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it
 	@python -m serving.release && python -m load_tests.run --scenario=$(call quote,$(value SCENARIO)) \
 	  $(if $(value USERS),--users=$(call quote,$(value USERS))) $(if $(value SECONDS),--seconds=$(call quote,$(value SECONDS)))
 
-overload: $(development) ## three times the load that a server of its own can bear, for a minute; PASS or FAIL
+overload: $(development) ## send a test server three times the load that it can bear, for a minute
 	@python -m serving.release && python -m load_tests.overload
 
-drain: $(development) ## stop a server of its own under load, ten times; PASS where no request is lost
+drain: $(development) ## stop a test server under load, ten times; fails if a request is lost
 	@python -m serving.release && python -m load_tests.drain
 
-hold: $(development) ## bad input, slow clients and faults against a server of its own, in 45 minutes; PASS or FAIL; writes docs/reference/reliability.md
+hold: $(development) ## send a test server bad input, slow clients and faults, in 45 minutes; writes docs/reference/reliability.md
 	@python -m serving.release && python -m load_tests.promises
 
-bench: $(development) ## beside the bare loop and other people's servers, in 20 minutes; writes docs/reference/benchmarks.md; needs wrk
+bench: $(development) ## compare with the bare loop and other servers, in 20 minutes; writes docs/reference/benchmarks.md; needs wrk
 	@python -m serving.release && python -m benchmarks.bench
 
-tune: $(development) ## look for the settings that do most within P99 (milliseconds), in ten minutes: build/tune/settings.env
+tune: $(development) ## find the settings that answer most within P99 (milliseconds), in ten minutes: build/tune/settings.env
 	@python -m serving.release && python -m benchmarks.tune --p99=$(call quote,$(value P99))
 
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain language, workflows, Kubernetes manifests
@@ -134,7 +134,7 @@ docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link
 mlflow: $(training) ## browse the runs on http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-notebooks: $(development) ## open notebooks/ in JupyterLab, fetched for this and kept out of .venv
+notebooks: $(development) ## open notebooks/ in JupyterLab, which is fetched for this and kept out of .venv
 	uv run --no-project --with jupyterlab jupyter lab notebooks
 
 lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=--upgrade takes newer ones
