@@ -7,7 +7,7 @@ import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from tests.server import Server, import_tiny_model, serve
+from tests.server import Server, environment, import_tiny_model, serve
 
 SLOWEST = (
     "test_end_to_end.py", "test_dvc.py", "test_backbones.py", "test_page.py", "test_store.py", "test_report.py",
@@ -41,3 +41,12 @@ def model_store(tmp_path: Path) -> Iterator[Path]:
     BentoMLContainer.model_store.set(ModelStore(folder))
     yield folder
     BentoMLContainer.model_store.reset()
+
+
+@pytest.fixture
+def tiny_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model store of this test's commands holds the tiny model alone."""
+    home = tmp_path / "bentoml"
+    import_tiny_model(home)
+    for name, value in environment(home).items():
+        monkeypatch.setenv(name, value)
