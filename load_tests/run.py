@@ -1,7 +1,7 @@
 """`python -m load_tests.run`: loads the service with a Locust scenario. PASS or FAIL by slo.yaml.
 
 Without --host it serves the newest model of the store on free ports, and stops that server at the end.
-load_tests/shapes.py defines the scenarios. build/load/SCENARIO/report.md has the figures and a picture.
+load_tests/shapes.py defines the scenarios. build/load/SCENARIO/report.html has the figures and curves.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from load_tests.server import OUTPUT, ROOT, Server, serve
 from load_tests.verdict import LoadError, command, conclude
 
 HERE: Final = Path(__file__).parent
+REPORT: Final = "report.html"
 MORE_SECONDS: Final = 120
 """Time for Locust to start and to receive its last answers."""
 
@@ -27,13 +28,13 @@ async def run_locust(
 ) -> list[float]:
     """Load the service with the scenario that the folder is named for. Locust prints its table.
 
-    Leaves Locust's CSV files in the folder. Returns the bytes that `server` has written, a value a second, or an empty
-    list without a server. Raises LoadError if Locust fails or does not end in time.
+    Leaves Locust's CSV files and REPORT in the folder. Returns the bytes that `server` has written, a value a second,
+    or an empty list without a server. Raises LoadError if Locust fails or does not end in time.
     """
     command = ["-m", "locust", "--locustfile", str(HERE / "locustfile.py"), "--host", http]
     command += ["--headless", "--only-summary", "--loglevel", "WARNING", "--users", str(users)]
     command += ["--run-time", f"{seconds}s", "--stop-timeout", "10"]
-    command += ["--csv", str(folder / check.CSV), "--csv-full-history"]
+    command += ["--csv", str(folder / check.CSV), "--html", str(folder / REPORT)]
     command += ["--exit-code-on-error", "0"]  # the bounds of slo.yaml decide
     environment = {**os.environ, "LOAD_GRPC": grpc, "LOAD_SCENARIO": folder.name, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, env=environment)
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     objectives = check.read_objectives(options.slo, options.scenario)
     if options.host and objectives.max_memory_growth is not None:
         raise LoadError(f"{options.scenario} holds the memory of a server of its own to a bound; expected no --host")
+    print(f"{options.scenario}, {users} users, {seconds} s: {scenario.words}", flush=True)
     folder = OUTPUT / options.scenario
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.ExitStack() as stack:
@@ -73,11 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         http, grpc = (server.url, server.grpc) if server else (options.host, options.grpc)
         memory = traffic.run(run_locust(folder, http, grpc, users, seconds, server))
     misses = check.judge(check.read_rows(folder), memory, objectives)
-    heading = f"Load test {options.scenario}, {users} users, {seconds} s"
-    report = check.write_report(folder, heading, scenario.words, objectives, memory, misses)
-    code = conclude(misses, f"PASS  every bound of {options.slo.name} held")
-    print(f"{report} has the figures and a picture")
-    return code
+    if memory:
+        before, after = check.thirds(check.warm(memory))
+        print(f"memory of the warm server: {before:.0f} MB in the first third of the time, {after:.0f} MB in the last")
+    print(f"{folder / REPORT} has the figures and curves")
+    return conclude(misses, f"PASS  every bound of {options.slo.name} held")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ LEAST_SECONDS: Final = 3
 
 class Scenario(NamedTuple):
     words: str
-    """Description for the report."""
+    """Description for the terminal."""
     share: Callable[[float], float]
     """Maps a moment of the run, 0 to less than 1, to the share of the users, 0 to 1."""
     users: int

@@ -1,8 +1,7 @@
-"""The verdict on a load test and its report, from Locust's CSV files."""
+"""The verdict on a load test, from Locust's CSV files."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from load_tests import check, shapes
@@ -12,7 +11,7 @@ from load_tests.verdict import LoadError
 HTTP, OIP = "/v1/predict", "/v2/models/chestct/infer"
 BOUND = check.Bound(max_error_rate=0, max_p95_ms=300, max_p99_ms=500, min_requests_per_second=5)
 RARE = BOUND.model_copy(update={"min_requests_per_second": 0})
-GOOD = check.Row(requests=100, failures=0, rate=20, p50=20, p95=60, p99=80)
+GOOD = check.Row(requests=100, failures=0, rate=20, p95=60, p99=80)
 MB = 2**20
 
 STATISTICS = """\
@@ -22,25 +21,12 @@ POST,/v2/models/chestct/infer,20,2,4.0,10,40,50
 GET,/v2/models/chestct,0,0,0.0,N/A,N/A,N/A
 ,Aggregated,100,2,20.0,20,60,80
 """
-HISTORY = """\
-Timestamp,User Count,Type,Name,50%,95%,99%,Total Request Count,Total Failure Count
-1000,0,,Aggregated,N/A,N/A,N/A,0,0
-1001,4,POST,/v1/predict,20,60,80,20,0
-1001,4,,Aggregated,20,60,80,25,0
-1002,8,,Aggregated,30,70,90,50,2
-1002,8,,Aggregated,30,70,90,55,2
-1004,8,,Aggregated,0,0,0,100,2
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What Locust left."""
+    """Locust's statistics."""
     (tmp_path / "locust_stats.csv").write_text(STATISTICS)
-    (tmp_path / "locust_stats_history.csv").write_text(HISTORY)
-    (tmp_path / "locust_failures.csv").write_text(
-        f"Method,Name,Error,Occurrences\nPOST,{OIP},WrongAnswer('expected the status 200; got 500'),2\n"
-    )
     return tmp_path
 
 
@@ -50,18 +36,9 @@ def objectives(*, growth: float | None = None, **rows: check.Bound) -> check.Obj
 
 def test_rows_are_read_without_the_sum_and_without_those_that_nobody_asked_for(folder: Path) -> None:
     assert check.read_rows(folder) == {
-        HTTP: check.Row(requests=80, failures=0, rate=16, p50=20, p95=60, p99=80),
-        OIP: check.Row(requests=20, failures=2, rate=4, p50=10, p95=40, p99=50),
+        HTTP: check.Row(requests=80, failures=0, rate=16, p95=60, p99=80),
+        OIP: check.Row(requests=20, failures=2, rate=4, p95=40, p99=50),
     }
-
-
-def test_the_history_is_all_requests_second_by_second_and_has_gaps_where_none_was_answered(folder: Path) -> None:
-    history = check.read_history(folder)
-    assert history.seconds.tolist() == [0, 1, 3]
-    assert history.users.tolist() == [4, 8, 8]
-    assert history.answered.tolist() == [25, 55, 100]
-    assert history.failed.tolist() == [0, 2, 2]
-    np.testing.assert_array_equal(history.percentiles["p95"], [60, 70, np.nan])
 
 
 def test_a_load_test_that_left_nothing_has_no_verdict(tmp_path: Path) -> None:
@@ -105,30 +82,6 @@ def test_memory_that_is_warm_may_grow_as_far_as_the_bound_and_no_further() -> No
 def test_a_bound_on_memory_that_was_not_measured_gives_no_verdict() -> None:
     with pytest.raises(LoadError, match="memory was not measured"):
         check.judge({HTTP: GOOD}, [], objectives(growth=1.1))
-
-
-def test_the_report_has_verdict_figures_bounds_errors_and_a_picture(folder: Path) -> None:
-    bounds = objectives(growth=1.1, **{OIP: RARE})
-    memory = [100.0 * MB, 101.0 * MB, 102.0 * MB]
-    misses = check.judge(check.read_rows(folder), memory, bounds)
-    report = check.write_report(folder, "Load test of a test", "Words.", bounds, memory, misses)
-    text = report.read_text()
-    assert text.startswith("# Load test of a test: FAIL\n\nWords.\n")
-    assert f"- FAIL: {OIP}: error rate 0.1000, expected at most 0\n" in text
-    assert f"| `{HTTP}` | 80 | 0 (0) | 16.0 (5) | 20 | 60 (300) | 80 (500) |\n" in text
-    assert "101 MB in the first third of the rest, 102 MB in the last (1.1 times as much at most)" in text
-    assert "| `WrongAnswer('expected the status 200; got 500')` | 2 |\n" in text
-    assert f"]({check.PICTURE})" in text
-    assert (folder / check.PICTURE).read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_report_without_memory_and_misses_says_neither(folder: Path) -> None:
-    bounds = objectives(**{OIP: RARE.model_copy(update={"max_error_rate": 0.2})})
-    text = check.write_report(folder, "Load test", "Words.", bounds, [], []).read_text()
-    assert text.startswith("# Load test: PASS\n")
-    assert "2 (0.2 of them)" in text
-    assert "server's memory" not in text
-    assert "FAIL" not in text
 
 
 def test_each_scenario_has_bounds_for_the_same_rows_and_soak_alone_for_memory() -> None:
