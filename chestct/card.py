@@ -24,6 +24,18 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class JsonFile(Frozen):
+    """A document that is a JSON file."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a document. Raises OSError and pydantic's ValidationError."""
+        return cls.model_validate_json(path.read_bytes())
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
 class InputSpec(Frozen):
     """Input `pixels` of the graph: uint8 [N, height, width, channels], grey levels 0 to 255."""
 
@@ -222,7 +234,7 @@ class Lineage(Frozen):
     """ISO 8601, UTC."""
 
 
-class ModelCard(Frozen):
+class ModelCard(JsonFile):
     """The content of `card.json`, which is stored beside `model.onnx`."""
 
     name: Literal["chestct"] = "chestct"
@@ -278,11 +290,3 @@ class ModelCard(Frozen):
     def synthetic(self) -> bool:
         """Whether the model was trained on drawn phantoms instead of CT slices."""
         return self.lineage.data_source == "synthetic"
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a card. Raises OSError and pydantic's ValidationError."""
-        return cls.model_validate_json(path.read_bytes())
-
-    def write(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -69,7 +69,7 @@ def evaluate(params: Params) -> None:
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     write_key_figures("out_of_fold", evaluation.key_figures())
     paths.OTHER_PICTURES.write_bytes(TypeAdapter(dict[str, OtherPictures]).dump_json(card.others, indent=1) + b"\n")
-    paths.OUT_OF_FOLD_CARD.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    card.write(paths.OUT_OF_FOLD_CARD)
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)
 

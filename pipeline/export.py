@@ -112,7 +112,7 @@ def _card(
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
     synthetic = manifest["source"] == "synthetic"
     size = params.prepare.image_size
-    found = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())
+    found = OutOfFold.read(paths.OUT_OF_FOLD_CARD)
     return ModelCard(
         classes=CLASSES,
         normal=NORMAL,

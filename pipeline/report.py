@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chestct.card import Estimate, Frozen, Lineage, Metrics, ModelCard
+from chestct.card import Estimate, JsonFile, Lineage, Metrics, ModelCard
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
@@ -28,7 +28,7 @@ from pipeline.judging.calibration import answer
 from pipeline.judging.metrics import Evaluation, write_key_figures
 
 
-class Reported(Frozen):
+class Reported(JsonFile):
     """TEST_METRICS."""
 
     model_sha256: str
@@ -79,8 +79,7 @@ def report(params: Params) -> None:
             f"{words}: {len(answers.accepted)} images, macro F1 {macro_f1.value:.3f} "
             f"({macro_f1.low:.3f} to {macro_f1.high:.3f}), accuracy {evaluation.figures['accuracy'].value:.3f}"
         )
-    reported = Reported(model_sha256=digest, metrics=metrics)
-    paths.TEST_METRICS.write_text(reported.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    Reported(model_sha256=digest, metrics=metrics).write(paths.TEST_METRICS)
 
     _record(card.lineage.run_id, graph, figures)
     tracking.log_model(card.lineage.run_id, graph, pixels[:1], engine.infer(pixels[:1])._asdict())

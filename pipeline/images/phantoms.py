@@ -1,7 +1,7 @@
-"""Drawn chest-CT slices with class-dependent lesions, so that the whole pipeline runs without any patient's image.
+"""Draws phantoms: chest-CT slices with a lesion for each class. The pipeline can run on them without patients' images.
 
-Only the lesion depends on the class. Habitus, slice level, contrast medium, window, noise, crop and file geometry are
-drawn before it and in the same way for all, so nothing but the lesion tells the class.
+Only the lesion depends on the class. Habitus, slice level, contrast medium, window, noise, crop and file size are drawn
+at random in the same way for every class.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ from pipeline.images.classes import CLASSES
 Plane = NDArray[np.float32]
 
 CANVAS: Final = 256
-"""Side of the square on which a slice is drawn, in pixels; a unit of the coordinates below is half of it."""
+"""Side of the square on which a slice is drawn, in pixels. Coordinates run from -1 to 1 across it."""
 
 _Y, _X = (axis.astype(np.float32) for axis in np.mgrid[-1 : 1 : CANVAS * 1j, -1 : 1 : CANVAS * 1j])
 
 AIR, LUNG, FAT, MUSCLE, BONE = -1000.0, -850.0, -100.0, 50.0, 500.0
-"""Hounsfield units."""
+"""Densities in Hounsfield units."""
 
 
 class Lung(NamedTuple):
-    """Centre and half axes; `outward` is the sign of x that points to the chest wall."""
+    """Centre and half axes of a lung. `outward` is the sign of the x direction to the chest wall."""
 
     x: float
     y: float
@@ -38,15 +38,12 @@ class Lung(NamedTuple):
     outward: int
 
     def at(self, outward: float, down: float) -> tuple[float, float]:
-        """The point at these shares of the half axes from the centre."""
+        """The point at these multiples of the half axes from the centre."""
         return self.x + self.outward * outward * self.half_width, self.y + down * self.half_height
 
 
 def draw_phantoms(folder: Path, counts: PhantomCounts, seed: int) -> None:
-    """Draw `counts` of each class into `folder`/split/class/name.png, with a progress bar.
-
-    The same seed draws the same bytes. Files are 128 to 400 pixels wide, RGBA, RGB or L, as in the real set.
-    """
+    """Draw `counts` of each class to `folder`/split/class/name.png. The same seed draws the same bytes."""
     jobs = [
         (folder / split / name / f"{index:04}.png", label)
         for split, count in counts
@@ -60,7 +57,7 @@ def draw_phantoms(folder: Path, counts: PhantomCounts, seed: int) -> None:
 
 
 def draw_phantom(label: int, rng: np.random.Generator) -> Image.Image:
-    """One slice of the class CLASSES[label] as an RGBA, RGB or L picture, 128 to 400 pixels wide."""
+    """A slice of the class CLASSES[label]: RGBA, RGB or L and 128 to 400 pixels wide, as in the real data set."""
     slice_rng, file_rng, lesion_rng = rng.spawn(3)
     hounsfield, lungs = _draw_slice(slice_rng)
     _LESIONS[label](hounsfield, lungs[int(lesion_rng.integers(2))], lesion_rng)
@@ -92,7 +89,7 @@ def _draw_slice(rng: np.random.Generator) -> tuple[Plane, tuple[Lung, Lung]]:
 
 def _draw_lung(hounsfield: Plane, lung: Lung, texture: Plane, rng: np.random.Generator) -> None:
     shape = _ellipse(*lung[:4], power=rng.uniform(2.0, 2.6), wobble=_harmonics(rng, 4, 0.05))
-    dependent = rng.uniform(0, 120) * (_Y - lung.y)  # blood sinks to the back
+    dependent = rng.uniform(0, 120) * (_Y - lung.y)  # gravity draws blood to the back
     _paint(hounsfield, shape, LUNG + rng.uniform(-60, 90) + texture + dependent)
 
     vessels = Image.new("L", (CANVAS, CANVAS))
@@ -111,7 +108,7 @@ def _draw_lung(hounsfield: Plane, lung: Lung, texture: Plane, rng: np.random.Gen
 def _draw_vessel(
     pen: ImageDraw.ImageDraw, x: float, y: float, angle: float, thickness: float, rng: np.random.Generator
 ) -> None:
-    """A vessel that winds outward, thins and forks."""
+    """Draw a vessel that winds outward, gets thinner and forks."""
     while thickness > 0.7:
         length = rng.uniform(0.05, 0.10)
         end = x + length * np.cos(angle), y + length * np.sin(angle)
@@ -134,7 +131,7 @@ def _draw_ribs(hounsfield: Plane, width: float, height: float, rng: np.random.Ge
 
 
 def _draw_mediastinum(hounsfield: Plane, height: float, gap: float, rng: np.random.Generator) -> None:
-    """Heart or great vessels, aorta, airways, breast bone and vertebra; contrast medium makes blood bright."""
+    """Draw heart or great vessels, aorta, airways, sternum and vertebra. Contrast medium brightens the blood."""
     blood = MUSCLE + rng.choice([0.0, rng.uniform(60, 250)])
     _paint(hounsfield, _ellipse(0, 0, gap * 1.05, height * 0.95, wobble=_harmonics(rng, 3, 0.08)), 0)
     heart = rng.uniform(0, 1)  # 0 above the heart, 1 through its middle
@@ -164,7 +161,7 @@ def _draw_mediastinum(hounsfield: Plane, height: float, gap: float, rng: np.rand
 
 
 def _draw_adenocarcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
-    """Peripheral: a solid nodule with spicules, or ground glass, through which vessels stay visible."""
+    """Draw a peripheral lesion: a solid nodule with spicules, or ground glass with visible vessels."""
     x, y = lung.at(rng.uniform(0.5, 0.75), rng.uniform(-0.45, 0.45))
     if rng.random() < 0.35:
         size = rng.uniform(0.13, 0.18)
@@ -187,7 +184,7 @@ def _draw_adenocarcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator
 
 
 def _draw_large_cell_carcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
-    """A large solid mass with a lobulated edge, some of it dead and darker."""
+    """Draw a large solid mass with a lobulated edge and a darker necrosis."""
     x, y = lung.at(rng.uniform(-0.1, 0.45), rng.uniform(-0.35, 0.35))
     size = rng.uniform(0.17, 0.23)
     mass = _ellipse(x, y, size, size * rng.uniform(0.85, 1.15), wobble=_harmonics(rng, 5, 0.08))
@@ -200,11 +197,11 @@ def _draw_large_cell_carcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Gen
 
 
 def _draw_normal(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
-    """No lesion."""
+    """Draw no lesion."""
 
 
 def _draw_squamous_cell_carcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
-    """Central, at the root of the lung: a thick uneven wall around a cavity of air."""
+    """Draw a central lesion at the root of the lung: a thick, uneven wall around a cavity of air."""
     x, y = lung.at(rng.uniform(-0.45, -0.15), rng.uniform(-0.3, 0.3))
     size, cavity = rng.uniform(0.13, 0.18), rng.uniform(0.5, 0.65)
     _paint(hounsfield, _ellipse(x, y, size, size * rng.uniform(0.85, 1.2), wobble=_harmonics(rng, 6, 0.1)), MUSCLE)
@@ -221,7 +218,7 @@ _LESIONS: Final[tuple[Callable[[Plane, Lung, np.random.Generator], None], ...]] 
 
 
 def _photograph(hounsfield: Plane, rng: np.random.Generator) -> Image.Image:
-    """Window, crop, turn a little, resize, add noise: what a screenshot of a CT viewer does to a slice."""
+    """Window, rotate slightly, crop, resize and add noise, as a screenshot of a CT viewer does."""
     level, width = rng.uniform(-650, -350), rng.uniform(1100, 1700)
     grey = np.clip((hounsfield - level) / width + 0.5, 0, 1) ** rng.uniform(0.75, 1.3)
     image = Image.fromarray((255 * grey).astype(np.uint8)).rotate(
@@ -239,7 +236,7 @@ def _photograph(hounsfield: Plane, rng: np.random.Generator) -> Image.Image:
 
 
 def _paint(hounsfield: Plane, mask: Plane, value: float | Plane) -> None:
-    """Cover `hounsfield` by `value` where `mask`, 0..1, is opaque."""
+    """Blend `value` into `hounsfield`; `mask` is its opacity, 0 to 1."""
     hounsfield += mask * (value - hounsfield)
 
 
@@ -253,10 +250,10 @@ def _ellipse(
     turn: float = 0.0,
     wobble: tuple[tuple[float, float], ...] = (),
 ) -> Plane:
-    """Mask float32 [CANVAS, CANVAS], 1 inside, with an edge two pixels wide.
+    """The mask of an ellipse, float32 [CANVAS, CANVAS]: 1 inside, with an edge two pixels wide.
 
-    `power` above 2 makes it boxier, `turn` rotates it by radians, `wobble` has amplitude and phase of the waves that
-    disturb the outline, from two a turn upward.
+    A `power` above 2 makes it boxier, and `turn` rotates it, in radians. `wobble` disturbs the outline by waves with
+    these amplitudes and phases. The first wave has two periods around the ellipse, and each next one has one more.
     """
     reach = 1.5 * max(half_width, half_height)
     box = tuple(

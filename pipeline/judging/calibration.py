@@ -8,8 +8,7 @@ docs/explanation/evaluation.md.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,8 @@ from scipy.special import log_softmax, softmax
 from chestct.card import (
     Estimate,
     Fold,
-    Frozen,
     InputLimits,
+    JsonFile,
     Metrics,
     ModelCard,
     OtherPictures,
@@ -39,22 +38,15 @@ Method = Literal["temperature", "vector"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 
-class Calibration(Frozen):
+class Calibration(JsonFile):
     """`models/calibration.json`."""
 
     scaling: Scaling
     thresholds: Thresholds
     input_limits: InputLimits
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        return cls.model_validate_json(path.read_bytes())
 
-    def write(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-class OutOfFold(Frozen):
+class OutOfFold(JsonFile):
     """OUT_OF_FOLD_CARD: the out-of-fold part of the model card."""
 
     metrics: Metrics

@@ -74,7 +74,7 @@ def test_the_same_figures_stand_in_the_dvc_metrics_and_in_the_cards_form(
 ) -> None:
     evaluate(out_of_fold)
     summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
-    metrics = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).metrics
+    metrics = OutOfFold.read(paths.OUT_OF_FOLD_CARD).metrics
 
     assert metrics.images == IMAGES
     assert metrics.split == "out-of-fold on train + valid, 3 folds by visual cluster"
@@ -92,7 +92,7 @@ def test_the_same_figures_stand_in_the_dvc_metrics_and_in_the_cards_form(
 def test_each_fold_and_their_spread_stand_in_the_dvc_metrics_and_in_the_cards_form(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
-    folds = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).folds
+    folds = OutOfFold.read(paths.OUT_OF_FOLD_CARD).folds
     assert sum(fold.images for fold in folds) == IMAGES
     for name in ("accuracy", "macro_f1"):
         values = [getattr(fold, name) for fold in folds]
@@ -110,7 +110,7 @@ def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Par
     assert 0.05 < summary["flips_rotate"] <= 0.1
     assert summary["occlusion_agrees"] == 0.9
     assert summary["flips_low"] < summary["flips"] < summary["flips_high"]
-    checks = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes()).checks
+    checks = OutOfFold.read(paths.OUT_OF_FOLD_CARD).checks
     assert {"flips", "flips_rotate", "heatmap_on_body", "occlusion_agrees"} <= checks.keys()
 
 
@@ -123,7 +123,7 @@ def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Para
 
 def test_baselines_and_the_spread_of_scores_stand_beside_the_model(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
-    card = OutOfFold.model_validate_json(paths.OUT_OF_FOLD_CARD.read_bytes())
+    card = OutOfFold.read(paths.OUT_OF_FOLD_CARD)
     limit = Calibration.read(paths.CALIBRATION).thresholds.ood_limit
     with np.load(paths.TRUST) as trust:
         rejected = (trust["ood_mahalanobis"] > limit).sum()

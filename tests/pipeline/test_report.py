@@ -63,7 +63,7 @@ def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) ->
 
 
 def reported() -> dict[str, Metrics]:
-    return Reported.model_validate_json(paths.TEST_METRICS.read_bytes()).metrics
+    return Reported.read(paths.TEST_METRICS).metrics
 
 
 def run_id() -> str:
