@@ -133,7 +133,7 @@ class ChestCT:
         from serving.telemetry import tracing
 
         _keep_threads_from_interrupting()
-        bentoml_api.log_failures_alone()
+        bentoml_api.log_only_failures()
         tracing.export_from_environment(_describe_process())
         stored = _find()
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)

@@ -168,7 +168,7 @@ class ClassifyBoundary:
         return answer
 
 
-def log_failures_alone() -> None:
+def log_only_failures() -> None:
     """Keep invalid requests out of BentoML's log of exceptions: the request's own line reports them."""
     logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_failure)
 

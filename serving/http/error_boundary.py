@@ -12,12 +12,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.errors import CLIENT_GONE, ClientLate, bad_request, describe, send_error
+from serving.http.errors import CLIENT_GONE, RequestError, bad_request, describe, send_error
 from serving.settings import Settings
-from serving.telemetry.request_record import RequestRecord
+from serving.telemetry.request_record import CLIENT_LATE, RequestRecord
 
 TIMEOUT: Final = "X-Request-Timeout"
 """Header: seconds after which the client no longer waits."""
+_CLIENT_LATE: Final = RequestError(
+    HTTPStatus.SERVICE_UNAVAILABLE, CLIENT_LATE, "the answer took longer than the request allows", {"Retry-After": "2"}
+)
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +59,8 @@ class ErrorBoundary:
             if not begun:
                 await Response(status_code=CLIENT_GONE)(scope, receive, send)
         except Exception as error:
-            late = record.hurried and isinstance(error, TimeoutError) and not begun
-            answer = describe(ClientLate() if late else error)
+            late = record.client_deadline and isinstance(error, TimeoutError) and not begun
+            answer = _CLIENT_LATE if late else describe(error)
             if begun:  # the answer can't be replaced: the server closes the connection
                 record.outcome = answer.code
                 raise

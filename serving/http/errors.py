@@ -10,7 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from chestct.image import InvalidImage
 from serving.api_keys import Forbidden, Unauthenticated
-from serving.telemetry.request_record import CLIENT_LATE, LONGEST_MESSAGE
+from serving.telemetry.request_record import LONGEST_MESSAGE
 from serving.unavailable import Closed, Overloaded
 
 _OF_CURL: Final = "application/x-www-form-urlencoded"
@@ -37,13 +37,6 @@ class RequestError(Exception):
         self.code = code
         self.message = message
         self.headers = headers
-
-
-class ClientLate(TimeoutError):
-    """The client's own deadline has passed before the service's."""
-
-    def __init__(self) -> None:
-        super().__init__("the answer took longer than the request allows")
 
 
 def bad_request(code: str, message: str) -> RequestError:
@@ -84,8 +77,6 @@ def describe(error: Exception) -> RequestError:
             return RequestError(HTTPStatus.TOO_MANY_REQUESTS, "overloaded", str(error), wait)
         case Closed():
             return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "not_ready", str(error), {"Retry-After": "2"})
-        case ClientLate():
-            return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, CLIENT_LATE, str(error), {"Retry-After": "2"})
         case TimeoutError():
             message = "the answer took longer than this service allows"
             return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "deadline_exceeded", message, {"Retry-After": "2"})

@@ -56,8 +56,8 @@ class InferenceServicer(service.GRPCInferenceServiceServicer):
                 tensors = await open_inference.infer(self._classifier, question, record)
         except TimeoutError:
             seconds = self._classifier.settings.request_timeout
-            limit = "its deadline" if record.hurried else f"the service's {seconds} seconds"
-            raise DeadlinePassed(record.late, f"no answer within {limit}") from None
+            limit = "its deadline" if record.client_deadline else f"the service's {seconds} seconds"
+            raise DeadlinePassed(record.late_code, f"no answer within {limit}") from None
         return self._to_response(message_id, tensors)
 
     def _check_model(self, name: str, version: str) -> None:

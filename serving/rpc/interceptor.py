@@ -123,14 +123,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 self._check(name, record, metadata.get("authorization"))
                 if left is not None and left <= 0:
-                    raise DeadlinePassed(record.late, "it had passed on arrival")
+                    raise DeadlinePassed(record.late_code, "it had passed on arrival")
                 # No variable holds the message: its memory must be free while the model works.
                 response = await handler.unary_unary(parse(await self._reader.read(context, record)), context)
                 self._expect_delivery(context, response)
             except asyncio.CancelledError:  # by the client, or by grpc at the client's deadline
                 code, record.outcome = StatusCode.CANCELLED, "cancelled"
                 if record.remaining <= 0:
-                    code, record.outcome = StatusCode.DEADLINE_EXCEEDED, record.late
+                    code, record.outcome = StatusCode.DEADLINE_EXCEEDED, record.late_code
                 raise
             except EXPECTED as error:
                 code, record.outcome = status_of(error), error.code

@@ -37,7 +37,7 @@ class RequestRecord:
     request_id: str
     deadline: float = math.inf
     """Time (time.monotonic) after which nobody waits for the answer."""
-    hurried: bool = False
+    client_deadline: bool = False
     """Whether the client chose the deadline, and the service's own limit is later."""
     started: float = field(default_factory=time.monotonic)
     route: str = ""
@@ -66,7 +66,7 @@ class RequestRecord:
     def set_deadline(self, patience: float, limit: float) -> None:
         """Set the deadline, in seconds from the start: the client waits `patience`, the service allows `limit`."""
         self.deadline = self.started + min(patience, limit)
-        self.hurried = patience < limit
+        self.client_deadline = patience < limit
 
     @property
     def remaining(self) -> float:
@@ -74,9 +74,9 @@ class RequestRecord:
         return self.deadline - time.monotonic()
 
     @property
-    def late(self) -> str:
+    def late_code(self) -> str:
         """The code for a passed deadline. A short deadline of the client is no failure of the service."""
-        return CLIENT_LATE if self.hurried else "deadline_exceeded"
+        return CLIENT_LATE if self.client_deadline else "deadline_exceeded"
 
     def reserve_bytes(self, size: int) -> None:
         """Count `size` bytes of memory for received data until the request is finished; 0 if counted before.
