@@ -53,7 +53,6 @@ AVOID: Final = {
     "where nothing": "if nothing",
     "where that": "if that",
     "where there is no": "if there is no",
-    "who asks": "a client that asks",
     "whoever": "a client that",
     "would else": "would otherwise",
 }

@@ -14,6 +14,7 @@ from tests.server import ROOT, Server
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 ROUTES = (ROOT / "docs/reference/http-api.md").read_text(encoding="utf-8")
+CODE = "benchmarks|chestct|docs|k8s|load_tests|pipeline|serving|tests"
 ENDPOINTS = re.findall(r"`(GET|POST) (/\S*)`", ROUTES)
 
 
@@ -55,6 +56,16 @@ def test_every_file_that_a_page_points_to_exists(page: Path) -> None:
             assert (page.parent / target).is_file(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_module_that_a_page_names_exists(page: Path) -> None:
+    words = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    named = [word for word in words if re.fullmatch(rf"(?:{CODE})(?:/[\w/]+(?:\.\w+)?|(?:\.\w+)+)/?", word)]
+    # serving.http.body.MAX_JSON is a name in serving/http/body.py.
+    paths = {word: word if "/" in word else word.replace(".", "/") for word in named if "NAME" not in word}
+    unknown = [word for word, path in paths.items() if not _is_code(path) and not _is_code(path.rpartition("/")[0])]
+    assert unknown == []
+
+
 def test_every_part_in_the_layout_table_exists() -> None:
     _, _, table = README.partition("## Where things are")
     names = [
@@ -76,3 +87,7 @@ def _code(page: Path) -> str:
     """The page's code: fenced blocks and words in backticks."""
     text = page.read_text(encoding="utf-8")
     return "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL))
+
+
+def _is_code(path: str) -> bool:
+    return (ROOT / path).exists() or (ROOT / f"{path}.py").is_file()

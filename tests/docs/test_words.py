@@ -61,3 +61,13 @@ Last
         (6, "Another goes on"),
         (19, "Last"),
     ]
+
+
+@pytest.mark.parametrize("sentence", ["Who asks waits.", "Where it fails, it ends.", "So is a tie.", "Else it ends."])
+def test_a_statement_begins_with_its_subject_or_a_plain_condition(sentence: str) -> None:
+    assert [line for line, _ in problems(f"Plain words.\n\n{sentence}\n")] == [3]
+    assert list(problems(f"{sentence[:-1]}?")) == []
+
+
+def test_words_that_only_look_like_an_archaism_may_begin_a_sentence() -> None:
+    assert list(problems("Whole words. So a test looks. Where to begin is clear. Nor- is a prefix.")) == []
