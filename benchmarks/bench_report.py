@@ -37,37 +37,40 @@ WORDS: Final = {
 METHOD: Final = """
 ## How it is measured
 
-Each contender starts once, is warmed, and is then idle except in its turn. An idle process takes no CPU, and a process
-that starts again each round would be measured cold. In a round each has its turn in the order of the table, so whatever
-else the machine does falls on all alike. Before each measurement comes a second of the same that does not count, and
-the next one waits until the server is idle. A ratio is that of two measurements of one round, then the median of the
-rounds. An answer that is not good ends the run without a verdict.
+Each contender starts once, is warmed up, and is then idle except in its turn. An idle process takes no CPU. A process
+that starts again in each round would be measured cold. In a round, each has its turn in the order of the table, so
+whatever else the machine does affects all of them. Before each measurement there is one second of the same load, which
+does not count. The next measurement waits until the server is idle.
 
-- **What is sent**: drawn phantoms in turn, one a request, the same in each run: {files}, of {width} x {height} pixels
-  and {least} to {most} KB, {mean} KB on average. Of the real set's pictures, nearly all of them PNG, the middle one has
-  that size, and half of the files have 78 to 112 KB. Of the real set one picture in forty is a close call, which the
-  service computes again in float32. One phantom in seven is a close call, so phantoms were chosen to have one in forty,
-  too. `pixels` are what decoding makes of them.
+A ratio is that of two measurements of one round. The figure is the median of the rounds. If an answer is not good, the
+run ends without a verdict.
+
+- **What is sent**: drawn phantoms in turn, one in each request, the same in each run: {files}, of {width} x {height}
+  pixels and {least} to {most} KB, {mean} KB on average. The middle one of the real set's pictures, nearly all of them
+  PNG, has that size, and half of the files have 78 to 112 KB. One picture in forty of the real set is a close call,
+  which the service computes again in float32. One phantom in seven is a close call, so the phantoms were chosen to
+  have one in forty too. `pixels` are the decoded phantoms.
 - **HTTP** is driven by wrk, a client in C, with one thread on the same cores. It corrects its latencies for requests
-  that a slow answer kept it from sending. **gRPC** is driven by grpcio's asyncio client with requests that are
-  serialised once. It takes more of the cores, as the column *client* shows, and the service lacks them meanwhile.
-- **By the clock**: image files over HTTP at 70 % of what 16 connections got in the same round, evenly spaced, each
-  timed from when it was due, by an asyncio client. The figure is its p99 over the median of one connection, the time of
-  an answer without a wait.
-- **Bare loop**: as many processes as the service has workers, each with the engine and the settings of a worker, and no
-  server or queue. In each round the faster batch is the limit.
+  that a slow answer kept it from sending.
+- **gRPC** is driven by grpcio's asyncio client, with requests that are serialised once. The client takes more of the
+  cores, as the column *client* shows, so the service has less.
+- **By the clock**: image files over HTTP at 70 % of what 16 connections got in the same round, evenly spaced. An
+  asyncio client times each from the moment when it was due. The figure is its p99 divided by the median of one
+  connection, which is the time of an answer without a wait.
+- **Bare loop**: as many processes as the service has workers, each with the engine and the settings of a worker, but
+  without a server or a queue. In each round the faster batch is the limit.
 - **Peers** have as many workers as the service. FastAPI and BentoML have the service's weights in ONNX Runtime fp32
-  with one thread a worker, decode by Pillow and give the same fields. A check compares their probabilities with the
-  service's. FastAPI takes the file as the body and computes in a thread. BentoML takes it as a form, which is its image
-  API. Flask has its threaded server, one process and TensorFlow's own threads, as a tutorial has it. It is measured for
-  longer. Up to 16 of its requests are in work at the end and do not count, out of a few answers a second.
-- **Ready after start** is from the command to the first 200 of `/readyz`, the median of several. **Memory** is the
-  resident set of the largest worker after all rounds, with the libraries' pages that workers share. **Installed size**
-  is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt` pins, without
-  bytecode and without OpenVINO's parts for GPUs and NPUs, which `image/Containerfile` removes.
+  with one thread a worker, decode with Pillow, and answer the same fields. A check compares their probabilities with
+  the service's. FastAPI takes the file as the body and computes in a thread. BentoML takes it as a form, which is its
+  image API. Flask has its threaded server, one process and TensorFlow's own threads, as in a tutorial. It is measured
+  for longer. Up to 16 of its requests are unfinished at the end and do not count, out of a few answers a second.
+- **Ready after start** is the time from the command to the first 200 of `/readyz`, the median of several starts.
+- **Memory** is the resident set of the largest worker after all rounds, with the libraries' pages that workers share.
+- **Installed size** is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt`
+  pins, without bytecode and without OpenVINO's parts for GPUs and NPUs, which `image/Containerfile` removes.
 
-The ratios last accepted are in `benchmarks/ratios.yaml`. `make bench` fails if one is more than 15 % worse, and
-`python -m benchmarks.bench --accept` writes them. The bounds are in `benchmarks/figures.yaml`.
+`benchmarks/ratios.yaml` has the last accepted ratios. `make bench` fails if one is more than 15 % worse.
+`python -m benchmarks.bench --accept` writes them. `benchmarks/figures.yaml` has the bounds.
 """
 
 
