@@ -3,23 +3,80 @@
 import base64
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import yaml
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from chestct.card import LAYOUT, ModelCard
+from chestct.card import LAYOUT, Frozen, ModelCard
 from chestct.image import Facts, encode_png
 from chestct.prediction import Prediction, decide
 from serving import open_inference
-from serving.http import v1
+from serving.http import v1, v2
 from serving.http.errors import OIP
-from serving.http.schemas import MODELS
 from serving.inference.window import CENTERS, WIDTHS
 from serving.settings import Settings
+from serving.tensors import Datatype
 
 Json = dict[str, Any]
+
+
+class Error(Frozen):
+    code: str
+    """Reason for programs, such as `undecodable_image`."""
+    message: str
+    """Reason for people: what was expected, and what came."""
+    request_id: str
+
+
+class ErrorAnswer(Frozen):
+    error: Error
+
+
+class BatchAnswer(Frozen):
+    request_id: str
+    disclaimer: str
+    outcomes: tuple[Prediction | ErrorAnswer, ...]
+    """One per image, in order."""
+
+
+class ModelAnswer(ModelCard):
+    model: str
+    """Tag in the BentoML model store."""
+    rules: dict[str, str]
+    """Explanation of each rule that a prediction's `reasons` can contain."""
+    warnings: dict[str, str]
+    """Explanation of each warning that a prediction's `warnings` can contain."""
+
+
+class InferTensor(Frozen):
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+
+
+class InferAnswer(Frozen):
+    model_name: str
+    model_version: str
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+    outputs: tuple[InferTensor, ...]
+
+
+class InferError(Frozen):
+    error: str
+    """`code: message`."""
+
+
+_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    *(Prediction, ErrorAnswer, BatchAnswer, ModelAnswer),
+    *(v2.ServerMetadata, open_inference.ModelMetadata, v2.InferRequest, InferAnswer, InferError),
+)
+"""Models whose schemas the document contains, with those that they refer to."""
 
 
 def document(card: ModelCard, tag: str, settings: Settings) -> Json:
@@ -36,7 +93,7 @@ def document(card: ModelCard, tag: str, settings: Settings) -> Json:
             if 401 in statuses:
                 operation["security"] = [{"key": []}] if settings.api_keys_file else [{}, {"key": []}]
     _, schemas = models_json_schema(
-        [(model, "validation") for model in MODELS], ref_template="#/components/schemas/{model}"
+        [(model, "validation") for model in _MODELS], ref_template="#/components/schemas/{model}"
     )
     result["components"]["schemas"] = schemas["$defs"]
     return result

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 
 import chestct
+from chestct.card import Frozen
 from chestct.image import InvalidImage
 from serving import open_inference
 from serving.api_keys import Keys
@@ -39,6 +40,11 @@ _SHORT: Final = Field(fail_fast=True, max_length=_MOST)
 """Rules for a list. The first invalid element ends the check: to report them all would take longer than to read."""
 
 T = TypeVar("T")
+
+
+def _documented(**schema: Any) -> Any:
+    """Narrow the schema in /docs.json. serving.open_inference checks the value, with better words than pydantic."""
+    return Field(json_schema_extra=schema)
 
 
 def routes(keys: Keys | None) -> list[BaseRoute]:
@@ -81,22 +87,28 @@ class _Message(BaseModel):
         return value
 
 
-class _Input(_Message):
-    name: str
-    datatype: str
-    shape: Annotated[list[int], _SHORT]
+class InferInput(_Message):
+    name: Annotated[str, _documented(enum=["image", "pixels"])]
+    datatype: Annotated[str, _documented(enum=["BYTES", "UINT8"])]
+    shape: Annotated[list[int], _SHORT, _documented(minItems=1)]
     data: InstanceOf[list[Any]] | None = None
-    """Unread: serving.open_inference knows what its elements are to be."""
+    """`image`: each file in base64; `pixels`: grey levels, nested or flat. serving.open_inference checks them."""
 
 
-class _Output(_Message):
+class InferOutput(_Message):
     name: str
 
 
-class _Request(_Message):
+class InferRequest(_Message):
     id: Annotated[str, Field(max_length=MAX_ID)] | None = None
-    inputs: Annotated[list[_Input], _SHORT]
-    outputs: Annotated[list[_Output], _SHORT] | None = None
+    inputs: Annotated[list[InferInput], _SHORT, _documented(minItems=1)]
+    outputs: Annotated[list[InferOutput], _SHORT] | None = None
+
+
+class ServerMetadata(Frozen):
+    name: str
+    version: str
+    extensions: tuple[str, ...]
 
 
 class _AnswerForm(NamedTuple):
@@ -109,7 +121,8 @@ class _AnswerForm(NamedTuple):
 
 
 async def _server(_: Request) -> Response:
-    return JSONResponse({"name": open_inference.SERVER, "version": chestct.__version__, "extensions": EXTENSIONS})
+    server = ServerMetadata(name=open_inference.SERVER, version=chestct.__version__, extensions=EXTENSIONS)
+    return JSONResponse(server.model_dump())
 
 
 async def _live(_: Request) -> Response:
@@ -206,11 +219,11 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[open_inference.Requ
     return open_inference.Request(tuple(inputs), tuple(output.name for output in outputs), window), form
 
 
-def _read_json(body: bytes, length: int) -> _Request:
+def _read_json(body: bytes, length: int) -> InferRequest:
     """The message in the first `length` bytes. Raises InvalidRequest, and RequestError if the JSON is too large."""
     check_json(body, length)
     try:
-        return _Request.model_validate(from_json(body[:length], allow_inf_nan=False))
+        return InferRequest.model_validate(from_json(body[:length], allow_inf_nan=False))
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)[:3]
         problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors]
