@@ -1,4 +1,4 @@
-"""Runs the ONNX graph. The only module that knows the inference runtime (OpenVINO on the CPU)."""
+"""Runs the ONNX graph with OpenVINO on the CPU. The only module that imports the inference runtime."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,22 +9,22 @@ import openvino as ov
 from numpy.typing import NDArray
 
 BATCH_SIZES: Final = (1, 2, 4, 8)
-"""A static shape runs faster than a dynamic one, so each of these sizes is compiled; each costs memory of its own."""
+"""Compiled batch sizes. A static shape runs faster than a dynamic one, but each size takes memory."""
 
 
 class Scores(NamedTuple):
-    """The graph's outputs for N images."""
+    """Outputs of the graph for N images."""
 
     probabilities: NDArray[np.float32]
     """[N, classes], calibrated, each row sums to 1."""
     ood_score: NDArray[np.float32]
-    """[N]; higher is less like the training images."""
+    """[N]; higher is less similar to the training images."""
     heatmaps: NDArray[np.float32]
-    """[N, classes, h, w] in logits: spatial mean plus the card's `logit_bias` is the logit."""
+    """[N, classes, h, w] in logits. The spatial mean plus the card's `logit_bias` is the logit."""
 
 
 class Engine:
-    """A graph compiled for the CPU. Not thread-safe: one `infer` at a time."""
+    """A graph compiled for the CPU. It is not thread-safe."""
 
     def __init__(
         self,
@@ -35,12 +35,11 @@ class Engine:
         bfloat16: bool = False,
         recheck: float = 0,
     ) -> None:
-        """`threads`: CPU threads for one inference, 0 for all cores. `batch_sizes`: the batches compiled ahead.
+        """Compile the graph for each of `batch_sizes`, with `threads` CPU threads for one inference, 0 for all cores.
 
-        `bfloat16`: compute in it where the CPU has instructions for it, which takes half the time. An image's scores
-        then differ a little from those in float32, yet not with the batch it is in; one whose two most probable
-        classes are closer than `recheck` is computed again in float32, so that rounding decides no close call.
-        Raises FileNotFoundError where there is no graph.
+        `bfloat16`: use it if the CPU has instructions for it, which takes half the time. Scores then differ a little
+        from float32, but do not depend on the batch. If the two highest probabilities of an image are closer than
+        `recheck`, it is computed again in float32, so that rounding decides no close call. Raises FileNotFoundError.
         """
         if not graph.is_file():
             raise FileNotFoundError(f"no ONNX graph at {graph}")
@@ -57,7 +56,7 @@ class Engine:
         return self._sizes[-1]
 
     def infer(self, pixels: NDArray[np.uint8]) -> Scores:
-        """Score uint8 [N, height, width, 1]; any N of 1 or more, run in compiled sizes and padded to the next one."""
+        """Score uint8 [N, height, width, 1] with any N of 1 or more, in batches padded to the compiled sizes."""
         parts = [
             self._run(pixels[start : start + self.largest_batch]) for start in range(0, len(pixels), self.largest_batch)
         ]
@@ -79,18 +78,18 @@ class Engine:
 
 
 def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) -> Scores:
-    """The scores of the first `count` images."""
+    """Scores of the first `count` images."""
     request.infer({"pixels": np.ascontiguousarray(pixels)})
-    # The request's tensors are overwritten by the next inference, hence the copies.
+    # Copies, because the next inference overwrites the request's tensors.
     probabilities, ood_score, heatmaps = (
         request.get_tensor(name).data[:count].copy() for name in ("probabilities", "ood_score", "heatmaps")
     )
-    np.minimum(probabilities, 1, out=probabilities)  # a vectorised softmax can exceed 1 by one rounding
+    np.minimum(probabilities, 1, out=probabilities)  # a vectorised softmax can round to more than 1
     return Scores(probabilities, ood_score, heatmaps)
 
 
 def _compile(core: ov.Core, graph: Path, size: int, threads: int, precision: str) -> ov.InferRequest:
-    """The graph for batches of that size."""
+    """Compile the graph for batches of `size` images."""
     model = core.read_model(graph)
     _, height, width, channels = model.input("pixels").partial_shape
     model.reshape({"pixels": [size, height, width, channels]})
@@ -103,5 +102,5 @@ def _options(threads: int, precision: str) -> dict[str, object]:
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": precision,
-        "ENABLE_CPU_PINNING": False,  # pinned, two one-thread processes land on one core
+        "ENABLE_CPU_PINNING": False,  # pinned, two processes of one thread share a core
     }

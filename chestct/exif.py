@@ -1,4 +1,4 @@
-"""The one thing in a picture's EXIF that decides something: how it is to be turned."""
+"""Reads the orientation in a picture's EXIF, the only tag that matters here."""
 
 import struct
 from typing import Final
@@ -9,10 +9,10 @@ _SHORT: Final = 3
 
 
 def read_orientation(exif: bytes) -> int:
-    """EXIF's orientation, 1 to 8, of a TIFF header and what follows it; 1 where none can be read.
+    """The orientation, 1 to 8, in EXIF data from its TIFF header on; 1 if there is none.
 
-    It is read as browsers read it, so that a picture on the page lies under its heat map: the first entry of the first
-    directory that holds one number of 16 bits. Other entries are not looked at, however odd they are.
+    It reads like browsers, so that a picture on the page matches its heat map: it takes the first entry of the first
+    directory that is one number of 16 bits. It ignores other entries, however odd they are.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
@@ -24,6 +24,6 @@ def read_orientation(exif: bytes) -> int:
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH2x", exif, at + 2 + 12 * entry)
             if (tag, kind, count) == (_ORIENTATION, _SHORT, 1) and 1 <= value <= 8:
                 return int(value)
-    except struct.error:  # it ends before its entries do
+    except struct.error:  # the data ends before its entries
         pass
     return UPRIGHT

@@ -1,4 +1,4 @@
-"""Bytes of an encoded image to the pixels the model sees. Training and serving both decode here and nowhere else."""
+"""Decodes images to the pixels that the model sees. Training and serving both decode here."""
 
 from io import BytesIO
 from typing import Final, NamedTuple
@@ -17,18 +17,18 @@ from chestct.exif import UPRIGHT
 from chestct.unsupported_formats import describe_unsupported
 
 SIGNATURES: Final = (png.SIGNATURE, jpeg.SIGNATURE)
-"""How the files begin that `decode` reads."""
+"""First bytes of the files that `decode` reads."""
 MAX_SIDE: Final = 8192
 MAX_PIXELS: Final = 4096 * 4096
-"""The largest picture accepted, in pixels before resizing: a CT slice has 512 x 512, seldom 2048 x 2048.
+"""Most pixels of a picture before resizing. A CT slice has 512 x 512, seldom 2048 x 2048.
 
-A picture is decoded whole, in up to four bytes a pixel, so this also bounds the memory a request can take."""
+A picture is decoded whole, with up to four bytes a pixel, so this also limits the memory of a request."""
 
 _SIXTEEN_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _GREY: Final = _SIXTEEN_BIT | {"1", "L", "LA"}
 
 _EIGHT_BIT: Final = {"L": "mono", "RGB": "rgb", "RGBA": "rgba"}
-"""Modes of a PNG that kornia_rs decodes as Pillow does, in half the time, by its names of them."""
+"""Pillow's and kornia_rs' names of the PNG modes that both decode to the same pixels, kornia_rs in half the time."""
 _READERS: Final = {"PNG": PngImageFile, "JPEG": JpegImageFile}
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,22 +39,20 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What each orientation of EXIF asks for."""
+"""Transposition for each EXIF orientation."""
 
 _SIDE: Final = 64
-"""Facts are measured on so many rows and columns, picked from the whole picture: enough for means, and no pass over
-all pixels."""
+"""Rows and columns that the facts are measured on, sampled from the whole picture. That is enough for means."""
 _RING: Final = np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True)
 _BLACK: Final = 16
 _BAND: Final = 4
-"""Grey levels taken for one when flat areas are looked for: JPEG moves a level by a few."""
+"""Grey levels that count as one in flat areas, because JPEG shifts levels a little."""
 
 
 class InvalidImage(ValueError):
-    """The bytes are no picture this system can read.
+    """The bytes are no supported picture. The message says what was expected and what came.
 
-    `code` is one of `empty_image`, `undecodable_image`, `image_too_large` and, by chestct.dicom, `unsupported_dicom`;
-    the message says what was expected and what came.
+    `code` is `empty_image`, `undecodable_image`, `image_too_large` or, from chestct.dicom, `unsupported_dicom`.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -64,7 +62,7 @@ class InvalidImage(ValueError):
 
 
 class Facts(NamedTuple):
-    """What the rules on the input look at: the picture as it came, before resizing."""
+    """Facts about the original picture, before resizing, for the rules on the input."""
 
     width: int
     height: int
@@ -73,36 +71,35 @@ class Facts(NamedTuple):
     contrast: float
     """Standard deviation of the grey levels."""
     frame: float
-    """Share of the outer eighth on each side that has one and the same grey level, black left out."""
+    """Share of the outer eighth on each side that has one grey level other than black."""
     layout: NDArray[np.float64]
-    """[LAYOUT, LAYOUT]: mean grey levels of so many parts of the picture."""
+    """[LAYOUT, LAYOUT], mean grey levels of the parts of the picture."""
     windowed: bool = False
-    """The grey levels were made from a DICOM file's Hounsfield units."""
+    """Whether the grey levels come from the Hounsfield units of a DICOM file."""
 
 
 class Picture(NamedTuple):
-    """A decoded picture: `pixels` uint8 [height, width, 1] as the graph takes them, and facts about it as it came."""
+    """A decoded picture: `pixels` uint8 [height, width, 1] for the graph, and facts about the original."""
 
     pixels: NDArray[np.uint8]
     facts: Facts
 
 
 def decode(data: bytes, spec: InputSpec) -> Picture:
-    """Decode a PNG or JPEG to grey levels 0..255 of the size in `spec`; the aspect ratio is not kept.
+    """Decode a PNG or JPEG to grey levels 0 to 255 of the size in `spec`. The aspect ratio is not kept.
 
-    Transparency is ignored, 16-bit grey levels keep their high byte, EXIF orientation is applied. Grey comes before
-    resizing (a third cheaper than after), and a JPEG is decoded at the smallest scale that still covers the target.
-
-    Raises InvalidImage as `inspect` does, and for pixels that are corrupt.
+    Transparency is ignored, 16-bit grey levels keep their high byte, and the EXIF orientation is applied. Conversion to
+    grey comes before resizing, which is a third cheaper. A JPEG is decoded at the smallest scale that covers the size.
+    Raises InvalidImage like `inspect`, and for corrupt pixels.
     """
     return decode_encoded(inspect(data), spec)
 
 
 def inspect(data: bytes) -> EncodedImage:
-    """Read what a PNG or JPEG says of itself; nothing is decompressed, so a bomb is refused before it costs anything.
+    """Read the facts about a PNG or JPEG without decompressing it, so that a bomb is refused at no cost.
 
-    Raises InvalidImage for empty data, for anything but a whole PNG or JPEG, above MAX_SIDE or MAX_PIXELS, and for a
-    file of too many parts or scans.
+    Raises InvalidImage for empty data, for anything but a complete PNG or JPEG, above MAX_SIDE or MAX_PIXELS, and for
+    too many parts or scans.
     """
     if not data:
         raise InvalidImage("empty_image", "expected a PNG or JPEG image, got no bytes")
@@ -117,7 +114,7 @@ def inspect(data: bytes) -> EncodedImage:
 
 
 def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
-    """Decode what `inspect` read. Raises InvalidImage where its pixels are corrupt."""
+    """Decode a picture that `inspect` has read. Raises InvalidImage if its pixels are corrupt."""
     try:
         image = _load(encoded, (spec.width, spec.height))
         grey = _to_grey(image)
@@ -130,13 +127,13 @@ def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
 
 
 def from_dicom(levels: NDArray[np.uint8], spec: InputSpec) -> Picture:
-    """Grey levels uint8 [height, width] that chestct.dicom made, as `decode` gives those of a PNG."""
+    """The picture of grey levels uint8 [height, width] from chestct.dicom, as from `decode`."""
     grey = Image.fromarray(levels)
     return Picture(_fit(grey, spec), _measure(grey, grey, grey.width, grey.height)._replace(windowed=True))
 
 
 def encode_png(grey: NDArray[np.uint8]) -> bytes:
-    """A grey picture uint8 [height, width] as the bytes of a PNG."""
+    """Encode a grey picture, uint8 [height, width], as PNG."""
     buffer = BytesIO()
     Image.fromarray(grey).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
@@ -151,29 +148,29 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _load(encoded: EncodedImage, size: tuple[int, int]) -> Image.Image:
-    """The pixels, upright."""
+    """Load the pixels, turned upright."""
     data = b"".join(encoded.parts)
     image = _load_plain(encoded, data)
     if image is None:
         image = _READERS[encoded.kind](BytesIO(data))
-        image.draft(encoded.mode, size)  # Y of YCbCr is the grey picture; the rest tells its colour
+        image.draft(encoded.mode, size)  # Y of YCbCr is the grey picture, Cb and Cr are its colour
         image.load()
     return image if encoded.orientation == UPRIGHT else image.transpose(_TURNS[encoded.orientation])
 
 
 def _load_plain(encoded: EncodedImage, data: bytes) -> Image.Image | None:
-    """The pixels of a plain PNG. Pillow has the word on whatever kornia_rs does not take."""
+    """Load the pixels of a plain PNG with kornia_rs; None for a file that is left to Pillow."""
     if encoded.kind != "PNG" or encoded.bits != 8 or encoded.mode not in _EIGHT_BIT:
         return None
     try:
         levels = decode_image_png_u8(data, (encoded.height, encoded.width), _EIGHT_BIT[encoded.mode])
         return Image.fromarray(levels[:, :, 0] if encoded.mode == "L" else levels)
-    except Exception:  # noqa: BLE001 - kornia_rs raises nothing more special
+    except Exception:  # noqa: BLE001 - kornia_rs raises nothing more specific
         return None
 
 
 def _fit(grey: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """The one way of resizing, whatever kind of file the picture came in."""
+    """Resize a picture, in the same way for every kind of file."""
     return np.asarray(grey.resize((spec.width, spec.height), Image.Resampling.BILINEAR))[:, :, np.newaxis]
 
 
@@ -199,7 +196,7 @@ def _colour(image: Image.Image) -> float:
 
 
 def _sample(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """Pixels picked from the picture, side by side, none mixed."""
+    """Sample [side, side] pixels of the picture without interpolation."""
     return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
 
 

@@ -1,4 +1,4 @@
-"""The parts of a JPEG, read without decoding them."""
+"""Reads the segments of a JPEG without decoding its pixels."""
 
 import re
 from typing import Final, NamedTuple
@@ -8,16 +8,16 @@ from chestct.exif import UPRIGHT, read_orientation
 
 SIGNATURE: Final = b"\xff\xd8\xff"
 MAX_SEGMENTS: Final = 1_000
-"""The largest body allowed holds a third of that in segments of the largest size."""
+"""Most segments of a file. The largest body holds a third of that in segments of the largest size."""
 MAX_SCANS: Final = 64
-"""A progressive picture has some ten. Each costs a pass over all its pixels, and may be but thirty bytes long."""
+"""Most scans. A progressive picture has some ten. A scan of thirty bytes may cost a pass over all pixels."""
 MAX_SAMPLES: Final = 24 * 4096 * 4096
-"""In all scans together, 1.6 s at worst. The usual scans of the largest picture in four colours make as many."""
+"""Most samples in all scans, which take 1.6 s at worst. The largest picture in four colours has as many."""
 _ARITHMETIC_COST: Final = 5
-"""Arithmetic coding takes so many times as long as Huffman's."""
+"""Time of arithmetic coding relative to Huffman's."""
 
 _MARKER: Final = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-"""What begins a segment; not fill bytes, and not the stuffed zeros and restarts within compressed pixels."""
+"""Start of a segment. It does not match fill bytes, or stuffed zeros and restarts within compressed pixels."""
 _SOI: Final = 0xD8
 _EOI: Final = 0xD9
 _SOS: Final = 0xDA
@@ -27,11 +27,11 @@ _APP14: Final = 0xEE
 _TABLES: Final = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 """Huffman, arithmetic and quantisation tables, and the restart interval."""
 _IGNORED: Final = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDC})
-"""Applications' segments, comments, and a number of lines that libjpeg ignores too."""
+"""Segments of applications, comments, and a number of lines that libjpeg ignores, too."""
 _ARITHMETIC: Final = frozenset({0xC9, 0xCA})
 _FRAMES: Final = frozenset({0xC0, 0xC1, 0xC2}) | _ARITHMETIC
 _OTHER_FRAMES: Final = {
-    0xC3: "a lossless one",  # libjpeg-turbo writes beyond its memory when it scales one down
+    0xC3: "a lossless one",  # libjpeg-turbo writes out of bounds if it scales one down
     0xCB: "a lossless one",
     0xF7: "a JPEG-LS",
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE), "a hierarchical one"),
@@ -42,16 +42,16 @@ class _Frame(NamedTuple):
     width: int
     height: int
     colours: bytes
-    """Their ids. Some cameras give several the same, which libjpeg and browsers take in their order."""
+    """Ids of the colours. Some cameras repeat an id; libjpeg and browsers then go by the order."""
     samples: dict[int, float]
-    """Of a colour by its id, in its own resolution; times _ARITHMETIC_COST where that is due."""
+    """Samples of a colour by its id, at its own resolution, times _ARITHMETIC_COST for arithmetic coding."""
 
 
 def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
-    """Keep what the decoder needs, up to the end of the first picture; drop EXIF, comments, profiles and indexes.
+    """Keep the parts that the decoder needs, up to the end of the first picture. Drop EXIF, comments and profiles.
 
-    So the decoder meets the scans that were counted here and no others. Raises BrokenFile for a file that is cut off,
-    for a kind of JPEG that is not read, and above MAX_SEGMENTS, MAX_SCANS or MAX_SAMPLES.
+    So the decoder gets exactly the scans that were counted here. Raises BrokenFile for a truncated file, an unsupported
+    kind of JPEG, and above MAX_SEGMENTS, MAX_SCANS or MAX_SAMPLES.
     """
     view, kept, kept_from = memoryview(data), [], 0
     frame: _Frame | None = None
@@ -59,7 +59,7 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
     exif, jfif, transform = b"", False, None
     for _ in range(MAX_SEGMENTS):
         marker, start, end = _find_segment(data, at)
-        if start > at and previous != _SOS:  # what stands between two segments, which Pillow reads byte by byte
+        if start > at and previous != _SOS:  # bytes between two segments, which Pillow would read one by one
             kept.append(view[kept_from:at])
             kept_from = start
         at, previous = end, marker
@@ -104,7 +104,7 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
 
 
 def _find_segment(data: bytes, at: int) -> tuple[int, int, int]:
-    """The next segment's marker, and where it begins and ends."""
+    """The marker of the next segment, and its start and end."""
     found = _MARKER.search(data, at)
     if found is None:
         raise BrokenFile("is truncated")
@@ -155,7 +155,7 @@ def _unread(what: str) -> BrokenFile:
 
 
 def _mode(colours: bytes, jfif: bool, transform: int | None) -> str:
-    """What the colours of these ids are, by the rules that libjpeg and browsers go by."""
+    """Pillow's mode for colours with these ids, by the rules of libjpeg and browsers."""
     if len(colours) != 3:
         return "L" if len(colours) == 1 else "CMYK"
     if jfif or transform:

@@ -1,4 +1,4 @@
-"""The parts of a PNG, read without decoding them."""
+"""Reads the chunks of a PNG without decoding its pixels."""
 
 import struct
 import zlib
@@ -9,21 +9,21 @@ from chestct.exif import UPRIGHT, read_orientation
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS: Final = 10_000
-"""Read in some 5 ms. The largest body allowed holds a quarter of that in chunks of the usual 8 KiB."""
+"""Most chunks of a file, read in some 5 ms. The largest body holds a quarter of that in the usual chunks of 8 KiB."""
 
 _CHUNK: Final = struct.Struct(">I4s")
 _HEADER: Final = struct.Struct(">IIBBBBB")
 _START: Final = len(SIGNATURE) + _CHUNK.size + _HEADER.size + 4
-"""Bytes of the signature and the header's chunk, which comes first."""
+"""Bytes of the signature and of the header, which is the first chunk."""
 _PALETTE: Final = 3
 _MODES: Final = {0: "L", 2: "RGB", _PALETTE: "P", 4: "LA", 6: "RGBA"}
 
 
 def read_png(data: bytes, check_size: CheckSize) -> EncodedImage:
-    """Keep the header, the palette where one is used, and the compressed pixels; drop every other chunk.
+    """Keep the header, a palette that is used, and the compressed pixels. Drop every other chunk.
 
-    Nothing is decompressed. Transparency is dropped too: it decides no grey level. Raises BrokenFile for a file that
-    is cut off, for more than MAX_CHUNKS chunks, and where the checksum of what is kept is wrong.
+    Transparency is dropped, too: it changes no grey level. Raises BrokenFile for a truncated file, for more than
+    MAX_CHUNKS chunks, and for a wrong checksum of a chunk that is kept.
     """
     if len(data) < _START:
         raise BrokenFile("is truncated")
@@ -59,7 +59,7 @@ def read_png(data: bytes, check_size: CheckSize) -> EncodedImage:
         at = end
     else:
         raise BrokenFile(f"has too many parts: expected a PNG of at most {MAX_CHUNKS} chunks")
-    if colours == _PALETTE and not palette:  # Pillow would make up one
+    if colours == _PALETTE and not palette:  # Pillow would invent one
         raise BrokenFile("is corrupt: it has no palette")
     mode = _MODES[colours]
     return EncodedImage(
@@ -75,6 +75,6 @@ def read_png(data: bytes, check_size: CheckSize) -> EncodedImage:
 
 
 def _is_intact(png: bytes, at: int, length: int) -> bool:
-    """Whether the chunk that starts there is what its checksum was made of."""
+    """Whether the checksum of the chunk that starts there is right."""
     end = at + _CHUNK.size + length
     return zlib.crc32(memoryview(png)[at + 4 : end]) == int.from_bytes(png[end : end + 4], "big")

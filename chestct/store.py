@@ -1,7 +1,7 @@
-"""The BentoML model store, where the pipeline and the service meet.
+"""The BentoML model store: the pipeline writes models to it, and the service reads them.
 
-A model's version is the beginning of its card's SHA-256, and the card holds the graph's. So a tag stands for every byte
-that is served, also in a store from before digests were checked.
+A model's version is the start of its card's SHA-256, and the card has the graph's SHA-256. So a tag identifies every
+byte of a model, also in a store from before digests were checked.
 """
 
 import contextlib
@@ -31,35 +31,35 @@ _VERSION_DIGITS: Final = 16
 
 
 class NoModel(LookupError):
-    """The store holds no model that may be served; the message says what to do."""
+    """The store has no model that can be served. The message says what to do."""
 
 
 class AlteredModel(NoModel):
-    """A stored file is not the one that was stored; the message names both digests and says what to do."""
+    """A stored file was changed. The message names both digests and says what to do."""
 
 
 class StoredModel(NamedTuple):
     tag: str
     folder: Path
-    """Holds GRAPH and CARD."""
+    """Folder with GRAPH and CARD."""
     released: bool = False
-    """It came with the code, not from a training here."""
+    """Whether it came with the code instead of from a training here."""
     card_sha256: str = ""
-    """As it was when the model was stored; empty in a store from before it was recorded, where the tag has to do."""
+    """SHA-256 of the card when the model was stored; empty for older models, which have it in the tag only."""
 
     @property
     def graph(self) -> Path:
         return self.folder / GRAPH
 
     def read_card(self) -> ModelCard:
-        """Raises NoModel for a card that other code has written and this can't read."""
+        """Read the card. Raises NoModel for a card of another version of the code that can't be read."""
         try:
             return ModelCard.read(self.folder / CARD)
         except ValidationError as error:
             raise NoModel(f"{self.tag}: this version can't read its card: {' '.join(str(error).split())}") from error
 
     def verify(self) -> None:
-        """Hold card and graph to the digests that they were stored with; takes milliseconds. Raises AlteredModel."""
+        """Check card and graph by the digests that they were stored with. Raises AlteredModel."""
         version, card = self.tag.partition(":")[2], self.folder / CARD
         try:
             digests.check(card, self.card_sha256 or version)
@@ -73,14 +73,14 @@ class StoredModel(NamedTuple):
 
 
 def import_model(folder: Path, *, released: bool = False) -> str:
-    """Copy GRAPH and CARD of `folder` into the store with labels and lineage; returns the tag.
+    """Copy GRAPH and CARD of `folder` into the store, with labels and lineage. Returns the tag.
 
-    `released`: it came with the code, and gives way to the model of a later release.
+    `released`: the model came with the code, and the model of a later release replaces it.
 
-    Its version is the card's digest, so one model has one tag on every machine. Where it is the newest of its kind,
-    real or synthetic, already, nothing is stored. Card and graph are checked first, by SHA256SUMS where it is there (a
-    released model has it) and by each other, so nothing is stored that can't be served; killed at any moment, the store
-    holds the whole model or nothing of it. Raises OSError, pydantic's ValidationError or digests.Altered.
+    The version is the card's digest, so a model has the same tag on every machine. A model that is the newest real or
+    synthetic one already is not stored again. Card and graph are checked before, by each other and by SHA256SUMS, which
+    every released model has. If the import is killed, the store has the whole model or nothing of it. Raises OSError,
+    pydantic's ValidationError or digests.Altered.
     """
     if released or (folder / digests.SUMS).exists():
         digests.check_sums(folder, GRAPH, CARD)
@@ -112,14 +112,14 @@ def import_model(folder: Path, *, released: bool = False) -> str:
 
 
 def find(tag: str | None = None) -> StoredModel:
-    """The model of this tag, or the newest one that was trained on real images; its digests are checked.
+    """Find the model with this tag, or the newest one that was trained on real images, and check its digests.
 
     A model trained on phantoms is found only by its tag. Raises NoModel.
     """
     if tag is not None:
         try:
             found = _stored(bentoml.models.get(tag))
-        except Exception as error:  # BentoML's, or a parser's where its file is torn
+        except Exception as error:  # BentoML's, or a parser's for a torn file
             raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows them all") from error
     else:
         newest = _newest("real")
@@ -135,13 +135,13 @@ def _store_folder() -> Path:
 
 
 def _put(made: Path, old: Path) -> None:
-    """Move the folder of a whole model into the store, and what is there of that version to `old`."""
+    """Move the folder of a model into the store, and an earlier folder of its version to `old`."""
     place = _store_folder() / NAME / made.name
     place.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         place.rename(old)
     made.rename(place)
-    (place.parent / "latest").unlink(missing_ok=True)  # BentoML writes it anew, by what is there
+    (place.parent / "latest").unlink(missing_ok=True)  # BentoML writes it again from the models there
 
 
 def _newest(trained_on: str) -> StoredModel | None:
@@ -150,7 +150,7 @@ def _newest(trained_on: str) -> StoredModel | None:
 
 
 def _readable() -> Iterator[bentoml.Model]:
-    """The stored models; BentoML's own list ends at the first part of one, as a killed import of old code left it."""
+    """The readable stored models. BentoML's own list ends at the first torn one, which older code could leave."""
     for folder in sorted((_store_folder() / NAME).glob("*/")):
         with contextlib.suppress(Exception):  # BentoML's, a YAML parser's or a structure's
             yield bentoml.models.get(f"{NAME}:{folder.name}")

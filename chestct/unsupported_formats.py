@@ -1,4 +1,4 @@
-"""What bytes are that are no picture this system reads, told from their beginning."""
+"""Recognises formats that are not supported by their first bytes, so that error messages can name them."""
 
 import re
 from typing import Final
@@ -40,5 +40,5 @@ _KINDS: Final = tuple(
 
 
 def describe_unsupported(data: bytes) -> str:
-    """Words for bytes that are neither PNG nor JPEG nor DICOM, to follow "got"."""
+    """Describe data that is neither PNG, JPEG nor DICOM. The text follows "got" in a message."""
     return next((words for begins, words in _KINDS if begins.match(data)), f"{len(data)} bytes that are none of them")

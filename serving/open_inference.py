@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2 free of transport: what the model takes and answers, and the checks between.
+"""The Open Inference Protocol v2 without a transport: the model's metadata, the checks of a request, and its answer.
 
-Both edges, HTTP under /v2 and gRPC, translate their messages to `Request` and `Tensor` and nothing more.
+HTTP under /v2 and gRPC only translate their messages to `Request` and from `Tensor`.
 """
 
 import base64
@@ -31,13 +31,13 @@ from serving.tensors import (
 
 SERVER: Final = "chestct"
 PLATFORM: Final = "onnx_onnxv1"
-"""The protocol's name for a model kept as ONNX, whatever runs it."""
+"""The protocol's name for an ONNX model, whatever the runtime is."""
 _UNSUPPORTED: Final = ("classification", "shared_memory_region")
-"""Parameters of Triton's extensions that would change what is read or answered."""
+"""Parameters of Triton's extensions that would change the answer."""
 
 
 class UnknownModel(LookupError):
-    """The request names a model or a version that is not served here; the message names what is."""
+    """The request names a model or a version that is not served. The message names the one that is."""
 
     code: Final = "unknown_model"
 
@@ -54,13 +54,13 @@ class ModelMetadata(Frozen):
 class Request(NamedTuple):
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...] = ()
-    """Names of the wanted outputs; none means all but those that cost extra (`heatmaps`, `preview`)."""
+    """Names of the wanted outputs. None means all except those that cost extra (`heatmaps`, `preview`)."""
     window: Window = LUNG
-    """For `image`s that are DICOM files."""
+    """Window for DICOM files in `image`."""
 
 
-class Question(NamedTuple):
-    """A request that was checked: nothing of the message that it came in is left."""
+class CheckedRequest(NamedTuple):
+    """A checked request, which refers to no part of its message."""
 
     images: list[bytes] | NDArray[np.uint8]
     """Encoded files, or pixels uint8 [N, height, width, channels]."""
@@ -69,23 +69,23 @@ class Question(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """An output tensor; `values` has math.prod(shape) elements, row by row: bytes for BYTES, float for FP32."""
+    """An output tensor. `values` has math.prod(shape) elements, row by row: bytes for BYTES, float for FP32."""
 
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
     values: list[Any]
     files: bool
-    """The BYTES are PNG files; else they are text."""
+    """Whether the BYTES are PNG files. Otherwise they are text."""
 
     def raw(self) -> bytes:
-        """The protocol's raw form, little-endian; see Input."""
+        """The elements in the protocol's raw form, little-endian; see Input."""
         if self.datatype == "BYTES":
             return pack_bytes(self.values)
         return np.asarray(self.values, "<f4").tobytes()
 
-    def plain(self) -> list[Any]:
-        """The elements as JSON can carry them: files in base64."""
+    def json_data(self) -> list[Any]:
+        """The elements for JSON, with files in base64."""
         if self.datatype != "BYTES":
             return self.values
         return [(base64.b64encode(value) if self.files else value).decode() for value in self.values]
@@ -95,11 +95,11 @@ class _Output(NamedTuple):
     name: str
     datatype: Datatype
     per_class: bool
-    """[N, classes] in the card's order, else [N]."""
+    """Whether the shape is [N, classes] in the card's order. Otherwise it is [N]."""
     read: Callable[[Prediction], list[Any]]
-    """The elements of one prediction, row by row."""
+    """Function that gives the elements of one prediction, row by row."""
     files: bool = False
-    """PNG files, which take work of their own: only on request."""
+    """Whether the elements are PNG files, which cost extra and are made only on request."""
 
 
 def _json(values: Sequence[str]) -> list[bytes]:
@@ -110,8 +110,8 @@ def _base64(values: Sequence[str]) -> list[bytes]:
     return [base64.b64decode(value) for value in values]
 
 
-# A null label is the empty string and a null confidence 0: JSON, the protocol's other encoding, has no NaN, and no
-# label's confidence can be below 1 / classes.
+# A missing label is the empty string, and a missing confidence is 0, because JSON has no NaN. The confidence of a label
+# is 1 / classes or more.
 _OUTPUTS: Final = (
     _Output("probabilities", "FP32", True, lambda p: list(p.probabilities.values())),
     _Output("ood_score", "FP32", False, lambda p: [p.ood_score]),
@@ -128,12 +128,12 @@ _OUTPUTS: Final = (
 
 
 def version(tag: str) -> str:
-    """The version in a tag of the model store: `chestct:abc` is version `abc`."""
+    """The version in a tag of the model store: `abc` in `chestct:abc`."""
     return tag.partition(":")[2]
 
 
 def metadata(card: ModelCard, tag: str) -> ModelMetadata:
-    """What a client needs to know to ask this model."""
+    """Metadata of the model for clients."""
     return ModelMetadata(
         name=card.name,
         versions=(version(tag),),
@@ -156,7 +156,7 @@ def metadata(card: ModelCard, tag: str) -> ModelMetadata:
 
 
 def check_model(card: ModelCard, tag: str, name: str, wanted: str) -> None:
-    """Check that the model `name` in the version `wanted` (empty: any) is the one served. Raises UnknownModel."""
+    """Check that the service has the model `name` in the version `wanted`, empty for any. Raises UnknownModel."""
     if name != card.name:
         raise UnknownModel(f"expected the model {card.name!r}, got {quote(name)}")
     if wanted not in ("", version(tag)):
@@ -164,48 +164,44 @@ def check_model(card: ModelCard, tag: str, name: str, wanted: str) -> None:
 
 
 def check_parameters(names: Container[str]) -> None:
-    """Parameters that this server doesn't know are ignored, as they may be, but for those that change the answer.
-
-    Raises InvalidRequest.
-    """
+    """Raises InvalidRequest for parameters that would change the answer. Other unknown parameters are ignored."""
     for name in _UNSUPPORTED:
         if name in names:
             raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
 
 
 def read_window(parameters: Mapping[str, Any]) -> Window:
-    """The window that the parameters of a request ask for. Raises InvalidRequest."""
+    """The window in the parameters of a request. Raises InvalidRequest."""
     try:
         return choose_window(parameters)
     except ValueError as error:
         raise InvalidRequest(f"parameters: {error}") from None
 
 
-def read(classifier: Classifier, request: Request) -> Question:
-    """What the request asks for, so that its message need not be kept while the model works. Raises InvalidRequest."""
-    outputs = tuple(_wanted(request.outputs))
-    return Question(
+def check_request(classifier: Classifier, request: Request) -> CheckedRequest:
+    """Check a request. The result does not need its message, whose memory can be freed. Raises InvalidRequest."""
+    outputs = tuple(_find_outputs(request.outputs))
+    return CheckedRequest(
         read_inputs(request.inputs, classifier.card, classifier.settings.max_images), outputs, request.window
     )
 
 
-async def infer(classifier: Classifier, question: Question, call: RequestRecord) -> tuple[Tensor, ...]:
-    """Answer a request.
+async def infer(classifier: Classifier, request: CheckedRequest, record: RequestRecord) -> tuple[Tensor, ...]:
+    """Answer a request. Raises the errors of Classifier.classify.
 
-    The protocol has one status for a call, so one bad image fails the call: InvalidImage then names its index.
-    Raises InvalidImage, and what Classifier.classify raises.
+    The protocol has one status for all images, so one bad image fails the request. InvalidImage then has its index.
     """
-    images, outputs, window = question
+    images, outputs, window = request
     explain = any(output.files for output in outputs)
     if isinstance(images, list):
-        outcomes = await classifier.classify_many(images, call, explain=explain, window=window)
-        predictions = [_good(index, outcome) for index, outcome in enumerate(outcomes)]
+        outcomes = await classifier.classify_many(images, record, explain=explain, window=window)
+        predictions = [_prediction(index, outcome) for index, outcome in enumerate(outcomes)]
     else:
-        predictions = await classifier.classify_pixels(images, call, explain=explain)
+        predictions = await classifier.classify_pixels(images, record, explain=explain)
     return tuple(_tensor(output, predictions, classifier.card) for output in outputs)
 
 
-def _wanted(names: Sequence[str]) -> list[_Output]:
+def _find_outputs(names: Sequence[str]) -> list[_Output]:
     if not names:
         return [output for output in _OUTPUTS if not output.files]
     known = {output.name: output for output in _OUTPUTS}
@@ -215,7 +211,7 @@ def _wanted(names: Sequence[str]) -> list[_Output]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _good(index: int, outcome: Outcome) -> Prediction:
+def _prediction(index: int, outcome: Outcome) -> Prediction:
     if isinstance(outcome, InvalidImage):
         raise InvalidImage(outcome.code, f"{IMAGE}[{index}]: {outcome.message}") from outcome
     if isinstance(outcome, Exception):

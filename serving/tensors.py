@@ -1,4 +1,4 @@
-"""Input tensors of the Open Inference Protocol: as they came, over any transport, and checked, as images or pixels."""
+"""Checks the input tensors of the Open Inference Protocol and converts them to images or pixels."""
 
 import base64
 import math
@@ -18,14 +18,14 @@ PIXELS: Final = "pixels"
 Datatype = Literal["BYTES", "FP32", "UINT8"]
 
 _LONGEST_QUOTE: Final = 64
-"""Characters of a name that came, in an error's message; the name itself may be as long as the body."""
+"""Most characters of a client's name in an error message. The name itself may be as long as the body."""
 _MOST_DIMENSIONS: Final = 8
-"""Of a shape, in an error's message."""
+"""Most dimensions of a shape in an error message."""
 _KINDS: Final = {str: "text", float: "a fraction", bool: "true or false", list: "a list", dict: "an object"}
 
 
 class InvalidRequest(ValueError):
-    """The request is not what the model's metadata describes; the message says what was expected and what came."""
+    """The request does not match the model's metadata. The message says what was expected and what came."""
 
     code: Final = "invalid_request"
 
@@ -34,16 +34,16 @@ class TensorMetadata(Frozen):
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
-    """-1 stands for the number of images."""
+    """-1 is the number of images."""
 
 
 class Input(NamedTuple):
-    """An input tensor as it came, unchecked.
+    """An unchecked input tensor.
 
-    `data` is either bytes, the protocol's raw form (UINT8: one byte an element, row by row; BYTES: each element after
-    its length as 4 bytes, little-endian), or a sequence of the elements. Of BYTES these are bytes, or base64 as str,
-    since JSON can't carry bytes (and no PNG or JPEG file is text); of UINT8 integers, flat or nested in the shape. What
-    came as JSON may hold anything at all in their place.
+    `data` is bytes in the protocol's raw form or a sequence of elements. In the raw form, UINT8 has one byte for each
+    element, row by row, and BYTES has the length of each element before it, as 4 bytes, little-endian. In a sequence,
+    the elements of BYTES are bytes or base64 text, and those of UINT8 are integers, flat or nested in the shape. A
+    sequence from JSON may also hold anything else.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Input(NamedTuple):
 
 
 def pack_bytes(elements: Sequence[bytes]) -> bytes:
-    """BYTES elements in the protocol's raw form: each after its length as 4 bytes, little-endian."""
+    """Convert BYTES elements to the protocol's raw form."""
     return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
 
 
 def unpack_bytes(raw: bytes, at_most: int | None = None) -> list[bytes]:
-    """The elements of `pack_bytes`. Raises InvalidRequest where the lengths don't add up, or there are more."""
+    """Reverse `pack_bytes`. Raises InvalidRequest if the lengths don't add up, or there are more elements."""
     elements: list[bytes] = []
     position = 0
     while position < len(raw):
@@ -77,7 +77,7 @@ def unpack_bytes(raw: bytes, at_most: int | None = None) -> list[bytes]:
 
 
 def describe_inputs(card: ModelCard) -> tuple[TensorMetadata, ...]:
-    """The inputs of which a request has exactly one."""
+    """The inputs, of which a request has exactly one."""
     spec = card.input
     return (
         TensorMetadata(name=IMAGE, datatype="BYTES", shape=(-1,)),
@@ -86,7 +86,7 @@ def describe_inputs(card: ModelCard) -> tuple[TensorMetadata, ...]:
 
 
 def read_inputs(inputs: Sequence[Input], card: ModelCard, max_images: int) -> list[bytes] | NDArray[np.uint8]:
-    """The encoded images, or the pixels uint8 [N, height, width, channels]."""
+    """The encoded images, or the pixels uint8 [N, height, width, channels]. Raises InvalidRequest."""
     specs = {spec.name: spec for spec in describe_inputs(card)}
     if len(inputs) != 1 or inputs[0].name not in specs:
         names = ", ".join(quote(tensor.name) for tensor in inputs[:4]) or "none"
@@ -130,7 +130,7 @@ def _pixels(tensor: Input) -> NDArray[np.uint8]:
 
 
 def _flat(tensor: Input, data: Sequence[Any]) -> Sequence[Any]:
-    """The elements of data that is flat or nested in the tensor's shape, row by row, as many as the shape says."""
+    """The elements of flat or nested data, row by row. Checks their number by the shape."""
     if not data or not isinstance(data[0], list):
         _same_count(tensor, len(data))
         return data
@@ -151,10 +151,7 @@ def _flat(tensor: Input, data: Sequence[Any]) -> Sequence[Any]:
 
 
 def _levels(tensor: Input, values: Sequence[Any]) -> bytes:
-    """Grey levels, one byte each. NumPy would make room for the longest of whatever the values are, for each of them.
-
-    Raises InvalidRequest.
-    """
+    """Grey levels as bytes. NumPy would allocate the size of the largest value for each. Raises InvalidRequest."""
     if others := set(map(type, values)) - {int}:
         got = " and ".join(sorted(_KINDS.get(kind, "null") for kind in others))
         raise InvalidRequest(f"{tensor.name}: expected whole numbers of 0 to 255, got {got}")
@@ -179,7 +176,7 @@ def _shape(shape: Sequence[int | str]) -> str:
 
 
 def _number(value: int | str) -> str:
-    """A number in an error's message; Python refuses to write one of 4,300 digits."""
+    """A number in an error message. Python can't convert one of more than 4,300 digits."""
     return str(value) if isinstance(value, str) or abs(value) < 10**18 else "a number of more than 18 digits"
 
 

@@ -157,9 +157,9 @@ async def _infer(request: Request) -> Response:
         wanted, form = _parse(request.headers, body)
         record: RequestRecord = request.state.record
         record.request_id = choose_id(request.headers.get(REQUEST_ID), form.id, record.request_id)
-        question = open_inference.read(classifier, wanted)
+        checked = open_inference.check_request(classifier, wanted)
         del body, wanted  # several times the size of the images
-        tensors = await while_connected(request, open_inference.infer(classifier, question, record))
+        tensors = await while_connected(request, open_inference.infer(classifier, checked, record))
         return _response(classifier, form, tensors)
     except InvalidRequest as error:
         raise bad_request(error.code, str(error)) from error
@@ -243,7 +243,7 @@ def _response(classifier: Classifier, form: _AnswerForm, tensors: tuple[open_inf
         else:
             if tensor.files:
                 output["parameters"] = {"content_type": "base64"}
-            output["data"] = tensor.plain()
+            output["data"] = tensor.json_data()
         outputs.append(output)
     answer = {
         "model_name": classifier.card.name,

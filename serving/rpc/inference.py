@@ -49,11 +49,11 @@ class InferenceServicer(service.GRPCInferenceServiceServicer):
         context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
         self._check_model(request.model_name, request.model_version)
         message_id = request.id
-        question = open_inference.read(self._classifier, _to_request(request))
+        checked = open_inference.check_request(self._classifier, _to_request(request))
         del request  # otherwise its content would be in memory twice
         try:
             async with asyncio.timeout(record.remaining):
-                tensors = await open_inference.infer(self._classifier, question, record)
+                tensors = await open_inference.infer(self._classifier, checked, record)
         except TimeoutError:
             seconds = self._classifier.settings.request_timeout
             limit = "its deadline" if record.client_deadline else f"the service's {seconds} seconds"

@@ -39,8 +39,8 @@ class Model:
         async def call() -> tuple[open_inference.Tensor, ...]:
             classifier = Classifier(self._engine, self.card, TAG, Settings(max_images=8))
             try:
-                question = open_inference.read(classifier, open_inference.Request(inputs, tuple(outputs)))
-                return await open_inference.infer(classifier, question, RequestRecord("r"))
+                checked = open_inference.check_request(classifier, open_inference.Request(inputs, tuple(outputs)))
+                return await open_inference.infer(classifier, checked, RequestRecord("r"))
             finally:
                 await classifier.close()
 
