@@ -6,7 +6,6 @@ turns on one image and one thread, so other load on the machine affects both ali
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -15,10 +14,9 @@ import numpy as np
 import onnx
 import openvino as ov
 
+from benchmarks import latency
 from chestct.store import GRAPH
 
-ROUNDS: Final = 400
-WARM_UP: Final = 20
 OPTIONS: Final = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 """As chestct.engine sets them. The engine itself rejects a graph without all outputs."""
 
@@ -28,9 +26,9 @@ def measure(graph: Path) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder, GRAPH)
         onnx.utils.extract_model(str(graph), str(bare), ["pixels"], ["probabilities"])
-        calls = [_compiled(path) for path in (bare, graph)]
-    times = np.array([[_milliseconds(call) for call in calls] for _ in range(WARM_UP + ROUNDS)])[WARM_UP:]
-    return float(np.median(times[:, 0])), float(np.median(times[:, 1] - times[:, 0]))
+        times = latency.measure({"alone": _compiled(bare), "whole": _compiled(graph)})
+    alone, whole = np.array(times["alone"]), np.array(times["whole"])
+    return float(np.median(alone)), float(np.median(whole - alone))
 
 
 def _compiled(graph: Path) -> Callable[[], object]:
@@ -41,12 +39,6 @@ def _compiled(graph: Path) -> Callable[[], object]:
     request = core.compile_model(model, "CPU", OPTIONS).create_infer_request()
     pixels = np.random.default_rng(0).integers(0, 256, tuple(model.input("pixels").shape), dtype=np.uint8)
     return lambda: request.infer({"pixels": pixels})
-
-
-def _milliseconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - started)
 
 
 def main() -> None:

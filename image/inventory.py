@@ -1,7 +1,10 @@
-"""`python -m image.inventory ARCHIVE FOLDER`: what an image holds, read from its archive, so for any architecture.
+"""`python -m image.inventory ARCHIVE FOLDER`: lists the contents of an image, for any architecture.
 
-Writes FOLDER/image.txt, every file's path, and FOLDER/image.cdx.json, a CycloneDX bill of materials: the Debian and
-Python packages and the model with its digest.
+Reads the image's archive, so the image does not run. Writes FOLDER/image.txt, the path of every file, and
+FOLDER/image.cdx.json, a CycloneDX bill of materials: the Debian and Python packages, and the model with its digest.
+
+No ready-made tool gives all of this. cyclonedx-py runs the interpreter that it describes, and lists neither Debian
+packages nor the model. syft finds no model and lists packages that were removed.
 """
 
 import argparse
@@ -30,20 +33,22 @@ WHITEOUT: Final = ".wh."
 
 
 class NoImage(ValueError):
-    """The archive is not that of an image; the message says what to do."""
+    """The archive holds no image. The message says what is expected."""
 
 
 class Image(NamedTuple):
+    """Contents of an image."""
+
     labels: dict[str, str]
     architecture: str
     files: tuple[str, ...]
-    """Paths without the leading slash, in order; no folders."""
+    """Sorted paths without the leading slash; no folders."""
     contents: dict[str, bytes]
-    """Of the files that say what is installed, and of the model."""
+    """Contents of the package databases and of the model, by path."""
 
 
 def read(archive: Path) -> Image:
-    """The image in what `podman save` or `docker save` wrote. Raises NoImage."""
+    """Read the archive that `podman save` or `docker save` wrote. Raises NoImage."""
     try:
         with tarfile.open(archive) as tar:
             (manifest,) = json.load(_open(tar, "manifest.json"))
@@ -70,7 +75,7 @@ def _open(tar: tarfile.TarFile, name: str) -> IO[bytes]:
 
 
 def _apply(layer: tarfile.TarFile, files: dict[str, bytes | None]) -> None:
-    """Put a layer over those below it: what it hides goes, what it holds comes."""
+    """Apply a layer to the files of the layers below: remove what it hides, add what it holds."""
     for member in layer:
         path = member.name.removeprefix("./").strip("/")
         folder, _, name = path.rpartition("/")
@@ -85,7 +90,7 @@ def _apply(layer: tarfile.TarFile, files: dict[str, bytes | None]) -> None:
 
 
 def bill(image: Image) -> Bom:
-    """The components of the image. The same image gives the same bill, so it carries no time of its own."""
+    """Return the bill of materials. The same image gives the same bill, so it has no timestamp."""
     labels = image.labels
     subject = Component(
         type=ComponentType.CONTAINER,
@@ -132,7 +137,7 @@ def _models(image: Image) -> Iterator[Component]:
 
 
 def write(image: Image, folder: Path) -> None:
-    """Raises ValueError where the bill does not meet CycloneDX' own schema."""
+    """Write image.cdx.json and image.txt. Raises ValueError if the bill does not match CycloneDX's schema."""
     bom = bill(image)
     text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)
     content: dict[str, Any] = json.loads(text)

@@ -1,4 +1,4 @@
-"""`python -m k8s.render FOLDER`: writes every overlay there as kubectl renders it, alone and with each component."""
+"""`python -m k8s.render FOLDER`: renders every overlay with kubectl: alone, with each component, and with all."""
 
 import shutil
 import subprocess
@@ -11,16 +11,16 @@ import yaml
 
 HERE: Final = Path(__file__).parent
 OVERLAYS: Final = sorted(path.name for path in (HERE / "overlays").iterdir())
-# The canary is last, since it patches whichever object scales.
+# The canary comes last: it patches the object that scales, which another component may have added.
 COMPONENTS: Final = sorted((path.name for path in (HERE / "components").iterdir()), key=lambda name: name == "canary")
 COMBINATIONS: Final = [
     (overlay, chosen) for overlay in OVERLAYS for chosen in [(), *((name,) for name in COMPONENTS), tuple(COMPONENTS)]
 ]
-"""Every overlay alone, with each component, and with all of them."""
+"""Overlays and their components."""
 
 
 def render(overlay: str, components: tuple[str, ...] = (), source: Path = HERE) -> str:
-    """The overlay's objects as YAML, with the components that are added to it as a user would."""
+    """Return the overlay's objects as YAML. The components are added as a user would add them."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "k8s"
         for part in ("base", "overlays", "components"):

@@ -1,11 +1,12 @@
 """Makes the images that load tests and benchmarks send: drawn phantoms, not of any patient."""
 
-import struct
 from io import BytesIO
 from typing import Final
 
 import numpy as np
 from PIL import Image
+from pydicom import Dataset, FileMetaDataset, dcmwrite
+from pydicom.uid import ExplicitVRLittleEndian
 
 from pipeline.images.classes import CLASSES
 from pipeline.images.phantoms import draw_phantom
@@ -36,32 +37,19 @@ def pictures(count: int) -> list[tuple[str, bytes]]:
 def dicom_file(seed: int = 0) -> bytes:
     """Return a phantom as an uncompressed DICOM file. Grey level 0 is -1350 Hounsfield units, each level adds 6."""
     levels = np.asarray(_draw(seed).convert("L"), np.uint16)
-    rows, columns = levels.shape
-    body = b"".join(
-        (
-            _element(0x0008, 0x0060, b"CS", b"CT"),
-            _element(0x0028, 0x0002, b"US", struct.pack("<H", 1)),
-            _element(0x0028, 0x0004, b"CS", b"MONOCHROME2 "),
-            _element(0x0028, 0x0010, b"US", struct.pack("<H", rows)),
-            _element(0x0028, 0x0011, b"US", struct.pack("<H", columns)),
-            _element(0x0028, 0x0100, b"US", struct.pack("<H", 16)),
-            _element(0x0028, 0x0101, b"US", struct.pack("<H", 16)),
-            _element(0x0028, 0x0102, b"US", struct.pack("<H", 15)),
-            _element(0x0028, 0x0103, b"US", struct.pack("<H", 0)),
-            _element(0x0028, 0x1052, b"DS", b"-1350 "),
-            _element(0x0028, 0x1053, b"DS", b"6 "),
-            _element(0x7FE0, 0x0010, b"OW", levels.tobytes()),
-        )
-    )
-    syntax = _element(0x0002, 0x0010, b"UI", b"1.2.840.10008.1.2.1\0")
-    size = _element(0x0002, 0x0000, b"UL", struct.pack("<I", len(syntax)))
-    return bytes(128) + b"DICM" + size + syntax + body
-
-
-def _element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
-    """Encode a DICOM element as Explicit VR Little Endian."""
-    length = struct.pack("<2xI" if kind == b"OW" else "<H", len(value))
-    return struct.pack("<HH", group, number) + kind + length + value
+    scan = Dataset()
+    scan.preamble = bytes(128)
+    scan.Modality = "CT"
+    scan.Rows, scan.Columns = levels.shape
+    scan.SamplesPerPixel, scan.PhotometricInterpretation = 1, "MONOCHROME2"
+    scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
+    scan.RescaleIntercept, scan.RescaleSlope = -1350, 6
+    scan.PixelData = levels.tobytes()
+    scan.file_meta = FileMetaDataset()
+    scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = BytesIO()
+    dcmwrite(file, scan)
+    return file.getvalue()
 
 
 def _draw(seed: int) -> Image.Image:

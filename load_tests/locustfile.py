@@ -1,20 +1,17 @@
 """Locust users that send HTTP, the Open Inference Protocol with binary tensors, and gRPC. They check every answer.
 
-Settings from the environment: LOAD_SCENARIO, a name of load_tests.shapes (default steady); LOAD_GRPC, the gRPC address
-(default 127.0.0.1:3001); LOAD_IMAGES, a folder with the PNG and JPEG files to send (default: drawn phantoms). Options
-of Locust: --host, the HTTP address, --users and --run-time; the last two are required.
+Settings from the environment: LOAD_SCENARIO, a name of load_tests.shapes (default steady), and LOAD_GRPC, the gRPC
+address (default 127.0.0.1:3001). Options of Locust: --host, the HTTP address, --users and --run-time; the last two are
+required.
 """
 
-import contextlib
 import json
 import math
 import os
 import random
 import re
-import time
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Final
 
 import gevent
@@ -39,8 +36,7 @@ grpc.experimental.gevent.init_gevent()
 locust.stats.CURRENT_RESPONSE_TIME_PERCENTILE_WINDOW = 3
 
 UNDECODABLE: Final = b"not an image"
-MEDIA_TYPES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
-PHANTOMS: Final = 16
+IMAGES: Final = pictures(16)
 BATCH: Final = 4
 """Files in a form. The last one can't be decoded."""
 SCENARIO: Final = shapes.find(os.environ.get("LOAD_SCENARIO", "steady"))
@@ -65,20 +61,6 @@ class Shape(LoadTestShape):
         options = self.runner.environment.parsed_options
         moment = self.get_run_time() / options.run_time
         return (SCENARIO.users_at(moment, options.num_users), options.num_users) if moment < 1 else None
-
-
-def load_images() -> list[tuple[str, bytes]]:
-    """Return the media type and bytes of each image to send."""
-    folder = os.environ.get("LOAD_IMAGES")
-    if folder:
-        found = [path for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in MEDIA_TYPES]
-        if not found:
-            raise SystemExit(f"LOAD_IMAGES: no PNG or JPEG file under {folder}")
-        return [(MEDIA_TYPES[path.suffix.lower()], path.read_bytes()) for path in found]
-    return pictures(PHANTOMS)
-
-
-IMAGES: Final = load_images()
 
 
 def check_probabilities(probabilities: list[float]) -> None:
@@ -217,39 +199,6 @@ class OipUser(CheckedUser):
         self._body, self._headers = payloads.binary_pixels(pixels, spec)
 
 
-class TimedCalls(grpc.UnaryUnaryClientInterceptor):
-    """Reports each call on a channel to Locust, under the name of its method."""
-
-    def __init__(self, environment: Any) -> None:
-        self._environment = environment
-
-    def intercept_unary_unary(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
-        start = time.perf_counter()
-        call = continuation(client_call_details, request)
-        failure = call.exception()  # waits for the answer
-        milliseconds = (time.perf_counter() - start) * 1000
-        error, response = None, None
-        if failure is not None:
-            words, _, _ = (failure.details() or "").partition(":")  # the rest may differ from call to call
-            error = WrongAnswer(f"expected an answer, got {failure.code().name}: {words}")
-        else:
-            response = call.result()
-            try:
-                check_answer(response)
-            except (LookupError, ValueError, WrongAnswer) as wrong:
-                error = wrong
-        self._environment.events.request.fire(
-            request_type="gRPC",
-            name=client_call_details.method,
-            response_time=milliseconds,
-            response_length=response.ByteSize() if response is not None else 0,
-            response=response,
-            context={},
-            exception=error,
-        )
-        return call
-
-
 class GrpcUser(User):
     """Sends images as BYTES elements over its own channel."""
 
@@ -259,13 +208,19 @@ class GrpcUser(User):
         super().__init__(environment)
         target = os.environ.get("LOAD_GRPC", "127.0.0.1:3001")
         self._channel = grpc.insecure_channel(target, options=payloads.OWN_CONNECTION)
-        self._stub = service.GRPCInferenceServiceStub(grpc.intercept_channel(self._channel, TimedCalls(environment)))
+        self._stub = service.GRPCInferenceServiceStub(self._channel)
 
     @task
     def infer(self) -> None:
-        _, data = random.choice(IMAGES)
-        with contextlib.suppress(grpc.RpcError):  # TimedCalls has reported it
-            self._stub.ModelInfer(payloads.image_message(data), timeout=10)
+        message = payloads.image_message(random.choice(IMAGES)[1])
+        with self.environment.events.request.measure("gRPC", payloads.MODEL_INFER) as request:
+            try:
+                response = self._stub.ModelInfer(message, timeout=10)
+            except grpc.RpcError as error:
+                words, _, _ = (error.details() or "").partition(":")  # the rest may differ from call to call
+                raise WrongAnswer(f"expected an answer, got {error.code().name}: {words}") from error
+            request["response_length"] = response.ByteSize()
+            check_answer(response)
 
     def on_stop(self) -> None:
         self._channel.close()
