@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from chestct.card import Fold, OtherPictures
+from chestct.card import Fold
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
 from pipeline.images import input_facts
@@ -25,7 +24,7 @@ from pipeline.judging.thresholds import mean_costs
 
 
 def evaluate(params: Params) -> None:
-    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OTHER_PICTURES, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
+    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
 
     Raises StageError (exit code 3) if a rule on the input rejects more chest CT than `ood_false_rejection` allows.
     """
@@ -68,7 +67,6 @@ def evaluate(params: Params) -> None:
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     write_key_figures("out_of_fold", evaluation.key_figures())
-    paths.OTHER_PICTURES.write_bytes(TypeAdapter(dict[str, OtherPictures]).dump_json(card.others, indent=1) + b"\n")
     card.write(paths.OUT_OF_FOLD_CARD)
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)

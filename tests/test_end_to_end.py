@@ -141,7 +141,7 @@ def test_heat_maps_point_at_what_moves_the_answer_and_end_with_the_head(project:
 
 
 def test_what_is_no_chest_ct_is_mostly_rejected(project: Project) -> None:
-    others = json.loads((project.folder / paths.OTHER_PICTURES).read_bytes())
+    others = json.loads((project.folder / paths.OUT_OF_FOLD_CARD).read_bytes())["others"]
     assert {"photographs", "text", "noise", "inverted_ct", "screenshots_of_ct"} <= others.keys()
     for kind in ("photographs", "text", "screenshots_of_ct"):
         assert others[kind]["rejected"] >= 0.9, kind

@@ -35,7 +35,6 @@ TRUST: Final = Path("models/trust.npz")
 
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
-OTHER_PICTURES: Final = Path("reports/other_pictures.json")
 OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")
 """What the model card says of the folds (pipeline.judging.calibration.OutOfFold)."""
 OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")

@@ -19,6 +19,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.images.duplicates import find_duplicates, thumbnails
+from pipeline.images.input_facts import log_geometry
 from pipeline.images.manifest import SPLITS
 from pipeline.images.slices import Slice, grey_levels
 
@@ -111,8 +112,8 @@ def describe(
             for item in slices
             if Path(item.file.path).suffix.lower() not in _SUFFIXES.get(item.format, set())
         ],
-        "width": _range(item.width for item in slices),
-        "height": _range(item.height for item in slices),
+        "width": _range(item.facts.width for item in slices),
+        "height": _range(item.facts.height for item in slices),
         "unreadable": dict(unreadable),
         "copies": [_paths(group) for group in findings.exact_duplicates],
         "conflicts": [_paths(group) for group in findings.label_conflicts],
@@ -227,7 +228,7 @@ def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[st
     describe the model's input, which no longer has the file's width and height.
     """
     labels = np.array([item.label for item in pool])
-    geometry = np.log([[item.width, item.height, item.width / item.height] for item in pool])
+    geometry = log_geometry([item.facts for item in pool])
     before = np.stack([item.greys for item in pool])
     after = np.stack([grey_levels(item.pixels) for item in pool])
     probes = {

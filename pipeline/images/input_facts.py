@@ -1,4 +1,4 @@
-"""Stores input facts (chestct.image.Facts) in files of arrays: one array for each fact, with a row for each picture."""
+"""Input facts (chestct.image.Facts) of many pictures as arrays: one for each fact, with a row for each picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,3 +22,8 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Facts]:
         Facts(int(width), int(height), float(colour), float(contrast), float(frame), layout, bool(windowed))
         for width, height, colour, contrast, frame, layout, windowed in zip(*columns, strict=True)
     ]
+
+
+def log_geometry(facts: Sequence[Facts]) -> NDArray[np.float64]:
+    """Logarithms of width, height and aspect of N pictures, [N, 3]."""
+    return np.log([[each.width, each.height, each.width / each.height] for each in facts])

@@ -42,14 +42,6 @@ class Slice(NamedTuple):
     """[STANDARD, STANDARD, 1]. Clusters and folds are made from it, so they do not depend on the model's input size."""
 
     @property
-    def width(self) -> int:
-        return self.facts.width
-
-    @property
-    def height(self) -> int:
-        return self.facts.height
-
-    @property
     def identity(self) -> bytes:
         """Equal for exact duplicates, whatever their bytes and modes."""
         return self.pixels.tobytes()

@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from chestct.card import Estimate
 from chestct.image import Facts
 from pipeline.images.classes import CLASSES
+from pipeline.images.input_facts import log_geometry
 from pipeline.judging.calibration import Answers
 from pipeline.judging.metrics import Evaluation
 
@@ -34,16 +36,12 @@ def predict(
 
     `pixels` [N, S, S, 1], N `facts` of the files, `features` [N, F] of the pretrained backbone.
     """
-    geometry = np.log([[each.width, each.height, each.width / each.height] for each in facts])
     step = max(1, pixels.shape[1] // THUMBNAIL)
     thumbnails = pixels[:, ::step, ::step, 0].reshape(len(pixels), -1).astype(np.float32)
     held_out = PredefinedSplit(folds)
-    majority = np.empty_like(labels)
-    for fold in np.unique(folds):
-        majority[folds == fold] = np.bincount(labels[folds != fold]).argmax()
     return {
-        "majority_class": majority,
-        "geometry_alone": cross_val_predict(_logistic(), geometry, labels, cv=held_out),
+        "majority_class": cross_val_predict(DummyClassifier(), thumbnails, labels, cv=held_out),
+        "geometry_alone": cross_val_predict(_logistic(), log_geometry(facts), labels, cv=held_out),
         "nearest_pixels": cross_val_predict(KNeighborsClassifier(1), thumbnails, labels, cv=held_out),
         "frozen_features": cross_val_predict(_logistic(), features, labels, cv=held_out),
     }

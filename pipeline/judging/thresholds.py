@@ -82,13 +82,8 @@ def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> t
         chosen = chosen[np.argsort(confidence[chosen], kind="stable")]
         errors = table[labels[chosen], label]
         total = np.append(0, np.cumsum(costs.refer - errors)) + errors.sum()  # if the k least confident are referred
-        best = int(np.argmin(total))
-        if best == 0:
-            thresholds.append(0.0)
-        elif best == len(chosen):
-            thresholds.append(1.0)
-        else:
-            thresholds.append(float(confidence[chosen[best]]))
+        candidates = [0.0, *confidence[chosen][1:], 1.0]
+        thresholds.append(float(candidates[int(np.argmin(total))]))
     return tuple(thresholds)
 
 

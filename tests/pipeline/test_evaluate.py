@@ -116,7 +116,7 @@ def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Par
 
 def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
-    others = json.loads(paths.OTHER_PICTURES.read_text(encoding="utf-8"))
+    others = json.loads(paths.OUT_OF_FOLD_CARD.read_bytes())["others"]
     assert others["noise"] == {"images": 2, "rejected_by": dict.fromkeys(KINDS, 0.5), "rejected": 0.5}
     assert others["photographs"] == {"images": 1, "rejected_by": dict.fromkeys(KINDS, 0.0), "rejected": 1.0}
 
