@@ -1,1 +1,1 @@
-"""What every stage needs: parameters, paths, errors, the runner and the record of runs."""
+"""What every stage uses: parameters, paths, errors, the runner and the record of runs."""

@@ -1,8 +1,8 @@
-"""What can go wrong in a way the person at the terminal can mend."""
+"""Errors that the user can fix."""
 
 
 class StageError(Exception):
-    """Ends a command with one line that says what to do and a named exit code: 2 bad input, 3 below the gate."""
+    """Ends a command with one line that says what to do, and an exit code: 2 for bad input, 3 if below the gate."""
 
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(message)
@@ -10,12 +10,12 @@ class StageError(Exception):
 
 
 class ParamsError(StageError):
-    """params.yaml is not what the pipeline reads; the message names every key as `section.key`."""
+    """params.yaml is invalid. The message names every wrong key as `section.key`."""
 
 
 class DataError(StageError):
-    """The images are missing, incomplete or too few; the message names the folder or the class."""
+    """The images are missing, incomplete or too few. The message names the folder or the class."""
 
 
 class TrackingError(StageError):
-    """MLflow's store or server can't be used; the message says where it is, without a password."""
+    """MLflow's store or server cannot be used. The message has its address, without a password."""

@@ -1,4 +1,4 @@
-"""Where the stages read and write, relative to the current directory, which is the project's root."""
+"""Files and folders of the stages, relative to the project's root, which is the current directory."""
 
 from pathlib import Path
 from typing import Final
@@ -8,11 +8,11 @@ PARAMS: Final = Path("params.yaml")
 RAW: Final = Path("data/raw")
 MANIFEST: Final = Path("data/manifest.json")
 LEFT_OUT: Final = Path("reports/left_out.json")
-"""What ingest found in the source and did not take, by reason."""
+"""Entries that ingest left out, by reason."""
 
 POOL: Final = Path("data/prepared/pool.npz")
 FACTS: Final = Path("data/prepared/facts.npz")
-"""chestct.image.Facts of the images in POOL, an array each."""
+"""chestct.image.Facts of the images in POOL, one array for each field."""
 TEST: Final = Path("data/prepared/test.npz")
 AUDIT: Final = Path("data/prepared/audit.json")
 CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")
@@ -27,16 +27,16 @@ RUN: Final = Path("models/run.json")
 HISTORY: Final = Path("models/history.csv")
 
 SWEEP: Final = Path("sweep.db")
-"""The trials of `make sweep`, so that it can go on after a kill."""
+"""Trials of `make sweep`, so that it can continue after a kill."""
 SWEEP_SCRATCH: Final = Path("models/sweep")
-"""The networks of the trial that is running."""
+"""Networks of the current trial."""
 
 TRUST: Final = Path("models/trust.npz")
 
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
 OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")
-"""What the model card says of the folds (pipeline.judging.calibration.OutOfFold)."""
+"""The model card's out-of-fold figures (pipeline.judging.calibration.OutOfFold)."""
 OUT_OF_FOLD_PLOTS: Final = Path("reports/out_of_fold")
 
 RELEASE: Final = Path("models/release")
@@ -50,5 +50,5 @@ TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")
 
 
 def fold_model(fold: int) -> Path:
-    """The network that never saw the images of `fold`, counted from 0."""
+    """Return the path of the network that never saw the images of `fold`, counted from 0."""
     return FOLD_MODELS / f"fold{fold}.keras"

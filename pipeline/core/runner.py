@@ -1,4 +1,4 @@
-"""What every stage's `main` does: read params.yaml, run, and end a known failure with one line and its exit code."""
+"""Runs a stage from the command line."""
 
 import sys
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from pipeline.core.params import Params
 
 
 def run(stage: Callable[[Params], None]) -> None:
-    """Run `stage` with params.yaml of the current directory; a StageError becomes one line and its exit code."""
+    """Run `stage` with the current folder's params.yaml. On a StageError, print one line and exit with its code."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not fit the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a file name
     try:
         stage(Params.read())
     except StageError as error:

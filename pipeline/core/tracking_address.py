@@ -1,8 +1,7 @@
-"""Where MLflow records runs, as the environment or `.env` says, and how to speak of it without a password.
+"""The address of the MLflow store, from the environment or `.env`, and how to print it without a password.
 
-A user and password that stand in a server's address move to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, so
-MLflow and its libraries never see them in what they may print. A database's address needs its password; it is taken out
-of every message.
+A user and a password in a server's address move to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, so MLflow and
+its libraries cannot print them. A database's address keeps its password, and `Address.hide` removes it from messages.
 """
 
 import os
@@ -27,22 +26,22 @@ _NO_ADDRESS: Final = (
 
 class Address(NamedTuple):
     uri: str
-    """For MLflow; of a server without user and password."""
+    """For MLflow. A server's has no user and password."""
     shown: str
-    """For people."""
+    """For messages."""
     secrets: tuple[str, ...] = ()
-    """What `hide` takes out."""
 
     def hide(self, text: str) -> str:
+        """Return `text` without the secrets."""
         for secret in (self.uri, *sorted(self.secrets, key=len, reverse=True)):
             text = text.replace(secret, self.shown if secret == self.uri else "***")
         return text
 
 
 def read_address(local: str) -> Address:
-    """The address that the settings name, else `local`; sets the variables from which MLflow takes it.
+    """Return the address in the settings, or `local` if there is none. Set the environment variables for MLflow.
 
-    Raises TrackingError where it is none, or `.env` can't be read.
+    Raises TrackingError if the address is invalid or `.env` cannot be read.
     """
     try:
         saved = dotenv_values(DOTENV)
@@ -64,7 +63,7 @@ def _server(uri: str) -> Address:
         parts = urlsplit(uri)
         user_info, _, host = parts.netloc.rpartition("@")
         bare = parts._replace(netloc=host).geturl()
-        # An @ elsewhere is the end of a password that holds a slash or the like, and the name before it no host.
+        # An @ outside of the host part ends a password with an unquoted slash, and the host is then wrong.
         usable = bool(parts.hostname) and (parts.port or 1) and "@" not in bare and not (parts.query or parts.fragment)
     except ValueError:
         usable = False
@@ -80,7 +79,7 @@ def _server(uri: str) -> Address:
 def _database(uri: str) -> Address:
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme.partition("+")[0].lower() in ("sqlite", "file"):
-        if ":" in (rest or uri).rpartition("@")[0]:  # a password, of a server whose scheme is missing or misspelt
+        if ":" in (rest or uri).rpartition("@")[0]:  # a server's password, after a missing or misspelt scheme
             raise TrackingError(_NO_ADDRESS)
         return Address(uri, uri)
     place, _, query = rest.partition("?")

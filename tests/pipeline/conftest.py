@@ -53,14 +53,10 @@ def start_run(
     data_digest: str = "ab" * 32,
     image_count: int = 8,
 ) -> str:
-    """A run as stage train opens one; its id."""
-    return tracking.start_run(
-        params,
-        data_source=data_source,
-        data_digest=data_digest,
-        image_count=image_count,
-        git_commit="c0ffee",
-    )
+    """Open a run from the commit c0ffee as stage train does. Return its id."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "git_commit", lambda: "c0ffee")
+        return tracking.start_run(params, data_source=data_source, data_digest=data_digest, image_count=image_count)
 
 
 @pytest.fixture(scope="session")
