@@ -25,9 +25,9 @@ from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
 from pipeline.core.params import Params
-from pipeline.graph import rounding_cost
-from pipeline.graph.rounding import check_probabilities, round_weights, spread
-from pipeline.graph.to_onnx import check_logits, serving_graph
+from pipeline.graph.rounding import round_weights, spread
+from pipeline.graph.rounding_cost import agreement, check, check_difference, infer, measure
+from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import input_facts
 from pipeline.images.classes import CLASSES, NORMAL, TITLES
 from pipeline.judging.calibration import Calibration, OutOfFold
@@ -58,40 +58,44 @@ def export(params: Params) -> None:
         pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], input_facts.from_arrays(measured)
     calibration = Calibration.read(paths.CALIBRATION)
 
-    paths.RELEASE.mkdir(parents=True, exist_ok=True)
-    graph = paths.RELEASE / GRAPH
     exact = serving_graph(network, pixels, labels, calibration, params)
-    onnx.save(exact, graph)
     bias = network.get_layer(LOGITS).get_weights()[1]
     sample = spread(pixels, CHECKED_IMAGES)
-    scores = Engine(graph).infer(sample)
-    difference = check_logits(network.predict_on_batch(sample), scores, bias, wanted.logit_tolerance)
+    scores = infer(exact, sample)
+    logits = scores.heatmaps.mean(axis=(2, 3)) + bias
+    expected = network.predict_on_batch(sample)
+    difference = check_difference(expected, logits, wanted.logit_tolerance, "the graph's logits differ from Keras'")
     print(f"logits equal Keras' to {difference:.1e} on {len(sample)} images")
 
     figures: dict[str, float] = {}
+    paths.RELEASE.mkdir(parents=True, exist_ok=True)
+    graph = paths.RELEASE / GRAPH
     onnx.save(round_weights(exact, pixels, wanted), graph)
     if wanted.weights == "float16":
-        moved = check_probabilities(scores, Engine(graph).infer(sample), wanted.probability_tolerance)
-        figures["probability_moved"] = moved
-        print(f"float16 weights move probabilities by {moved:.1e} at most")
+        figures["probability_moved"] = check_difference(
+            scores.probabilities,
+            Engine(graph).infer(sample).probabilities,
+            wanted.probability_tolerance,
+            "float16 weights move a probability",
+        )
+        print(f"float16 weights move probabilities by {figures['probability_moved']:.1e} at most")
     served = Engine(graph, bfloat16=wanted.arithmetic == "bfloat16", recheck=calibration.thresholds.refer_margin)
     if wanted.arithmetic == "bfloat16" and not served.bfloat16:
         print("this CPU has no instructions for bfloat16, so what it costs is not measured, and the card forbids it")
     if wanted.weights == "int8" or served.bfloat16:
-        figures |= rounding_cost.measure(pixels, labels, folds, facts, calibration, params)
+        figures |= measure(pixels, labels, folds, facts, calibration, params)
         print(
             f"rounded, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
             f"{figures['float32_accuracy']:.4f} and the same label on {figures['agreement']:.1%} of the images"
         )
-        with rounding_cost.temporary_graph(exact) as path:
-            exact_probabilities = Engine(path).infer(pixels).probabilities
-        figures["released_agreement"] = rounding_cost.agreement(exact_probabilities, served.infer(pixels).probabilities)
+        released = infer(exact, pixels).probabilities, served.infer(pixels).probabilities
+        figures["released_agreement"] = agreement(*released)
     rounded_figures = {name: round(value, 4) for name, value in figures.items()}
     content = {"weights": wanted.weights, "arithmetic": wanted.arithmetic, **rounded_figures}
     paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
     paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if "agreement" in figures:
-        rounding_cost.check(figures, wanted)
+        check(figures, wanted)
 
     cost = Rounding(**{name: rounded_figures[name] for name in Rounding.model_fields}) if served.bfloat16 else None
     _card(params, calibration, bias, graph, len(labels), cost).write(paths.RELEASE / CARD)

@@ -1,4 +1,4 @@
-"""The argument of `dvc exp run -S` that sets a key to a text, whatever its characters.
+"""Quote a text of any characters for `dvc exp run -S`.
 
 `python -m pipeline.override data.path "it's here"` prints `data.path='it\\'s here'`.
 """
@@ -9,7 +9,7 @@ import sys
 
 
 def override(key: str, text: str) -> str:
-    r"""`key='text'` in Hydra's grammar: quotes, the backslashes before them, and the `${` of OmegaConf are escaped."""
+    r"""Return `key='text'` in Hydra's grammar. Quotes, backslashes before them and OmegaConf's `${` are escaped."""
     text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text)
     text = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", text)
     return f"{key}='{text}'"

@@ -1,8 +1,8 @@
-"""Stores the best model: `python -m pipeline.store`; the last line it prints is the model's tag.
+"""Store the best model in the BentoML store. The last line of output is the model's tag.
 
-Of the finished runs on the present data whose graph has at most `store.max_megabytes`, the one with the highest
-out-of-fold macro F1; test figures never choose. It must pass the gate (section `store` of params.yaml). Exit code 2: no
-such run; 3: below the gate, nothing stored.
+The best model has the highest out-of-fold macro F1 of the finished runs on the current data whose graph has at most
+`store.max_megabytes`. Test figures never decide. The model must pass the gate, section `store` of params.yaml.
+Exit code 2: there is no such run. Exit code 3: the best run is below the gate, and nothing is stored.
 """
 
 import argparse
@@ -26,9 +26,11 @@ from pipeline.images.manifest import Manifest
 
 
 def store(params: parameters.Params, release: Path | None = None) -> None:
-    """Import the best run's model into the BentoML store; also copy graph, card and audit into the folder `release`.
+    """Import the best run's model into the BentoML store. Copy its graph, card and audit into the folder `release`.
 
-    Where that is the project's own, pipeline.documents writes anew what is read about the released model.
+    If that is the project's own folder, pipeline.documents also writes the released model's documents.
+
+    Raises StageError if there is no run, the best one is below the gate, or its files do not belong together.
     """
     most = params.store.max_megabytes
     best = tracking.best_run(Manifest.read().digest, most)
@@ -59,7 +61,7 @@ def store(params: parameters.Params, release: Path | None = None) -> None:
 
 
 def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str]:
-    """The lines of a table of the run's figures that miss the gate; empty when all pass."""
+    """Return a table, line by line, of the figures that miss the gate. It is empty if all pass."""
     rows = []
     for name, sign, wanted in (
         ("macro_f1", ">=", gate.min_macro_f1),
@@ -74,10 +76,10 @@ def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str
 
 
 def _finish_card(model: Path, test_metrics: Path) -> None:
-    """Put the test figures into the card in folder `model`, once both are known to be of the graph beside it."""
+    """Add the test figures to the card in folder `model`, after a check that both belong to the graph there."""
     card = ModelCard.read(model / CARD)
     try:
-        if (model / SUMS).exists():  # not in runs from before export wrote it
+        if (model / SUMS).exists():  # older runs have none
             check_sums(model, GRAPH, CARD)
         digest = check(model / GRAPH, card.lineage.model_sha256)
     except Altered as error:

@@ -1,14 +1,14 @@
-"""`make sweep`: a search for better parameters of train, judged by held-out folds alone.
+"""`make sweep`: search for better parameters of train, judged by held-out folds alone.
 
-A trial trains a network a fold, as stage train does, with values drawn for the keys in section `sweep` of params.yaml.
-It ends early where it does worse on the folds so far than half of the trials before it. The first trial takes the
-values of params.yaml as they are.
+A trial draws values for the keys in section `sweep` of params.yaml and trains one network for each fold, as stage train
+does. It ends early if it is worse on the folds so far than half of the earlier trials. The first trial takes the
+current values of params.yaml.
 
-What is compared is the loss of the out-of-fold predictions after temperature scaling. It is smoother than accuracy or
-macro F1 on hundreds of images and, unlike the training loss, means the same for every label smoothing.
+Trials are compared by the loss of their out-of-fold predictions after temperature scaling. That loss is smoother than
+accuracy or macro F1 on hundreds of images, and label smoothing does not change its meaning.
 
-Trials are kept in SWEEP: after a kill, `make sweep` tries the interrupted one again and goes on until there are as many
-as wanted. Each is a run in MLflow, below one run of the whole sweep.
+SWEEP keeps the trials. After a kill, `make sweep` tries the interrupted trial again and continues. Each trial is an
+MLflow run below one run of the whole sweep.
 """
 
 import fcntl
@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import inf
-from pathlib import Path
 from typing import Any, Final
 
 import keras
@@ -40,11 +39,11 @@ from pipeline.images.folds import make_folds
 from pipeline.images.manifest import Manifest
 from pipeline.judging.calibration import fit_temperature
 from pipeline.network.build import build
-from pipeline.network.fitting import History, Pool, best_epoch, fit
+from pipeline.network.fitting import History, Pool, best_epoch, fit_fold, load_epoch
 
 LOSS: Final = "out_of_fold_loss"
 MAX_ATTEMPTS: Final = 3
-"""How often values are tried whose trial was killed."""
+"""Attempts at the same values, if each was killed."""
 
 _COUNTED: Final = (TrialState.COMPLETE, TrialState.PRUNED)
 _RUN: Final = "mlflow_run"
@@ -52,9 +51,9 @@ _ATTEMPTS: Final = "attempts"
 
 
 def sweep(params: Params) -> None:
-    """Run trials until there are `params.sweep.trials`, then print the best one as the command that trains it.
+    """Run trials until there are `params.sweep.trials`. Then print the command that trains the best one.
 
-    Raises StageError where there is nothing to search, no prepared data, or a sweep running here already.
+    Raises StageError if there is nothing to search, no prepared data, or another sweep is running in this folder.
     """
     if not params.sweep.values:
         raise StageError("nothing to search; name keys with their values in section sweep of params.yaml")
@@ -69,7 +68,6 @@ def sweep(params: Params) -> None:
         data_source=manifest.source,
         data_digest=manifest.digest,
         image_count=len(pool.labels),
-        git_commit=tracking.git_commit(),
         experiment=tracking.SWEEPS,
     )
     with _alone():
@@ -91,7 +89,7 @@ def sweep(params: Params) -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """While this process holds the lock, which ends with it, a trial that is running is one of a dead process."""
+    """Hold a lock that ends with this process, so that a trial marked as running belongs to a dead process."""
     with paths.SWEEP.with_suffix(".db.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,12 +107,12 @@ def _open_study(params: Params, data_digest: str) -> optuna.Study:
     )
     if not study.trials and _is_inside(params):
         study.enqueue_trial({key: params.get(key) for key in params.sweep.values})
-    study.sampler = optuna.samplers.TPESampler(seed=params.seed + len(study.trials))  # a resumed one draws new values
+    study.sampler = optuna.samplers.TPESampler(seed=params.seed + len(study.trials))  # a resumed sweep draws new values
     return study
 
 
 def _study_name(params: Params, data_digest: str) -> str:
-    """One name for the same data, ranges and other parameters: trials are compared where nothing else differs."""
+    """Return a name that is the same for the same data, ranges and other parameters, so that trials are comparable."""
     alike = params.changed({key: values[0] for key, values in params.sweep.values.items()})
     included = {"seed", "prepare", "base_model", "train", "sweep"}
     fixed = alike.model_dump_json(include=included, exclude={"sweep": {"trials"}})
@@ -122,7 +120,7 @@ def _study_name(params: Params, data_digest: str) -> str:
 
 
 def _is_inside(params: Params) -> bool:
-    """Whether the sweep could draw the present values."""
+    """Return whether the sweep could draw the current values."""
     sweep = params.sweep
     return all(
         low <= params.get(key) <= high for key, (low, high) in {**sweep.uniform, **sweep.log_uniform}.items()
@@ -141,9 +139,9 @@ def _space(params: Params) -> dict[str, BaseDistribution]:
 
 
 def _retry_interrupted(study: optuna.Study, parent: str) -> None:
-    """Mark what a dead process left running as failed, and queue the same values again.
+    """Mark the trials of a dead process as failed, and queue their values again.
 
-    Not for ever: values may be what kills the process, by the memory they take.
+    After MAX_ATTEMPTS, give the values up. They may need so much memory that the system kills the process.
     """
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
@@ -154,10 +152,10 @@ def _retry_interrupted(study: optuna.Study, parent: str) -> None:
 
 
 def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Callable[..., str]) -> None:
-    """One trial, from drawing its values to its result in the study and in MLflow.
+    """Draw values, train with them, and record the result in the study and in MLflow.
 
-    An error is recorded as a failed trial, which is not tried again; a kill, Ctrl-C or an MLflow that does not answer
-    leaves it to the next sweep.
+    After an error the trial has failed and is not tried again. After a kill, Ctrl-C or a TrackingError, the next sweep
+    tries it again.
     """
     trial = study.ask(_space(params))
     name = f"trial {trial.number}"
@@ -181,54 +179,40 @@ def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Calla
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, object]:
-    """To three digits, so that the command that trains a trial anew is short and exact."""
+    """Round to three digits, so that the command that trains a trial again is short and exact."""
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
 def _train_folds(pool: Pool, params: Params, name: str) -> Iterator[dict[str, float]]:
-    """After each fold, the figures of the held-out images of all folds so far."""
-    parts = [pool.take(pool.folds == fold) for fold in range(params.sweep.folds)]
-    base = paths.SWEEP_SCRATCH / "base.keras"
+    """Train one network after the other. After each, yield the figures of all held-out images so far."""
+    scratch = paths.SWEEP_SCRATCH
+    base = scratch / "base.keras"
     histories: list[History] = []
-    _remove_scratch()  # a killed trial leaves its own
-    paths.SWEEP_SCRATCH.mkdir(parents=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # a killed trial leaves files
+    scratch.mkdir(parents=True)
     try:
         keras.utils.clear_session()
         keras.utils.set_random_seed(params.seed)
         network = build(params)
         network.save(base)
-        for fold, part in enumerate(parts):
-            _checkpoints(fold).mkdir()
-            _, history = fit(
-                pool.take(pool.folds != fold),
-                part,
-                params,
-                f"{name}, fold {fold + 1} of {len(parts)}",
-                checkpoints=_checkpoints(fold),
-                base=base,
-            )
-            histories.append(history)
+        count = params.sweep.folds
+        for fold in range(count):
+            label = f"{name}, fold {fold + 1} of {count}"
+            histories.append(fit_fold(pool, fold, params, label, checkpoints=scratch, base=base))
             epoch = best_epoch(histories)
+            held_out = [pool.take(pool.folds == done) for done in range(fold + 1)]
             logits = []
-            for done, held_out in enumerate(parts[: fold + 1]):
-                network.load_weights(_checkpoints(done) / f"{epoch:03d}.weights.h5")
-                logits.append(network.predict(held_out.pixels, verbose=0))
-            labels = np.concatenate([held_out.labels for held_out in parts[: fold + 1]])
+            for done, part in enumerate(held_out):
+                load_epoch(network, scratch, done, epoch)
+                logits.append(network.predict(part.pixels, verbose=0))
+            labels = np.concatenate([part.labels for part in held_out])
             yield {"best_epoch": epoch, **_measure(np.concatenate(logits), labels)}
     finally:
-        _remove_scratch()
-
-
-def _checkpoints(fold: int) -> Path:
-    return paths.SWEEP_SCRATCH / f"fold{fold}"
-
-
-def _remove_scratch() -> None:
-    shutil.rmtree(paths.SWEEP_SCRATCH, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Out-of-fold figures of logits [N, classes] and classes [N]; a network that diverged has an infinite loss."""
+    """Return figures of logits [N, classes] and labels [N]. The loss of a network that diverged is infinite."""
     if not np.isfinite(logits).all():
         return {LOSS: inf}
     log_probabilities = log_softmax(logits / fit_temperature(logits, labels), axis=1)
@@ -241,20 +225,20 @@ def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str
 
 
 def _conclude(study: optuna.Study) -> str:
+    """Return how the trials ended and the command that trains the best one on all images."""
     trials = study.get_trials(deepcopy=False)
     count = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     best = study.best_trial
-    settings = " ".join(f"-S {key}={_in_yaml(value)}" for key, value in _rounded(best.params).items())
+    settings = " ".join(
+        f"-S {key}={json.dumps(value) if isinstance(value, bool) else value}"
+        for key, value in _rounded(best.params).items()
+    )
     return (
         f"{count[TrialState.COMPLETE]} trials complete, {count[TrialState.PRUNED]} ended early, "
         f"{count[TrialState.FAIL]} failed\n"
         f"best: trial {best.number}, {LOSS} {best.value:.4f}; train it on all images with\n"
         f"dvc exp run {settings}"
     )
-
-
-def _in_yaml(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
+from pipeline.network import fitting
 from pipeline.network.build import LOGITS, features_of
-from pipeline.network.fitting import History, Pool, best_epoch, fit
+from pipeline.network.fitting import History, Pool
 
 
 def train(params: Params) -> None:
@@ -46,17 +47,20 @@ def train(params: Params) -> None:
         data_source=manifest["source"],
         data_digest=manifest["digest"],
         image_count=len(pool.labels),
-        git_commit=tracking.git_commit(),
     )
     try:
         with tempfile.TemporaryDirectory() as folder:
-            histories = _train_folds(pool, params, Path(folder))
-            epochs = best_epoch(histories)
+            folds = range(params.prepare.folds)
+            histories = [
+                fitting.fit_fold(pool, fold, params, f"fold {fold + 1} of {len(folds)}", checkpoints=Path(folder))
+                for fold in folds
+            ]
+            epochs = fitting.best_epoch(histories)
             _keep_folds(params, Path(folder), epochs)
         logits = _score_folds(pool, params)
         _require_finite(logits, "a fold's network")
         np.savez(paths.OUT_OF_FOLD, logits=logits, labels=pool.labels, folds=pool.folds, clusters=pool.clusters)
-        network, history = fit(pool, None, params, "all images", epochs=epochs)
+        network, history = fitting.fit(pool, None, params, "all images", epochs=epochs)
         _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
         _write_history([*histories, history])
@@ -73,30 +77,13 @@ def train(params: Params) -> None:
     print(f"best epoch {epochs}; out-of-fold accuracy {accuracy:.3f}; MLflow run {run_id}")
 
 
-def _train_folds(pool: Pool, params: Params, folder: Path) -> list[History]:
-    """Train one network for each fold. Leave the weights of each epoch in `folder`."""
-    histories = []
-    for fold in range(params.prepare.folds):
-        checkpoints = folder / f"fold{fold}"
-        checkpoints.mkdir()
-        _, history = fit(
-            pool.take(pool.folds != fold),
-            pool.take(pool.folds == fold),
-            params,
-            f"fold {fold + 1} of {params.prepare.folds}",
-            checkpoints=checkpoints,
-        )
-        histories.append(history)
-    return histories
-
-
-def _keep_folds(params: Params, folder: Path, epoch: int) -> None:
+def _keep_folds(params: Params, checkpoints: Path, epoch: int) -> None:
     """Write each fold's network of that epoch to FOLD_MODELS."""
     network = keras.models.load_model(paths.BASE_MODEL, compile=False)
     shutil.rmtree(paths.FOLD_MODELS, ignore_errors=True)  # an earlier training may have had more folds
     paths.FOLD_MODELS.mkdir(parents=True)
     for fold in range(params.prepare.folds):
-        network.load_weights(folder / f"fold{fold}" / f"{epoch:03d}.weights.h5")
+        fitting.load_epoch(network, checkpoints, fold, epoch)
         network.save(paths.fold_model(fold))
 
 

@@ -1,1 +1,1 @@
-"""The network as an ONNX graph: its export and its rounding to int8."""
+"""The network as an ONNX graph: its export, its rounding, and what rounding costs."""

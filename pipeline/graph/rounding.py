@@ -17,8 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from chestct.engine import Scores
-from pipeline.core.errors import StageError
 from pipeline.core.params import Export
 
 
@@ -81,14 +79,6 @@ def with_float16_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         result.graph.node.insert(position, cast)
     onnx.checker.check_model(result, full_check=True)
     return result
-
-
-def check_probabilities(exact: Scores, rounded: Scores, tolerance: float) -> float:
-    """Return the largest change of a probability. Raises StageError (exit code 3) if it is above the tolerance."""
-    moved = float(np.abs(exact.probabilities - rounded.probabilities).max())
-    if not moved <= tolerance:
-        raise StageError(f"float16 weights move a probability by {moved:.1e}, allowed is {tolerance:.1e}", 3)
-    return moved
 
 
 def spread(pixels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -1,17 +1,16 @@
 """What rounded weights and arithmetic cost, measured on images that the network never saw."""
 
-import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import keras
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from chestct.engine import Engine
+from chestct.engine import Engine, Scores
 from chestct.image import Facts
 from chestct.store import GRAPH
 from pipeline.core import paths
@@ -19,6 +18,7 @@ from pipeline.core.errors import StageError
 from pipeline.core.params import Export, Params
 from pipeline.graph.rounding import round_weights
 from pipeline.graph.to_onnx import serving_graph
+from pipeline.images.classes import CLASSES
 from pipeline.judging.calibration import Answers, Calibration, answer
 from pipeline.judging.metrics import Evaluation
 
@@ -35,47 +35,38 @@ def measure(
     params: Params,
 ) -> dict[str, float]:
     """Export each fold's network, round it, and compare its answers on its held-out images, as `compare` does."""
-    bfloat16 = params.export.arithmetic == "bfloat16"
-    parts: list[tuple[NDArray[np.int64], Answers, Answers]] = []
+    recheck = calibration.thresholds.refer_margin
+    probabilities = np.zeros((2, len(labels), len(CLASSES)), np.float32)
+    ood_scores = np.zeros((2, len(labels)), np.float32)
     for fold in np.unique(folds):
         held_out = folds == fold
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
         exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
-        rounded = round_weights(exact, pixels[~held_out], params.export)
-        held_out_facts = [facts[int(index)] for index in np.flatnonzero(held_out)]
-        first, second = (
-            _answers(graph, pixels[held_out], held_out_facts, calibration, bfloat16=arithmetic)
-            for graph, arithmetic in ((exact, False), (rounded, bfloat16))
-        )
-        parts.append((labels[held_out], first, second))
+        served = round_weights(exact, pixels[~held_out], params.export)
+        for row, graph, arithmetic in ((0, exact, "float32"), (1, served, params.export.arithmetic)):
+            bfloat16 = arithmetic == "bfloat16"
+            scores = infer(graph, pixels[held_out], batch_sizes=(1,), bfloat16=bfloat16, recheck=recheck)
+            probabilities[row, held_out], ood_scores[row, held_out] = scores.probabilities, scores.ood_score
     exact_answers, served_answers = (
-        Answers(*map(np.concatenate, zip(*(part[which] for part in parts), strict=True))) for which in (1, 2)
+        answer(*scores, facts, calibration) for scores in zip(probabilities, ood_scores, strict=True)
     )
-    return compare(exact_answers, served_answers, np.concatenate([part[0] for part in parts]))
+    return compare(exact_answers, served_answers, labels)
 
 
-def _answers(
-    model: onnx.ModelProto,
-    pixels: NDArray[np.uint8],
-    facts: Sequence[Facts],
-    calibration: Calibration,
-    *,
-    bfloat16: bool,
-) -> Answers:
-    """Answer the images as the service does, with its engine."""
-    with temporary_graph(model) as path:
-        recheck = calibration.thresholds.refer_margin
-        scores = Engine(path, batch_sizes=(1,), bfloat16=bfloat16, recheck=recheck).infer(pixels)
-    return answer(scores.probabilities, scores.ood_score, facts, calibration)
-
-
-@contextlib.contextmanager
-def temporary_graph(model: onnx.ModelProto) -> Iterator[Path]:
-    """The path of a file with the graph, while the context lasts."""
+def infer(model: onnx.ModelProto, pixels: NDArray[np.uint8], **options: Any) -> Scores:
+    """Score the images with the service's engine. `options` are those of chestct.engine.Engine."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, GRAPH)
         onnx.save(model, path)
-        yield path
+        return Engine(path, **options).infer(pixels)
+
+
+def check_difference(exact: NDArray[np.float32], other: NDArray[np.float32], tolerance: float, what: str) -> float:
+    """Return the largest difference. Raise StageError (exit code 3), which begins with `what`, if it is too large."""
+    difference = float(np.abs(other - exact).max())
+    if not difference <= tolerance:
+        raise StageError(f"{what} by {difference:.1e}, allowed is {tolerance:.1e}", 3)
+    return difference
 
 
 def compare(exact: Answers, served: Answers, labels: NDArray[np.int64]) -> dict[str, float]:

@@ -12,9 +12,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from chestct.card import Scaling
-from chestct.engine import Scores
 from chestct.store import GRAPH
-from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
 from pipeline.judging import ood
@@ -100,14 +98,3 @@ def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
         for field in (node.input, node.output):
             for index, name in enumerate(field):
                 field[index] = names.get(name, name)
-
-
-def check_logits(expected: NDArray[np.float32], scores: Scores, bias: NDArray[np.float32], tolerance: float) -> float:
-    """Return the largest difference between Keras' logits [N, classes] and those in the engine's `scores`.
-
-    Raises StageError (exit code 3) if it is above the tolerance.
-    """
-    difference = float(np.abs(scores.heatmaps.mean(axis=(2, 3)) + bias - expected).max())
-    if not difference <= tolerance:
-        raise StageError(f"the graph's logits differ from Keras' by {difference:.1e}, allowed is {tolerance:.1e}", 3)
-    return difference

@@ -48,6 +48,21 @@ class Pool(NamedTuple):
         return Pool(**{name: array[chosen] for name, array in self._asdict().items()})
 
 
+def fit_fold(
+    pool: Pool, fold: int, params: Params, name: str, *, checkpoints: Path, base: Path = paths.BASE_MODEL
+) -> History:
+    """Train a network on all folds but `fold`, as `fit` does. `load_epoch` reads its weights from `checkpoints`."""
+    folder = checkpoints / f"fold{fold}"
+    folder.mkdir()
+    learned, held_out = pool.take(pool.folds != fold), pool.take(pool.folds == fold)
+    return fit(learned, held_out, params, name, checkpoints=folder, base=base)[1]
+
+
+def load_epoch(network: keras.Model, checkpoints: Path, fold: int, epoch: int) -> None:
+    """Load the weights that the network of `fold` had after that epoch, counted from 1."""
+    network.load_weights(checkpoints / f"fold{fold}" / f"{epoch:03d}.weights.h5")
+
+
 def fit(
     part: Pool,
     held_out: Pool | None,
@@ -74,20 +89,27 @@ def fit(
     _compute_in(network, "mixed_bfloat16" if settings.mixed_precision else "float32")
     batches = Batches(part, weights, params)
     _compile(network, params, steps_per_epoch=len(batches))
-    callbacks: list[keras.callbacks.Callback] = [Progress(name, epochs or settings.epochs)]
+    epochs = epochs or settings.epochs
+    callbacks: list[keras.callbacks.Callback] = []
     if held_out is not None:
         callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=settings.patience))
     if checkpoints is not None:
         callbacks.append(
             keras.callbacks.ModelCheckpoint(checkpoints / "{epoch:03d}.weights.h5", save_weights_only=True, verbose=0)
         )
-    result = network.fit(
-        batches,
-        epochs=epochs or settings.epochs,
-        validation_data=None if held_out is None else (held_out.pixels, one_hot(held_out.labels)),
-        callbacks=callbacks,
-        verbose=0,
-    )
+    with tqdm(total=epochs, desc=name, unit="epoch") as bar:
+
+        def advance(_: int, logs: dict[str, float]) -> None:
+            bar.set_postfix({name: f"{value:.3f}" for name, value in logs.items()}, refresh=False)
+            bar.update()
+
+        result = network.fit(
+            batches,
+            epochs=epochs,
+            validation_data=None if held_out is None else (held_out.pixels, one_hot(held_out.labels)),
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=advance), *callbacks],
+            verbose=0,
+        )
     _compute_in(network, "float32")
     rows = zip(*result.history.values(), strict=True)
     return network, [dict(zip(result.history, map(float, row), strict=True)) for row in rows]
@@ -205,21 +227,6 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         largest = np.bincount(labels).max()
         rows = [np.resize(rng.permutation(np.flatnonzero(labels == c)), largest) for c in range(len(CLASSES))]
         return rng.permutation(np.concatenate(rows))
-
-
-class Progress(keras.callbacks.Callback):  # type: ignore[misc]
-    """A progress bar with one step per epoch."""
-
-    def __init__(self, name: str, epochs: int) -> None:
-        super().__init__()
-        self._bar = tqdm(total=epochs, desc=name, unit="epoch")
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in (logs or {}).items()}, refresh=False)
-        self._bar.update()
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        self._bar.close()
 
 
 def best_epoch(histories: list[History]) -> int:

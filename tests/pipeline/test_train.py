@@ -13,6 +13,7 @@ from pipeline import train
 from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
+from pipeline.network import fitting
 from pipeline.store import store
 from tests.pipeline.conftest import start_run
 
@@ -35,7 +36,7 @@ def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(fitting, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train(params)
     assert not any(path.exists() for path in (paths.FOLD_MODELS, paths.FINAL_MODEL, paths.OUT_OF_FOLD, paths.RUN))
@@ -53,7 +54,7 @@ def test_a_run_that_a_killed_training_left_open_is_closed_by_the_next(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(fitting, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train.train(params)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
@@ -69,7 +70,7 @@ class Saved:
 def test_what_was_trained_stays_where_mlflow_no_longer_answers(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train, "fit", lambda *_, **__: (Saved(), [{"loss": 0.5, "val_loss": 0.5}]))
+    monkeypatch.setattr(fitting, "fit", lambda *_, **__: (Saved(), [{"loss": 0.5, "val_loss": 0.5}]))
     monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
 
     def score(*_: object) -> np.ndarray:
@@ -96,7 +97,7 @@ def test_what_ended_a_training_is_said_though_mlflow_is_gone_too(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/gone.db")
         raise StageError("diverged")
 
-    monkeypatch.setattr(train, "fit", diverge)
+    monkeypatch.setattr(fitting, "fit", diverge)
     with pytest.raises(StageError, match=r"^diverged$"):
         train.train(params)
 
@@ -107,7 +108,7 @@ def test_what_ended_a_training_is_said_though_mlflow_is_gone_too(
 def test_a_training_that_diverged_ends_and_leaves_no_final_network(
     params: Params, monkeypatch: pytest.MonkeyPatch, logit: float, loss: float, what: str
 ) -> None:
-    monkeypatch.setattr(train, "fit", lambda *_, **__: (None, [{"loss": loss, "val_loss": 0.5}]))
+    monkeypatch.setattr(fitting, "fit", lambda *_, **__: (None, [{"loss": loss, "val_loss": 0.5}]))
     monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
     monkeypatch.setattr(train, "_score_folds", lambda *_: np.full((8, 4), logit, np.float32))
     with pytest.raises(StageError, match=f"{what} diverged.*lower train.learning_rate"):

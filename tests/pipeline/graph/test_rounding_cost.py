@@ -4,10 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chestct.engine import Scores
 from pipeline.core import paths
 from pipeline.core.errors import StageError
 from pipeline.graph import rounding, rounding_cost
-from pipeline.graph.rounding_cost import check, compare
+from pipeline.graph.rounding_cost import check, check_difference, compare
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Answers, Calibration
 from pipeline.network.build import build
@@ -41,15 +42,15 @@ def test_its_cost_is_measured_on_images_that_the_networks_and_ranges_have_not_se
 
     monkeypatch.setattr(rounding_cost, "serving_graph", recorded("trained", lambda *_: graph))
     monkeypatch.setattr(rounding, "quantise", recorded("ranges", rounding.quantise))
-    answered = recorded("answered", rounding_cost._answers)
+    answered = recorded("answered", rounding_cost.infer)
     arithmetic: list[bool] = []
 
-    def answers_with(*parts: Any, bfloat16: bool) -> Answers:
+    def infer(*parts: Any, bfloat16: bool, **options: Any) -> Scores:
         arithmetic.append(bfloat16)
-        answers: Answers = answered(*parts, bfloat16=bfloat16)
-        return answers
+        scores: Scores = answered(*parts, bfloat16=bfloat16, **options)
+        return scores
 
-    monkeypatch.setattr(rounding_cost, "_answers", answers_with)
+    monkeypatch.setattr(rounding_cost, "infer", infer)
     params = PARAMS.changed({"export.weights": "int8"})
     figures = rounding_cost.measure(PIXELS, LABELS, np.arange(24) // 12, FACTS, CALIBRATION, params)
     first, second = list(range(12)), list(range(12, 24))
@@ -96,3 +97,12 @@ def test_what_costs_too_much_is_refused_with_its_figures(fall: float, agreement:
             check(figures, wanted)
         assert caught.value.exit_code == 3
     check(figures | {"accuracy_fall": 0.005, "agreement": 0.98, "released_agreement": 0.98}, PARAMS.export)
+
+
+def test_a_difference_above_the_tolerance_is_refused() -> None:
+    exact = np.zeros((2, 4), np.float32)
+    assert check_difference(exact, exact + np.float32(0.25), 0.25, "logits differ") == 0.25
+    for other in (exact + np.float32(0.5), np.full_like(exact, np.nan)):
+        with pytest.raises(StageError, match=r"^logits differ by (5\.0e-01|nan), allowed is 2\.5e-01$") as caught:
+            check_difference(exact, other, 0.25, "logits differ")
+        assert caught.value.exit_code == 3

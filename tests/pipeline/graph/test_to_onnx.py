@@ -4,9 +4,8 @@ import pytest
 
 from chestct.card import Scaling
 from chestct.engine import Engine
-from pipeline.core.errors import StageError
-from pipeline.graph.rounding import check_probabilities, with_float16_weights
-from pipeline.graph.to_onnx import TrustHead, check_logits, to_onnx
+from pipeline.graph.rounding import with_float16_weights
+from pipeline.graph.to_onnx import TrustHead, to_onnx
 from pipeline.judging import ood
 from pipeline.network.build import FEATURES, LOGITS, build, features_of
 from tests.graphs import input_channels
@@ -36,7 +35,7 @@ def test_the_graph_computes_what_keras_does(exported):
     scores = Engine(folder / "exact.onnx").infer(PIXELS)
     logits = network.predict_on_batch(PIXELS)
     bias = network.get_layer(LOGITS).get_weights()[1]
-    assert check_logits(logits, scores, bias, 1e-4) <= 1e-4
+    assert scores.heatmaps.mean(axis=(2, 3)) + bias == pytest.approx(logits, abs=1e-4)
     exponents = np.exp(SCALING.apply(logits))
     softmax = exponents / exponents.sum(axis=1, keepdims=True)
     assert scores.probabilities == pytest.approx(softmax, abs=1e-5)
@@ -53,20 +52,6 @@ def test_the_first_convolution_takes_one_channel(exported):
 def test_rounding_halves_the_kernels_and_moves_probabilities_little(exported):
     _, _, folder = exported
     exact, rounded = (Engine(folder / name).infer(PIXELS) for name in ("exact.onnx", "rounded.onnx"))
-    assert 0 < check_probabilities(exact, rounded, 0.01) <= 0.01
+    assert 0 < np.abs(exact.probabilities - rounded.probabilities).max() <= 0.01
     sizes = [(folder / name).stat().st_size for name in ("exact.onnx", "rounded.onnx")]
     assert sizes[1] < 0.75 * sizes[0]
-
-
-def test_a_graph_that_predicts_otherwise_is_refused(exported):
-    network, _, folder = exported
-    scores = Engine(folder / "exact.onnx").infer(PIXELS)
-    bias = network.get_layer(LOGITS).get_weights()[1]
-    with pytest.raises(StageError, match="differ from Keras") as caught:
-        check_logits(network.predict_on_batch(PIXELS) + 1e-3, scores, bias, 1e-4)
-    assert caught.value.exit_code == 3
-    with pytest.raises(StageError, match="differ from Keras"):
-        check_logits(np.full((24, 4), np.nan, np.float32), scores, bias, 1e-4)
-    moved = scores._replace(probabilities=np.roll(scores.probabilities, 1, axis=1))
-    with pytest.raises(StageError, match="move a probability"):
-        check_probabilities(scores, moved, 0.01)
