@@ -73,7 +73,8 @@ def describe_machine() -> dict[str, str]:
 
 def machine_table(machine: Mapping[str, str]) -> list[str]:
     """Return a Markdown section with the description of the machine."""
-    return ["## The machine", "", "| | |", "|---|---|", *(f"| {name} | {words} |" for name, words in machine.items())]
+    rows = (f"| {name} | {words} |" for name, words in machine.items())
+    return ["## The machine", "", "| part | value |", "|---|---|", *rows]
 
 
 def _versions(names: tuple[str, ...]) -> str:
