@@ -10,9 +10,9 @@ SCENARIO  ?= steady
 USERS     ?=
 SECONDS   ?=
 P99       ?= 200
-# The oldest Kubernetes that knows all that the manifests say, and the newest that they were checked against.
+# The oldest Kubernetes with every field that the manifests use, and the newest that was checked.
 KUBERNETES = 1.30 1.37
-# What `make demo` and the end-to-end test train: a small network, from nothing, on drawn phantoms.
+# Parameters of `make demo` and the end-to-end test: a small network, trained from scratch on drawn phantoms.
 PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 prepare.image_size=64 prepare.folds=2 \
   base_model.backbone=small base_model.weights=none base_model.dropout=0 train.head_epochs=0 train.epochs=14 \
   train.patience=8 train.batch_size=32 train.learning_rate=5e-3 train.warmup_epochs=2 \
@@ -20,22 +20,22 @@ PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 p
   train.augment.contrast=0.2 evaluate.bootstrap=200 export.arithmetic=float32 report.bootstrap=200 \
   store.min_macro_f1=0.7 store.min_accuracy=0.7 store.max_calibration_error=0.15 store.max_flips=0.2
 
-# $(call quote,$(value NAME)): what a person gave, as typed, in one word for the shell. Without `value`, make would expand
-# the dollar signs in it.
+# $(call quote,$(value NAME)) quotes what the user typed as one word of the shell. Without `value`, make would expand its
+# dollar signs.
 quote = '$(subst ','\'',$1)'
 
-# The one outside of .venv, which has no pip, also where .venv is activated.
+# The Python outside of .venv, even if .venv is activated, because .venv has no pip.
 python := $(call quote,$(shell PATH=$(call quote,$(subst $(CURDIR)/.venv/bin:,,$(PATH))) && command -v $(call quote,$(value PYTHON))))
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BENTOML_DO_NOT_TRACK = True
 export DVC_NO_ANALYTICS = 1
 
-# development holds training, training holds serving: what is installed already is enough for less.
+# development includes training, and training includes serving, so an installed larger set is enough.
 development = .venv/.development
 training    = $(firstword $(wildcard .venv/.development) .venv/.training)
 serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.serving)
-# `dvc exp run` sets params.yaml by -S. It records each run as a commit outside every branch, so git wants a name.
+# `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
@@ -54,7 +54,7 @@ demo: $(training) ## train on phantoms in a separate clone (a minute or two), th
 	@stored=$$(cd .demo && python -m pipeline.store) && \
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
-# The tests of a file stay in one process, which makes what they share once.
+# All tests of a file run in one process, so it sets up the fixtures that they share once.
 test: $(development) ## run the tests but those of the next two commands, in six minutes or less on two idle cores
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
@@ -166,8 +166,8 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 	elif $(python) -c 'import ensurepip' 2>/dev/null; then $(python) -m venv $@; \
 	else echo 'error: '$(call quote,$(value PYTHON))' has neither pip nor venv (Debian: apt-get install python3-venv)' >&2; exit 2; fi
 
-# pip from outside installs into an environment that has none. Debian's python3 has it in python3-pip, and python3-venv
-# brings one for new environments.
+# .venv has no pip, so the outer Python's pip installs into it. On Debian that is in python3-pip. Without it, python3-venv
+# puts a pip into the environment.
 .venv/.serving .venv/.training .venv/.development: .venv/.%: requirements/%.txt | .venv
 	$(install)
 
