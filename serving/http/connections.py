@@ -10,13 +10,13 @@ from collections import deque
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
+import httptools
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from serving.http import connection_limits as limits
 from serving.http.connection_closing import ClosingConnection, Stage
 from serving.http.errors import RequestError, error_response
-from serving.http.parser import Parser
 from serving.http.request_recording import COMMON_HEADERS, REQUEST_ID
 from serving.telemetry.request_record import LEAST_RATE, RequestRecord, choose_id
 
@@ -46,8 +46,9 @@ class BoundedConnection(ClosingConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ws_protocol_class = None  # upgrades are ignored: the request is answered as HTTP/1.1
-        self.parser = Parser(self)
+        self.parser = _Parser(self)
         self.repeated_head = False
+        """Whether the parser is reading `head_without_upgrade`, whose callbacks are to be ignored."""
         self._progressed = False
         """Whether the latest bytes ended a head or a message, or belonged to a body."""
         self._unparsed = 0
@@ -109,6 +110,7 @@ class BoundedConnection(ClosingConnection):
         return True
 
     def head_without_upgrade(self) -> bytes:
+        """A head with only those lines of the latest request that its body needs to be parsed."""
         framing = (header for header in self.scope["headers"] if header[0] in (b"content-length", b"transfer-encoding"))
         return b"".join((b"POST / HTTP/1.1\r\n", *(b"%s: %s\r\n" % header for header in framing), b"\r\n"))
 
@@ -267,3 +269,28 @@ class BoundedConnection(ClosingConnection):
         else:
             words = f"each of {self.most} connections has a request in progress"
             self._refuse(RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", words))
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Parses a request with the header `Upgrade` like any other. Java's HttpClient and `curl --http2` send that header.
+
+    After such a head, httptools calls `on_message_complete` and stops, because it expects another protocol. So this
+    class feeds it a head without `Upgrade`, and then the body.
+    """
+
+    def __init__(self, connection: "BoundedConnection") -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._connection = connection
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override] # uvicorn has bytes
+        while True:
+            try:
+                super().feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._connection.repeated_head = True
+                super().feed_data(self._connection.head_without_upgrade())
+                self._connection.repeated_head = False
+            else:
+                return

@@ -101,16 +101,12 @@ def _field(headers: Message) -> str:
 
 
 def _is_file(headers: Message, content: bytes) -> bool:
-    if _parameter(headers, "Content-Disposition", "filename") is not None:
+    if _parameter(headers, "Content-Disposition", "filename") is not None or headers.get_content_maintype() != "text":
         return True
-    return headers.get_content_maintype() != "text" or not _is_text(content)
-
-
-def _is_text(content: bytes) -> bool:
     try:
-        return "\0" not in content.decode("utf-8")
+        return "\0" in content.decode("utf-8")
     except UnicodeDecodeError:
-        return False
+        return True
 
 
 def _check_encodings(headers: Message) -> None:

@@ -92,7 +92,7 @@ class InferInput(_Message):
     datatype: Annotated[str, _documented(enum=["BYTES", "UINT8"])]
     shape: Annotated[list[int], _SHORT, _documented(minItems=1)]
     data: InstanceOf[list[Any]] | None = None
-    """`image`: each file in base64; `pixels`: grey levels, nested or flat. serving.open_inference checks them."""
+    """`image`: files in base64; `pixels`: grey levels, nested or flat. serving.open_inference checks the elements."""
 
 
 class InferOutput(_Message):

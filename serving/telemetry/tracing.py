@@ -111,15 +111,14 @@ def record(
 def _http(route: str, code: str, scope: Mapping[str, Any]) -> tuple[str, Attributes, bool]:
     """The span's name and attributes, and whether the service failed."""
     attributes: Attributes = {"http.response.status_code": int(code)}
-    method = name = "HTTP"
+    name = "HTTP"
     if scope:
         method = scope["method"]
         attributes |= {"url.path": scope["path"], "url.scheme": scope.get("scheme", "http")}
-        if method not in _METHODS:
-            attributes["http.request.method_original"] = method
-            method = "_OTHER"
-        attributes["http.request.method"] = method
-        name = "HTTP" if method == "_OTHER" else method
+        if method in _METHODS:
+            attributes["http.request.method"] = name = method
+        else:
+            attributes |= {"http.request.method": "_OTHER", "http.request.method_original": method}
     if route != UNKNOWN_ROUTE:
         attributes["http.route"] = route
         name = f"{name} {route}"
