@@ -72,7 +72,7 @@ ARROWS: Final = (
 REQUEST: Final = (
     ("Read the head, bound the connection", "serving/http/connections.py"),
     ("Open the request record", "serving/http/request_recording.py"),
-    ("Reject with 429 if the queue is full", "serving/http/admission_control.py"),
+    ("Refuse with 429 if the queue is full", "serving/http/admission_control.py"),
     ("Check the API key", "serving/http/require_api_key.py"),
     ("Read the body within its memory budget", "serving/http/body.py, form.py"),
     (
