@@ -1,4 +1,4 @@
-"""Every protocol at once on one queue: each caller gets its own answer, and a broken image harms nobody else."""
+"""All protocols at once on one queue: each caller gets its own answer, and a broken image affects no other."""
 
 import asyncio
 import base64
@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The caller was told that its image is at fault."""
+    """An error that blames the caller's image."""
 
     code: str
 
@@ -141,7 +141,7 @@ async def grpc_pixels(clients: Clients, sample: Sample) -> Answer | Refused:
 
 
 async def oip_infer(clients: Clients, tensor: dict[str, Any], binary: bytes | None = None) -> Answer | Refused:
-    """Probabilities and decision by the Open Inference Protocol over HTTP, in JSON or, where given, in binary."""
+    """Probabilities and decision by the Open Inference Protocol over HTTP, in JSON or binary."""
     asked = {"binary_data_output": binary is not None}
     head = json.dumps({"inputs": [tensor], "parameters": asked}).encode()
     headers = {} if binary is None else {JSON_LENGTH: str(len(head))}
@@ -202,7 +202,7 @@ def tiny_sample(index: int) -> Sample:
 
 
 def foretell(sample: Sample) -> Answer:
-    """What the tiny model must say."""
+    """The right answer of the tiny model."""
     weights = np.exp(GAIN * sample.pixels.reshape(4, -1).mean(axis=1) / 255)
     probabilities = (weights / weights.sum()).astype(np.float32)
     prediction = decide(tiny_card(), probabilities, float(sample.pixels.mean() / 255), None, request_id="", model="")

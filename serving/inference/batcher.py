@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.telemetry import metrics
 from serving.unavailable import Closed, Overloaded
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
@@ -54,16 +55,6 @@ class Score(NamedTuple):
     """Seconds of its batch in the engine."""
 
 
-class BatchReport(NamedTuple):
-    """Figures of one batch for the metrics."""
-
-    size: int
-    waited: tuple[float, ...]
-    """Seconds of each image in the queue."""
-    seconds: float
-    """Seconds of the batch in the engine."""
-
-
 @dataclass(eq=False, slots=True)  # two items are never equal, whatever their pixels
 class _Item:
     pixels: Pixels
@@ -81,19 +72,11 @@ class Batcher:
     other workers with idle engines. Use it from one event loop.
     """
 
-    def __init__(
-        self,
-        infer: Callable[[NDArray[np.uint8]], Scores],
-        *,
-        largest_batch: int,
-        queue_size: int,
-        report: Callable[[BatchReport], None] = lambda _: None,
-    ) -> None:
-        """`infer` scores uint8 [N, height, width, 1], N up to `largest_batch`. `report` is called after each batch."""
+    def __init__(self, infer: Callable[[NDArray[np.uint8]], Scores], *, largest_batch: int, queue_size: int) -> None:
+        """`infer` scores uint8 [N, height, width, 1], N up to `largest_batch`."""
         self._infer = infer
         self._largest_batch = largest_batch
         self._queue_size = queue_size
-        self._report = report
         self._queue: deque[_Item] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._in_engine = 0
@@ -245,8 +228,10 @@ class Batcher:
                 return
             self._recent.append((0, len(batch)))  # no time of its own: this engine was busy meanwhile
         self._seconds_per_image = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
-        self._report(BatchReport(len(batch), tuple(started - item.queued_at for item in batch), seconds))
+        metrics.BATCH_SIZE.observe(len(batch))
+        metrics.INFER_SECONDS.observe(seconds)
         for index, item in enumerate(batch):
+            metrics.QUEUE_SECONDS.observe(waited := started - item.queued_at)
             if item.score.done():
                 continue
             if error is not None:
@@ -255,7 +240,5 @@ class Batcher:
                 item.score.set_exception(failure)
             else:
                 probabilities, ood_score, heatmap = done.result()[index]
-                item.score.set_result(
-                    Score(probabilities, float(ood_score), heatmap, started - item.queued_at, seconds)
-                )
+                item.score.set_result(Score(probabilities, float(ood_score), heatmap, waited, seconds))
         self._start_batches()

@@ -24,7 +24,7 @@ from chestct.image import SIGNATURES, Facts, InvalidImage, Picture, decode_encod
 from chestct.prediction import Prediction, decide
 from chestct.store import StoredModel
 from chestct.unsupported_formats import describe_unsupported
-from serving.inference.batcher import Batcher, BatchReport, EngineFailed, Score
+from serving.inference.batcher import Batcher, EngineFailed, Score
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.window import LUNG, Window
@@ -52,9 +52,7 @@ class Classifier:
         self.settings: Final = settings
         self._engine = engine
         self._largest_batch = min(settings.largest_batch, engine.largest_batch)
-        self._batcher = Batcher(
-            engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size, report=_count_batch
-        )
+        self._batcher = Batcher(engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._reader = GuardedReader(card.input)
         self._sharing: EngineSharing | None = None
@@ -299,10 +297,3 @@ def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | No
 def _count_decoding(record: RequestRecord, seconds: float) -> None:
     metrics.DECODE_SECONDS.observe(seconds)
     record.decode_seconds += seconds
-
-
-def _count_batch(batch: BatchReport) -> None:
-    metrics.BATCH_SIZE.observe(batch.size)
-    metrics.INFER_SECONDS.observe(batch.seconds)
-    for seconds in batch.waited:
-        metrics.QUEUE_SECONDS.observe(seconds)

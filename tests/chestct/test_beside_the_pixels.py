@@ -1,4 +1,4 @@
-"""Good pixels are read whatever stands beside them; the kinds of oddities here were all refused once, or turned."""
+"""Good pixels are read despite oddities beside them. Each kind here was refused or turned once."""
 
 import struct
 import zlib
@@ -121,7 +121,7 @@ def test_no_other_segment_of_a_jpeg_decides_anything(beside):
 
 @pytest.mark.parametrize("whole", [PNG, JPEG])
 @pytest.mark.parametrize("trailing", [b"\0", b"\xff\xd9", bytes(5000), JPEG, PNG, b"\r\n"])
-def test_what_follows_the_picture_is_left_alone(whole, trailing):
+def test_bytes_after_the_picture_are_ignored(whole, trailing):
     assert np.array_equal(pixels(whole + trailing), pixels(whole))
 
 
@@ -141,7 +141,7 @@ def test_what_follows_the_picture_is_left_alone(whole, trailing):
         entry(0x0100, 99, 1, b""),
     ],
 )
-def test_a_picture_is_turned_whatever_else_its_exif_holds(odd):
+def test_a_picture_is_turned_despite_other_exif_entries(odd):
     content = exif(orientation(3), odd, rest=struct.pack("<iii", 0, -1, 0))
     for data in (
         with_segments(JPEG, app1(content)),

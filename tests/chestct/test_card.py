@@ -35,7 +35,7 @@ def test_a_card_from_before_something_was_recorded_is_read(tmp_path):
         ({"input": {"height": 32, "width": 32, "channels": 3}}, "channels"),
     ],
 )
-def test_what_does_not_fit_together_is_named(tmp_path, change, named):
+def test_inconsistent_fields_are_named(tmp_path, change, named):
     path = tmp_path / "card.json"
     path.write_text(json.dumps(tiny_card().model_dump(mode="json") | change), encoding="utf-8")
     with pytest.raises(ValidationError, match=named):

@@ -90,7 +90,7 @@ def test_of_pydicoms_test_files_the_ct_is_read_and_the_mr_refused():
         ({"PhotometricInterpretation": None}, r"PhotometricInterpretation \(0028,0004\), got a file without"),
     ],
 )
-def test_what_is_no_single_ct_slice_is_refused_with_the_reason(elements, word):
+def test_a_file_without_a_single_ct_slice_is_refused_with_the_reason(elements, word):
     with pytest.raises(InvalidImage, match=word) as caught:
         read(dicom_file(PHANTOM, **elements))
     assert caught.value.code == "unsupported_dicom"

@@ -1,4 +1,4 @@
-"""Good pixels are read whatever stands beside them, and a file that was cut off has one code at each cut."""
+"""Good pixels are read despite odd elements, and a truncated file has one code at every cut."""
 
 import io
 import re
@@ -60,7 +60,7 @@ def with_elements(elements, before=b"(\0\x02\0US"):
 
 
 def in_groups(*, per_frame):
-    """Rescale where an enhanced CT has it."""
+    """Rescale in the place of an enhanced CT."""
     file = pydicom.dcmread(io.BytesIO(dicom_file(LEVELS)))
     values, groups = pydicom.Dataset(), pydicom.Dataset()
     values.RescaleSlope, values.RescaleIntercept, values.RescaleType = file.RescaleSlope, file.RescaleIntercept, "HU"
@@ -151,7 +151,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("make", GOOD.values(), ids=GOOD)
-def test_good_pixels_are_read_whatever_stands_beside_them(make):
+def test_good_pixels_are_read_despite_odd_elements(make):
     data = make()
     assert is_dicom(data)
     assert np.array_equal(read(data), LEVELS)
@@ -172,7 +172,7 @@ def with_lut(**elements):
     return changed(PLAIN, ModalityLUTSequence=[item])
 
 
-def test_of_a_modality_lut_that_is_not_whole_the_rest_counts_or_is_named():
+def test_an_incomplete_modality_lut_is_read_or_named():
     assert np.array_equal(read(with_lut()), LEVELS)
     assert np.array_equal(read(with_lut(LUTDescriptor=[256, 0, 16], LUTData=b"")), LEVELS)
     for lut in ({"LUTData": bytes(512)}, {"LUTDescriptor": None, "LUTData": bytes(512)}):
@@ -180,7 +180,7 @@ def test_of_a_modality_lut_that_is_not_whole_the_rest_counts_or_is_named():
             read(with_lut(**lut))
 
 
-def test_compressed_pixels_in_a_file_that_names_no_compression_are_told():
+def test_compressed_pixels_without_a_compressed_transfer_syntax_are_named():
     data = dicom_file(LEVELS, uid.JPEG2000Lossless)
     uncompressed = meta(PLAIN) + data_set(data)
     with pytest.raises(InvalidImage, match="pixels are compressed, against") as caught:
@@ -241,7 +241,7 @@ def test_padding_that_does_not_occur_changes_nothing():
     assert np.array_equal(read(negative), LEVELS)
 
 
-def test_a_file_without_its_transfer_syntax_is_asked_for_it_where_it_is_compressed():
+def test_a_compressed_file_without_its_transfer_syntax_is_refused():
     data = bytes(128) + b"DICM" + data_set(dicom_file(LEVELS, uid.JPEG2000Lossless))
     with pytest.raises(InvalidImage, match=r"TransferSyntaxUID \(0002,0010\), got a file without it") as caught:
         read(data)
@@ -277,7 +277,7 @@ def test_a_file_without_its_transfer_syntax_is_asked_for_it_where_it_is_compress
         "no preamble, implicit",
     ],
 )
-def test_a_file_that_was_cut_off_has_one_code_wherever_it_was(make):
+def test_a_truncated_file_has_one_code_at_every_cut(make):
     data = make()
     codes = {cut: code_of(data[:cut]) for cut in range(len(data)) if is_dicom(data[:cut])}
     assert len(codes) > len(data) / 2
@@ -336,5 +336,5 @@ def test_a_file_of_too_many_parts_is_refused_with_the_bound(make):
         b"\x08\0\5\0CS\n\0ISO_IR 100",
     ],
 )
-def test_what_is_no_dicom_file_is_not_taken_for_one(data):
+def test_other_data_is_no_dicom_file(data):
     assert not is_dicom(data)

@@ -102,7 +102,7 @@ def test_a_segment_ends_a_scan_as_it_does_in_libjpeg():
 
 
 @pytest.mark.parametrize("between", [b"\xff" * 100_000, b"junk" * 25_000, b"\xff\0" * 50_000])
-def test_what_stands_between_two_segments_is_skipped(between):
+def test_bytes_between_two_segments_are_skipped(between):
     whole = encoded(ramp(), "JPEG")
     assert outcome(with_segments(whole, between)) == outcome(whole)
 
@@ -132,7 +132,7 @@ def test_exif_orientation_is_applied():
         (b"\xff\xd8" + segment(0xC2, b"\x08\x20\x01\x00\x08\x01\x01\x11\x00"), "image_too_large"),
     ],
 )
-def test_what_is_no_whole_picture_is_refused_with_a_code(data, code):
+def test_an_incomplete_or_unsupported_picture_is_refused_with_a_code(data, code):
     with pytest.raises(InvalidImage) as caught:
         decode(data, SPEC)
     assert caught.value.code == code
@@ -165,7 +165,7 @@ def outcome(data: bytes) -> tuple[object, ...]:
 
 @pytest.fixture
 def by_pillow(monkeypatch: pytest.MonkeyPatch):
-    """The outcome where Pillow alone decodes."""
+    """The outcome if Pillow alone decodes."""
 
     def outcome_by_pillow(data: bytes) -> tuple[object, ...]:
         with monkeypatch.context() as patched:
@@ -246,7 +246,7 @@ def test_a_wrong_checksum_of_what_is_decoded_is_refused(kind):
         (png(png_header(64, 64), bytes(2_000_000)), False),
     ],
 )
-def test_what_is_cheap_to_decode_is_known_before(data, cheap):
+def test_whether_decoding_is_cheap_is_known_before(data, cheap):
     assert inspect(data).cheap == cheap
 
 

@@ -111,13 +111,13 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Growth]:
     return {name: Growth(size, cheap[name]) for name, size in sizes.items()}
 
 
-def test_the_worst_picture_of_each_kind_takes_no_more_memory_than_is_stated(growth: dict[str, Growth]) -> None:
+def test_the_worst_picture_of_each_kind_stays_within_max_memory(growth: dict[str, Growth]) -> None:
     sizes = {name: size for name, (size, _) in growth.items()}
     assert {name: size for name, size in sizes.items() if size > MAX_MEMORY} == {}
     assert max(sizes.values()) > MAX_MEMORY // 2  # else the figure is far from the truth
 
 
-def test_what_is_cheap_takes_less(growth: dict[str, Growth]) -> None:
+def test_cheap_pictures_stay_within_cheap_memory(growth: dict[str, Growth]) -> None:
     cheap = {name: size for name, (size, cheap) in growth.items() if cheap}
     assert len(cheap) > 12
     assert {name: size for name, size in cheap.items() if size > CHEAP_MEMORY} == {}

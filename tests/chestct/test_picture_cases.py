@@ -38,7 +38,7 @@ def test_the_picture_is_turned_as_its_orientation_says(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "named"), [("heic-named.jpg", "HEIC"), ("gzipped.png.gz", "gzip")])
-def test_what_is_no_picture_is_named(name: str, named: str) -> None:
+def test_other_formats_are_named(name: str, named: str) -> None:
     code, message = refusal((FOLDER / name).read_bytes())
     assert code == "undecodable_image"
     assert named in message

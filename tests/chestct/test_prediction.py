@@ -36,7 +36,7 @@ def test_normal_is_referred_when_the_cancers_together_are_probable():
     assert answer(0.08, 0.08, 0.75, 0.09).decision == "accept"
 
 
-def test_the_any_cancer_rule_speaks_only_where_the_label_is_normal():
+def test_the_any_cancer_rule_fires_only_for_the_label_normal():
     assert answer(0.65, 0.12, 0.12, 0.11).decision == "accept"
 
 
@@ -46,7 +46,7 @@ def test_every_rule_that_refers_is_named():
     assert prediction.between == ("normal", "adenocarcinoma")
 
 
-def test_what_is_no_chest_ct_gets_no_label_whatever_else_holds():
+def test_an_image_out_of_distribution_gets_no_label():
     prediction = answer(0.4, 0.05, 0.45, 0.1, ood_score=OOD_LIMIT + 0.01)
     assert prediction.decision == "reject"
     assert (prediction.label, prediction.confidence, prediction.prediction_set) == (None, None, ())
@@ -120,7 +120,7 @@ SLICE = plain_facts(layout=LAYOUT_OF_CT)
         (SLICE._replace(frame=0.61), "screenshot_frame"),
     ],
 )
-def test_a_picture_that_is_no_ct_slice_is_rejected_and_told_why(facts, reason):
+def test_a_picture_that_is_no_ct_slice_is_rejected_with_the_reason(facts, reason):
     prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=facts)
     assert (prediction.decision, prediction.label, prediction.reasons) == ("reject", None, (reason,))
 
@@ -138,7 +138,7 @@ def test_a_slice_at_the_limits_is_answered(facts):
     assert answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=facts).decision == "accept"
 
 
-def test_rules_on_the_input_say_nothing_about_pixels_and_the_answer_warns_of_it():
+def test_rules_on_the_input_skip_pixels_and_the_answer_warns_of_it():
     prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=None)
     assert (prediction.decision, prediction.warnings) == ("accept", ("pixels_input",))
 

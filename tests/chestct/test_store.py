@@ -89,7 +89,7 @@ def test_a_graph_that_its_card_does_not_name_is_not_stored(run, tmp_path):
     assert empty.startswith("NoModel")
 
 
-def test_an_import_that_is_killed_leaves_nothing_to_serve_and_is_made_up_for_by_the_next(run, tmp_path):
+def test_a_killed_import_leaves_no_model_and_the_next_one_succeeds(run, tmp_path):
     killed = f"""
 import os, sys, shutil
 from pathlib import Path
@@ -119,7 +119,7 @@ store.import_model(Path({str(tmp_path / "other")!r}))
     assert then == f"{imported} True local" != found
 
 
-def test_part_of_a_model_that_older_code_left_is_passed_over(run, tmp_path):
+def test_part_of_a_model_from_older_code_is_ignored(run, tmp_path):
     (tag,) = run(f"import={tmp_path / 'real'}")
     stored = tmp_path / "home/models" / tag.replace(":", "/")
     for name, content in (("empty", None), ("torn", "name: chest"), ("nonsense", "labels: ["), ("half", "labels: {}")):

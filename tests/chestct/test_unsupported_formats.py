@@ -55,7 +55,7 @@ def saved(array: np.ndarray) -> bytes:
         (b"hello", "5 bytes that are none of them"),
     ],
 )
-def test_what_is_no_picture_here_is_named_by_its_content(data, named):
+def test_an_unsupported_format_is_named_by_its_content(data, named):
     assert named in describe_unsupported(data)
     code, message = refusal(data)
     assert code == "undecodable_image"

@@ -24,7 +24,7 @@ class GatedEngine:
         self.fails = False
 
     def close(self) -> None:
-        """Hold what comes in from now on; `entered` tells of the first."""
+        """Hold batches from now on. `entered` is set by the first."""
         self.open.clear()
         self.entered.clear()
 

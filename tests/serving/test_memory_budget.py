@@ -25,7 +25,7 @@ def holding(budget: MemoryBudget, size: int, stalled_for: float = 0) -> Request:
     return request
 
 
-def test_what_is_given_back_may_be_taken_again() -> None:
+def test_released_memory_can_be_reserved_again() -> None:
     budget = MemoryBudget(2 * MIB)
     for _ in range(5):
         one, other = holding(budget, MIB), holding(budget, MIB)
@@ -46,7 +46,7 @@ def test_each_request_counts_itself_beside_its_body() -> None:
         budget.reserve(Request(), 0)
 
 
-def test_the_largest_that_still_comes_goes_for_a_smaller_one() -> None:
+def test_the_largest_incomplete_request_is_evicted_for_a_smaller_one() -> None:
     budget = MemoryBudget(10 * MIB)
     small, large = holding(budget, 3 * MIB), holding(budget, 6 * MIB)
     new = holding(budget, 2 * MIB)
@@ -54,7 +54,7 @@ def test_the_largest_that_still_comes_goes_for_a_smaller_one() -> None:
     assert budget.used == 5 * MIB
 
 
-def test_who_wants_as_much_as_the_largest_is_refused() -> None:
+def test_a_request_as_large_as_the_largest_is_refused() -> None:
     budget = MemoryBudget(10 * MIB)
     one, other = holding(budget, 5 * MIB), holding(budget, 5 * MIB)
     with pytest.raises(Overloaded, match="memory"):
@@ -62,7 +62,7 @@ def test_who_wants_as_much_as_the_largest_is_refused() -> None:
     assert (one.evicted, other.evicted, budget.used) == (False, False, 10 * MIB)
 
 
-def test_one_that_grows_is_weighed_by_all_that_it_holds() -> None:
+def test_a_growing_request_counts_with_all_its_bytes() -> None:
     budget = MemoryBudget(10 * MIB)
     growing, other = holding(budget, 5 * MIB), holding(budget, 5 * MIB)
     with pytest.raises(Overloaded):
@@ -70,7 +70,7 @@ def test_one_that_grows_is_weighed_by_all_that_it_holds() -> None:
     assert not other.evicted
 
 
-def test_one_that_has_come_whole_does_not_go() -> None:
+def test_a_complete_request_is_not_evicted() -> None:
     budget = MemoryBudget(10 * MIB)
     whole = holding(budget, 10 * MIB)
     budget.keep(whole)
@@ -79,7 +79,7 @@ def test_one_that_has_come_whole_does_not_go() -> None:
     assert not whole.evicted
 
 
-def test_who_stalls_goes_first_the_longest_stalled_ahead_whatever_its_size() -> None:
+def test_stalled_requests_are_evicted_first_the_longest_stalled_ahead() -> None:
     budget = MemoryBudget(10 * MIB)
     large = holding(budget, 7 * MIB)
     stalled = [holding(budget, MIB, stalled_for=STALL_SECONDS + seconds) for seconds in (2, 3, 1)]
@@ -87,7 +87,7 @@ def test_who_stalls_goes_first_the_longest_stalled_ahead_whatever_its_size() -> 
     assert [request.evicted for request in (*stalled, large, new)] == [True, True, False, False, False]
 
 
-def test_small_unfinished_requests_keep_nobody_out_for_longer_than_they_may_stall() -> None:
+def test_stalled_small_requests_do_not_keep_others_out() -> None:
     budget = MemoryBudget(2 * MIB)
     unfinished = [holding(budget, REQUEST_BYTES, stalled_for=2 * STALL_SECONDS) for _ in range(32)]
     good = [holding(budget, MIB), holding(budget, MIB)]
@@ -95,7 +95,7 @@ def test_small_unfinished_requests_keep_nobody_out_for_longer_than_they_may_stal
     assert not any(request.evicted for request in good)
 
 
-def test_what_alone_is_larger_than_the_budget_takes_all_of_it() -> None:
+def test_a_request_larger_than_the_budget_takes_all_of_it() -> None:
     budget = MemoryBudget(MIB)
     large = holding(budget, 5 * MIB)
     assert budget.used == MIB

@@ -170,12 +170,12 @@ def test_one_bad_image_fails_the_call_and_is_named(model: Model) -> None:
         pytest.param([Input("image", "x" * 10**6, (1,), [b"1"])], r"got '(x{64})\.\.\.'$", id="long datatype"),
     ],
 )  # fmt: skip
-def test_a_wrong_request_is_told_what_was_expected(model: Model, inputs: list[Input], message: str) -> None:
+def test_a_wrong_request_gets_what_was_expected(model: Model, inputs: list[Input], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         model.infer(*inputs)
 
 
-def test_text_of_different_lengths_takes_no_memory(model: Model) -> None:
+def test_text_of_different_lengths_takes_little_memory(model: Model) -> None:
     tensor = pixels(["a" * 10_000, *[""] * 1023])  # as an array: 40 MB
     tracemalloc.start()
     try:
@@ -186,7 +186,7 @@ def test_text_of_different_lengths_takes_no_memory(model: Model) -> None:
         tracemalloc.stop()
 
 
-def test_an_unknown_output_is_told_which_there_are(model: Model) -> None:
+def test_an_unknown_output_gets_the_names_of_all(model: Model) -> None:
     with pytest.raises(InvalidRequest, match=r"expected some of probabilities, .*got 'logits'"):
         model.infer(image(b"1"), outputs=["label", "logits"])
 

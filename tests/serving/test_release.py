@@ -66,7 +66,7 @@ def test_a_model_of_phantoms_is_served_by_its_tag_alone(tmp_path: Path) -> None:
     ],
     ids=["no release", "no such tag", "setting"],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_an_error_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -115,7 +115,7 @@ def test_a_release_whose_card_makes_no_sense_is_named_and_not_stored(
 
 @pytest.mark.parametrize("name", [CARD, GRAPH])
 @pytest.mark.parametrize("where", ["release", "store"])
-def test_what_was_changed_is_refused_in_one_line_with_both_digests(
+def test_a_changed_file_is_refused_in_one_line_with_both_digests(
     tmp_path: Path, model_store: Path, refused: Callable[[], str], name: str, where: str
 ) -> None:
     folder = tiny_release(tmp_path / "release")
@@ -158,7 +158,7 @@ def test_a_release_without_its_digests_is_refused(tmp_path: Path, refused: Calla
     assert SUMS in refused()
 
 
-def test_a_damaged_copy_is_mended_by_storing_the_model_again(tmp_path: Path, model_store: Path) -> None:
+def test_storing_the_model_again_repairs_a_damaged_copy(tmp_path: Path, model_store: Path) -> None:
     tiny_model(tmp_path / "own")
     tag = store.import_model(tmp_path / "own")
     change(model_store / tag.replace(":", "/") / GRAPH)

@@ -1,4 +1,4 @@
-"""A folder for each run, in which a full disk is told and not met."""
+"""Each run has its own folder, and a full disk is an error instead of a crash."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def test_each_run_has_a_folder_of_its_own_for_its_user_alone(parent: Path) -> No
     assert first.stat().st_mode & 0o777 == 0o700
 
 
-def test_what_a_killed_run_left_is_removed_and_a_live_one_kept(parent: Path) -> None:
+def test_the_folder_of_a_killed_run_is_removed_and_that_of_a_live_one_kept(parent: Path) -> None:
     live, dead, strange = run_folder.create(), parent / "chestct-run-dead", parent / "another"
     for folder in (dead, strange):
         folder.mkdir()
@@ -78,7 +78,7 @@ def test_the_kernel_unlocks_the_folder_of_a_run_that_is_killed(parent: Path) -> 
     assert not folder.exists()
 
 
-def test_a_full_disk_is_an_error_in_words_where_a_sparse_file_would_kill(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_instead_of_a_crash(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
@@ -86,7 +86,7 @@ def test_a_full_disk_is_an_error_in_words_where_a_sparse_file_would_kill(tmp_pat
     assert str(tmp_path / "load") in done.stdout
 
 
-def test_where_the_system_takes_no_blocks_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_written_if_the_system_cannot_reserve_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
     file = tmp_path / "load"
     file.write_bytes(b"one")
@@ -115,7 +115,7 @@ def test_the_metrics_of_a_process_have_their_blocks_before_they_are_written(tmp_
     assert [(key.strip(), value) for key, value, _, _ in values] == [("key", 3.0)]
 
 
-def test_the_first_worker_that_gives_up_is_heard_once(tmp_path: Path) -> None:
+def test_the_first_failure_to_start_is_reported_once(tmp_path: Path) -> None:
     code = "import pathlib, sys\nfrom serving import run_folder\n"
     code += "run_folder.exit_cannot_start(pathlib.Path(sys.argv[1]), OSError(1, sys.argv[2]))"
     for reason in ("first", "second"):

@@ -36,7 +36,7 @@ def test_a_containers_cpu_limit_bounds_the_workers(monkeypatch: pytest.MonkeyPat
     assert Settings.read().workers == 2
 
 
-def test_where_the_system_does_not_tell_usable_cores_all_of_them_count(
+def test_all_cores_count_if_the_system_does_not_show_the_usable_ones(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -52,7 +52,7 @@ def test_variables_set_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.model, settings.queue_size) == ("chestct:abc", 7)
 
 
-def test_a_largest_body_must_fit_what_all_bodies_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_body_must_fit_the_memory_of_all_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHESTCT_MAX_BODY_BYTES", "4096")
     monkeypatch.setenv("CHESTCT_MAX_BYTES_IN_FLIGHT", "2048")
     with pytest.raises(SettingsError, match=r"MAX_BYTES_IN_FLIGHT: expected MAX_BODY_BYTES, 4096, or more"):
@@ -68,15 +68,13 @@ def test_an_unknown_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name", ["CHESTCT_SERVICE_HOST", "CHESTCT_SERVICE_PORT_HTTP", "CHESTCT_PORT", "CHESTCT_PORT_3000_TCP_ADDR"]
 )
-def test_what_kubernetes_sets_for_a_service_of_this_name_is_no_setting(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_variables_that_kubernetes_sets_are_no_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "tcp://10.0.0.1:3000")
     assert Settings.read().grpc_port == 3001
 
 
 @pytest.mark.parametrize(("name", "value"), [("CHESTCT_WORKERS", "0"), ("CHESTCT_GRPC_PORT", "none")])
-def test_a_senseless_value_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_value_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name) as caught:
         Settings.read()

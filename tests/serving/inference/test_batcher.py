@@ -8,12 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 from chestct.engine import Scores
-from serving.inference.batcher import Batcher, BatchReport, EngineFailed
+from serving.inference.batcher import Batcher, EngineFailed
+from serving.telemetry import metrics
 from serving.unavailable import Closed, Overloaded
 
 
 class Gate:
-    """An engine whose answer for an image is its grey level; a batch waits in it until `open` is set."""
+    """An engine that answers an image with its grey level. A batch waits in it until `open` is set."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -89,7 +90,7 @@ def test_while_the_engine_is_busy_the_next_batch_grows_up_to_the_largest(gate: G
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-def test_under_load_everyone_gets_the_answer_to_their_own_image(gate: Gate) -> None:
+def test_under_load_each_image_gets_its_own_answer(gate: Gate) -> None:
     async def client(batcher: Batcher, level: int) -> bool:
         await asyncio.sleep(level % 7 / 1000)
         score = await batcher.score(image(level))
@@ -168,7 +169,7 @@ def test_an_image_cancelled_in_the_engine_leaves_the_others_their_answers(gate: 
     assert asyncio.run(run()) == 1
 
 
-def test_a_full_queue_says_when_to_come_back(gate: Gate) -> None:
+def test_a_full_queue_gives_the_time_to_retry(gate: Gate) -> None:
     async def run() -> Overloaded:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
         task = await occupy(batcher, gate)
@@ -189,7 +190,7 @@ def test_a_full_queue_says_when_to_come_back(gate: Gate) -> None:
     assert gate.batches == [[0], [0], [1], [2], [3]]
 
 
-def test_what_can_t_be_answered_in_time_is_refused_before_it_waits(gate: Gate) -> None:
+def test_an_image_that_would_miss_its_deadline_is_refused_at_once(gate: Gate) -> None:
     def infer(pixels: NDArray[np.uint8]) -> Scores:
         time.sleep(0.01)
         return gate.infer(pixels)
@@ -212,7 +213,7 @@ def test_what_can_t_be_answered_in_time_is_refused_before_it_waits(gate: Gate) -
     assert [9] not in gate.batches
 
 
-def test_a_pause_of_the_process_does_not_stand_for_the_pace(gate: Gate) -> None:
+def test_a_pause_of_the_process_is_smoothed_out_of_the_seconds_per_image(gate: Gate) -> None:
     async def run() -> float:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
         for _ in range(31):
@@ -229,7 +230,7 @@ def test_a_pause_of_the_process_does_not_stand_for_the_pace(gate: Gate) -> None:
         await batcher.close()
         return caught.value.retry_after
 
-    assert asyncio.run(run()) < 0.5 * 8 / 2  # the pause alone would say 8 times 0.5
+    assert asyncio.run(run()) < 0.5 * 8 / 2  # by the pause alone it would be 8 times 0.5
 
 
 def test_an_image_whose_deadline_passed_never_reaches_the_engine(gate: Gate) -> None:
@@ -256,7 +257,7 @@ def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_que
         second = asyncio.create_task(batcher.score(image(1), time.monotonic() + 0.02))
         await asyncio.sleep(0.05)
         gate.open.set()
-        time.sleep(0.1)  # the loop stands still, so that the engine's answer and the cancellation meet in one turn
+        time.sleep(0.1)  # block the loop, so that the engine's answer and the cancellation come in one turn
         await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -270,7 +271,7 @@ def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_que
     assert gate.batches == [[0], [2]]
 
 
-def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
+def test_images_being_decoded_count_against_the_queue(gate: Gate) -> None:
     async def run() -> None:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
         batcher.decoding = 2
@@ -283,7 +284,7 @@ def test_images_still_to_come_count_against_the_queue(gate: Gate) -> None:
     asyncio.run(run())
 
 
-def test_what_was_let_in_is_not_turned_away_for_what_came_after_it(gate: Gate) -> None:
+def test_an_admitted_image_is_not_refused_for_later_ones(gate: Gate) -> None:
     async def run() -> float:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
         batcher.decoding = 4  # they came while this one was decoded
@@ -300,7 +301,7 @@ def test_what_was_let_in_is_not_turned_away_for_what_came_after_it(gate: Gate) -
     assert gate.batches == [[2]]
 
 
-def test_closing_finishes_what_waits_and_takes_no_more(gate: Gate) -> None:
+def test_closing_finishes_waiting_images_and_accepts_no_more(gate: Gate) -> None:
     async def run() -> list[object]:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=8)
         first = await occupy(batcher, gate)
@@ -319,11 +320,19 @@ def test_closing_finishes_what_waits_and_takes_no_more(gate: Gate) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
 
 
-def test_each_batch_is_reported(gate: Gate) -> None:
-    reports: list[BatchReport] = []
+def test_each_batch_is_measured(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    seconds: list[float] = []
+    waited: list[float] = []
+    for metric, values in (
+        (metrics.BATCH_SIZE, sizes),
+        (metrics.INFER_SECONDS, seconds),
+        (metrics.QUEUE_SECONDS, waited),
+    ):
+        monkeypatch.setattr(metric, "observe", values.append)
 
     async def run() -> None:
-        batcher = Batcher(gate.infer, largest_batch=4, queue_size=8, report=reports.append)
+        batcher = Batcher(gate.infer, largest_batch=4, queue_size=8)
         first = await occupy(batcher, gate)
         others = await enqueue(batcher, 1, 2)
         await asyncio.sleep(0.05)
@@ -332,6 +341,6 @@ def test_each_batch_is_reported(gate: Gate) -> None:
         await batcher.close()
 
     asyncio.run(run())
-    assert [report.size for report in reports] == [1, 2]
-    assert reports[0].seconds >= 0.05
-    assert min(reports[1].waited) >= 0.05
+    assert sizes == [1, 2]
+    assert seconds[0] >= 0.05
+    assert min(waited[1:]) >= 0.05

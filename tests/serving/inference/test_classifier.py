@@ -151,7 +151,7 @@ def test_a_costly_picture_that_is_too_large_starts_no_process(model: tuple[Engin
     assert use(model, code) == ("image_too_large", True)
 
 
-def test_what_is_no_picture_is_named(model: tuple[Engine, ModelCard]) -> None:
+def test_other_formats_are_named(model: tuple[Engine, ModelCard]) -> None:
     with pytest.raises(InvalidImage, match=r"or a DICOM file, got a GIF file, which is not read here; save it as PNG"):
         use(model, lambda c: c.classify(b"GIF89a" + bytes(99), RequestRecord("r")))
 

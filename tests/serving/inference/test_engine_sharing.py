@@ -68,7 +68,7 @@ async def until(event: threading.Event) -> None:
     assert await asyncio.to_thread(event.wait, 10)
 
 
-def test_what_waits_is_computed_where_another_engine_idles(tmp_path: Path) -> None:
+def test_waiting_images_are_computed_by_another_workers_idle_engine(tmp_path: Path) -> None:
     before = REGISTRY.get_sample_value("chestct_borrowed_images_total") or 0
 
     async def run() -> None:
@@ -84,7 +84,7 @@ def test_what_waits_is_computed_where_another_engine_idles(tmp_path: Path) -> No
     assert REGISTRY.get_sample_value("chestct_borrowed_images_total") == before + 2
 
 
-def test_scores_come_over_exactly_as_they_are(tmp_path: Path) -> None:
+def test_borrowed_scores_are_exact(tmp_path: Path) -> None:
     async def run() -> None:
         random = np.random.default_rng(3)
         async with two(tmp_path) as (one, other):
@@ -107,7 +107,7 @@ def test_scores_come_over_exactly_as_they_are(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_nothing_is_lent_where_no_other_engine_idles(tmp_path: Path) -> None:
+def test_no_batch_is_lent_if_no_other_engine_is_idle(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path) as (one, other):
             await occupy(other.batcher, other.gate, 1)
@@ -142,7 +142,7 @@ def test_a_worker_that_lends_takes_its_own_images_next(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_batch_that_another_worker_loses_is_computed_at_home(tmp_path: Path) -> None:
+def test_a_batch_that_another_worker_loses_is_computed_here(tmp_path: Path) -> None:
     async def run() -> None:
         async with crowded(tmp_path) as (one, other, _):
             other.gate.open.clear()
@@ -173,7 +173,7 @@ def test_a_worker_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyte
     asyncio.run(run())
 
 
-def test_what_fails_in_another_engine_fails_at_home_alone_and_once(tmp_path: Path) -> None:
+def test_a_batch_that_fails_in_another_engine_fails_alone_and_once(tmp_path: Path) -> None:
     async def run() -> None:
         async with crowded(tmp_path) as (one, other, _):
             one.gate.poison = other.gate.poison = 13
@@ -215,7 +215,7 @@ def test_a_cancelled_image_leaves_the_lender_free(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_closing_waits_for_what_is_lent_and_for_what_was_borrowed(tmp_path: Path) -> None:
+def test_closing_waits_for_lent_and_borrowed_batches(tmp_path: Path) -> None:
     async def run() -> None:
         async with crowded(tmp_path) as (one, other, first):
             other.gate.open.clear()

@@ -10,7 +10,7 @@ from serving.unavailable import Closed, Overloaded
 
 
 class Order:
-    """Takes turns for calls, each for as long as it is told, and writes down whose turns came."""
+    """Takes turns for requests, and notes their order."""
 
     def __init__(self, turns: FairLock) -> None:
         self.turns = turns
@@ -36,7 +36,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_turns_of_requests_come_as_they_came() -> None:
+def test_turns_come_in_the_order_of_the_requests() -> None:
     async def check(order: Order) -> None:
         await asyncio.gather(*(order.take(RequestRecord(name)) for name in "abcd"))
         assert order.taken == list("abcd")
@@ -82,7 +82,7 @@ def test_a_request_of_many_turns_is_not_starved_by_a_stream_of_others() -> None:
     run(check, most_waiting=10_000)
 
 
-def test_only_so_many_requests_wait_and_each_may_take_further_turns() -> None:
+def test_the_number_of_waiting_requests_is_bounded_but_not_that_of_their_turns() -> None:
     async def check(order: Order) -> None:
         first = RequestRecord("first")
         await order.turns.acquire(first)
@@ -134,7 +134,7 @@ def test_a_cancelled_request_leaves_the_turns_to_others(granted: bool) -> None:
     run(check)
 
 
-def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
+def test_a_request_that_is_cancelled_between_its_turns_is_forgotten() -> None:
     async def check(order: Order) -> None:
         batch = RequestRecord("batch")
         await order.turns.acquire(batch)
@@ -152,7 +152,7 @@ def test_a_request_that_is_given_up_between_its_turns_is_forgotten() -> None:
     run(check)
 
 
-def test_closed_turns_refuse_who_waits_and_who_comes() -> None:
+def test_a_closed_lock_refuses_waiting_and_new_requests() -> None:
     async def check(order: Order) -> None:
         await order.turns.acquire(RequestRecord("current"))
         waiting = asyncio.create_task(order.take(RequestRecord("waiting")))

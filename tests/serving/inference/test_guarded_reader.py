@@ -91,7 +91,7 @@ def test_files_are_read_one_after_the_other_in_one_process(reader: GuardedReader
     assert child(reader) == process
 
 
-def test_pictures_are_decoded_there_as_they_are_here(reader: GuardedReader) -> None:
+def test_the_process_decodes_pictures_to_the_same_pixels(reader: GuardedReader) -> None:
     data = encode_png(LEVELS)
     (pixels, facts), *_ = asyncio.run(reader.read(data, RequestRecord("r")))
     expected = image.decode(data, SPEC)
@@ -243,7 +243,7 @@ LIE = """
         (LIE.format(words="null", pixels=2**31), Cause.KILLED, "failed"),
     ],
 )
-def test_whose_fault_it_is_follows_from_how_the_process_ended(
+def test_the_exit_of_the_process_decides_whose_fault_it_is(
     new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, fault: str, cause: Cause, outcome: str
 ) -> None:
     monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", FAULT.format(fault=fault)))
@@ -257,7 +257,7 @@ def test_whose_fault_it_is_follows_from_how_the_process_ended(
 
 
 @needs_proc
-def test_the_costliest_file_fits_into_the_memory_that_is_planned_for_and_gives_it_back(
+def test_the_costliest_file_fits_into_the_planned_memory_and_frees_it(
     new_reader: GuardedReader,
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 120, (4096, MAX_PIXELS // 4096)).astype(np.uint8)
@@ -272,7 +272,7 @@ def test_the_costliest_file_fits_into_the_memory_that_is_planned_for_and_gives_i
     assert child(new_reader) == process
 
 
-def test_a_bomb_meets_the_limit_of_memory(reader: GuardedReader) -> None:
+def test_a_bomb_hits_the_memory_limit(reader: GuardedReader) -> None:
     stream = zlib.compressobj(9, zlib.DEFLATED, -15)
     megabyte = stream.compress(bytes(1 << 20)) + stream.flush(zlib.Z_FULL_FLUSH)
     deflated = megabyte * 20_000 + stream.flush()

@@ -28,7 +28,7 @@ def test_a_window_is_given_as_numbers_or_text() -> None:
     ids=lambda value: f"{type(value).__name__} {str(value)[:3] if not isinstance(value, int) else value.bit_length()}",
 )
 @pytest.mark.parametrize("name", ["window_center", "window_width"])
-def test_a_senseless_value_of_any_type_is_refused_in_words(name: str, value: object) -> None:
+def test_an_invalid_value_of_any_type_is_refused_with_a_message(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected Hounsfield units from") as caught:
         choose_window({"window_center": 40, "window_width": 400, name: value})
     assert len(str(caught.value)) < 200

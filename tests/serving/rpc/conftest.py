@@ -1,4 +1,4 @@
-"""What the tests of gRPC share: a model, a server of it, and a server whose engine is held up."""
+"""Fixtures of the gRPC tests: a model, a server, and a server with a held engine."""
 
 from collections.abc import Iterator
 

@@ -28,7 +28,7 @@ class Connection:
         self.ended: set[int] = set()
         """Calls that the server has ended."""
         self.headers: dict[int, bytes] = {}
-        """What came in HEADERS, by call, as it stands on the wire."""
+        """The encoded HEADERS of each call."""
         self.closed = False
         if greet:
             self._socket.sendall(

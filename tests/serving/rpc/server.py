@@ -120,7 +120,7 @@ def labels(answer: protocol.ModelInferResponse) -> list[str]:
 
 
 def occupy(server: Server, gate: GatedEngine) -> Any:
-    """A call whose image is in the server's engine, and stays there until the gate is open."""
+    """A call with its image in the server's engine until the gate opens."""
     gate.close()
     running = server.stub.ModelInfer.future(ask(png(1)), timeout=SECONDS)
     assert gate.entered.wait(SECONDS)

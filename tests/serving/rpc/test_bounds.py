@@ -90,7 +90,7 @@ def is_full(server: Server) -> bool:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("method", [INFER, CHECK])
-def test_a_message_that_stalls_is_given_up_and_its_memory_given_back(server: Server, method: str) -> None:
+def test_a_message_that_stalls_is_ended_and_its_memory_freed(server: Server, method: str) -> None:
     connection, call = unfinished(server.rpc.port, method, 1_000_000)
     with connection:
         until_ended(connection, call)
@@ -99,7 +99,7 @@ def test_a_message_that_stalls_is_given_up_and_its_memory_given_back(server: Ser
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_message_that_trickles_is_given_up(server: Server) -> None:
+def test_a_message_that_trickles_is_ended(server: Server) -> None:
     with Connection(server.rpc.port) as connection:
         call = connection.open(INFER)
         connection.send(call, message(100_000))
@@ -150,7 +150,7 @@ def test_calls_that_stall_do_not_end_another_one_of_their_connection(
     until(lambda: server.memory.used == 0, "its memory stayed counted")
 
 
-def test_a_message_pays_for_no_other_call_of_its_connection_once_it_is_whole(
+def test_a_complete_message_does_not_count_bytes_of_other_calls(
     model: Model, gate: GatedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 300)
@@ -206,7 +206,7 @@ def test_probes_are_answered_while_images_take_all_memory(model: Model) -> None:
         assert server.stub.ServerReady(protocol.ServerReadyRequest(), timeout=300).ready
 
 
-def test_a_client_that_leaves_in_the_middle_gives_its_memory_back(server: Server) -> None:
+def test_the_memory_of_a_client_that_leaves_midway_is_freed(server: Server) -> None:
     connection, _ = unfinished(server.rpc.port, INFER, 1_000_000)
     until(lambda: server.memory.used > 1_000_000, "what came was not counted")
     connection.close()
@@ -258,9 +258,7 @@ def began(connection: Connection) -> int:
     return len(connection.headers)
 
 
-def test_a_watch_that_is_not_read_holds_up_neither_another_one_nor_the_stop(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unread_watch_blocks_neither_another_one_nor_the_stop(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "DELIVERY_SECONDS", 300)
     with model.serve() as server, not_taking(server.rpc.port, WATCH):
         watch = next_watch(server)
@@ -306,7 +304,7 @@ def can_reflect(stub: reflection_pb2_grpc.ServerReflectionStub, asked: reflectio
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_reflection_that_asks_nothing_more_ends_well(server: Server) -> None:
+def test_a_reflection_without_further_questions_ends_well(server: Server) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
 
     def asks() -> Iterator[reflection_pb2.ServerReflectionRequest]:

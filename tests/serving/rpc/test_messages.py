@@ -1,4 +1,4 @@
-"""Messages that are wrong in each way that protobuf allows: every one is told so, and none costs much."""
+"""Messages that are wrong in each way that protobuf allows. Each gets an error, and none costs much."""
 
 import math
 import random
@@ -55,7 +55,7 @@ EXPLOSIONS = {
 
 
 @pytest.mark.parametrize("name", EXPLOSIONS)
-def test_what_grows_when_it_is_parsed_is_refused_unparsed(server: Server, name: str) -> None:
+def test_a_message_that_grows_when_parsed_is_refused_unparsed(server: Server, name: str) -> None:
     with pytest.raises((message_limits.TooMuch, message_limits.NotProtobuf)):
         message_limits.check_size(EXPLOSIONS[name], LAYOUT, LIMITS)
     error = refusal(server.channel.unary_unary(INFER), EXPLOSIONS[name])
@@ -101,9 +101,7 @@ ODD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("name", ["window_center", "window_width", "binary_data", "classification"])
-def test_a_parameter_of_any_kind_is_answered_or_refused_in_words(
-    server: Server, name: str, value: dict[str, Any]
-) -> None:
+def test_a_parameter_of_any_kind_is_answered_or_refused(server: Server, name: str, value: dict[str, Any]) -> None:
     other = {"window_center": "window_width", "window_width": "window_center"}.get(name)
     parameters = {name: value} | ({other: {"int64_param": 100}} if other else {})
     in_words(server, ask(png(1), parameters=parameters))
@@ -155,7 +153,7 @@ CONTENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("name", ["image", "pixels", "😀" * 300, ""])
-def test_an_input_of_any_shape_type_and_contents_is_answered_or_refused_in_words(server: Server, name: str) -> None:
+def test_an_input_of_any_shape_type_and_contents_is_answered_or_refused(server: Server, name: str) -> None:
     for shape in SHAPES:
         for datatype in ("BYTES", "UINT8", "FP32", "", "x" * 10_000):
             for contents in CONTENTS:
@@ -182,7 +180,7 @@ def test_a_refusal_that_quotes_long_names_arrives(server: Server, character: str
         assert error.details().partition(": ")[0] in ("unknown_model", "invalid_request")
 
 
-def test_bytes_changed_at_random_are_answered_or_refused_in_words(server: Server) -> None:
+def test_bytes_changed_at_random_are_answered_or_refused(server: Server) -> None:
     draw = random.Random(7)
     whole = ask(png(1), id="a", parameters={"window_center": {"int64_param": 1}}).SerializeToString()
     raw = ask(inputs=[PIXELS], raw_input_contents=[bytes(SIZE * SIZE)]).SerializeToString()

@@ -74,7 +74,7 @@ def test_the_call_s_ids_come_back(server: Server) -> None:
     assert dict(call.trailing_metadata())["x-request-id"] == "b-8"
 
 
-def test_the_message_s_id_is_the_request_s_where_no_metadata_names_one(server: Server) -> None:
+def test_the_message_s_id_is_the_request_s_without_one_in_the_metadata(server: Server) -> None:
     _, call = server.stub.ModelInfer.with_call(ask(png(1), id="a-7"))
     assert dict(call.trailing_metadata())["x-request-id"] == "a-7"
 
@@ -196,7 +196,7 @@ def test_not_serving_until_the_model_is_warm(model: Model) -> None:
         assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
 
 
-def test_stopping_tells_health_watchers_and_finishes_the_running_call(model: Model, gate: GatedEngine) -> None:
+def test_stopping_ends_health_watches_and_finishes_the_running_call(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate) as server:
         watch = server.health.Watch(health_pb2.HealthCheckRequest(service=rpc.SERVICE), timeout=300)
         assert next(watch).status == SERVING
@@ -273,7 +273,7 @@ def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngi
         ]
 
 
-def test_a_deadline_in_the_past_is_told_so(server: Server) -> None:
+def test_a_deadline_in_the_past_is_reported(server: Server) -> None:
     assert refusal(server.stub.ModelInfer, ask(png(1)), timeout=0).code() is StatusCode.DEADLINE_EXCEEDED
     error = refusal(server.stub.ModelInfer, ask(png(1)), timeout=-1)
     assert error.code() is StatusCode.DEADLINE_EXCEEDED

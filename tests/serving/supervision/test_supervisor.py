@@ -93,7 +93,7 @@ def supervised(home: Path) -> Iterator[Server]:
 
 
 def ask(server: Server) -> int:
-    """The status of one request over a connection of its own; 0 where there was no answer."""
+    """Status of one request over its own connection; 0 without an answer."""
     headers = {"Content-Type": "image/png"}
     with contextlib.suppress(httpx.TransportError):
         return httpx.post(f"{server.url}/v1/predict", content=PICTURE, headers=headers, timeout=5).status_code

@@ -42,7 +42,7 @@ def test_deaths_in_a_row_in_one_place_are_fatal() -> None:
     assert fatal == [False] * (2 * DEATHS - 2) + [True, True]
 
 
-def test_a_worker_that_lived_for_a_while_ends_the_row() -> None:
+def test_a_long_life_resets_the_count_of_deaths() -> None:
     health = WorkerHealth(hang_seconds=2 * LIFE_SECONDS)
     for pid in range(3 * DEATHS):
         health.add(pid, place=1)
