@@ -1,7 +1,4 @@
-"""Draw the pictures that the page offers to try: one phantom of each class, and a landscape that is no CT at all.
-
-python -m docs.samples
-"""
+"""`python -m docs.samples [FOLDER]`: draws the page's sample pictures: a phantom of each class, and a landscape."""
 
 import sys
 from pathlib import Path
@@ -15,12 +12,12 @@ from pipeline.images.phantoms import draw_phantom
 
 FOLDER: Final = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples"
 SEEDS: Final = (4, 7, 7, 0)
-"""One a class; with these the model of `make demo` gives each kind of answer."""
+"""A seed for each class. With these the model of `make demo` gives every kind of decision."""
 WIDTH: Final = 144
 
 
 def draw_samples(folder: Path) -> None:
-    """Write small JPEG files, each with a comment that it is drawn."""
+    """Write small JPEG files. A comment in each says that it is drawn."""
     for label, (name, seed) in enumerate(zip(CLASSES, SEEDS, strict=True)):
         phantom = draw_phantom(label, np.random.default_rng(seed)).convert("L")
         phantom = phantom.resize((WIDTH, round(WIDTH * phantom.height / phantom.width)), Image.Resampling.LANCZOS)

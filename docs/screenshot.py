@@ -1,6 +1,6 @@
-"""Photograph the page with drawn pictures for the README.
+"""`python -m docs.screenshot [URL]`: takes the README's screenshots of the page, with drawn pictures.
 
-With `make demo` running: python -m docs.screenshot [http://localhost:3000]
+It needs a running `make demo`. The default URL is http://localhost:3000.
 """
 
 import shutil
@@ -20,7 +20,7 @@ PHONE: Final = {"width": 390, "height": 844}
 
 
 def photograph(url: str, folder: Path) -> None:
-    """Write result, refer, reject, batch, dark and phone as PNG into `folder`, as the service at `url` answers."""
+    """Write screenshots of the page at `url` to `folder`: result, refer, reject, dark, phone and batch, each a PNG."""
     folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -50,7 +50,7 @@ def _visit(browser: Browser, url: str, **options: Any) -> Page:
 
 
 def _batch() -> list[FilePayload]:
-    """Phantoms of every class, and a file that is none."""
+    """Return phantoms of every class, and a file that is no picture."""
     files: list[FilePayload] = []
     for seed in range(11):
         files.append({"name": f"slice-{seed}.png", "mimeType": "image/png", "buffer": phantom(seed)})
@@ -62,11 +62,11 @@ def _shoot(page: Page, path: Path) -> None:
     page.wait_for_selector("main[data-state=result]")
     page.wait_for_selector("#progress[hidden]", state="attached")
     page.wait_for_selector("#heat:not([hidden]), #heat-controls[hidden]", state="attached")
-    page.wait_for_timeout(1000)  # thumbnails are drawn one after the other
+    page.wait_for_timeout(1000)  # thumbnails are drawn one after another
     page.evaluate("scrollTo(0, 0)")
     picture = Image.open(BytesIO(page.screenshot()))
     page.context.close()
-    # Every fifth level looks the same and halves the file.
+    # Levels in steps of five look the same and halve the file.
     picture.convert("RGB").point(lambda level: 5 * round(level / 5)).save(path, optimize=True)
 
 

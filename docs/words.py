@@ -1,6 +1,6 @@
-"""Hold README, docs/ and the other pages to plain language: short sentences, and no phrase that has a plainer one.
+"""`python -m docs.words [PAGE ...]`: checks README, docs/ and the other pages for plain language.
 
-python -m docs.words [PAGE ...]
+Sentences must be short, and must not use phrases that have a plainer alternative.
 """
 
 import re
@@ -12,9 +12,9 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[1]
 PAGES: Final = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 LONGEST: Final = 40
-"""Words in a sentence at most."""
+"""Most words in a sentence."""
 MEAN: Final = 20
-"""Words in a page's sentences at most, on average."""
+"""Most words in a page's sentences on average."""
 AVOID: Final = {
     "all the same": "still",
     "and/or": "or",
@@ -68,7 +68,7 @@ STARTS: Final = {
 
 
 def problems(text: str) -> Iterator[tuple[int, str]]:
-    """What is not plain in a page of Markdown: line, counted from 1, and words for a person."""
+    """Yield each problem of a Markdown page: its line, counted from 1, and a message."""
     counts = []
     for line, sentence in sentences(text):
         counts.append(sum(bool(re.search(r"\w", word)) for word in sentence.split()))
@@ -87,7 +87,7 @@ def problems(text: str) -> Iterator[tuple[int, str]]:
 
 
 def sentences(text: str) -> Iterator[tuple[int, str]]:
-    """The sentences of a page's prose, each with its first line. Tables, headings and code are no prose."""
+    """Yield the sentences of a page with their first line. Skips tables, headings and code."""
     paragraph: list[tuple[int, str]] = []
     for number, line in enumerate([*_without_code(text).splitlines(), ""], 1):
         item = re.match(r"\s*(?:[-*>]|\d+\.) (?:\[.\] )?", line)
@@ -100,7 +100,7 @@ def sentences(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _split(words: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """A sentence ends with a full stop, an exclamation or question mark; an ellipsis does not end it."""
+    """Yield the sentences of a paragraph. A full stop, exclamation or question mark ends one; an ellipsis does not."""
     begin = 0
     for end, (_, word) in enumerate(words, 1):
         if end == len(words) or re.search(r"(?<!\.\.)[.!?][)\"'*_]*$", word):
@@ -109,7 +109,7 @@ def _split(words: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def _without_code(text: str) -> str:
-    """The same lines, blank where a block of code or a comment is."""
+    """Replace blocks of code and comments with blank lines."""
     text = re.sub(r"^```.*?^```|<!--.*?-->", _blank, text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"(?<=\n\n)(?: {4}\S.*\n)+", _blank, text)
 

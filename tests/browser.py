@@ -1,4 +1,4 @@
-"""Chromium before the page: one visit of it, and pictures to show it."""
+"""Opens the page in Chromium, and makes pictures to send."""
 
 import shutil
 from io import BytesIO
@@ -17,13 +17,13 @@ FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networkin
 WIDE: Final = (1280, 800)
 PHONE: Final = (390, 844)
 PATIENCE: Final = 20_000
-"""Milliseconds that a test waits for what comes at once on a quiet machine."""
+"""Milliseconds that a test waits. On an idle machine everything happens at once."""
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
 
 def png(label: int, size: int = 64) -> bytes:
-    """A picture that the tiny model takes for the class `label`, and is sure."""
+    """Return a PNG file that the tiny model confidently assigns to the class `label`."""
     return encode_png(tiny_picture(label, size)[:, :, 0])
 
 
@@ -42,7 +42,7 @@ def upload(data: bytes, name: str = "slice.png", mime: str = "image/png") -> Fil
 
 
 class Visit:
-    """One page opened in a browser context of its own, and what went wrong in it."""
+    """The page in a browser context of its own, and the problems that occurred in it."""
 
     def __init__(self, browser: Browser, url: str, size: tuple[int, int]) -> None:
         self._context = browser.new_context(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
@@ -77,7 +77,7 @@ class Visit:
         expect(self.page.get_by_role("heading", name=title)).to_be_visible()
 
     def bars(self) -> dict[str, float]:
-        """The percentages on screen by class title."""
+        """Return the percentages on screen by class title."""
         rows = self.page.locator("#bars li")
         names = rows.locator(".bar-name").all_inner_texts()
         values = rows.locator(".bar-value").all_inner_texts()

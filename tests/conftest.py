@@ -1,4 +1,4 @@
-"""What tests of several folders share."""
+"""Fixtures and the order of the tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ SLOWEST = (
     "test_end_to_end.py", "test_dvc.py", "test_backbones.py", "test_page.py", "test_store.py", "test_report.py",
     "load_tests/test_run.py", "test_phantoms.py", "test_architecture.py", "test_openapi.py", "test_service.py",
 )  # fmt: skip
-"""Files that take longest. They start first, so that at the end no process waits for another's long file."""
+"""The slowest test files. They start first, so that no process has a long file left at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The real service with the tiny model, in two workers."""
+    """The real service with the tiny model and two workers."""
     home = tmp_path_factory.mktemp("server") / "bentoml"
     tag = import_tiny_model(home)
     with serve(home, tag, CHESTCT_WORKERS="2") as running:
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def model_store(tmp_path: Path) -> Iterator[Path]:
-    """The folder of an empty model store; BentoML reads BENTOML_HOME once a process, so the store is replaced."""
+    """The folder of an empty model store. BentoML reads BENTOML_HOME once in a process, so the store is replaced."""
     folder = tmp_path / "bentoml" / "models"
     folder.mkdir(parents=True)
     BentoMLContainer.model_store.set(ModelStore(folder))
@@ -45,7 +45,7 @@ def model_store(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def tiny_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model store of this test's commands holds the tiny model alone."""
+    """Commands of this test use a model store that holds only the tiny model."""
     home = tmp_path / "bentoml"
     import_tiny_model(home)
     for name, value in environment(home).items():

@@ -1,4 +1,4 @@
-"""CT slices as DICOM files, made by pydicom, that show given grey levels through the lung window."""
+"""Makes CT slices as DICOM files with pydicom. They show given grey levels through the lung window."""
 
 import struct
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from chestct import dicom
 from serving.inference.window import LUNG
 
 PATIENT = "Secret^Patient"
-"""Stands in the header of each file."""
+"""Patient name in the header of each file."""
 SLOPE = round((LUNG.width - 1) / 255, 12)
-"""Hounsfield units from one grey level to the next."""
+"""Hounsfield units per grey level."""
 BLACK = LUNG.center - 0.5 - (LUNG.width - 1) / 2
 """Hounsfield units of grey level 0."""
 _BY_GDCM = {
@@ -36,7 +36,7 @@ SYNTAXES = (
 
 
 def read(data: bytes) -> NDArray[np.uint8]:
-    """Grey levels [rows, columns] of a file, through the lung window."""
+    """Return the grey levels of a file through the lung window, uint8 [rows, columns]."""
     return dicom.read(data, *LUNG)
 
 
@@ -48,7 +48,7 @@ def dicom_file(
     monochrome1: bool = False,
     **elements: Any,
 ) -> bytes:
-    """A file that shows `levels` uint8 [rows, columns]; `elements` replace the header's own, None removes one."""
+    """Return a file that shows `levels`, uint8 [rows, columns]. `elements` replace header elements; None removes."""
     offset = -1024 if signed else 0
     stored = levels.astype(np.int16 if signed else np.uint16)
     slope, intercept = SLOPE, BLACK
@@ -95,14 +95,14 @@ def dicom_file(
 def with_frame(
     levels: NDArray[np.uint8], change: Callable[[bytes], bytes], syntax: str = uid.JPEG2000Lossless
 ) -> bytes:
-    """A whole file whose compressed frame was changed."""
+    """Return a complete file with a changed compressed frame."""
     file = dcmread(BytesIO(dicom_file(levels, syntax)))
     file.PixelData = encapsulate([change(get_frame(file.PixelData, 0, number_of_frames=1))])
     return written(file)
 
 
 def changed(data: bytes, **elements: Any) -> bytes:
-    """The file with other values in its header, None for none; its pixels stay."""
+    """Return the file with other header values. None removes an element. The pixels stay."""
     file = dcmread(BytesIO(data))
     for name, value in elements.items():
         setattr(file, name, value)
@@ -110,7 +110,7 @@ def changed(data: bytes, **elements: Any) -> bytes:
 
 
 def jp2(codestream: bytes) -> bytes:
-    """A codestream of JPEG 2000 in the boxes of a JP2 file."""
+    """Wrap a JPEG 2000 codestream in the boxes of a JP2 file."""
     boxes = ((b"jP  ", b"\r\n\x87\n"), (b"ftyp", b"jp2 \0\0\0\0jp2 "), (b"jp2h", bytes(20)), (b"jp2c", codestream))
     return b"".join(struct.pack(">I4s", 8 + len(content), kind) + content for kind, content in boxes)
 

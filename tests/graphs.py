@@ -34,13 +34,13 @@ from chestct.store import CARD, GRAPH
 from pipeline.images.classes import CLASSES, TITLES
 
 GAIN = 8.0
-"""Logit of a class = GAIN * the mean of its band, of grey levels scaled to 0..1."""
+"""Logit of a class = GAIN * mean of its band, with grey levels scaled to 0..1."""
 OOD_LIMIT = 0.9
 """`ood_score` is the mean grey level, scaled to 0..1."""
 
 
 def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, bright: int = 235) -> NDArray[np.uint8]:
-    """uint8 [size, size, 1]: dark, with the band of class `label` bright."""
+    """Return a dark picture with a bright band for the class `label`, uint8 [size, size, 1]."""
     picture = np.full((size, size, 1), dark, np.uint8)
     band = size // classes
     picture[label * band : (label + 1) * band] = bright
@@ -48,13 +48,13 @@ def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, b
 
 
 def plain_facts(**changes: Any) -> Facts:
-    """Of a picture that no rule on the input objects to."""
+    """Return the input facts of a picture that no rule objects to."""
     facts = Facts(width=400, height=300, colour=0.0, contrast=60.0, frame=0.1, layout=np.zeros((LAYOUT, LAYOUT)))
     return facts._replace(**changes)
 
 
 def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
-    """Write the graph; `size` is a multiple of `classes`."""
+    """Write the graph. `size` must be a multiple of `classes`."""
     band = size // classes
     masks = np.zeros((1, classes, classes, classes), np.float32)
     for label in range(classes):
@@ -87,13 +87,13 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
 
 
 def input_channels(model: onnx.ModelProto) -> int:
-    """How many channels the first convolution takes."""
+    """Return the number of input channels of the first convolution."""
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     return next(int(tensor.dims[1]) for tensor in model.graph.initializer if tensor.name == first.input[1])
 
 
 def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metrics:
-    """Ten images a class, one of each taken for the next class."""
+    """Return metrics of ten images per class, one of which was taken for the next class."""
 
     def estimate(number: float) -> Estimate:
         return Estimate(value=number, low=max(0.0, number - 0.05), high=min(1.0, number + 0.05))
@@ -138,7 +138,7 @@ def tiny_card(
     data_source: Literal["kaggle", "local", "synthetic"] = "local",
     run_id: str = "5eed",
 ) -> ModelCard:
-    """A card that fits `tiny_graph`; `classes` holds `normal`."""
+    """Return a card for `tiny_graph`. `classes` must contain `normal`."""
     return ModelCard(
         classes=tuple(classes),
         normal="normal",
@@ -191,7 +191,7 @@ def tiny_model(
     data_source: Literal["kaggle", "local", "synthetic"] = "local",
     run_id: str = "5eed",
 ) -> ModelCard:
-    """Write model.onnx and card.json into `folder`, made if need be, as `chestct.store.import_model` takes them."""
+    """Write model.onnx and card.json to `folder`, for `chestct.store.import_model`. Makes the folder if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     graph = tiny_graph(folder / GRAPH, size, len(classes))
     digest = sha256(graph.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""PNG and JPEG files made part by part, so that any part can be odd."""
+"""Builds PNG and JPEG files part by part, so that any part may be wrong."""
 
 import struct
 import zlib
@@ -12,7 +12,7 @@ from chestct.image import InvalidImage, decode
 
 SPEC = InputSpec(height=32, width=48)
 LEFT, RIGHT = slice(4, 20), slice(28, 44)
-"""Columns of a decoded picture well within its left and its right half."""
+"""Columns of a decoded picture, well within the left and the right half."""
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -22,12 +22,12 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
 
 
 def ramp(width: int = 96, height: int = 64) -> Image.Image:
-    """Black on the left to white on the right."""
+    """Return a gradient from black on the left to white on the right."""
     return Image.fromarray(np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1)))
 
 
 def chunk(kind: bytes, body: bytes, checksum: int | None = None) -> bytes:
-    """Of a PNG; with its own checksum unless another is given."""
+    """Return a PNG chunk. `checksum` replaces the correct one."""
     crc = zlib.crc32(kind + body) if checksum is None else checksum
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
 
@@ -43,17 +43,17 @@ def png(header: bytes, compressed: bytes) -> bytes:
 
 
 def with_chunks(png: bytes, *chunks: bytes) -> bytes:
-    """Behind the header."""
+    """Insert chunks after the header."""
     return png[:33] + b"".join(chunks) + png[33:]
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """Of a JPEG."""
+    """Return a JPEG segment."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
 def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
-    """Behind the start and the JFIF segment, where there is one."""
+    """Insert segments after the start, and after the JFIF segment if there is one."""
     at = 4 + int.from_bytes(jpeg[4:6], "big") if jpeg[3] == 0xE0 else 2
     return jpeg[:at] + b"".join(segments) + jpeg[at:]
 
@@ -68,7 +68,7 @@ def repeat_last_scan(jpeg: bytes, times: int) -> bytes:
 
 
 def entry(tag: int, kind: int, count: int, value: bytes, order: str = "<") -> bytes:
-    """Of EXIF: 12 bytes, the value in its own four."""
+    """Return an EXIF entry of 12 bytes. The last four hold the value."""
     return struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\0")
 
 
@@ -82,7 +82,7 @@ def orientation(value: int, order: str = "<") -> bytes:
 
 
 def refusal(data: bytes) -> tuple[str, str]:
-    """The code and the message for what can't be decoded."""
+    """Return the code and the message of the error for a file that can't be decoded."""
     try:
         decode(data, SPEC)
     except InvalidImage as error:

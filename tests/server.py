@@ -1,4 +1,4 @@
-"""The real service with a model store of its own, and with a tiny model in it."""
+"""Starts the real service with a model store of its own, which holds the tiny model."""
 
 import contextlib
 import os
@@ -25,20 +25,20 @@ class Server(NamedTuple):
     grpc: str
     """host:port."""
     tag: str
-    """The model that was imported."""
+    """Tag of the imported model."""
     process: subprocess.Popen[bytes]
     """BentoML's supervisor."""
     log: Path
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
-    """This process's, with a BentoML home of its own and only these settings."""
+    """Return this process's environment with another BentoML home, and with these settings alone."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CHESTCT_", "BENTOML_"))}
     return {**inherited, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **settings}
 
 
 def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "local", run_id: str = "5eed") -> str:
-    """Put the tiny model into the store of this home; its tag. Another `run_id` makes it another model."""
+    """Import the tiny model into the store of this home. Returns its tag. Another `run_id` makes another model."""
     folder = home.with_name(f"{home.name}-model")
     card = tiny_model(folder, data_source=data_source)
     card.model_copy(update={"lineage": card.lineage.model_copy(update={"run_id": run_id})}).write(folder / CARD)
@@ -46,7 +46,7 @@ def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "
 
 
 def import_model(home: Path, folder: Path) -> str:
-    """Put the model in `folder` into the store of this home; its tag. BentoML fixes its home when it is imported."""
+    """Import the model in `folder` in a new process, since BentoML reads its home at import. Returns the tag."""
     code = "import sys, pathlib, chestct.store as store; print(store.import_model(pathlib.Path(sys.argv[1])))"
     home.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", code, str(folder)]
@@ -65,7 +65,7 @@ def serve(
     ports: Sequence[int] = (),
     **settings: str,
 ) -> Iterator[Server]:
-    """`bentoml serve WHAT` in `cwd` with this home, ready to answer; ended with all its workers."""
+    """Run `bentoml serve WHAT` in `cwd` with this home. Yields when it is ready, and ends it with all its workers."""
     log = home.with_name(f"{home.name}-{what.replace(':', '-')}.log")
     variables = environment(home, **settings)
     with server.serve(

@@ -1,4 +1,4 @@
-"""Each alert fires on its fault and clears after it, as Prometheus' own tool plays it."""
+"""Each alert fires on its fault and clears after it. promtool plays the series."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="promto
 
 
 def counter(name: str, labels: str, per_minute: int, *, stops: bool, pod: str = IN_POD) -> dict[str, str]:
-    """A series that grows all day, or only while the fault lasts."""
+    """Return a series that grows all day, or only during the fault."""
     end = per_minute * FAULT_MINUTES
     after = f"{end}x{FAULT_MINUTES}" if stops else f"{end}+{per_minute}x{FAULT_MINUTES}"
     return {"series": f"{name}{{{pod},{labels}}}", "values": f"0+{per_minute}x{FAULT_MINUTES} {after}"}
@@ -78,7 +78,7 @@ STAGING = [
 
 
 def play(name: str, series: list[dict[str, str]], folder: Path, moments: dict[int, bool]) -> None:
-    """Have promtool say whether the alert fires at these minutes, for production's namespace alone."""
+    """Check with promtool whether the alert fires at these minutes, in production's namespace alone."""
     query = f'count by (namespace) (ALERTS{{alertname="{name}",alertstate="firing"}})'
     firing = [{"labels": '{namespace="chestct"}', "value": 1}]
     expected = [

@@ -1,4 +1,4 @@
-"""The rules of the layout: who imports whom, which module knows which library, and that importing does nothing."""
+"""The rules of the layout: which package imports which, who owns a library, and imports without side effects."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ PACKAGES = ("chestct", "pipeline", "serving")
 FILES = [*(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))), ROOT / "service.py"]
 
 TOOLS = {"benchmarks", "docs", "image", "k8s", "load_tests", "tests"}
-"""Packages that use the service and the pipeline, and that neither of them uses."""
+"""Packages that use the service and the pipeline. Neither of those may import them."""
 FORBIDDEN = {
     "chestct": {"pipeline", "serving", "service", *TOOLS},
     "pipeline": {"serving", "service", *TOOLS},
@@ -94,7 +94,7 @@ print(*sorted(os.listdir()))
 
 
 def imports(path: Path) -> set[str]:
-    """The modules, and the names of modules, that this file imports, anywhere in it."""
+    """Return the modules and names that this file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -106,7 +106,7 @@ def imports(path: Path) -> set[str]:
 
 
 def imported(path: Path) -> set[str]:
-    """The top-level names of the packages that this file imports."""
+    """Return the top-level names of the packages that this file imports."""
     return {name.partition(".")[0] for name in imports(path)}
 
 
@@ -123,7 +123,7 @@ def module_names(*packages: str) -> list[str]:
 
 
 def import_each(folder: Path, names: list[str]) -> tuple[set[str], list[str], list[str]]:
-    """Import the modules in a new process in an empty folder; what was loaded, root log handlers, files made."""
+    """Import the modules in a new process and an empty folder. Returns loaded modules, root log handlers, new files."""
     (folder / "home").mkdir()
     (folder / "empty").mkdir()
     environment = {

@@ -1,4 +1,4 @@
-"""What a contributor's tools ask is what `make check` asks, and no form forgets patients."""
+"""A contributor's hooks run the checks of `make check`, and every form protects patients."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the manifests promise, in every overlay with every component as kubectl renders it."""
+"""The manifests, in every overlay with every component, as kubectl renders them."""
 
 import ast
 import json
@@ -68,7 +68,7 @@ def ports(objects: Objects) -> dict[str, int]:
 
 
 def autoscaler(objects: Objects) -> tuple[int, int]:
-    """The least and the most pods, of whichever object scales."""
+    """Return the fewest and the most pods of the autoscaler or the ScaledObject."""
     for item in objects:
         if item["kind"] == "HorizontalPodAutoscaler":
             return item["spec"]["minReplicas"], item["spec"]["maxReplicas"]
@@ -78,7 +78,7 @@ def autoscaler(objects: Objects) -> tuple[int, int]:
 
 
 def queries() -> dict[str, str]:
-    """Each PromQL expression of rules, dashboard, autoscaler and analysis, by where it stands."""
+    """Return each PromQL expression of rules, dashboard, autoscaler and analysis, by its place."""
     found = {rule.get("alert") or rule["record"]: rule["expr"] for rule in rules()}
     dashboard = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
     for panel in dashboard["panels"]:
@@ -101,7 +101,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def exposed() -> set[str]:
-    """The names of all series that serving.telemetry.metrics can show."""
+    """Return the names of all series of serving.telemetry.metrics."""
     names = set()
     for metric in METRICS:
         for family in metric.describe():
@@ -111,7 +111,7 @@ def exposed() -> set[str]:
 
 
 def labels_of(name: str) -> set[str]:
-    """The labels that the series of this name carries, ours and those that Prometheus adds in a cluster."""
+    """Return the labels of a series: its own and those that Prometheus adds in a cluster."""
     for metric in METRICS:
         if any(family.name == re.sub(r"_(total|bucket|sum|count)$", "", name) for family in metric.describe()):
             return {*metric._labelnames, "namespace", "pod", *(["le"] if name.endswith("_bucket") else [])}
@@ -224,7 +224,7 @@ def test_the_autoscaler_owns_the_replicas(objects: Objects) -> None:
         assert (target.get("kind", "Deployment"), target["name"]) == ("Deployment", deployment["metadata"]["name"])
 
 
-def test_an_overlays_bounds_hold_whatever_scales(objects: Objects) -> None:
+def test_an_overlays_bounds_hold_for_every_autoscaler(objects: Objects) -> None:
     bounds = {"chestct-dev": (1, 10), "chestct-staging": (2, 3), "chestct": (2, 10)}
     assert autoscaler(objects) == bounds[find(objects, "Namespace", ".*")["metadata"]["name"]]
 

@@ -1,4 +1,4 @@
-"""What a person gives a make command reaches the program as it was typed, whatever characters it holds."""
+"""Values that are given to a make command reach the program unchanged, whatever characters they hold."""
 
 import json
 import os
@@ -55,7 +55,7 @@ Make = Callable[..., list[tuple[list[str], dict[str, str]]]]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Runs the project's Makefile with programs that only record how they were called."""
+    """Run the project's Makefile with programs that only record their calls."""
     folder = tmp_path / "it's a $clone"
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)

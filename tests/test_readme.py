@@ -84,7 +84,7 @@ def test_every_file_and_folder_that_contributors_are_sent_to_exists() -> None:
 
 
 def _code(page: Path) -> str:
-    """The page's code: fenced blocks and words in backticks."""
+    """Return the page's code: fenced blocks and words in backticks."""
     text = page.read_text(encoding="utf-8")
     return "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL))
 

@@ -1,4 +1,4 @@
-"""One version: chestct.__version__. Manifests and workflows name its images, since YAML can't ask."""
+"""There is one version, chestct.__version__. Manifests and workflows repeat it in the names of images."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""What the workflows may do: nothing that can't be run here but a few commands of cluster, registry and system."""
+"""The workflows run commands that also run here, and a few commands of cluster, registry and system."""
 
 import re
 from fnmatch import fnmatch
@@ -83,7 +83,7 @@ def test_a_change_of_what_makes_or_judges_the_images_is_tried_on_a_cluster() -> 
     assert [name for name in sources if not any(fnmatch(name, it) or fnmatch(f"{name}/", it) for it in patterns)] == []
 
 
-def test_production_waits_for_a_person_and_goes_back_where_it_fails() -> None:
+def test_production_waits_for_a_person_and_is_rolled_back_if_it_fails() -> None:
     job = jobs(ROOT / ".github/workflows/release.yaml")["production"]
     assert job["environment"] == "production"
     undo = next(step for step in job["steps"] if "rollout undo" in step.get("run", ""))
@@ -91,7 +91,7 @@ def test_production_waits_for_a_person_and_goes_back_where_it_fails() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_the_version_of_an_action_stands_beside_its_hash(path: Path) -> None:
+def test_the_version_of_an_action_is_beside_its_hash(path: Path) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         if "uses:" in line:
             assert re.search(r"@[0-9a-f]{40} # v\d+(\.\d+)*$", line)

@@ -1,4 +1,4 @@
-"""The simulated autoscaler does what Kubernetes' one would, with the figures of the manifests."""
+"""The simulated autoscaler decides like Kubernetes', with the figures of the manifests."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from serving.settings import Settings
 
 
 def steady(share: float, seconds: int = 1200) -> np.ndarray:
-    """A load of this share of what the least pods can do."""
+    """Return a constant load, as a share of the capacity of the fewest pods."""
     return np.full(seconds, int(share * LEAST * CAPACITY))
 
 
 @pytest.mark.parametrize("wish", [by_cpu, by_queue])
-def test_a_light_load_keeps_the_least_pods_and_nobody_waits(wish: autoscaling.Wish) -> None:
+def test_a_light_load_keeps_the_fewest_pods_and_no_image_waits(wish: autoscaling.Wish) -> None:
     course = simulate(steady(0.5), wish)
     assert set(course.pods) == {LEAST}
     assert course.waiting.max() == 0

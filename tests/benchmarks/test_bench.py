@@ -1,4 +1,4 @@
-"""The bench: what wrk says, the figures made of it, what counts as fallen, and the document."""
+"""The bench: reading wrk's output, the figures, fallen ratios, and the document."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The latency table: callers take turns, and without a model there is one line."""
+"""The latency table: calls take turns, and a missing model is reported in one line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The search for settings: what it tries, what it chooses, and what it writes. No server is started here."""
+"""The search for settings: what it tries, chooses and writes. No server is started."""
 
 import math
 import os
@@ -22,13 +22,13 @@ BOUND = 0.2
 
 
 def measured(workers: int = 2, threads: int = 1, batch: int = 2, *, rate: float = 90, p99: float = 0.1) -> Measurement:
-    """With a median of 50 ms."""
+    """Return a measurement with a median latency of 50 ms."""
     return Measurement(Configuration(workers, threads, batch), rate / 0.9, Latency(rate, 0.05, p99))
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two cores with a model to serve, on which two workers of one thread do most; the folder that is written to."""
+    """Two cores and a model, on which two workers of one thread are fastest. Returns the output folder."""
     monkeypatch.setattr(tune, "FOLDER", tmp_path / "build" / "tune")
     monkeypatch.setattr(tune, "ROOT", tmp_path)
     monkeypatch.setattr(tune, "_cores", lambda: 2)
@@ -85,7 +85,7 @@ def test_of_what_does_as_much_the_one_that_takes_least_memory_is_chosen() -> Non
     assert tune.choose([*others, cheap], BOUND) is cheap
 
 
-def test_where_nothing_keeps_the_bound_the_nearest_is_named() -> None:
+def test_if_nothing_keeps_the_bound_the_nearest_is_named() -> None:
     with pytest.raises(tune.Missed, match=r"a p99 of 200 ms; the nearest, workers 1, engine threads 2, .* has 250 ms"):
         tune.choose([measured(p99=math.inf), measured(1, 2, p99=0.25)], BOUND)
 
@@ -151,7 +151,7 @@ def test_a_bound_that_nothing_keeps_ends_in_one_line(machine: Path, capsys: pyte
     assert not machine.exists()
 
 
-def test_where_no_queue_keeps_the_bound_the_picture_of_what_was_measured_stays(
+def test_if_no_queue_keeps_the_bound_the_picture_stays(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tune, "check", lambda chosen, bound, _: (chosen, chosen.held._replace(p99=2 * bound)))

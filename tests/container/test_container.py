@@ -1,4 +1,4 @@
-"""`make test-image`: the image as a pod runs it. IMAGE names it; CONTAINER_RUN_OPTIONS go to its `run`.
+"""`make test-image`: runs the image like a pod. IMAGE names it, and CONTAINER_RUN_OPTIONS are passed to `run`.
 
 The user, the capabilities, the limits, the volumes and the environment are read from the manifests, so what holds here
 is what a cluster applies.
@@ -68,7 +68,7 @@ def pod() -> Pod:
 
 
 def run_options(pod: Pod, folder: Path) -> list[str]:
-    """The manifest's words in podman's."""
+    """Translate the manifest into options of podman."""
     user, inside = pod.spec["securityContext"], pod.container["securityContext"]
     limits = pod.container["resources"]["limits"]
     options = ["--user", f"{user['runAsUser']}:{user['runAsGroup']}", "--cpus", limits["cpu"]]
@@ -190,7 +190,7 @@ def test_the_bill_holds_every_pinned_package_that_is_installed() -> None:
 
 
 def test_a_stop_answers_all_that_was_asked_and_ends_by_itself(running: Running) -> None:
-    """The last test: the container is gone after it."""
+    """This test is the last one, because it ends the container."""
     with ThreadPoolExecutor(16) as pool, grpc.insecure_channel(running.grpc) as channel:
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         asked = [

@@ -1,4 +1,4 @@
-"""What docs.words calls hard to read, and what it leaves alone."""
+"""docs.words: what it reports and what it accepts."""
 
 import pytest
 

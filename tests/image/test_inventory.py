@@ -1,4 +1,4 @@
-"""What an image holds is read from its archive, layer over layer."""
+"""The inventory reads an image from its archive, layer by layer."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def tar(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """An image of two layers; the second hides a file, a folder and what was in an opaque one."""
+    """An image of two layers. The second hides a file, a folder, and the contents of an opaque folder."""
     below = {
         "var/lib/dpkg/status": DPKG,
         "usr/bin/cc": b"",
@@ -88,7 +88,7 @@ def test_the_same_image_gives_the_same_bill(archive: Path, tmp_path: Path) -> No
     assert bills[0] == bills[1]
 
 
-def test_what_is_no_image_is_named_in_one_line(
+def test_an_archive_without_an_image_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "image.tar"

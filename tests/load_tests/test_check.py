@@ -34,7 +34,7 @@ def objectives(*, growth: float | None = None, **rows: check.Bound) -> check.Obj
     return check.Objectives(rows={HTTP: BOUND, **rows}, max_memory_growth=growth)
 
 
-def test_rows_are_read_without_the_sum_and_without_those_that_nobody_asked_for(folder: Path) -> None:
+def test_the_sum_and_rows_without_requests_are_left_out(folder: Path) -> None:
     assert check.read_rows(folder) == {
         HTTP: check.Row(requests=80, failures=0, rate=16, p95=60, p99=80),
         OIP: check.Row(requests=20, failures=2, rate=4, p95=40, p99=50),
@@ -63,11 +63,11 @@ def test_a_planted_figure_misses_its_bound_alone(planted: dict[str, float], miss
     assert check.judge({HTTP: GOOD._replace(**planted)}, [], objectives()) == [f"{HTTP}: {miss}"]  # type: ignore[arg-type]
 
 
-def test_requests_that_need_not_come_may_stay_away_and_others_may_not() -> None:
+def test_rare_requests_may_be_missing_and_others_may_not() -> None:
     assert check.judge({}, [], objectives(rare=RARE)) == [f"{HTTP}: no request was made"]
 
 
-def test_requests_that_no_bound_is_for_have_no_verdict() -> None:
+def test_requests_without_a_bound_give_no_verdict() -> None:
     with pytest.raises(LoadError, match=f"got none for {OIP}"):
         check.judge({HTTP: GOOD, OIP: GOOD}, [], objectives())
 
@@ -101,7 +101,7 @@ def test_each_scenario_has_bounds_for_the_same_rows_and_soak_alone_for_memory() 
         ("ramp: {rows: {}}", "expected bounds for steady, got some for ramp"),
     ],
 )
-def test_bounds_that_make_no_sense_are_told_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_bounds_are_reported_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     slo = tmp_path / "slo.yaml"
     slo.write_text(text)
     with pytest.raises(LoadError, match=words) as raised:

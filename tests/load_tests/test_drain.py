@@ -1,4 +1,4 @@
-"""A roll-out at work: SIGTERM to a server under load, on both protocols."""
+"""The drain test: SIGTERM to a server under load over both protocols."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from load_tests import drain
 
 @pytest.mark.long
 @pytest.mark.usefixtures("tiny_store")
-def test_a_server_told_to_stop_answers_whatever_was_sent(
+def test_a_stopping_server_answers_every_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CHESTCT_WORKERS", "2")

@@ -1,4 +1,4 @@
-"""The verdict on an overload: what the service may do under it, and what it may not."""
+"""The verdict on an overload: what the service may do, and what it may not."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from load_tests.verdict import BAD_INPUT, MISSED
 
 
 def result(*, good: int = 900, seconds: float = 1.0, other: str = "429", growth: float = 1.0) -> overload.Result:
-    """Ten seconds at 100 requests/s of capacity."""
+    """Return the result of ten seconds at a capacity of 100 requests/s."""
     outcomes = [Outcome("HTTP", "200", seconds)] * good + [Outcome("gRPC", other, 0.01)] * (3000 - good)
     return overload.Result(100, outcomes, [100e6] * 5 + [growth * 100e6] * 5, 10, 5)
 

@@ -1,4 +1,4 @@
-"""`make hold`: its requests, its table, and what it does after an interruption."""
+"""`make hold`: its requests, its table, and how it continues after an interruption."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def test_a_run_goes_on_after_its_last_whole_part(
     assert calls == ["one", "two", "one", "two"], "another length is another run"
 
 
-def test_what_does_not_hold_fails_and_stands_in_the_page(
+def test_a_broken_promise_fails_and_is_marked_in_the_page(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hold, "PARTS", {"one": a_part([], "one", held=False)})

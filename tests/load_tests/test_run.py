@@ -1,4 +1,4 @@
-"""The load test: it passes on a sound service, and it fails on one that is slow, wrong or gone."""
+"""The load test: a sound service passes, and one that is slow, wrong or gone fails."""
 
 import csv
 import json
@@ -74,7 +74,7 @@ def test_a_sound_service_answers_all_and_is_stopped_at_the_end(tmp_path: Path) -
 
 
 class _Wrong(BaseHTTPRequestHandler):
-    """Answers 200 to everything, with probabilities that sum to 0.9."""
+    """Answers every request with 200 and probabilities that sum to 0.9."""
 
     def do_GET(self) -> None:
         self._answer({"inputs": [{"name": "pixels", "shape": [-1, 64, 64, 1]}]})
@@ -91,7 +91,7 @@ class _Wrong(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Write no log."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the load tests measure of a server's memory."""
+"""How the load tests measure a server's memory."""
 
 import os
 import subprocess

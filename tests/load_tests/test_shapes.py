@@ -1,4 +1,4 @@
-"""The scenarios: how many users there are from moment to moment, and what can't be asked for."""
+"""The scenarios: the number of users over time, and arguments that are refused."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from load_tests.verdict import LoadError
 
 
 def users(scenario: str, most: int = 16, looks: int = 96) -> list[int]:
-    """The users in the middle of each of so many equal times."""
+    """Return the number of users in the middle of each of `looks` equal periods."""
     return [shapes.find(scenario).users_at((look + 0.5) / looks, most) for look in range(looks)]
 
 
@@ -37,11 +37,11 @@ def test_the_command_scales_users_and_seconds_each_alone() -> None:
     assert steady.size(None, 5) == (steady.users, 5)
 
 
-def test_only_ramp_has_users_who_do_not_think() -> None:
+def test_only_users_of_ramp_do_not_think() -> None:
     assert [name for name, scenario in shapes.SCENARIOS.items() if not max(scenario.think)] == ["ramp"]
 
 
-def test_an_unknown_scenario_is_told_those_that_there_are() -> None:
+def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
     with pytest.raises(LoadError, match="expected a scenario of steady, ramp, burst, soak, got 'spike'"):
         shapes.find("spike")
 

@@ -1,4 +1,4 @@
-"""The traffic that the verdicts rest on."""
+"""The traffic of the load tests."""
 
 import asyncio
 import subprocess

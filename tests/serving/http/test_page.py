@@ -1,4 +1,4 @@
-"""The web page in the system's Chromium, before the real service with the tiny model."""
+"""The web page in the system's Chromium, served by the real service with the tiny model."""
 
 import csv
 import re
@@ -111,7 +111,7 @@ def test_a_dropped_or_pasted_picture_is_answered(visit: Visit, way: str) -> None
 
 
 def in_a_tiff(dicom: bytes) -> bytes:
-    """A DICOM file whose preamble makes it a TIFF too."""
+    """Return a DICOM file whose preamble also makes it a TIFF."""
     return b"II*\0" + dicom[4:]
 
 
@@ -359,7 +359,7 @@ def test_the_disclaimer_needs_no_javascript(file: Path) -> None:
     assert DISCLAIMER in re.sub("<head>.*</head>", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def test_the_api_is_described_in_the_browser_without_asking_anybody_else(browser: Browser, server: Server) -> None:
+def test_the_api_is_described_in_the_browser_without_requests_to_other_hosts(browser: Browser, server: Server) -> None:
     page = browser.new_page()
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
@@ -526,9 +526,7 @@ def test_a_key_is_asked_for_once_and_kept_in_the_session(visit: Visit) -> None:
         expect(page.locator(f"#{request}")).to_contain_text("CHESTCT_KEY")
 
 
-def test_where_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left(
-    browser: Browser, server: Server
-) -> None:
+def test_if_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left(browser: Browser, server: Server) -> None:
     def guard(route: Route) -> None:
         if route.request.headers.get("authorization") == "Bearer right":
             route.continue_()
@@ -559,7 +557,7 @@ def test_where_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left
         ((0.0002, 0.9997, 0.0001, 0), ("under 0.1", "over 99.9", "under 0.1", "0.0")),
     ],
 )
-def test_an_answer_has_one_confidence_wherever_it_stands(
+def test_an_answer_shows_the_same_confidence_everywhere(
     visit: Visit, probabilities: tuple[float, ...], shown: tuple[str, ...]
 ) -> None:
     first = max(range(4), key=probabilities.__getitem__)

@@ -1,4 +1,4 @@
-"""What of the page takes long or wants a quiet machine, by `make test-page`: axe, fifty pictures, speed, failures."""
+"""Tests of the page that take long or need an idle machine (`make test-page`): axe, fifty pictures, speed, failures."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -19,15 +19,15 @@ from tests.server import Server, import_tiny_model, serve
 pytestmark = [pytest.mark.page, needs_chromium]
 
 TRIES: Final = 4
-"""Of what is timed the best counts: another program's load slows a try, and makes none faster."""
+"""Attempts of a timed test. The fastest counts, because other programs can only slow one down."""
 LONGEST_TASK: Final = 100
 FIRST_PAINT: Final = 500
-"""Both in milliseconds."""
+"""Limits in milliseconds."""
 MANY: Final = 50
 LARGEST_VISIT: Final = 100_000
 """Bytes."""
 HEAP_SLACK: Final = 1_500_000
-"""Bytes that the page may hold more after fifty pictures than before them."""
+"""Bytes by which the page's memory may grow over fifty pictures."""
 
 
 def violations(page: Page) -> list[str]:
@@ -88,7 +88,7 @@ def test_fifty_pictures_at_once_are_answered_without_a_long_task_and_leave_no_me
 
 
 def heap(session: Any) -> int:
-    """Bytes of JavaScript's heap in use, after a collection."""
+    """Return the used bytes of JavaScript's heap after a garbage collection."""
     session.send("HeapProfiler.collectGarbage")
     return int(session.send("Runtime.getHeapUsage")["usedSize"])
 
@@ -111,7 +111,7 @@ def test_the_first_paint_is_soon_and_a_visit_small(browser: Browser, server: Ser
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A model store of its own, and the tag in it."""
+    """A model store of its own. Returns its home and the model's tag."""
     folder = tmp_path_factory.mktemp("page") / "bentoml"
     return folder, import_tiny_model(folder)
 

@@ -1,4 +1,4 @@
-"""The page lays the heat map over the picture as the browser draws it, so both must be turned alike."""
+"""The page draws the heat map over the picture, so the browser and the service must turn the picture alike."""
 
 import base64
 import struct
