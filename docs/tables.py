@@ -1,4 +1,4 @@
-"""Write the tables of docs/reference/ from the code: commands, settings, metrics, fields of answers and cards.
+"""Write the tables of docs/reference/ from the code: commands, parameters, settings, metrics, fields.
 
 python -m docs.tables
 """
@@ -66,8 +66,21 @@ def answer_fields() -> str:
     return _fields(Prediction)
 
 
+def parameters() -> str:
+    """Every key of params.yaml with its value and its comment."""
+    rows, path = [], list[str]()
+    for line in (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines():
+        if found := re.fullmatch(r"( *)([\w.]+): *([^#]*?)(?: *# *(.*))?", line):
+            path[len(found[1]) // 2 :] = [found[2]]
+            if found[3] or found[4]:
+                value = f"`{found[3]}`" if found[3] else ""
+                rows.append((f"`{'.'.join(path)}`", value, (found[4] or "").replace(" | ", " or ")))
+    return _table(("key", "value", "meaning"), rows)
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "commands.md": commands,
+    "parameters.md": parameters,
     "settings.md": settings,
     "metrics.md": metric_rows,
     "model-card-fields.md": card_fields,
