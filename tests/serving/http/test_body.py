@@ -1,18 +1,21 @@
 """Reading of bodies: too slow ones, too many at once, and the memory that they free."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving.http import body
-from serving.http.body import RAW_MEMORY, read_body
+from serving.http.body import RAW_MEMORY, check_json, read_body
 from serving.http.error_boundary import ErrorBoundary
+from serving.http.errors import RequestError
 from serving.http.request_recording import RequestRecording
 from serving.memory_budget import REQUEST_BYTES, MemoryBudget
 from serving.settings import Settings
@@ -158,3 +161,33 @@ def test_an_announced_length_is_reserved_before_a_byte_is_read() -> None:
 
     ask(lambda client: client.post("/", content=watched(), headers={"Content-Length": str(MIB)}), memory)
     assert counted == [MIB * RAW_MEMORY + REQUEST_BYTES]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"[" + b"0," * 300_001, id="commas"),
+        pytest.param((b"[" * 150 + b"]" * 150) * 2001, id="brackets without commas"),
+        pytest.param(b"{" + b'"":0,' * 10_001, id="keys"),
+    ],
+)
+def test_json_with_too_many_values_is_refused(content: bytes) -> None:
+    with pytest.raises(RequestError, match="send pixels as binary tensor data") as refused:
+        check_json(content, len(content))
+    assert (refused.value.status, refused.value.code) == (413, "json_too_large")
+
+
+@pytest.mark.parametrize("wide", ["\\ud83d\\ude00", "\N{GRINNING FACE}", "\N{LATIN SMALL LETTER U WITH DIAERESIS}"])
+def test_large_json_with_wide_characters_is_refused(wide: str) -> None:
+    text = f'["{wide}"'.encode()
+    check_json(text.ljust(1_000_000), 1_000_000)
+    large = text.ljust(1_000_001)
+    check_json(large, 1_000_000)
+    with pytest.raises(RequestError, match="unless it is ASCII") as refused:
+        check_json(large, len(large))
+    assert (refused.value.status, refused.value.code) == (413, "json_too_large")
+
+
+def test_four_images_of_256_pixels_a_side_pass_as_json() -> None:
+    data = json.dumps(np.zeros((4, 256, 256, 1), np.uint8).tolist()).encode()
+    check_json(data, len(data))
