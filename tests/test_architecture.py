@@ -54,6 +54,7 @@ OWNERS = {
     "circus": {"serving/supervision/supervisor.py"},
     "openvino": {"chestct/engine.py"},
     "mlflow": {"pipeline/core/tracking.py"},
+    "jinja2": {"pipeline/documents.py"},
     "optuna": {"pipeline/sweep.py"},
     "onnxruntime": {"pipeline/graph/rounding.py"},
     "kagglehub": {"pipeline/ingest.py"},
