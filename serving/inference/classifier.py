@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
-from chestct.image import SIGNATURES, Facts, InvalidImage, Picture, decode_encoded, encode_png, inspect
+from chestct.image import SIGNATURES, Facts, InvalidImage, Picture, decode_encoded, inspect
 from chestct.prediction import Prediction, decide
 from chestct.store import StoredModel
 from chestct.unsupported_formats import describe_unsupported
-from serving.inference.batcher import Batcher, EngineFailed, Score
+from serving.inference import explanation
+from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.window import LUNG, Window
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
-from serving.unavailable import Overloaded
+from serving.unavailable import Closed, Overloaded
 from serving.worker_load import WorkerLoad
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
 
 T = TypeVar("T")
-Arguments = TypeVarTuple("Arguments")
 
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed | ReaderFailed
 
@@ -79,7 +76,9 @@ class Classifier:
         self._stopping = True
 
     def check_room(self, deadline: float) -> None:
-        """Raise the Overloaded or Closed that `classify` would raise at once for this deadline (time.monotonic)."""
+        """Raise Closed if no requests are accepted, and Overloaded if one with this deadline would be refused."""
+        if not self._warm:
+            raise Closed("the model is loading or the service is stopping")
         self._batcher.check_room(deadline)
 
     async def classify(
@@ -91,21 +90,17 @@ class Classifier:
         Overloaded, Closed, EngineFailed, and TimeoutError if the deadline passes before the engine takes the image.
         """
         self._batcher.check_room(record.deadline)
-        if is_dicom(data):
-            picture = await self._read_guarded(data, record, window)
-        elif data.startswith(SIGNATURES):
-            with self._decoding():
-                decoded = await self._in_decoder(_decode_if_cheap, data, self.card.input)
-            if decoded is None:
-                picture = await self._read_guarded(data, record)
-            else:
-                picture, seconds = decoded
-                _count_decoding(record, seconds)
-        elif data:
-            words = f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}"
-            raise InvalidImage("undecodable_image", words)
+        dicom = is_dicom(data)
+        decoded = None if dicom else await self._decode(data)
+        if decoded:
+            picture, seconds = decoded
         else:
-            raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
+            # The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
+            with metrics.QUEUE_DEPTH.track_inprogress():
+                picture, waited, seconds = await self._reader.read(data, record, window if dicom else None)
+            record.queue_seconds += waited
+        metrics.DECODE_SECONDS.observe(seconds)
+        record.decode_seconds += seconds
         return await self._answer(picture.pixels, picture.facts, record, explain=explain)
 
     async def classify_many(
@@ -179,30 +174,23 @@ class Classifier:
         await asyncio.to_thread(self._decoders.shutdown)
         await self._reader.close()
 
-    async def _read_guarded(self, data: bytes, record: RequestRecord, window: Window | None = None) -> Picture:
-        """Decode a file in the guarded process.
+    async def _decode(self, data: bytes) -> tuple[Picture, float] | None:
+        """Decode a cheap PNG or JPEG. Returns the picture and the seconds; None if the guarded process must decode it.
 
-        The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
+        The image has a place in the queue meanwhile. Raises InvalidImage.
         """
-        with metrics.QUEUE_DEPTH.track_inprogress():
-            picture, waited, seconds = await self._reader.read(data, record, window)
-        record.queue_seconds += waited
-        _count_decoding(record, seconds)
-        return picture
-
-    @contextmanager
-    def _decoding(self) -> Iterator[None]:
-        """Hold a place in the queue for an image that is being decoded."""
+        if not data:
+            raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
+        if not data.startswith(SIGNATURES):
+            words = f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}"
+            raise InvalidImage("undecodable_image", words)
         self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
-                yield
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._decoders, _decode_if_cheap, data, self.card.input)
         finally:
             self._batcher.decoding -= 1
-
-    async def _in_decoder(self, work: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
-        """Run work that would block the event loop in a decoder thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
     async def _answer(
         self, pixels: NDArray[np.uint8], facts: Facts | None, record: RequestRecord, *, explain: bool
@@ -215,7 +203,10 @@ class Classifier:
         record.infer_seconds += score.seconds
         heatmaps, preview = None, None
         if explain:
-            heatmaps, preview = await self._in_decoder(self._explain, pixels, score)
+            loop = asyncio.get_running_loop()
+            heatmaps, preview = await loop.run_in_executor(
+                self._decoders, explanation.draw, self.card.classes, pixels, score.heatmap
+            )
         prediction = decide(
             self.card,
             score.probabilities,
@@ -231,21 +222,6 @@ class Classifier:
         if prediction.confidence is not None:
             metrics.CONFIDENCE.observe(prediction.confidence)
         return prediction
-
-    def _explain(self, pixels: NDArray[np.uint8], score: Score) -> tuple[dict[str, str], str]:
-        """Heat maps by class and the preview, as PNG files of the input's size in base64.
-
-        The maps of an image share one scale, so its classes can be compared. Black is no evidence for the class, or
-        evidence against it.
-        """
-        size = (self.card.input.width, self.card.input.height)
-        supporting = np.maximum(score.heatmap, 0)
-        scaled = supporting * (255 / max(float(supporting.max()), 1e-6))
-        maps = {
-            name: _base64_png(np.asarray(Image.fromarray(map_).resize(size, Image.Resampling.BILINEAR)).round())
-            for name, map_ in zip(self.card.classes, scaled, strict=True)
-        }
-        return maps, _base64_png(pixels[:, :, 0])
 
     async def _run_some_at_a_time(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
         """Results of the calls, in order. Few calls run at a time, so that the queue keeps room for other requests."""
@@ -280,10 +256,6 @@ def load_engine(model: StoredModel, settings: Settings) -> Engine:
     )
 
 
-def _base64_png(grey: NDArray[np.generic]) -> str:
-    return base64.b64encode(encode_png(grey.astype(np.uint8))).decode("ascii")
-
-
 def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | None:
     """The picture and the seconds to decode it; None if only the guarded process may decode it."""
     started = time.perf_counter()
@@ -292,8 +264,3 @@ def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | No
         return None
     picture = decode_encoded(encoded, spec)
     return picture, time.perf_counter() - started
-
-
-def _count_decoding(record: RequestRecord, seconds: float) -> None:
-    metrics.DECODE_SECONDS.observe(seconds)
-    record.decode_seconds += seconds

@@ -1,6 +1,6 @@
 """The window of a request for its DICOM files, the same over every protocol."""
 
-import math
+import contextlib
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -35,20 +35,14 @@ def choose_window(parameters: Mapping[str, object]) -> Window:
 
 def _in_bounds(name: str, value: object, bounds: tuple[int, int]) -> float:
     low, high = bounds
-    number = _to_number(value)
-    if low <= number <= high:
-        return number
+    with contextlib.suppress(ValueError, OverflowError):  # OverflowError: an integer that no float can hold
+        if (
+            isinstance(value, str | int | float)
+            and not isinstance(value, bool)
+            and low <= (number := float(value)) <= high
+        ):
+            return number
     raise ValueError(f"{name}: expected Hounsfield units from {low} to {high}, got {_quote(value)}")
-
-
-def _to_number(value: object) -> float:
-    """The number; NaN for anything else, and for integers that no float can hold."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return math.nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 def _quote(value: object) -> str:

@@ -24,7 +24,7 @@ from serving.rpc.errors import EXPECTED, DeadlinePassed, abort, abort_for, statu
 from serving.rpc.message_reader import MessageReader, NoMessage, TooSlow
 from serving.telemetry.request_record import RequestRecord, choose_id
 from serving.tensors import InvalidRequest
-from serving.unavailable import Closed, Overloaded
+from serving.unavailable import Overloaded
 
 SERVICE: Final = protocol.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 REQUEST_ID: Final = "x-request-id"
@@ -150,8 +150,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if self._keys is not None and name not in _KEYLESS:
             record.key = self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
         if name == _INFER:
-            if not self._classifier.accepting:
-                raise Closed("the model is loading or the service is stopping")
             self._classifier.check_room(record.deadline)
 
     def _wrap_unrecorded(self, method: str, handler: _Handler) -> _Handler:
