@@ -111,7 +111,7 @@ def _card(
     image_count: int,
     bfloat16: Rounding | None,
 ) -> ModelCard:
-    """Gather the card from what the stages before wrote. `bfloat16` is what it costs, or None if it is not allowed."""
+    """Build the card from the files of earlier stages. `bfloat16` is what it costs, or None if it is not allowed."""
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
     synthetic = manifest["source"] == "synthetic"
@@ -122,17 +122,10 @@ def _card(
         normal=NORMAL,
         titles=TITLES,
         input=InputSpec(height=size, width=size),
-        scaling=calibration.scaling,
         logit_bias=tuple(map(float, bias)),
-        thresholds=calibration.thresholds,
-        input_limits=calibration.input_limits,
-        metrics={"out_of_fold": found.metrics},
-        folds=found.folds,
-        baselines=found.baselines,
-        checks=found.checks,
-        others=found.others,
-        ood_scores=found.ood_scores,
         bfloat16=bfloat16,
+        **dict(calibration),
+        **{**dict(found), "metrics": {"out_of_fold": found.metrics}},
         caveats=PHANTOM_CAVEATS if synthetic else CAVEATS,
         licence=PHANTOM_LICENCE if synthetic else LICENCE,
         lineage=Lineage(

@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from functools import wraps
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +18,13 @@ from chestct.card import ModelCard
 from chestct.digests import SUMS, Altered, check, check_sums, write_sums
 from chestct.store import CARD, GRAPH, import_model
 from pipeline import documents
-from pipeline.core import params as parameters
 from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import StageError
+from pipeline.core.params import Params, Store
 from pipeline.images.manifest import Manifest
 
 
-def store(params: parameters.Params, release: Path | None = None) -> None:
+def store(params: Params, release: Path | None = None) -> None:
     """Import the best run's model into the BentoML store. Copy its graph, card and audit into the folder `release`.
 
     If that is the project's own folder, pipeline.documents also writes the released model's documents.
@@ -60,7 +59,7 @@ def store(params: parameters.Params, release: Path | None = None) -> None:
     print(tag)
 
 
-def below_gate(metrics: Mapping[str, float], gate: parameters.Store) -> list[str]:
+def below_gate(metrics: Mapping[str, float], gate: Store) -> list[str]:
     """Return a table, line by line, of the figures that miss the gate. It is empty if all pass."""
     rows = []
     for name, sign, wanted in (
@@ -99,12 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--release", type=Path, metavar="FOLDER", help="also copy graph, card and audit there")
     arguments = parser.parse_args()
-
-    @wraps(store)
-    def chosen(params: parameters.Params) -> None:
-        store(params, arguments.release)
-
-    runner.run(chosen)
+    runner.run(store, arguments.release)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from scipy.special import log_softmax
 from sklearn.metrics import f1_score
 from tqdm import tqdm
 
@@ -37,7 +36,7 @@ from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.folds import make_folds
 from pipeline.images.manifest import Manifest
-from pipeline.judging.calibration import fit_temperature
+from pipeline.judging.calibration import cross_entropy, fit_temperature
 from pipeline.network.build import build
 from pipeline.network.fitting import History, Pool, best_epoch, fit_fold, load_epoch
 
@@ -215,10 +214,9 @@ def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str
     """Return figures of logits [N, classes] and labels [N]. The loss of a network that diverged is infinite."""
     if not np.isfinite(logits).all():
         return {LOSS: inf}
-    log_probabilities = log_softmax(logits / fit_temperature(logits, labels), axis=1)
     predicted = logits.argmax(axis=1)
     return {
-        LOSS: -float(log_probabilities[np.arange(len(labels)), labels].mean()),
+        LOSS: cross_entropy(logits / fit_temperature(logits, labels), labels),
         "out_of_fold_accuracy": float((predicted == labels).mean()),
         "out_of_fold_macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
     }

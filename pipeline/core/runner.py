@@ -8,12 +8,12 @@ from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 
 
-def run(stage: Callable[[Params], None]) -> None:
-    """Run `stage` with the current folder's params.yaml. On a StageError, print one line and exit with its code."""
+def run(stage: Callable[..., None], *arguments: object) -> None:
+    """Run `stage` with params.yaml and `arguments`. On a StageError, print one line and exit with its code."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a file name
     try:
-        stage(Params.read())
+        stage(Params.read(), *arguments)
     except StageError as error:
         print(f"{stage.__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

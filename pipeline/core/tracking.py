@@ -141,11 +141,11 @@ def start_run(
         return run_id
 
 
-def log_metrics(run_id: str, metrics: Mapping[str, float], step: int | None = None) -> None:
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
     """Add metrics to the run. `step` makes them points of curves."""
     now = int(time() * 1000)
     with _tracking() as client:
-        client.log_batch(run_id, metrics=[Metric(name, value, now, step or 0) for name, value in metrics.items()])
+        client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
 
 
 def log_training(run_id: str, history: Path) -> None:

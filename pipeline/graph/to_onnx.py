@@ -69,8 +69,11 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
             warnings.simplefilter("ignore", FutureWarning)  # NumPy 2 warns about how Keras patches tf2onnx
             serving.export(path, format="onnx", verbose=False, input_signature=signature, opset_version=OPSET)
         model = onnx.load(path)
-    _rename(model, {model.graph.input[0].name: "pixels"})
-    _rename(model, dict(zip([output.name for output in model.graph.output], OUTPUTS, strict=True)))
+    names = {output.name: name for output, name in zip(model.graph.output, OUTPUTS, strict=True)}
+    for field in (field for node in model.graph.node for field in (node.input, node.output)):
+        field[:] = [names.get(name, name) for name in field]
+    for output in model.graph.output:
+        output.name = names[output.name]
     model.doc_string = "chestct. Research and education only. Not a medical device."
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -89,12 +92,3 @@ def _with_one_channel(network: keras.Model) -> keras.Model:
     kernel, *others = network.get_weights()
     copy.set_weights([kernel.sum(axis=2, keepdims=True), *others])
     return copy
-
-
-def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    for value in (*model.graph.input, *model.graph.output):
-        value.name = names.get(value.name, value.name)
-    for node in model.graph.node:
-        for field in (node.input, node.output):
-            for index, name in enumerate(field):
-                field[index] = names.get(name, name)
