@@ -1,4 +1,4 @@
-"""dvc.yaml against the code: what a stage loads and reads, and what makes it run again."""
+"""Compares dvc.yaml with the code, and checks which changes make a stage run again."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text
 
 
 class Project:
-    """The project's code in a git repository of its own, on a few phantoms in a local folder."""
+    """A git repository with the project's code, and a local folder with a few phantoms."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "project"
@@ -41,7 +41,7 @@ class Project:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
     def repro(self, *stages: str) -> list[str]:
-        """The stages that ran."""
+        """Run `dvc repro`. Return the stages that ran."""
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -62,7 +62,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return made
 
 
-def test_nothing_changed_leaves_prepare_alone(project: Project) -> None:
+def test_without_a_change_prepare_does_not_run_again(project: Project) -> None:
     assert project.repro("prepare") == ["ingest"]
 
 
@@ -79,8 +79,8 @@ def test_another_source_makes_prepare_run_again(project: Project) -> None:
     assert project.repro("prepare") == ["ingest", "prepare"]
 
 
-def test_train_waits_for_nothing_that_it_does_not_learn_from() -> None:
-    """Its hours are not spent again for another picture of the data set, or another sentence about it."""
+def test_train_depends_only_on_what_it_learns_from() -> None:
+    """A new plot or audit of the data set does not cost hours of training."""
     assert {path for path in STAGES["train"]["deps"] if not path.endswith(".py")} == {
         "data/manifest.json",
         "data/prepared/pool.npz",
@@ -90,7 +90,7 @@ def test_train_waits_for_nothing_that_it_does_not_learn_from() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_is_a_module_and_a_function_of_its_name_with_params_of_its_own(name: str) -> None:
+def test_a_stages_module_function_and_params_share_its_name(name: str) -> None:
     assert STAGES[name]["cmd"] == f"python -m pipeline.{name}"
     module = ast.parse((ROOT / "pipeline" / f"{name}.py").read_text(encoding="utf-8"))
     assert {name, "main"} <= {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
@@ -104,6 +104,6 @@ def modules_in_deps(name: str) -> set[str]:
 
 
 def modules_loaded(records: Path, name: str) -> set[str]:
-    """As tests/recorder wrote them. A package's own __init__ makes no data: a new version is no reason to train."""
+    """Return what tests/recorder wrote, without __init__ files, because a new version is no reason to train."""
     loaded = (records / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return {path for path in loaded if not path.endswith("__init__.py")}

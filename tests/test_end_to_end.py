@@ -1,4 +1,4 @@
-"""All the way on phantoms: DVC runs every stage, the model is stored, the real server answers with it."""
+"""The whole way on phantoms: DVC runs every stage, the model is stored, and the real server answers with it."""
 
 import json
 import os
@@ -35,15 +35,15 @@ class Project(NamedTuple):
     folder: Path
     """A clone of the working tree in which every stage has run."""
     home: Path
-    """Of BentoML."""
+    """Folder of BentoML's stores."""
 
     @property
     def records(self) -> Path:
-        """Where tests/recorder writes which modules a stage has loaded."""
+        """Folder in which tests/recorder lists the modules that each stage loaded."""
         return self.home.with_name("records")
 
     def run(self, *command: str) -> str:
-        """What it printed, run in the folder by a user whose git knows no name."""
+        """Run a command in the folder, as a user without a git name. Return what it printed."""
         inherited = environment(self.home, **IDENTITY, GIT_CONFIG_GLOBAL=os.devnull)
         inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
         inherited |= {"PYTHONPATH": str(ROOT / "tests" / "recorder"), "RECORD_MODULES": str(self.records)}
@@ -55,7 +55,7 @@ class Project(NamedTuple):
 
 
 def phantom_settings() -> list[str]:
-    """The Makefile's PHANTOMS, as `dvc exp run` takes them."""
+    """Return the Makefile's PHANTOMS as arguments of `dvc exp run`."""
     database = subprocess.run(
         ["make", "--print-data-base", "--dry-run", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -109,7 +109,7 @@ def ask(server: Server, image: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_the_modules_that_it_loads_and_on_no_other(project: Project, name: str) -> None:
+def test_a_stage_depends_on_exactly_the_modules_that_it_loads(project: Project, name: str) -> None:
     assert modules_in_deps(name) == modules_loaded(project.records, name)
 
 
@@ -134,13 +134,13 @@ def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None
     assert metrics["test"]["accuracy"]["value"] >= 0.80
 
 
-def test_heat_maps_point_at_what_moves_the_answer_and_end_with_the_head(project: Project) -> None:
+def test_heat_maps_point_at_what_changes_the_answer_and_depend_on_the_head(project: Project) -> None:
     figures = json.loads((project.folder / paths.OUT_OF_FOLD_METRICS).read_bytes())
     assert figures["occlusion_agrees"] >= 0.8
     assert figures["heatmap_like_random_head"] < 0.5
 
 
-def test_what_is_no_chest_ct_is_mostly_rejected(project: Project) -> None:
+def test_pictures_that_are_not_chest_ct_are_mostly_rejected(project: Project) -> None:
     others = json.loads((project.folder / paths.OUT_OF_FOLD_CARD).read_bytes())["others"]
     assert {"photographs", "text", "noise", "inverted_ct", "screenshots_of_ct"} <= others.keys()
     for kind in ("photographs", "text", "screenshots_of_ct"):
@@ -160,7 +160,7 @@ def test_the_stored_model_answers_over_http_and_says_that_it_is_synthetic(
         assert answer["label"] == (None if answer["decision"] == "reject" else best)
 
 
-def test_the_card_claims_no_data_set_that_the_model_has_not_seen(project: Project) -> None:
+def test_the_card_of_a_phantom_model_does_not_name_kaggle(project: Project) -> None:
     card = ModelCard.read(project.folder / paths.RELEASE / "card.json")
     assert "phantoms" in card.licence
     assert "Kaggle" not in card.licence + "".join(card.caveats)
@@ -184,7 +184,7 @@ def test_grpc_gives_the_same_answer_as_http(server: Server, phantoms: list[bytes
 def test_the_service_predicts_what_the_trained_network_does(
     project: Project, server: Server, phantoms: list[bytes]
 ) -> None:
-    import keras  # only this test pays for TensorFlow
+    import keras  # loads TensorFlow for this test only
 
     network = keras.models.load_model(project.folder / paths.FINAL_MODEL, compile=False)
     _, height, width, _ = network.input_shape

@@ -90,7 +90,7 @@ def params(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_data_reaches_params_as_it_was_typed(make: Make, params: Path, text: str) -> None:
+def test_data_reaches_params_as_typed(make: Make, params: Path, text: str) -> None:
     (trained, _), (stored, _) = make("train", f"DATA={text}")
     assert trained[:3] == ["dvc", "exp", "run"]
     assert trained[3::2] == ["-S", "-S"]
@@ -105,7 +105,7 @@ def test_without_data_the_parameters_stay(make: Make) -> None:
 
 
 @pytest.mark.parametrize("text", ["".join(TEXTS), "--help", "$(id)"])
-def test_every_other_value_reaches_its_program_as_it_was_typed(make: Make, text: str) -> None:
+def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -> None:
     ((stored, _),) = make("store", f"RELEASE={text}")
     assert stored == ["python", "-m", "pipeline.store", f"--release={text}"]
     _, (served, environment) = make("serve", f"PORT={text}", f"GRPC_PORT={text}")

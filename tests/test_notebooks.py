@@ -1,4 +1,4 @@
-"""The notebooks: thin, stored without outputs, and run by Jupyter's own client in a project on phantoms."""
+"""Checks that the notebooks are thin and stored without outputs, and runs them on phantoms."""
 
 import ast
 import json
@@ -29,20 +29,20 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 
 def code_of(path: Path) -> list[ast.AST]:
-    """Every node of the syntax trees of the cells."""
+    """Return every node in the syntax trees of the code cells."""
     sources = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code"]
     return [node for source in sources for node in ast.walk(ast.parse(source))]
 
 
 def execute(project: Path, names: list[str], scratch: Path) -> dict[str, int]:
-    """Run notebooks of `project` side by side, each by a kernel of its own; how many pictures each shows.
+    """Run notebooks of `project` in parallel. Return how many pictures each shows.
 
-    They are as before; what they show is kept in `scratch`, as is what Jupyter remembers of its user.
+    The notebooks do not change. `scratch` receives the executed copies and Jupyter's settings.
     """
     settings = {
         name: str(scratch / name.lower()) for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")
     }
-    # a kernel listens on loopback; on a busy machine it takes long to start
+    # On a busy machine a kernel takes long to start.
     command = [str(Path(sys.executable).with_name("jupyter-execute")), "--startup_timeout=300"]
     started = {
         name: subprocess.Popen(
@@ -76,12 +76,12 @@ def test_a_notebook_is_stored_without_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_begins_with_what_the_model_is_not_for(name: str) -> None:
+def test_a_notebook_begins_with_the_disclaimer(name: str) -> None:
     assert DISCLAIMER in "".join(cells(NOTEBOOKS[name])[0]["source"])
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_calls_its_stages_own_functions_and_has_none_itself(name: str) -> None:
+def test_a_notebook_calls_its_stages_functions_and_defines_none(name: str) -> None:
     nodes = code_of(NOTEBOOKS[name])
     assert not [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
     from_pipeline = {

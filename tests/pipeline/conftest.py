@@ -14,7 +14,7 @@ from tests.server import ROOT
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder, current for the test."""
+    """An empty project folder, which is the test's current directory."""
     folder = tmp_path / "workspace"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -23,7 +23,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write_params(workspace: Path) -> Callable[[dict[str, Any]], Params]:
-    """Writes the project's params.yaml into the workspace with `section.key` changed."""
+    """Writes the project's params.yaml into the workspace, with each `section.key` changed."""
 
     def write(changes: dict[str, Any]) -> Params:
         content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def start_run(
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set in Kaggle's layout; copy it before changing it."""
+    """A small data set in Kaggle's layout. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("drawn")
     draw_phantoms(folder, PhantomCounts(train=4, valid=2, test=1), seed=11)
     return folder
@@ -69,7 +69,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_set(drawn: Path, tmp_path: Path) -> Path:
-    """A copy of `drawn` for the test to spoil, with the class folders spelled as Kaggle spells them."""
+    """A copy of `drawn` that the test may change, with class folders spelled as on Kaggle."""
     spelled = {
         "adenocarcinoma": "adenocarcinoma_left.lower.lobe_T2_N0_M0_Ib",
         "large_cell_carcinoma": "large.cell.carcinoma_left.hilum_T2_N2_M0_IIIa",
@@ -88,7 +88,7 @@ def data_set(drawn: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store without runs; making one takes seconds, copying it none."""
+    """An MLflow store without runs. Tests copy it, because making one takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / tracking.STORE
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path.parent)

@@ -19,7 +19,7 @@ from tests.server import ROOT
 
 @pytest.fixture
 def evaluated(tracked: Path) -> Params:
-    """The workspace after stage evaluate, as far as the card needs it; the run was started from the commit c0ffee."""
+    """Parameters in a workspace with the files that the card needs. The run started from the commit c0ffee."""
     params = Params.read(ROOT / "params.yaml")
     card = tiny_card()
     for path in (paths.MANIFEST, paths.RUN, paths.OUT_OF_FOLD_CARD):
@@ -33,7 +33,7 @@ def evaluated(tracked: Path) -> Params:
     return params
 
 
-def test_the_card_tells_the_commit_that_trained_from_the_one_that_exported(
+def test_the_card_names_the_commit_that_trained_and_the_one_that_exported(
     evaluated: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "git_commit", lambda: "ca5cade")

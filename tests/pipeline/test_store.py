@@ -50,7 +50,7 @@ def plant(
     swap_card: bool = False,
     swap_figures: bool = False,
 ) -> str:
-    """A finished run with all that the stages leave in it."""
+    """Make a finished run with everything that the stages add to it. Return its id."""
     run_id = start_run(params, data_source="local", data_digest=DIGEST)
     tracking.log_metrics(
         run_id,
@@ -87,7 +87,7 @@ def plant(
 
 
 def run_store(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As a process, with a BentoML store of its own in the working directory."""
+    """Run `pipeline.store` as a process, with a BentoML store in the working directory."""
     environment = {**os.environ, "BENTOML_HOME": str(Path("bentoml").resolve()), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pipeline.store", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
@@ -150,7 +150,7 @@ def test_below_the_gate_it_ends_with_3_and_a_table_of_what_missed_and_stores_not
 
 
 @pytest.mark.usefixtures("refuse_import")
-def test_a_calibration_error_above_the_gate_is_named_alone(
+def test_only_the_figure_that_misses_the_gate_is_listed(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(params, out_of_fold=0.9, test=0.9, calibration_error=0.2)
@@ -180,7 +180,7 @@ def test_a_better_run_that_is_too_large_is_passed_over(params: Params, monkeypat
 
 
 @pytest.mark.usefixtures("refuse_import")
-def test_where_no_run_is_small_enough_it_ends_with_2_and_one_line(
+def test_if_no_run_is_small_enough_it_ends_with_2_and_one_line(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(params, out_of_fold=0.95, test=0.95, megabytes=30)
@@ -190,7 +190,7 @@ def test_where_no_run_is_small_enough_it_ends_with_2_and_one_line(
 
 @pytest.mark.usefixtures("refuse_import")
 @pytest.mark.parametrize(("file", "swapped"), [(GRAPH, {"swap_graph": True}), (CARD, {"swap_card": True})])
-def test_what_was_changed_since_export_is_refused(
+def test_a_file_changed_after_export_is_refused(
     params: Params,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

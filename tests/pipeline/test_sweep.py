@@ -1,4 +1,4 @@
-"""`make sweep`: what it tries, what it compares, and that a kill costs no more than the trial it hits."""
+"""`make sweep`: what it tries, what it compares, and that a kill costs one trial at most."""
 
 import fcntl
 import os
@@ -53,7 +53,7 @@ Write = Callable[[dict[str, Any]], Params]
 
 @pytest.fixture(scope="module")
 def new_sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without trials; making one takes seconds, copying it none."""
+    """A store without trials. Tests copy it, because making one takes seconds."""
     path = tmp_path_factory.mktemp("sweeps") / paths.SWEEP
     optuna.storages.RDBStorage(f"sqlite:///{path}").engine.dispose()
     return path
@@ -61,7 +61,7 @@ def new_sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def params(tracked: Path, new_sweeps: Path, write_params: Write) -> Params:
-    """Of a workspace with six small phantoms of each class, prepared."""
+    """Parameters in a workspace with six small phantoms of each class after stage base_model."""
     shutil.copyfile(new_sweeps, paths.SWEEP)
     paths.POOL.parent.mkdir(parents=True)
     paths.FEATURES.parent.mkdir(parents=True)
@@ -76,7 +76,7 @@ def params(tracked: Path, new_sweeps: Path, write_params: Write) -> Params:
 
 @pytest.fixture(autouse=True)
 def determinism(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off: it would hold for the tests that come after these, too."""
+    """Keep it off, because it would also affect later tests."""
     monkeypatch.setattr(sweep.tf.config.experimental, "enable_op_determinism", lambda: None)
 
 
@@ -86,14 +86,14 @@ def study() -> optuna.Study:
 
 
 def runs() -> dict[str, mlflow.entities.Run]:
-    """MLflow's runs of sweeps by name."""
+    """Return the sweeps' MLflow runs by name."""
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
     found = client.search_runs([client.get_experiment_by_name(tracking.SWEEPS).experiment_id])
     return {run.info.run_name: run for run in found}
 
 
 def reported() -> int:
-    """How many folds all trials together have finished."""
+    """Return how many folds all trials together have finished."""
     with closing(sqlite3.connect(f"file:{paths.SWEEP}?mode=ro", uri=True)) as database:
         return int(database.execute("select count(*) from trial_intermediate_values").fetchone()[0])
 
@@ -140,7 +140,7 @@ def test_a_killed_sweep_tries_the_interrupted_trial_again_and_counts_it_once(
 
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
-    """The loss after each fold, by the trial's number, in place of training; others have 1."""
+    """Losses after each fold by trial number, instead of training. Other trials have 1."""
     made: dict[int, list[float]] = {}
 
     def train_folds(pool: object, params: Params, name: str) -> Iterator[dict[str, float]]:
@@ -153,7 +153,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
     return made
 
 
-def test_the_first_trial_has_the_present_values_and_the_best_is_printed_as_a_command(
+def test_the_first_trial_takes_the_current_values_and_the_best_is_printed_as_a_command(
     params: Params, losses: dict[int, list[float]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     losses[0] = [0.5, 0.5]
@@ -187,7 +187,7 @@ def test_a_trial_that_raises_is_failed_and_not_tried_again(params: Params, losse
     assert runs()["trial 1"].info.status == "FAILED"
 
 
-def test_a_trial_that_mlflow_did_not_answer_is_tried_again_and_the_one_line_is_said(
+def test_a_trial_that_mlflow_did_not_answer_is_tried_again_and_the_error_is_reported(
     params: Params, losses: dict[int, list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses[1] = [0.5, 0.5]
@@ -207,7 +207,7 @@ def test_a_trial_that_mlflow_did_not_answer_is_tried_again_and_the_one_line_is_s
     assert study().trials[2].params == study().trials[1].params
 
 
-def test_more_trials_go_on_and_as_many_do_nothing(
+def test_a_sweep_with_more_trials_continues_and_one_with_as_many_does_nothing(
     write_params: Write, params: Params, losses: dict[int, list[float]]
 ) -> None:
     sweep.sweep(params)
@@ -233,12 +233,12 @@ def test_values_that_kill_the_process_are_given_up(params: Params, losses: dict[
     "changes",
     [{"seed": 8}, {"train.epochs": 2}, {"sweep.folds": 3}, {"sweep.choices": {"train.balance": ["weights", "none"]}}],
 )
-def test_trials_under_other_circumstances_are_not_compared(write_params: Write, changes: dict[str, Any]) -> None:
+def test_trials_with_other_parameters_are_not_compared(write_params: Write, changes: dict[str, Any]) -> None:
     name = sweep._study_name(write_params(QUICK), DIGEST)
     assert sweep._study_name(write_params({**QUICK, **changes}), DIGEST) != name
 
 
-def test_neither_more_trials_nor_other_present_values_start_anew_but_other_data_do(write_params: Write) -> None:
+def test_other_data_start_a_new_sweep_but_more_trials_and_other_current_values_do_not(write_params: Write) -> None:
     name = sweep._study_name(write_params(QUICK), DIGEST)
     same = write_params({**QUICK, "sweep.trials": 9, RATE: 1e-3})
     assert sweep._study_name(same, DIGEST) == name
@@ -252,7 +252,7 @@ def test_two_sweeps_at_once_are_refused(params: Params) -> None:
             sweep.sweep(params)
 
 
-def test_what_is_missing_is_named(params: Params) -> None:
+def test_a_missing_file_is_named(params: Params) -> None:
     paths.FEATURES.unlink()
     with pytest.raises(DataError, match=r"models/features\.npz.*dvc repro base_model"):
         sweep.sweep(params)
@@ -264,7 +264,7 @@ def test_nothing_to_search_is_named(write_params: Write, params: Params) -> None
         sweep.sweep(nothing)
 
 
-def test_the_loss_does_not_depend_on_how_sure_the_network_is_of_itself() -> None:
+def test_the_loss_does_not_depend_on_the_scale_of_the_logits() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 4
     logits = rng.normal(size=(80, 4)).astype(np.float32) + np.eye(4, dtype=np.float32)[labels]

@@ -1,4 +1,4 @@
-"""A training that is interrupted or diverges leaves nothing that could be stored."""
+"""Training that is interrupted, diverges or loses MLflow."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from tests.pipeline.conftest import start_run
 
 @pytest.fixture
 def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
-    """Of a workspace with all that train reads."""
+    """Parameters in a workspace with every file that train reads."""
     for path in (paths.POOL, paths.FEATURES, paths.MANIFEST):
         path.parent.mkdir(parents=True, exist_ok=True)
     pixels, fours = np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4
@@ -67,7 +67,7 @@ class Saved:
         path.write_bytes(b"network")
 
 
-def test_what_was_trained_stays_where_mlflow_no_longer_answers(
+def test_the_networks_stay_if_mlflow_stops_answering(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: (Saved(), [{"loss": 0.5, "val_loss": 0.5}]))
@@ -90,7 +90,7 @@ def test_what_was_trained_stays_where_mlflow_no_longer_answers(
     assert client.get_run(run_id).data.metrics.items() >= {"final_loss": 0.5, "best_epoch": 1}.items()
 
 
-def test_what_ended_a_training_is_said_though_mlflow_is_gone_too(
+def test_the_error_that_ended_a_training_is_reported_even_if_mlflow_fails_too(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*_: object, **__: object) -> None:

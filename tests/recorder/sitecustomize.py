@@ -1,7 +1,7 @@
-"""Python runs this at its start where this folder is in PYTHONPATH.
+"""Records which modules a stage loads. Python runs this file at its start if PYTHONPATH contains this folder.
 
-At the end of `python -m pipeline.<stage>` it writes the project's modules that were loaded, as paths relative to the
-current directory, one a line, to <stage>.txt in the folder that RECORD_MODULES names.
+At the end of `python -m pipeline.STAGE` it writes the paths of the project's loaded modules to STAGE.txt in the folder
+RECORD_MODULES, one per line, relative to the current directory.
 """
 
 import atexit

@@ -48,9 +48,7 @@ def read_back(run_id: str) -> mlflow.entities.Run:
     return mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_run(run_id)
 
 
-def test_a_run_holds_what_it_is_trained_by_with_full_names_and_the_usual_ones_with_short_ones_too(
-    tracked: Path, params: Params
-) -> None:
+def test_a_run_has_the_training_parameters_and_short_names_for_the_usual_ones(tracked: Path, params: Params) -> None:
     logged = read_back(start(params)).data.params
     assert logged["learning_rate"] == logged["train.learning_rate"] == str(params.train.learning_rate)
     assert logged["batch_size"] == str(params.train.batch_size)
@@ -116,7 +114,7 @@ def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params
     assert record.metrics[tracking.SCORE] == 0.9
 
 
-def test_what_is_too_large_is_left_out_before_the_best_is_chosen(tracked: Path, params: Params) -> None:
+def test_a_run_with_a_large_graph_is_never_the_best(tracked: Path, params: Params) -> None:
     finished(params, 0.95, megabytes=30)
     best = finished(params, 0.9, megabytes=10)
     finished(params, 0.8)
@@ -126,7 +124,7 @@ def test_what_is_too_large_is_left_out_before_the_best_is_chosen(tracked: Path, 
     assert tracking.best_run(DIGEST, 7.5) is None
 
 
-def test_runs_on_other_data_unfinished_and_failed_ones_are_no_candidates(tracked: Path, params: Params) -> None:
+def test_runs_on_other_data_and_unfinished_and_failed_runs_are_never_the_best(tracked: Path, params: Params) -> None:
     finished(params, 0.99, digest="cd" * 32)
     unfinished, failed = start(params), start(params)
     for run_id in (unfinished, failed):
@@ -136,7 +134,7 @@ def test_runs_on_other_data_unfinished_and_failed_ones_are_no_candidates(tracked
     assert tracking.best_run(DIGEST, 10) is None
 
 
-def test_what_a_killed_training_left_open_is_closed_and_nothing_of_another_checkout(
+def test_runs_of_a_killed_training_are_closed_but_not_those_of_another_checkout(
     tracked: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = f"sqlite:///{tracking.STORE.resolve()}"
@@ -152,14 +150,14 @@ def test_what_a_killed_training_left_open_is_closed_and_nothing_of_another_check
     assert status == {killed: "FAILED", reported: "FINISHED", theirs: "RUNNING"}
 
 
-def test_an_artifact_that_is_not_there_is_an_error_of_one_line(tracked: Path, params: Params, tmp_path: Path) -> None:
+def test_a_missing_artifact_is_an_error_of_one_line(tracked: Path, params: Params, tmp_path: Path) -> None:
     run_id = start(params)
     with pytest.raises(StageError, match=r"none\.json") as caught:
         tracking.fetch(run_id, "none.json", tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_the_commit_is_marked_where_code_differs_from_it(workspace: Path) -> None:
+def test_the_commit_is_marked_if_code_differs_from_it(workspace: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
         return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
@@ -185,7 +183,7 @@ def test_telemetry_is_off() -> None:
 
 @pytest.fixture
 def server(tracked: Path) -> Iterator[str]:
-    """A tracking server that asks for a password; its address."""
+    """The address of a tracking server that asks for a password."""
     (tracked / "auth.ini").write_text(
         "[mlflow]\n"
         "default_permission = READ\n"
@@ -237,7 +235,7 @@ def test_a_server_with_a_password_takes_runs_and_a_wrong_password_ends_in_one_li
     server: str, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "")  # so that what `.env` sets goes when the test ends
+        monkeypatch.setenv(name, "")  # so that the end of the test removes what `.env` sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
     tracking_address.DOTENV.write_text(
@@ -270,7 +268,7 @@ QUOTED = "MARKER-correct%2Fhorse%40battery"
 
 
 @pytest.mark.long
-def test_a_password_in_the_address_opens_the_server_and_is_said_nowhere(
+def test_a_password_in_the_address_opens_the_server_and_is_never_printed(
     server: str, params: Params, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for password, works in (("correct-horse-battery", True), ("MARKER-wrong", False)):
@@ -294,10 +292,10 @@ def test_a_password_in_the_address_opens_the_server_and_is_said_nowhere(
 
 
 @pytest.mark.parametrize("where", ["environment", ".env"])
-def test_a_password_in_the_address_is_not_printed_where_no_server_answers(
+def test_a_password_in_the_address_is_not_printed_if_no_server_answers(
     workspace: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a process: MLflow's own warnings and those of its libraries count, too."""
+    """Runs a process, so that warnings of MLflow and its libraries count too."""
     shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
     (workspace / "data").mkdir()
     Manifest(source="local", digest=DIGEST, files=()).write()
@@ -390,7 +388,7 @@ def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> N
     assert tracking.fetch(run_id, "history.csv", tracked).read_bytes() == history.read_bytes()
 
 
-def test_where_no_server_answers_it_ends_soon_with_its_address(
+def test_an_address_without_a_server_fails_soon_and_is_named(
     workspace: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -12,7 +12,7 @@ NAMES = (URI, USERNAME, PASSWORD)
 @pytest.fixture(autouse=True)
 def _no_settings(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
-        monkeypatch.setenv(name, "")  # so that what is set goes when the test ends
+        monkeypatch.setenv(name, "")  # so that the end of the test removes what the code sets
         monkeypatch.delenv(name)
 
 
@@ -43,14 +43,14 @@ def test_user_and_password_of_a_server_move_to_their_variables(
     uri: str, bare: str, user: str | None, password: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(URI, uri)
-    for _ in range(2):  # the second stage of a process finds them there
+    for _ in range(2):  # the second stage in a process reads the changed variables
         address = read_address("sqlite:///mlflow.db")
         assert (address.uri, address.shown) == (bare, bare)
         assert settings() == (bare, user, password)
         assert address.hide(f"at {bare} as {password}") == f"at {bare} as {'***' if password else None}"
 
 
-def test_a_variable_comes_before_the_address_and_the_environment_before_the_file(
+def test_a_variable_overrides_the_address_and_the_environment_overrides_the_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tracking_address.DOTENV.write_text(f"{URI}=https://bob:filed@host\n{USERNAME}=cid\n", encoding="utf-8")
@@ -93,14 +93,14 @@ def test_a_databases_password_stays_for_the_driver_and_is_hidden(uri: str, monke
         "sqlite://ann:MARKER@host/db",
     ],
 )
-def test_what_is_no_address_is_refused_and_not_repeated(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_is_refused_and_not_printed(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI, uri)
     with pytest.raises(TrackingError, match="MLFLOW_TRACKING_PASSWORD") as caught:
         read_address("sqlite:///mlflow.db")
     assert "MARKER" not in str(caught.value)
 
 
-def test_a_file_of_settings_that_cannot_be_read_is_named() -> None:
+def test_an_unreadable_settings_file_is_named() -> None:
     tracking_address.DOTENV.write_bytes(b"MLFLOW_TRACKING_USERNAME=\xff\n")
     with pytest.raises(TrackingError, match=r"\.env can't be read"):
         read_address("sqlite:///mlflow.db")

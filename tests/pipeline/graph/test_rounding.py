@@ -33,7 +33,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "float32.onnx", folder / "int8.onnx"
 
 
-def test_int8_computes_nearly_the_same_from_a_quarter_of_the_bytes(graphs: tuple[Path, Path]) -> None:
+def test_int8_computes_nearly_the_same_with_a_quarter_of_the_bytes(graphs: tuple[Path, Path]) -> None:
     exact, quantised = (Engine(path, batch_sizes=(8,)).infer(PIXELS) for path in graphs)
     for one, other in zip(exact, quantised, strict=True):
         assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
@@ -55,7 +55,7 @@ def test_every_convolution_runs_in_int8_and_nothing_else_does(graphs: tuple[Path
         assert {precision for kind, precision in kinds if kind == "FullyConnected"} == {"f32"}
 
 
-def test_the_int8_graph_is_one_file_that_onnx_runtime_answers_with_too(graphs: tuple[Path, Path]) -> None:
+def test_onnx_runtime_can_run_the_int8_graph_too(graphs: tuple[Path, Path]) -> None:
     _, path = graphs
     session = onnxruntime.InferenceSession(path)
     names = [output.name for output in session.get_outputs()]
@@ -65,7 +65,7 @@ def test_the_int8_graph_is_one_file_that_onnx_runtime_answers_with_too(graphs: t
     assert theirs["heatmaps"] == pytest.approx(ours.heatmaps, abs=0.05 * float(np.abs(ours.heatmaps).max()))
 
 
-def test_ranges_come_from_images_spread_over_all() -> None:
+def test_the_images_for_the_ranges_are_spread_over_all_images() -> None:
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
     assert spread(images, 5).ravel().tolist() == [0, 24, 49, 74, 99]
     assert len(spread(images, 200)) == 100

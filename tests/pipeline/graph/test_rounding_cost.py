@@ -23,7 +23,7 @@ CALIBRATION = Calibration(scaling=CARD.scaling, thresholds=CARD.thresholds, inpu
 FACTS = [plain_facts()] * 24
 
 
-def test_its_cost_is_measured_on_images_that_the_networks_and_ranges_have_not_seen(
+def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_saw(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = build(PARAMS)
@@ -86,7 +86,7 @@ def test_accuracy_agreement_and_decisions_are_compared() -> None:
 @pytest.mark.parametrize(
     ("fall", "agreement", "released"), [(0.006, 1, 1), (0, 0.979, 1), (0, 1, 0.979), (float("nan"), 1, 1)]
 )
-def test_what_costs_too_much_is_refused_with_its_figures(fall: float, agreement: float, released: float) -> None:
+def test_rounding_that_costs_too_much_is_refused(fall: float, agreement: float, released: float) -> None:
     figures = {"float32_accuracy": 0.9, "served_accuracy": 0.9 - fall, "accuracy_fall": fall}
     figures |= {"agreement": agreement, "released_agreement": released}
     for weights, instead in (("int8", r"export\.weights to float16"), ("float16", r"export\.arithmetic to float32")):

@@ -20,7 +20,7 @@ def centre(pixels):
     return (rows * weights).sum() / weights.sum(), (columns * weights).sum() / weights.sum()
 
 
-def test_without_any_change_the_pictures_stay_as_they_are():
+def test_without_augmentation_the_images_stay_the_same():
     assert np.array_equal(changed(PIXELS), PIXELS)
 
 

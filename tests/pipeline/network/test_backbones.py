@@ -1,4 +1,4 @@
-"""Every backbone builds, learns and exports; VGG16 goes the whole way to an answer. Bad files of weights are named."""
+"""Trains and exports every backbone, serves VGG16, and checks errors about weights files."""
 
 import hashlib
 from collections.abc import Callable
@@ -36,7 +36,7 @@ CALIBRATION = Calibration(scaling=TINY.scaling, thresholds=TINY.thresholds, inpu
 
 
 def phantoms() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """uint8 [8, SIZE, SIZE, 1] and their labels."""
+    """Return images uint8 [8, SIZE, SIZE, 1] and their labels."""
     labels = np.arange(8) % 4
     rng = np.random.default_rng(0)
     pictures = [draw_phantom(label, rng).convert("L").resize((SIZE, SIZE)) for label in labels]
@@ -44,7 +44,7 @@ def phantoms() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def trained_graph(params: Params) -> tuple[keras.Model, onnx.ModelProto]:
-    """A network after one epoch of one step on phantoms, by the pipeline's own stages, and its graph."""
+    """Train a network for one step on phantoms. Return it and its graph."""
     pixels, labels = phantoms()
     paths.POOL.parent.mkdir(parents=True)
     np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.arange(8) % 2, clusters=np.arange(8))
@@ -116,12 +116,12 @@ def weights_of_a_small_network(tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def pinned(path: Path) -> str:
-    """As base_model.weights names it."""
+    """Return the name of a weights file in base_model.weights."""
     return f"{path}@sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 @pytest.mark.parametrize("change", ["replaced", "missing"])
-def test_a_file_of_weights_that_is_not_the_one_that_was_named_is_refused(
+def test_a_weights_file_with_another_digest_or_none_is_refused(
     change: str, write_params: WriteParams, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = workspace / "given.weights.h5"
@@ -145,7 +145,7 @@ def test_a_file_of_weights_that_is_not_the_one_that_was_named_is_refused(
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "efficientnet_lite0"])
 @pytest.mark.parametrize("broken", ["another network's", "cut off", "no weights at all"])
-def test_a_file_that_does_not_hold_the_backbones_weights_is_named(
+def test_a_file_without_the_backbones_weights_is_named(
     backbone: str,
     broken: str,
     weights_of_a_small_network: Path,
@@ -166,7 +166,7 @@ def test_a_file_that_does_not_hold_the_backbones_weights_is_named(
     assert not paths.BASE_MODEL.exists()
 
 
-def test_a_backbones_own_weights_are_taken(write_params: WriteParams, workspace: Path) -> None:
+def test_a_file_with_the_backbones_weights_is_loaded(write_params: WriteParams, workspace: Path) -> None:
     path = workspace / "own.weights.h5"
     pixels = keras.Input((SIZE, SIZE, 3))
     maps = BACKBONES["mobilenet_v2"].build(pixels, None)

@@ -15,11 +15,11 @@ def test_pixels_of_any_backbone_are_scaled_as_its_weights_expect():
     assert scaled["efficientnet_lite0"] == pytest.approx(np.array([[-127 / 128, 1]]))
 
 
-def test_with_pretrained_weights_all_but_the_batch_norms_learn():
+def test_with_pretrained_weights_only_the_batch_norms_are_frozen():
     layers = build(small_params(base_model__backbone="efficientnet_lite0", base_model__weights="imagenet")).layers
     assert {type(layer).__name__ for layer in layers if not layer.trainable} == {"BatchNormalization"}
 
 
-def test_weights_that_do_not_fit_are_named():
+def test_the_small_backbone_refuses_pretrained_weights():
     with pytest.raises(StageError, match="small starts from none"):
         build(small_params(base_model__weights="imagenet"))

