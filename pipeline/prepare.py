@@ -39,7 +39,7 @@ def prepare(params: Params) -> None:
     if len(unreadable) > params.data.max_left_out * len(manifest.files):
         raise DataError(
             f"{len(unreadable)} of {len(manifest.files)} images can't be read, more than data.max_left_out allows "
-            f"({params.data.max_left_out:g}): {name_some(list(unreadable))}; mend them, or raise it in {paths.PARAMS}"
+            f"({params.data.max_left_out:g}): {name_some(list(unreadable))}; repair them, or raise it in {paths.PARAMS}"
         )
 
     labels = np.array([item.label for item in pool])

@@ -5,8 +5,8 @@ opened to choose a model no longer tests it. The figures are given for all image
 train or valid. Only the latter measure new images, so this stage first looks for duplicates again. Intervals come from
 resampling whole clusters of look-alikes, as out-of-fold.
 
-This stage alone records the graph, card, figures, parameters and audit, all in one MLflow run. DVC never takes it from
-its run cache, as it may the stages before it, so the run holds exactly these files.
+Only this stage records the graph, card, figures, parameters and audit in the MLflow run. DVC may take earlier stages
+from its run cache, but never this one, so the run has exactly these files.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def report(params: Params) -> None:
     scores = engine.infer(pixels)
     splits = {
         "test": (np.ones_like(unseen), "test folder, all images"),
-        "test_without_twins": (unseen, "test folder, without images that stand in train or valid"),
+        "test_without_twins": (unseen, "test folder, without images that are also in train or valid"),
     }
     metrics: dict[str, Metrics] = {}
     figures = {"out_of_fold": _out_of_fold(card)}

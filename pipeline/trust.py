@@ -106,8 +106,8 @@ def _explain(network: Trained, pixels: Pixels, seed: int) -> dict[str, Any]:
     """Test the heat maps of `pixels` [N, S, S, 1].
 
     Returns arrays [N]: the share of the label's map that lies on the body, the share of the picture that the body
-    fills, whether hiding what the map points at lowers the label's logit most, and the mean likeness to the maps of
-    random heads.
+    fills, whether hiding the highest quarter of the map lowers the label's logit more than hiding the lowest, and the
+    mean correlation with the maps of random heads.
     """
     rows = np.arange(len(pixels))
     maps = network.maps(pixels, "heat maps")
@@ -122,12 +122,12 @@ def _explain(network: Trained, pixels: Pixels, seed: int) -> dict[str, Any]:
     most, least = (network.logits(each, "hiding a quarter")[rows, best] for each in hidden)
     rng = np.random.default_rng(seed)
     heads = rng.normal(0, network.kernel.std(), (RANDOM_HEADS, *network.kernel.shape)).astype(np.float32)
-    likeness = [np.abs(rank_correlations(label_maps, (maps @ head)[rows, :, :, best])) for head in heads]
+    correlations = [np.abs(rank_correlations(label_maps, (maps @ head)[rows, :, :, best])) for head in heads]
     return {
         "in_body": [mass_inside(map_, mask) for map_, mask in zip(label_maps, masks, strict=True)],
         "body_area": [mask.mean() for mask in masks],
         "occlusion_agrees": most < least,
-        "random_heads": np.mean(likeness, axis=0),
+        "random_heads": np.mean(correlations, axis=0),
     }
 
 

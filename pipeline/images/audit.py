@@ -155,13 +155,13 @@ def _several_labels(group: Sequence[Slice]) -> bool:
 
 def _find_pairs(slices: Sequence[Slice], correlation: float) -> list[Pair]:
     vectors = thumbnails(np.stack([item.pixels for item in slices]))
-    likeness = vectors @ vectors.T
-    alike = {(int(a), int(b)) for a, b in np.argwhere(np.triu(likeness >= correlation, 1))}
+    correlations = vectors @ vectors.T
+    alike = {(int(a), int(b)) for a, b in np.argwhere(np.triu(correlations >= correlation, 1))}
     equal: dict[bytes, list[int]] = {}
     for index, item in enumerate(slices):
         equal.setdefault(item.identity, []).append(index)
     alike |= {pair for group in equal.values() for pair in combinations(group, 2)}  # blank pictures correlate by 0
-    return [Pair(slices[a], slices[b], float(likeness[a, b])) for a, b in sorted(alike)]
+    return [Pair(slices[a], slices[b], float(correlations[a, b])) for a, b in sorted(alike)]
 
 
 def _compare_test(slices: Sequence[Slice], duplicate: float, look_alike: float) -> tuple[list[Pair], list[Pair]]:
@@ -171,14 +171,14 @@ def _compare_test(slices: Sequence[Slice], duplicate: float, look_alike: float) 
     if not test or not known:
         return [], []
     pixels, known_pixels = (np.stack([item.pixels for item in part]) for part in (test, known))
-    likeness = thumbnails(pixels) @ thumbnails(known_pixels).T
-    nearest = likeness.argmax(axis=1)
+    correlations = thumbnails(pixels) @ thumbnails(known_pixels).T
+    nearest = correlations.argmax(axis=1)
     duplicates, look_alikes = [], []
     for row, index in enumerate(find_duplicates(pixels, known_pixels, duplicate)):
         if index >= 0:
-            duplicates.append(Pair(test[row], known[index], float(likeness[row, index])))
-        elif likeness[row, nearest[row]] >= look_alike:
-            look_alikes.append(Pair(test[row], known[nearest[row]], float(likeness[row, nearest[row]])))
+            duplicates.append(Pair(test[row], known[index], float(correlations[row, index])))
+        elif correlations[row, nearest[row]] >= look_alike:
+            look_alikes.append(Pair(test[row], known[nearest[row]], float(correlations[row, nearest[row]])))
     return duplicates, look_alikes
 
 

@@ -51,8 +51,8 @@ def find_duplicates(pixels: NDArray[np.uint8], known: NDArray[np.uint8], correla
     An exact duplicate comes first, then the thumbnail that correlates most, if it does by `correlation` or more.
     """
     exact = {image.tobytes(): index for index, image in reversed(list(enumerate(known)))}
-    likeness = thumbnails(pixels) @ thumbnails(known).T
-    near = np.where(likeness.max(axis=1) >= correlation, likeness.argmax(axis=1), -1)
+    correlations = thumbnails(pixels) @ thumbnails(known).T
+    near = np.where(correlations.max(axis=1) >= correlation, correlations.argmax(axis=1), -1)
     return np.array([exact.get(image.tobytes(), best) for image, best in zip(pixels, near, strict=True)], np.int64)
 
 

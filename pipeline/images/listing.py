@@ -111,8 +111,8 @@ def require_data_set(listing: Listing, max_left_out: float) -> None:
     entries = len(listing.images) + listing.lost
     if listing.lost > max_left_out * entries:
         raise DataError(
-            f"{where}: {listing.lost} of {entries} entries would not be taken, more than data.max_left_out allows "
-            f"({max_left_out:g}); {listing.summary}; mend them, or raise data.max_left_out in {paths.PARAMS}"
+            f"{where}: {listing.lost} of {entries} entries would be left out, more than data.max_left_out allows "
+            f"({max_left_out:g}); {listing.summary}; repair them, or raise data.max_left_out in {paths.PARAMS}"
         )
 
 

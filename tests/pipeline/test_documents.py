@@ -60,14 +60,14 @@ def plant(audit: dict[str, Any] | None = None, **changes: Any) -> None:
         (paths.RELEASED / paths.AUDIT.name).write_text(json.dumps(audit), encoding="utf-8")
 
 
-def test_what_is_read_about_the_released_model_is_what_its_card_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documents_about_the_released_model_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for path, text in documents.texts().items():
         assert path.read_text(encoding="utf-8") == text, f"{path} is stale; {WRITE}"
     assert (ROOT / documents.README).read_text(encoding="utf-8").count("`python -m pipeline.documents` writes") == 2
 
 
-def test_the_pictures_are_drawn_from_the_released_models_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pictures_of_the_released_model_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert {path.name for path in documents.PICTURES.iterdir()} == documents.picture_names(), WRITE
     for path in documents.PICTURES.iterdir():

@@ -58,7 +58,7 @@ def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params
     return params
 
 
-def test_what_ships_is_fitted_on_all_out_of_fold_predictions(out_of_fold: Params) -> None:
+def test_the_released_numbers_are_fitted_on_all_out_of_fold_predictions(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     with np.load(paths.OUT_OF_FOLD) as file:
         logits, labels = file["logits"].astype(np.float64), file["labels"]
@@ -69,7 +69,7 @@ def test_what_ships_is_fitted_on_all_out_of_fold_predictions(out_of_fold: Params
     assert max(found.scaling.scale) < 1 / 1.5
 
 
-def test_the_same_figures_stand_in_the_dvc_metrics_and_in_the_cards_form(
+def test_the_dvc_metrics_and_the_card_have_the_same_figures(
     out_of_fold: Params, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(out_of_fold)
@@ -89,7 +89,7 @@ def test_the_same_figures_stand_in_the_dvc_metrics_and_in_the_cards_form(
     assert f"macro F1 {metrics.macro_f1.value:.3f}" in capsys.readouterr().out
 
 
-def test_each_fold_and_their_spread_stand_in_the_dvc_metrics_and_in_the_cards_form(out_of_fold: Params) -> None:
+def test_the_dvc_metrics_and_the_card_have_each_fold_and_their_spread(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     summary = json.loads(paths.OUT_OF_FOLD_METRICS.read_text(encoding="utf-8"))
     folds = OutOfFold.read(paths.OUT_OF_FOLD_CARD).folds
@@ -121,7 +121,7 @@ def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Para
     assert others["photographs"] == {"images": 1, "rejected_by": dict.fromkeys(KINDS, 0.0), "rejected": 1.0}
 
 
-def test_baselines_and_the_spread_of_scores_stand_beside_the_model(out_of_fold: Params) -> None:
+def test_the_card_has_baselines_and_histograms_of_the_scores(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     card = OutOfFold.read(paths.OUT_OF_FOLD_CARD)
     limit = Calibration.read(paths.CALIBRATION).thresholds.ood_limit
@@ -136,7 +136,7 @@ def test_baselines_and_the_spread_of_scores_stand_beside_the_model(out_of_fold: 
     assert baselines["frozen_features"]["accuracy"].value > baselines["majority_class"]["accuracy"].value
 
 
-def test_a_rule_on_the_input_that_objects_to_the_training_images_ends_the_stage(
+def test_a_rule_on_the_input_that_rejects_the_training_images_ends_the_stage(
     out_of_fold: Params, write_params: Callable[[dict[str, Any]], Params]
 ) -> None:
     with pytest.raises(StageError, match=r"the rule too_small would reject 100\.0%") as caught:

@@ -62,7 +62,9 @@ def test_phantoms_are_the_same_for_the_same_seed(write_params: WriteParams) -> N
 
 
 @pytest.mark.parametrize("content", ["", '{"source": "local"}'])
-def test_a_broken_manifest_is_told_and_written_again(write_params: WriteParams, data_set: Path, content: str) -> None:
+def test_a_broken_manifest_is_reported_and_written_again(
+    write_params: WriteParams, data_set: Path, content: str
+) -> None:
     params = write_params({"data.source": "local", "data.path": str(data_set)})
     ingest(params)
     whole = Manifest.read()
@@ -73,7 +75,7 @@ def test_a_broken_manifest_is_told_and_written_again(write_params: WriteParams, 
     assert Manifest.read() == whole
 
 
-def test_the_digest_is_of_the_files_alone(write_params: WriteParams, data_set: Path) -> None:
+def test_the_digest_depends_only_on_the_files(write_params: WriteParams, data_set: Path) -> None:
     ingest(write_params({"data.source": "local", "data.path": str(data_set)}))
     first = Manifest.read()
     moved = data_set.rename(data_set.parent / "elsewhere")
@@ -98,7 +100,7 @@ def test_unchanged_images_are_left_where_they_are(
     assert "unchanged" in capsys.readouterr().out
 
 
-def test_a_spoiled_copy_is_replaced(write_params: WriteParams, data_set: Path) -> None:
+def test_a_changed_copy_is_replaced(write_params: WriteParams, data_set: Path) -> None:
     params = write_params({"data.source": "local", "data.path": str(data_set)})
     ingest(params)
     min(paths.RAW.rglob("*.png")).write_bytes(b"spoiled")
@@ -106,7 +108,7 @@ def test_a_spoiled_copy_is_replaced(write_params: WriteParams, data_set: Path) -
     assert snapshot(paths.RAW) == snapshot(data_set)
 
 
-def test_a_file_name_that_is_not_utf8_is_written_in_utf8_and_said(
+def test_a_file_name_that_is_not_utf8_is_reported_and_written_in_utf8(
     write_params: WriteParams, data_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = min((data_set / "train" / "normal").glob("*.png"))
@@ -125,7 +127,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_what_is_not_taken_is_said_and_recorded_and_changes_neither_manifest_nor_images(
+def test_entries_that_are_left_out_are_reported_and_change_neither_manifest_nor_images(
     write_params: WriteParams, data_set: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = write_params({"data.source": "local", "data.path": str(data_set)})
@@ -144,7 +146,7 @@ def test_what_is_not_taken_is_said_and_recorded_and_changes_neither_manifest_nor
     assert snapshot(Path("data")) == before
 
 
-def test_more_than_the_share_of_params_ends_it_in_one_line_and_the_old_images_stay(
+def test_too_many_left_out_entries_end_the_stage_in_one_line_and_the_old_images_stay(
     write_params: WriteParams, data_set: Path
 ) -> None:
     params = {"data.source": "local", "data.path": str(data_set)}
@@ -165,9 +167,7 @@ def test_more_than_the_share_of_params_ends_it_in_one_line_and_the_old_images_st
     assert snapshot(Path("data")) == before
 
 
-def test_a_class_of_which_nothing_can_be_taken_is_missing_and_the_reason_is_said(
-    write_params: WriteParams, data_set: Path
-) -> None:
+def test_a_class_without_images_is_reported_with_the_reasons(write_params: WriteParams, data_set: Path) -> None:
     for path in (data_set / "train" / "normal").iterdir():
         path.unlink()
         path.symlink_to("/nonexistent/annex/object")
@@ -234,7 +234,7 @@ def test_a_folder_that_lacks_something_is_named_and_the_old_images_stay(
     assert snapshot(Path("data")) == before
 
 
-def test_a_copy_that_breaks_off_leaves_the_old_images(
+def test_an_interrupted_copy_keeps_the_old_images(
     write_params: WriteParams, data_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = write_params({"data.source": "local", "data.path": str(data_set)})
@@ -288,7 +288,7 @@ def test_without_kaggle_one_line_names_the_three_ways_out(write_params: WritePar
     assert not Path("data").exists()
 
 
-def test_a_download_that_falls_silent_is_given_up(
+def test_a_stalled_download_ends_the_stage(
     write_params: WriteParams, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real kagglehub, behind a proxy that accepts and never answers: it would wait for ever."""

@@ -79,7 +79,7 @@ def in_other_bytes(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_data_set_without_traps_comes_through_whole(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_a_data_set_without_faults_is_kept_whole(run: Callable[..., Prepared], data_set: Path) -> None:
     prepared = run()
 
     pool, test = prepared.pool, prepared.test
@@ -116,7 +116,7 @@ def test_the_arrays_hold_what_the_service_would_decode(run: Callable[..., Prepar
         assert np.array_equal(served.pixels, pixels)
 
 
-def test_classes_are_told_by_the_folders_beginning_in_every_split(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_the_beginning_of_a_folder_gives_the_class_in_every_split(run: Callable[..., Prepared], data_set: Path) -> None:
     prepared = run()
     for label in range(4):
         for part in ("train", "valid"):
@@ -148,7 +148,7 @@ def test_a_jpeg_named_png_is_read_and_named(run: Callable[..., Prepared], data_s
     assert prepared.label(path_of(data_set, path)) == NORMAL
 
 
-def test_copies_within_train_and_valid_collapse_to_one(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_one_of_the_exact_duplicates_in_train_and_valid_is_kept(run: Callable[..., Prepared], data_set: Path) -> None:
     original = first(data_set, "train", NORMAL)
     copies = [
         folder_of(data_set, "train", NORMAL) / "6 - Copy (2) - Copy.png",
@@ -165,7 +165,7 @@ def test_copies_within_train_and_valid_collapse_to_one(run: Callable[..., Prepar
     assert sum(path in kept for path in prepared.pool["paths"]) == 1
 
 
-def test_one_picture_with_two_labels_leaves(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_one_picture_with_two_labels_is_left_out(run: Callable[..., Prepared], data_set: Path) -> None:
     original = first(data_set, "train", LARGE_CELL)
     other = folder_of(data_set, "valid", SQUAMOUS) / "sq2.png"
     other.write_bytes(in_other_bytes(original))

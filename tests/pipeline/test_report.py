@@ -83,7 +83,7 @@ def test_figures_are_given_for_all_images_and_for_those_without_a_duplicate(expo
         "test_without_twins": (4, 1.0),
     }
     assert metrics["test"].confusion[2] == (0, 0, 1, 1)
-    assert "without images that stand in train or valid" in metrics["test_without_twins"].split
+    assert "without images that are also in train or valid" in metrics["test_without_twins"].split
 
 
 def test_if_every_image_is_a_duplicate_there_are_no_figures_without_them(exported: Params) -> None:
@@ -187,7 +187,7 @@ def test_each_opening_of_the_test_folder_is_counted(exported: Params, capsys: py
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", lines[0]["opened"])
 
 
-def test_an_opening_is_counted_even_where_the_report_then_fails(exported: Params) -> None:
+def test_an_opening_is_counted_even_if_the_report_then_fails(exported: Params) -> None:
     (paths.RELEASE / GRAPH).write_bytes(b"no graph")
     with pytest.raises(RuntimeError):
         report(exported)

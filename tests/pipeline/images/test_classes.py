@@ -14,12 +14,12 @@ from pipeline.images.classes import CLASSES, label_of
         ("squamous.cell.carcinoma_left.hilum_T1_N2_M0_IIIa", "squamous_cell_carcinoma"),
     ],
 )
-def test_a_class_is_known_by_the_beginning_of_its_folders_name(folder: str, name: str) -> None:
+def test_the_beginning_of_a_folders_name_gives_the_class(folder: str, name: str) -> None:
     label = label_of(folder)
     assert label is not None
     assert CLASSES[label] == name
 
 
 @pytest.mark.parametrize("folder", ["carcinoma", "small.cell.carcinoma", "ab_normal", ""])
-def test_other_folders_are_none_of_the_classes(folder: str) -> None:
+def test_other_folders_belong_to_no_class(folder: str) -> None:
     assert label_of(folder) is None

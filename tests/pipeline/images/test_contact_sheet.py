@@ -38,11 +38,11 @@ def test_a_long_name_stays_below_its_image(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(short)[:, beside:], np.asarray(long)[:, beside:])
 
 
-def test_more_groups_and_images_than_a_person_looks_at_are_counted_and_not_drawn(tmp_path: Path) -> None:
+def test_groups_and_images_beyond_the_limit_are_counted_but_not_drawn(tmp_path: Path) -> None:
     full = drawn(tmp_path, Section("Copies", [[slice_of(10)] * IMAGES] * GROUPS))
     more = drawn(tmp_path, Section("Copies", [[slice_of(10)] * (IMAGES + 5)] * (GROUPS + 5)))
     assert more.size == full.size
 
 
-def test_where_nothing_was_found_there_are_headings_alone(tmp_path: Path) -> None:
+def test_an_empty_section_has_only_a_heading(tmp_path: Path) -> None:
     assert drawn(tmp_path, Section("Copies", [])).height < 150

@@ -20,7 +20,7 @@ def test_clusters_are_connected_through_a_third_image() -> None:
     assert len(np.unique(cluster(pixels, 0.95))) == 4
 
 
-def test_a_blank_picture_is_like_no_other() -> None:
+def test_a_blank_picture_is_a_cluster_of_its_own() -> None:
     pixels = np.zeros((3, 64, 64, 1), np.uint8)
     pixels[1] = 90
     pixels[2] = np.random.default_rng(0).integers(0, 255, (64, 64, 1))

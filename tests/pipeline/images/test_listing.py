@@ -89,7 +89,7 @@ def a_folder_of_no_class(folder: Path) -> tuple[str, list[str]]:
     ],
     ids=lambda spoil: spoil.__name__,
 )
-def test_each_entry_that_is_not_taken_is_there_by_its_reason(
+def test_each_entry_that_is_left_out_is_listed_under_its_reason(
     data_set: Path, spoil: Callable[[Path], tuple[str, list[str]]]
 ) -> None:
     reason, names = spoil(data_set / WHERE)
@@ -99,7 +99,7 @@ def test_each_entry_that_is_not_taken_is_there_by_its_reason(
     assert listing.lost == (0 if reason in (module.HIDDEN, module.BESIDE) else len(names))
 
 
-def test_what_is_an_image_is_taken_whatever_its_name_and_however_it_is_linked(data_set: Path) -> None:
+def test_an_image_is_taken_whatever_its_name_and_links(data_set: Path) -> None:
     folder = data_set / WHERE
     image = min(folder.glob("*.png"))
     image.rename(elsewhere := data_set.parent / "object")

@@ -37,7 +37,9 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndar
     [make_pipeline(StandardScaler(), LogisticRegression()), RandomForestClassifier(100, random_state=0)],
     ids=["linear", "forest"],
 )
-def test_file_geometry_and_mean_grey_do_not_tell_the_class(facts: tuple[np.ndarray, np.ndarray], model: object) -> None:
+def test_file_geometry_and_mean_grey_do_not_predict_the_class(
+    facts: tuple[np.ndarray, np.ndarray], model: object
+) -> None:
     assert cross_val_score(model, *facts, cv=5).mean() <= 0.40
 
 
@@ -64,7 +66,7 @@ def test_no_two_phantoms_are_alike(drawn: Path) -> None:
     assert len(set(contents)) == len(contents) == 28
 
 
-def test_every_split_holds_every_class(drawn: Path) -> None:
+def test_every_split_has_every_class(drawn: Path) -> None:
     counts = Counter(path.parts[-3:-1] for path in drawn.rglob("*.png"))
     assert counts == {
         (split, name): count for split, count in (("train", 4), ("valid", 2), ("test", 1)) for name in CLASSES

@@ -56,7 +56,7 @@ def test_prediction_sets_hold_the_true_class_as_often_as_wanted() -> None:
     assert answers.sets[np.arange(2000), images.labels].mean() == pytest.approx(0.9, abs=0.02)
 
 
-def test_answers_are_the_services_own() -> None:
+def test_answers_equal_those_of_the_service() -> None:
     logits, _, _ = draw(200)
     probabilities = softmax(logits, axis=1).astype(np.float32)
     scores = np.linspace(0, 2, 200, dtype=np.float32)
@@ -88,7 +88,7 @@ def test_cross_fitting_keeps_the_order_of_the_images() -> None:
     assert np.array_equal(answers.probabilities.argmax(axis=1), images.logits.argmax(axis=1))
 
 
-def test_vector_scaling_mends_a_class_that_is_favoured_and_no_more() -> None:
+def test_vector_scaling_corrects_a_favoured_class_and_changes_nothing_otherwise() -> None:
     logits, _, labels = draw(4000)
     favoured = logits * [1, 1, 1, 2] + [1.5, 0, 0, 0]
     scaling = fit_scaling(favoured, labels, "vector")
@@ -104,7 +104,7 @@ def test_vector_scaling_mends_a_class_that_is_favoured_and_no_more() -> None:
     assert loss["fair", "vector"] == pytest.approx(loss["fair", "temperature"], abs=0.005)
 
 
-def test_a_calibration_survives_its_file(tmp_path: Path) -> None:
+def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     calibration = fit(scored(100), WANTED, "vector")
     calibration.write(path)

@@ -12,7 +12,7 @@ def disc(size: int = 64, radius: float = 20) -> tuple[np.ndarray, np.ndarray]:
     return np.where(body & ~lungs, 140, 10).astype(np.uint8)[:, :, np.newaxis], body
 
 
-def test_the_body_is_found_with_the_lungs_it_encloses():
+def test_the_body_includes_the_lungs():
     pixels, body = disc()
     assert (body_mask(pixels) == body).mean() > 0.98
 
@@ -21,7 +21,7 @@ def test_a_picture_without_contrast_is_all_body():
     assert body_mask(np.full((32, 32, 1), 9, np.uint8)).all()
 
 
-def test_the_mass_of_a_map_lies_where_it_speaks_for_the_class():
+def test_only_positive_values_of_a_map_count():
     _, body = disc()
     inside, outside = np.full((8, 8), -1.0), np.full((8, 8), -1.0)
     inside[3:5, 3:5] = outside[0, 0] = 1
@@ -31,7 +31,7 @@ def test_the_mass_of_a_map_lies_where_it_speaks_for_the_class():
 
 
 @pytest.mark.parametrize("most", [True, False])
-def test_the_quarter_that_speaks_most_or_least_is_hidden(most):
+def test_the_highest_or_lowest_quarter_of_a_map_is_hidden(most):
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8, 1) * 3
     heatmap = np.array([[1.0, 2.0], [4.0, 3.0]])
     changed = hide_quarter(pixels, heatmap, most=most) != pixels

@@ -38,7 +38,7 @@ def test_perfect_answers_have_perfect_figures() -> None:
     assert [point.risk for point in metrics.risk_coverage] == [0] * 20
 
 
-def test_a_share_without_an_error_has_the_exact_interval_of_so_many_groups() -> None:
+def test_a_share_of_one_has_the_exact_binomial_interval_over_the_groups() -> None:
     labels = np.arange(40) % 4
     groups = np.arange(40) // 8  # five groups, each with all classes
     recall = evaluate(np.eye(4)[labels], labels).figures["recall_normal"]
@@ -130,7 +130,7 @@ def test_the_interval_of_a_perfect_calibration_reaches_zero() -> None:
     assert error.high > 0.02
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_a_95_percent_interval_covers_the_truth_about_95_percent_of_the_time() -> None:
     rng = np.random.default_rng(5)
     covered = 0
     for _ in range(100):
@@ -172,7 +172,7 @@ def test_rejected_referred_and_accepted_are_counted() -> None:
     assert figures["set_coverage"].value == figures["set_size"].value == 1
 
 
-def test_a_cancer_called_normal_counts_as_caught_where_the_rule_speaks() -> None:
+def test_a_cancer_labelled_normal_counts_as_caught_if_the_any_cancer_rule_fires() -> None:
     labels = np.array([0, 1, 3, 2, 2])
     probabilities = np.eye(4)[[0, 2, 2, 2, 2]]
     possible = np.array([False, True, False, True, False])
@@ -182,7 +182,7 @@ def test_a_cancer_called_normal_counts_as_caught_where_the_rule_speaks() -> None
     assert figures["cancer_specificity"].value == pytest.approx(1 / 2)
 
 
-def test_the_calibration_error_of_chance_alone_holds_that_of_right_confidences_and_not_of_wrong_ones() -> None:
+def test_the_interval_of_a_perfect_calibration_error_includes_right_confidences_and_excludes_wrong_ones() -> None:
     rng = np.random.default_rng(2)
     probabilities = softmax(rng.normal(0, 2, (400, 4)), axis=1)
     labels = (rng.random((400, 1)) > np.cumsum(probabilities, axis=1)).sum(axis=1)

@@ -19,7 +19,7 @@ def test_new_images_like_the_training_ones_score_about_one():
 
 
 @pytest.mark.parametrize("kind", ["mahalanobis", "neighbours"])
-def test_what_lies_between_or_off_the_classes_scores_higher_than_any_training_image(kind):
+def test_features_between_or_off_the_classes_score_higher_than_any_training_image(kind):
     rows, labels = features(600)
     model = ood.fit(kind, rows, labels, 3)
     off = np.array([[0, 0, 0, 4], [2, 2, 0, 1], [-4, 0, 0, 1]], np.float32)

@@ -45,7 +45,9 @@ def test_every_kind_of_picture_is_there(others: list[tuple[str, Picture]]) -> No
     }
 
 
-def test_the_rules_on_the_input_know_what_they_are_for(phantoms: np.ndarray, others: list[tuple[str, Picture]]) -> None:
+def test_each_rule_on_the_input_rejects_its_kind_of_picture(
+    phantoms: np.ndarray, others: list[tuple[str, Picture]]
+) -> None:
     slices = [picture for group, picture in others if group == "drawn_phantoms"]
     layouts = average_layout([picture.facts for picture in slices])
     found: dict[str, list[set[str]]] = {}

@@ -66,7 +66,7 @@ def test_the_any_cancer_threshold_catches_the_wanted_share_of_cancers() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_the_last_cancer_that_is_to_be_caught_is_caught_by_the_rule_that_serves(dtype: type[np.floating]) -> None:
+def test_the_services_rule_catches_the_wanted_share_of_cancers(dtype: type[np.floating]) -> None:
     normal = CLASSES.index(NORMAL)
     for seed in range(50):
         logits, _, labels = draw(100, seed)
@@ -91,7 +91,7 @@ def test_the_conformal_quantile_is_corrected_for_finitely_many_images() -> None:
     assert fit_conformal_quantile(rows(*true), labels, coverage=0.95) == 1  # the 10th of 9: everything
 
 
-def test_a_label_must_be_so_probable_that_letting_it_stand_costs_less_than_asking() -> None:
+def test_a_label_is_accepted_from_the_probability_at_which_accepting_costs_less_than_referring() -> None:
     probabilities = rows(0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
     wrong_below = np.array([1, 1, 0, 0, 0, 0])
     first, *others = fit_least_confidence(probabilities, wrong_below, COSTS)
