@@ -14,9 +14,9 @@ from pydicom import uid
 from pydicom.datadict import tag_for_keyword
 from pydicom.pixels.decoders.base import get_decoder
 
-from chestct.dicom_format import DicomFile, corrupt, read_elements
+from chestct.dicom_format import DicomFile, read_elements
 from chestct.dicom_frame import check_frame, remove_padding
-from chestct.image import MAX_PIXELS, MAX_SIDE, InvalidImage
+from chestct.invalid_image import InvalidImage, check_size, undecodable
 
 _NATIVE: Final = (
     uid.ImplicitVRLittleEndian,
@@ -88,7 +88,7 @@ class _Header:
         try:
             return float(words[0])
         except ValueError:
-            raise corrupt(f"the DICOM file's {_name(keyword)} is no number") from None
+            raise undecodable(f"the DICOM file's {_name(keyword)} is no number") from None
 
     def binary(self, keyword: str, default: int | None = None, *, signed: bool = False) -> int:
         """A number of two bytes. If it is missing or empty, `default`, if given."""
@@ -134,7 +134,7 @@ def read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     except (InvalidImage, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - pydicom and its decoders raise many kinds, and quote the header
-        raise corrupt("the DICOM file is truncated or corrupt") from None
+        raise undecodable("the DICOM file is truncated or corrupt") from None
 
 
 def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
@@ -146,7 +146,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     if "LOCALIZER" in header.words("ImageType"):
         raise _unsupported("a slice, got a localizer")
     if not (file.pixels or file.frame):
-        raise corrupt("the DICOM file has no pixels, or was cut off before them")
+        raise undecodable("the DICOM file has no pixels, or was cut off before them")
     if not modality:
         raise header.missing("Modality")
     if header.words("NumberOfFrames") and header.decimal("NumberOfFrames") > 1:
@@ -154,9 +154,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     if header.binary("SamplesPerPixel", 1) != 1:
         raise _unsupported("grey levels, got colours")
     rows, columns = header.binary("Rows"), header.binary("Columns")
-    if rows * columns > MAX_PIXELS or max(rows, columns) > MAX_SIDE:
-        words = f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} a side, got a DICOM file of more"
-        raise InvalidImage("image_too_large", words)
+    check_size(columns, rows, got="a DICOM file of more")
     inverted = _is_inverted(header)
     signed = header.binary("PixelRepresentation") == 1
     header.to_units(np.zeros(1, np.int64), signed=signed)  # raises for missing elements before anything is decoded
@@ -165,7 +163,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     low, high = int(stored.min()), int(stored.max())
     units = header.to_units(np.arange(low, high + 1), signed=signed)  # of each value: fewer than the pixels
     if not np.isfinite(units).all():
-        raise corrupt("the DICOM file's pixels have no finite Hounsfield units")
+        raise undecodable("the DICOM file's pixels have no finite Hounsfield units")
     share = np.clip((units - (center - 0.5)) / max(width - 1, 1e-9) + 0.5, 0, 1)
     table = np.rint(255 * (1 - share if inverted else share)).astype(np.uint8)
     if padding := header.padding(signed=signed):
@@ -207,16 +205,16 @@ def _decode(
         syntax = uid.ExplicitVRLittleEndian if file.little_endian else uid.ExplicitVRBigEndian
         size = rows * columns * allocated // 8
         if file.pixels is None:
-            raise corrupt("the DICOM file's pixels are compressed, against what its transfer syntax says")
+            raise undecodable("the DICOM file's pixels are compressed, against what its transfer syntax says")
         if not size <= len(file.pixels) < 2 * size:
-            raise corrupt("the DICOM file's pixels are more or fewer than its Rows and Columns say")
+            raise undecodable("the DICOM file's pixels are more or fewer than its Rows and Columns say")
         source = file.pixels[: size + size % 2]  # padding follows
     else:
         syntax = uid.UID(file.syntax)
         if syntax not in _DECODERS:
             raise _unsupported(f"one of the transfer syntaxes {_syntaxes()}; got another")
         if not file.frame:
-            raise corrupt("the DICOM file's pixels are not compressed, against what its transfer syntax says")
+            raise undecodable("the DICOM file's pixels are not compressed, against what its transfer syntax says")
         plugin, frame, bits = _DECODERS[syntax], file.frame, 0
         if syntax == uid.RLELossless:
             frame = remove_padding(frame, rows * columns)

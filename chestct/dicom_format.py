@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from chestct.image import MAX_PIXELS, InvalidImage
+from chestct.invalid_image import MAX_PIXELS, InvalidImage, undecodable
 
 MAX_ELEMENTS: Final = 20_000
 """Elements before the pixels, those in sequences included. A slice has some hundred, of some makers a few thousand."""
@@ -130,7 +130,7 @@ class _Parser:
         """Read the tag and the length of the element there, and the position of its value."""
         self.count += 1
         if self.count > MAX_ELEMENTS:
-            raise corrupt(f"expected a DICOM file of at most {MAX_ELEMENTS} elements, got more")
+            raise undecodable(f"expected a DICOM file of at most {MAX_ELEMENTS} elements, got more")
         try:
             group, element = self._two.unpack_from(self._data, at)
             tag = group << 16 | element
@@ -161,7 +161,7 @@ class _Parser:
         self, at: int, length: int, wanted: Collection[int], containers: Collection[int], depth: int
     ) -> int:
         if depth > _MAX_DEPTH:
-            raise corrupt(f"expected a DICOM file of sequences nested at most {_MAX_DEPTH} deep, got deeper ones")
+            raise undecodable(f"expected a DICOM file of sequences nested at most {_MAX_DEPTH} deep, got deeper ones")
         end = None if length == _UNDEFINED else self._check_end(at + length)
         while end is None or at < end:
             tag, length, at = self.read_header(at)
@@ -216,9 +216,4 @@ def _cut_off() -> InvalidImage:
 
 
 def _broken(how: str) -> InvalidImage:
-    return corrupt(f"the DICOM file is truncated or corrupt: {how}")
-
-
-def corrupt(message: str) -> InvalidImage:
-    """The error of a file that can't be decoded."""
-    return InvalidImage("undecodable_image", message)
+    return undecodable(f"the DICOM file is truncated or corrupt: {how}")

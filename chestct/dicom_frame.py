@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from chestct.dicom_format import corrupt
+from chestct.invalid_image import undecodable
 
 _START_OF_FRAME: Final = frozenset({*range(0xFFC0, 0xFFD0), 0xFFF7}) - {0xFFC4, 0xFFC8, 0xFFCC}
 _START_OF_CODESTREAM: Final = b"\xff\x4f\xff\x51"
@@ -27,11 +27,11 @@ def check_frame(frame: bytes, size: tuple[int, int], allocated: int) -> tuple[by
     elif frame.startswith(b"\xff\xd8"):
         bits, rows, columns, components = struct.unpack_from(">BHHB", frame, _find_start_of_frame(frame))
     else:
-        raise corrupt("the DICOM file's compressed picture is not of the kind that its transfer syntax names")
+        raise undecodable("the DICOM file's compressed picture is not of the kind that its transfer syntax names")
     if (rows, columns) != size:
-        raise corrupt("the DICOM file's compressed picture has another size than its Rows and Columns say")
+        raise undecodable("the DICOM file's compressed picture has another size than its Rows and Columns say")
     if components != 1 or bits > allocated:
-        raise corrupt("the DICOM file's compressed picture has more to a pixel than its header says")
+        raise undecodable("the DICOM file's compressed picture has more to a pixel than its header says")
     return frame, bits
 
 

@@ -1,10 +1,6 @@
 """The facts about a PNG or JPEG that are known before a pixel is decoded."""
 
-from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
-
-CheckSize = Callable[[int, int], None]
-"""Raises for a width and height that are too large. It is called before the rest of the file is read."""
 
 CHEAP_PIXELS: Final = 2048 * 2048
 CHEAP_BYTES: Final = 1024 * 1024
@@ -16,10 +12,6 @@ CHEAP_MEMORY: Final = 48 * 1024 * 1024
 """Most bytes to decode a cheap picture, beside the file."""
 MAX_MEMORY: Final = 160 * 1024 * 1024
 """Most bytes to decode any picture, beside the file."""
-
-
-class BrokenFile(Exception):
-    """The file is truncated, corrupt or of an unsupported kind. The message continues "the image ..."."""
 
 
 class EncodedImage(NamedTuple):

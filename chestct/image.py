@@ -12,17 +12,13 @@ from PIL.PngImagePlugin import PngImageFile
 
 from chestct import jpeg, png
 from chestct.card import LAYOUT, InputSpec
-from chestct.encoded_image import BrokenFile, EncodedImage
+from chestct.encoded_image import EncodedImage
 from chestct.exif import UPRIGHT
+from chestct.invalid_image import InvalidImage, undecodable
 from chestct.unsupported_formats import describe_unsupported
 
 SIGNATURES: Final = (png.SIGNATURE, jpeg.SIGNATURE)
 """First bytes of the files that `decode` reads."""
-MAX_SIDE: Final = 8192
-MAX_PIXELS: Final = 4096 * 4096
-"""Most pixels of a picture before resizing. A CT slice has 512 x 512, seldom 2048 x 2048.
-
-A picture is decoded whole, with up to four bytes a pixel, so this also limits the memory of a request."""
 
 _SIXTEEN_BIT: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _GREY: Final = _SIXTEEN_BIT | {"1", "L", "LA"}
@@ -47,18 +43,6 @@ _RING: Final = np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_valu
 _BLACK: Final = 16
 _BAND: Final = 4
 """Grey levels that count as one in flat areas, because JPEG shifts levels a little."""
-
-
-class InvalidImage(ValueError):
-    """The bytes are no supported picture. The message says what was expected and what came.
-
-    `code` is `empty_image`, `undecodable_image`, `image_too_large` or, from chestct.dicom, `unsupported_dicom`.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class Facts(NamedTuple):
@@ -103,14 +87,11 @@ def inspect(data: bytes) -> EncodedImage:
     """
     if not data:
         raise InvalidImage("empty_image", "expected a PNG or JPEG image, got no bytes")
-    try:
-        if data.startswith(png.SIGNATURE):
-            return png.read_png(data, _check_size)
-        if data.startswith(jpeg.SIGNATURE):
-            return jpeg.read_jpeg(data, _check_size)
-    except BrokenFile as error:
-        raise InvalidImage("undecodable_image", f"the image {error}") from None
-    raise InvalidImage("undecodable_image", f"expected a PNG or JPEG image, got {describe_unsupported(data)}")
+    if data.startswith(png.SIGNATURE):
+        return png.read_png(data)
+    if data.startswith(jpeg.SIGNATURE):
+        return jpeg.read_jpeg(data)
+    raise undecodable(f"expected a PNG or JPEG image, got {describe_unsupported(data)}")
 
 
 def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
@@ -122,7 +103,7 @@ def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
     except MemoryError:
         raise InvalidImage("image_too_large", "the image takes more memory than is allowed") from None
     except Exception as error:  # OSError, SyntaxError, ValueError, zlib and struct errors
-        raise InvalidImage("undecodable_image", "the image is corrupt: its pixels can't be decoded") from error
+        raise undecodable("the image is corrupt: its pixels can't be decoded") from error
     return Picture(_fit(grey, spec), facts)
 
 
@@ -137,14 +118,6 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
     Image.fromarray(grey).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise InvalidImage(
-            "image_too_large",
-            f"expected at most {MAX_PIXELS} pixels and {MAX_SIDE} a side, got {width} x {height} = {width * height}",
-        )
 
 
 def _load(encoded: EncodedImage, size: tuple[int, int]) -> Image.Image:

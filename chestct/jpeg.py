@@ -3,8 +3,9 @@
 import re
 from typing import Final, NamedTuple
 
-from chestct.encoded_image import BrokenFile, CheckSize, EncodedImage
+from chestct.encoded_image import EncodedImage
 from chestct.exif import UPRIGHT, read_orientation
+from chestct.invalid_image import InvalidImage, check_size, undecodable
 
 SIGNATURE: Final = b"\xff\xd8\xff"
 MAX_SEGMENTS: Final = 1_000
@@ -47,11 +48,11 @@ class _Frame(NamedTuple):
     """Samples of a colour by its id, at its own resolution, times _ARITHMETIC_COST for arithmetic coding."""
 
 
-def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
+def read_jpeg(data: bytes) -> EncodedImage:
     """Keep the parts that the decoder needs, up to the end of the first picture. Drop EXIF, comments and profiles.
 
-    So the decoder gets exactly the scans that were counted here. Raises BrokenFile for a truncated file, an unsupported
-    kind of JPEG, and above MAX_SEGMENTS, MAX_SCANS or MAX_SAMPLES.
+    So the decoder gets exactly the scans that were counted here. Raises InvalidImage for a truncated file, for an
+    unsupported kind of JPEG, and above MAX_SEGMENTS, MAX_SCANS or MAX_SAMPLES.
     """
     view, kept, kept_from = memoryview(data), [], 0
     frame: _Frame | None = None
@@ -71,11 +72,12 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
             scans += 1
             samples += _scan_samples(data[start + 4 : end], frame)
             if scans > MAX_SCANS or samples > MAX_SAMPLES:
-                raise BrokenFile(f"is too costly: expected a JPEG of at most {MAX_SCANS} scans, fewer if it is large")
+                few = f"expected a JPEG of at most {MAX_SCANS} scans, fewer if it is large"
+                raise undecodable(f"the image is too costly: {few}")
         elif marker in _FRAMES:
             if frame is not None:
-                raise BrokenFile("is corrupt: it says its size twice")
-            frame = _read_frame(data[start + 4 : end], marker, check_size)
+                raise undecodable("the image is corrupt: it says its size twice")
+            frame = _read_frame(data[start + 4 : end], marker)
         elif marker == _APP0 and not scans and data.startswith(b"JFIF\0", start + 4) and end - start >= 18:
             jfif = True
         elif marker == _APP14 and not scans and data.startswith(b"Adobe", start + 4) and end - start >= 16:
@@ -86,11 +88,11 @@ def read_jpeg(data: bytes, check_size: CheckSize) -> EncodedImage:
             if marker == _APP1 and not scans and not exif and data.startswith(b"Exif\0", start + 4):
                 exif = data[start + 10 : end]
         else:
-            raise _unread(_OTHER_FRAMES[marker]) if marker in _OTHER_FRAMES else BrokenFile("is corrupt")
+            raise _unread(_OTHER_FRAMES[marker]) if marker in _OTHER_FRAMES else undecodable("the image is corrupt")
     else:
-        raise BrokenFile(f"has too many parts: expected a JPEG of at most {MAX_SEGMENTS} segments")
+        raise undecodable(f"the image has too many parts: expected a JPEG of at most {MAX_SEGMENTS} segments")
     if frame is None or not scans:
-        raise BrokenFile("is corrupt: it has no pixels")
+        raise undecodable("the image is corrupt: it has no pixels")
     return EncodedImage(
         kind="JPEG",
         width=frame.width,
@@ -107,25 +109,25 @@ def _find_segment(data: bytes, at: int) -> tuple[int, int, int]:
     """The marker of the next segment, and its start and end."""
     found = _MARKER.search(data, at)
     if found is None:
-        raise BrokenFile("is truncated")
+        raise undecodable("the image is truncated")
     start = found.start()
     marker = data[start + 1]
     if marker == _EOI:
         return marker, start, start + 2
     if start + 4 > len(data):
-        raise BrokenFile("is truncated")
+        raise undecodable("the image is truncated")
     length = data[start + 2] << 8 | data[start + 3]
     end = start + 2 + length
     if end > len(data):
-        raise BrokenFile("is truncated or corrupt")
+        raise undecodable("the image is truncated or corrupt")
     if length < 2 or marker == _SOI:
-        raise BrokenFile("is corrupt")
+        raise undecodable("the image is corrupt")
     return marker, start, end
 
 
-def _read_frame(body: bytes, marker: int, check_size: CheckSize) -> _Frame:
+def _read_frame(body: bytes, marker: int) -> _Frame:
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
-        raise BrokenFile("is corrupt: its header can't be read")
+        raise undecodable("the image is corrupt: its header can't be read")
     bits, colours = body[0], body[5]
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     check_size(width, height)
@@ -133,7 +135,7 @@ def _read_frame(body: bytes, marker: int, check_size: CheckSize) -> _Frame:
         raise _unread(f"one of {bits} bits and {colours} colours")
     ids, across, down = body[6::3], [byte >> 4 for byte in body[7::3]], [byte & 15 for byte in body[7::3]]
     if not width or not height or not all(across) or not all(down):
-        raise BrokenFile("is corrupt: its header makes no sense")
+        raise undecodable("the image is corrupt: its header makes no sense")
     most = width * height * (_ARITHMETIC_COST if marker in _ARITHMETIC else 1) / (max(across) * max(down))
     samples = dict.fromkeys(ids, 0.0)
     for id_, x, y in zip(ids, across, down, strict=True):
@@ -144,13 +146,13 @@ def _read_frame(body: bytes, marker: int, check_size: CheckSize) -> _Frame:
 def _scan_samples(body: bytes, frame: _Frame | None) -> float:
     colours = body[1 : 1 + 2 * body[0] : 2] if body else b""
     if frame is None or not colours or not all(colour in frame.samples for colour in colours):
-        raise BrokenFile("is corrupt: a scan is of no colour")
+        raise undecodable("the image is corrupt: a scan is of no colour")
     return sum(frame.samples[colour] for colour in colours)
 
 
-def _unread(what: str) -> BrokenFile:
-    return BrokenFile(
-        f"is a JPEG of a kind that is not read: expected a baseline or progressive one of 8 bits, got {what}"
+def _unread(what: str) -> InvalidImage:
+    return undecodable(
+        f"the image is a JPEG of a kind that is not read: expected a baseline or progressive one of 8 bits, got {what}"
     )
 
 

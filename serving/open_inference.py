@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chestct.card import Frozen, ModelCard
-from chestct.image import InvalidImage
+from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
 from serving.inference.classifier import Classifier, Outcome
 from serving.inference.window import LUNG, Window, choose_window

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from chestct.card import InputSpec
-from chestct.image import InvalidImage, decode
+from chestct.image import decode
+from chestct.invalid_image import InvalidImage
 
 SPEC = InputSpec(height=32, width=48)
 LEFT, RIGHT = slice(4, 20), slice(28, 44)

@@ -11,7 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestct.card import InputSpec
-from chestct.image import Facts, InvalidImage, decode_encoded, inspect
+from chestct.image import Facts, decode_encoded, inspect
+from chestct.invalid_image import InvalidImage
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.images.classes import label_of

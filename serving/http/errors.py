@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from chestct.image import InvalidImage
+from chestct.invalid_image import InvalidImage
 from serving.api_keys import Forbidden, Unauthenticated
 from serving.telemetry.request_record import LONGEST_MESSAGE
 from serving.unavailable import Closed, Overloaded

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 
 import chestct
 from chestct.card import Frozen
-from chestct.image import InvalidImage
+from chestct.invalid_image import InvalidImage
 from serving import open_inference
 from serving.api_keys import Keys
 from serving.http.body import TENSORS_MEMORY, check_json, read_body, while_connected

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
-from chestct.image import SIGNATURES, Facts, InvalidImage, Picture, decode_encoded, inspect
+from chestct.image import SIGNATURES, Facts, Picture, decode_encoded, inspect
+from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction, decide
 from chestct.store import StoredModel
 from chestct.unsupported_formats import describe_unsupported

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from chestct.card import InputSpec
-from chestct.image import InvalidImage, Picture
+from chestct.image import Picture
+from chestct.invalid_image import InvalidImage
 from serving.inference.fair_lock import FairLock
 from serving.inference.reader_process import SECONDS, Cause, ProcessEnded, ReaderProcess
 from serving.inference.window import Window

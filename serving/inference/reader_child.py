@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from chestct import image
 from chestct.card import InputSpec
-from chestct.image import InvalidImage, Picture
+from chestct.image import Picture
+from chestct.invalid_image import InvalidImage
 from serving.processes import die_with_parent
 
 CPU_SECONDS: Final = 6

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chestct.card import InputSpec
-from chestct.image import Facts, InvalidImage, Picture
+from chestct.image import Facts, Picture
+from chestct.invalid_image import InvalidImage
 from serving.inference.reader_child import OUT_OF_MEMORY, PICTURE, READY, REPLY, REQUEST
 from serving.inference.window import Window
 

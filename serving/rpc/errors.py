@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
-from chestct.image import InvalidImage
+from chestct.invalid_image import InvalidImage
 from serving.api_keys import Forbidden, Unauthenticated
 from serving.open_inference import UnknownModel
 from serving.rpc.connections import Context

@@ -84,7 +84,7 @@ class Supervisor(bentoml_circus.Arbiter):
         """Bind the HTTP port and configure the workers. Raises SystemExit if the port is taken."""
         for one in self.sockets.values():
             try:
-                _check_free(one.host, one.port)
+                _bind(one.host, one.port).close()
             except CannotStart as error:
                 raise SystemExit(f"error: {error}") from None
         super().initialize()
@@ -166,11 +166,6 @@ def _reserve_port(host: str, port: int) -> socket.socket:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return reserved
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises CannotStart if the port is taken."""
-    _bind(host, port).close()
 
 
 def _bind(host: str, port: int) -> socket.socket:

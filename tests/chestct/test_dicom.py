@@ -9,7 +9,8 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 
 from chestct import dicom
-from chestct.image import InvalidImage, encode_png
+from chestct.image import encode_png
+from chestct.invalid_image import InvalidImage
 from pipeline.images.phantoms import draw_phantom
 from tests.dicom import PATIENT, SYNTAXES, changed, dicom_file, jp2, read, with_frame, written
 

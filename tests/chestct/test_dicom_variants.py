@@ -13,7 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 
 from chestct.dicom_format import MAX_ELEMENTS, is_dicom
-from chestct.image import InvalidImage
+from chestct.invalid_image import InvalidImage
 from tests.dicom import by_gdcm, changed, dicom_file, jp2, read, with_frame, written
 
 pytestmark = pytest.mark.usefixtures("quiet_pydicom")

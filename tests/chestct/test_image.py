@@ -7,7 +7,8 @@ from PIL import Image
 
 from chestct import image
 from chestct.card import InputSpec
-from chestct.image import MAX_PIXELS, MAX_SIDE, InvalidImage, decode, encode_png, inspect
+from chestct.image import decode, encode_png, inspect
+from chestct.invalid_image import MAX_PIXELS, MAX_SIDE, InvalidImage
 from tests.pictures import (
     SPEC,
     chunk,

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from chestct.encoded_image import CHEAP_MEMORY, CHEAP_PIXELS, MAX_MEMORY
-from chestct.image import MAX_PIXELS, MAX_SIDE, inspect
+from chestct.image import inspect
+from chestct.invalid_image import MAX_PIXELS, MAX_SIDE
 from tests.pictures import chunk, encoded, exif, orientation, png, png_header, with_chunks
 from tests.server import ROOT
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from chestct.card import ModelCard
 from chestct.engine import Engine
-from chestct.image import InvalidImage, encode_png
+from chestct.image import encode_png
+from chestct.invalid_image import InvalidImage
 from chestct.store import GRAPH
 from serving import open_inference
 from serving.inference.classifier import Classifier

@@ -13,7 +13,8 @@ from PIL import Image
 
 from chestct.card import ModelCard
 from chestct.engine import Engine, Scores
-from chestct.image import InvalidImage, encode_png
+from chestct.image import encode_png
+from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
 from chestct.store import GRAPH
 from serving.inference.batcher import EngineFailed

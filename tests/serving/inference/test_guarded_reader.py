@@ -18,7 +18,8 @@ from pydicom import uid
 
 from chestct import image
 from chestct.card import InputSpec
-from chestct.image import MAX_PIXELS, InvalidImage, Picture, encode_png
+from chestct.image import Picture, encode_png
+from chestct.invalid_image import MAX_PIXELS, InvalidImage
 from serving.inference import guarded_reader, reader_process
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.reader_process import Cause, ProcessEnded
@@ -210,7 +211,7 @@ def test_a_file_gets_the_time_its_request_has_left_within_bounds(
 FAULT = """
 import os, signal
 from chestct import dicom
-from chestct.image import InvalidImage
+from chestct.invalid_image import InvalidImage
 from serving.inference import reader_child
 def read(*_):
     {fault}
