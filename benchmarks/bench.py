@@ -236,11 +236,10 @@ async def by_the_clock(server: Server, images: list[tuple[str, bytes]], rate: fl
 
     Raises LoadError if an answer is not good.
     """
-    clients = traffic.Clients(server, 30, images)
-    used = time.process_time()
-    outcomes = await traffic.open_loop(clients, rate, WARM_UP + seconds, protocols=("HTTP",))
-    used = time.process_time() - used
-    await clients.close()
+    async with traffic.Clients(server, 30, images) as clients:
+        used = time.process_time()
+        outcomes = await traffic.open_loop(clients, rate, WARM_UP + seconds, protocols=("HTTP",))
+        used = time.process_time() - used
     if bad := {outcome.code for outcome in outcomes} - traffic.GOOD:
         raise LoadError(f"{server.url}: expected good answers alone at {rate:.1f} requests/s, got {sorted(bad)}")
     times = [1000 * outcome.seconds for outcome in outcomes[int(WARM_UP * rate) :]]

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from benchmarks.wrk import Sample
 from chestct.card import Frozen
-from load_tests.verdict import LoadError
+from load_tests.check import read_yaml
 
 FIGURES: Final = Path(__file__).with_name("figures.yaml")
 RATIOS: Final = Path(__file__).with_name("ratios.yaml")
@@ -18,8 +18,6 @@ TOLERANCE: Final = 0.15
 """Share by which a ratio may be worse than the accepted one."""
 CONNECTIONS: Final = 16
 """Connections of the figures."""
-
-T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -56,21 +54,14 @@ class Figure(Frozen):
 
 def read_figures(path: Path = FIGURES) -> dict[str, Figure]:
     """Read the figures by name. Raises LoadError."""
-    return _read(path, TypeAdapter(dict[str, Figure]), "figures")
+    return read_yaml(path, TypeAdapter(dict[str, Figure]), "figures by name")
 
 
 def read_ratios(path: Path = RATIOS) -> dict[str, float]:
     """Read the last accepted ratios by name; empty if there are none. Raises LoadError."""
     if not path.is_file():
         return {}
-    return _read(path, TypeAdapter(dict[str, Annotated[float, Field(gt=0)]]), "ratios")
-
-
-def _read(path: Path, kind: TypeAdapter[dict[str, T]], what: str) -> dict[str, T]:
-    try:
-        return kind.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise LoadError(f"{path}: expected {what} by name: {' '.join(str(error).split())}") from error
+    return read_yaml(path, TypeAdapter(dict[str, Annotated[float, Field(gt=0)]]), "ratios by name")
 
 
 def compute(results: Results) -> dict[str, list[float]]:

@@ -259,11 +259,8 @@ def _served(configuration: Configuration, work: Callable[[traffic.Clients], Awai
 
         async def run() -> T:
             channels = max(traffic.CHANNELS, CHANNELS_A_WORKER * configuration.workers)
-            clients = traffic.Clients(server, Settings.read().request_timeout, pictures(IMAGES), channels)
-            try:
+            async with traffic.Clients(server, Settings.read().request_timeout, pictures(IMAGES), channels) as clients:
                 return await work(clients)
-            finally:
-                await clients.close()
 
         result: T = traffic.run(run())
         return result

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypeVar
 
 import numpy as np
 import yaml
@@ -11,6 +11,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from chestct.card import Frozen
 from load_tests.verdict import LoadError
+
+T = TypeVar("T")
 
 CSV: Final = "locust"
 """Prefix of Locust's file names."""
@@ -47,13 +49,18 @@ class Row(NamedTuple):
 
 def read_objectives(path: Path, scenario: str) -> Objectives:
     """Read the bounds of one scenario. Raises LoadError."""
-    try:
-        found = TypeAdapter(dict[str, Objectives]).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise LoadError(f"{path}: expected rows of bounds by scenario: {' '.join(str(error).split())}") from error
+    found = read_yaml(path, TypeAdapter(dict[str, Objectives]), "rows of bounds by scenario")
     if scenario not in found:
         raise LoadError(f"{path}: expected bounds for {scenario}, got some for {', '.join(found)}")
     return found[scenario]
+
+
+def read_yaml(path: Path, kind: TypeAdapter[dict[str, T]], what: str) -> dict[str, T]:
+    """Read a file of `kind`, which the message of LoadError calls `what`."""
+    try:
+        return kind.validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise LoadError(f"{path}: expected {what}: {' '.join(str(error).split())}") from error
 
 
 def read_rows(folder: Path) -> dict[str, Row]:

@@ -73,29 +73,26 @@ class Readiness:
 
 async def measure(server: Server, rate: float, seconds: float) -> Round:
     """Send `rate` requests a second for `seconds`, then SIGTERM."""
-    clients = traffic.Clients(server, Settings.read().request_timeout)
     readiness = Readiness(server)
-    watches = [asyncio.ensure_future(watch) for watch in (readiness.watch_http(), readiness.watch_grpc())]
-    load = asyncio.ensure_future(traffic.open_loop(clients, rate, seconds + 60, readiness.going))
-    await asyncio.sleep(seconds)
-    stopped = time.monotonic()
-    server.process.send_signal(signal.SIGTERM)
-    ending = asyncio.ensure_future(asyncio.to_thread(server.process.wait, 90))
-    outcomes = await load
-    await asyncio.gather(*watches)
-    await ending
-    ended = time.monotonic() - stopped
-    await clients.close()
+    async with traffic.Clients(server, Settings.read().request_timeout) as clients:
+        watches = [asyncio.ensure_future(watch) for watch in (readiness.watch_http(), readiness.watch_grpc())]
+        load = asyncio.ensure_future(traffic.open_loop(clients, rate, seconds + 60, readiness.going))
+        await asyncio.sleep(seconds)
+        stopped = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        ending = asyncio.ensure_future(asyncio.to_thread(server.process.wait, 90))
+        outcomes = await load
+        await asyncio.gather(*watches)
+        await ending
+        ended = time.monotonic() - stopped
     lost = Counter(outcome.protocol for outcome in outcomes if outcome.code not in traffic.GOOD)
     sent = Counter(outcome.protocol for outcome in outcomes)
     return Round(sent, lost, {kind: at - stopped for kind, at in readiness.since.items()}, ended)
 
 
 async def find_capacity(server: Server, seconds: float) -> float:
-    clients = traffic.Clients(server, 30)
-    capacity = await traffic.capacity(clients, seconds)
-    await clients.close()
-    return capacity
+    async with traffic.Clients(server, 30) as clients:
+        return await traffic.capacity(clients, seconds)
 
 
 @command("drain")

@@ -36,11 +36,10 @@ class Result(NamedTuple):
 
 
 async def measure(server: Server, seconds: float, deadline: float) -> Result:
-    clients = traffic.Clients(server, deadline)
-    capacity = await traffic.capacity(clients, seconds / 4)
-    with traffic.each_second(server.written_memory) as memory:
-        outcomes = await traffic.open_loop(clients, TIMES * capacity, seconds)
-    await clients.close()
+    async with traffic.Clients(server, deadline) as clients:
+        capacity = await traffic.capacity(clients, seconds / 4)
+        with traffic.each_second(server.written_memory) as memory:
+            outcomes = await traffic.open_loop(clients, TIMES * capacity, seconds)
     return Result(capacity, outcomes, memory, seconds, deadline)
 
 

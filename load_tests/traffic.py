@@ -8,17 +8,21 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import grpc
 import uvloop
 from open_inference.grpc import protocol
+from tqdm import tqdm
 
 from load_tests import payloads, wire
 from load_tests.images import phantom
 from load_tests.server import Server
 from load_tests.verdict import LoadError
+
+T = TypeVar("T")
 
 CHANNELS: Final = 8
 """gRPC connections. Each stays with one worker; this many reach two or three workers."""
@@ -67,7 +71,10 @@ class Clients:
         code = await (self._ask_http() if kind == "HTTP" else self._ask_grpc())
         return Outcome(kind, code, time.monotonic() - due)
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         for _, writer in self._idle:
             writer.close()
         for channel in self._channels:
@@ -149,6 +156,21 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine in uvloop's event loop, which is faster, and return its result."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+async def tally(ask: Callable[[], Awaitable[T]], times: int, at_once: int, name: str) -> Counter[T]:
+    """Call `ask` so many times, `at_once` at a time, and count the results. `name` labels the progress bar."""
+    counts: Counter[T] = Counter()
+    left = iter(range(times))
+    with tqdm(total=times, desc=name) as bar:
+
+        async def ask_on() -> None:
+            for _ in left:
+                counts[await ask()] += 1
+                bar.update()
+
+        await asyncio.gather(*(ask_on() for _ in range(at_once)))
+    return counts
 
 
 @contextlib.contextmanager

@@ -56,9 +56,8 @@ async def measure(scale: float) -> list[Row]:
     """Cause each fault once; `scale` has no effect."""
     rows = []
     with serve() as server:
-        clients = traffic.Clients(server, 10, _images())
-        rate = SHARE * await traffic.capacity(clients, 5)
-        await clients.close()
+        async with traffic.Clients(server, 10, _images()) as clients:
+            rate = SHARE * await traffic.capacity(clients, 5)
         for fault in FAULTS:
             rows.append(await _strike(server, fault, rate))
     rows.append(await asyncio.to_thread(_kill_supervisor))
@@ -72,18 +71,18 @@ def _images() -> list[tuple[str, bytes]]:
 
 async def _strike(server: Server, fault: Fault, rate: float) -> Row:
     count = len(server.workers())
-    clients = traffic.Clients(server, 10, _images())
-    struck = time.monotonic() + BEFORE_SECONDS
-    load = asyncio.ensure_future(traffic.open_loop(clients, rate, BEFORE_SECONDS + AFTER_SECONDS))
-    await asyncio.sleep(BEFORE_SECONDS)
-    await asyncio.to_thread(fault.strike, server)
-    ended = []
-    outcomes = await load
-    for number, outcome in enumerate(outcomes):
-        if outcome.code not in ANSWERED:
-            ended.append(struck - BEFORE_SECONDS + number / rate + outcome.seconds)
-    await clients.close()
-    recovered = max(ended, default=struck) - struck
+    async with traffic.Clients(server, 10, _images()) as clients:
+        load = asyncio.ensure_future(traffic.open_loop(clients, rate, BEFORE_SECONDS + AFTER_SECONDS))
+        await asyncio.sleep(BEFORE_SECONDS)
+        await asyncio.to_thread(fault.strike, server)
+        outcomes = await load
+    # Seconds from the fault to the end of each lost request.
+    ended = [
+        number / rate + outcome.seconds - BEFORE_SECONDS
+        for number, outcome in enumerate(outcomes)
+        if outcome.code not in ANSWERED
+    ]
+    recovered = max(ended, default=0)
     alive = len(server.workers())
     measured = f"{len(ended)} of {len(outcomes)} lost, well after {recovered:.1f} s, {alive} of {count} workers"
     return Row(f"{fault.what}, {rate:.0f} requests/s", measured, f"well within {MOST_SECONDS} s",

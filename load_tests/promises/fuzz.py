@@ -1,6 +1,5 @@
 """Sends wrong input of many kinds over every protocol. Each must be answered, and the service must stay up."""
 
-import asyncio
 import base64
 import copy
 import json
@@ -10,7 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import grpc
-from tqdm import tqdm
 
 from load_tests import payloads, traffic, wire
 from load_tests.images import pictures
@@ -208,21 +206,12 @@ class Fuzzer:
 
 async def measure(scale: float) -> list[Row]:
     """Send REQUESTS times `scale` wrong requests, TOGETHER at a time."""
-    wanted = round(REQUESTS * scale)
     with serve() as server:
         before = set(server.workers())
         channels = [payloads.channel(server.grpc) for _ in range(8)]
         fuzzer = Fuzzer(server, channels, seed=19)
-        codes: Counter[tuple[str, str]] = Counter()
-        left = iter(range(wanted))
-        with traffic.each_second(server.memory) as memory, tqdm(total=wanted, desc="fuzz") as bar:
-
-            async def ask_on() -> None:
-                for _ in left:
-                    codes[await fuzzer.ask()] += 1
-                    bar.update()
-
-            await asyncio.gather(*(ask_on() for _ in range(TOGETHER)))
+        with traffic.each_second(server.memory) as memory:
+            codes = await traffic.tally(fuzzer.ask, round(REQUESTS * scale), TOGETHER, "fuzz")
         for channel in channels:
             await channel.close()
         crashed = len(before - server.workers().keys())

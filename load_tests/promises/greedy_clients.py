@@ -27,20 +27,19 @@ MOST_TIMES: Final = 3
 async def measure(scale: float) -> list[Row]:
     """Run ROUNDS times `scale` rounds."""
     with serve() as server:
-        clients = traffic.Clients(server, 30, pictures(32))
-        rate = SHARE * await traffic.capacity(clients, 5)
-        alone: list[float] = []
-        beside: list[float] = []
-        lost = sent = 0
-        with traffic.each_second(server.memory) as memory:
-            for _ in range(max(1, round(ROUNDS * scale))):
-                for p99s, besieged in ((alone, False), (beside, True)):
-                    with _attackers(server) if besieged else contextlib.nullcontext():
-                        outcomes = await traffic.open_loop(clients, rate, SECONDS)
-                    sent += len(outcomes)
-                    lost += sum(outcome.code not in traffic.GOOD for outcome in outcomes)
-                    p99s.append(float(np.quantile([outcome.seconds for outcome in outcomes], 0.99)))
-        await clients.close()
+        async with traffic.Clients(server, 30, pictures(32)) as clients:
+            rate = SHARE * await traffic.capacity(clients, 5)
+            alone: list[float] = []
+            beside: list[float] = []
+            lost = sent = 0
+            with traffic.each_second(server.memory) as memory:
+                for _ in range(max(1, round(ROUNDS * scale))):
+                    for p99s, besieged in ((alone, False), (beside, True)):
+                        with _attackers(server) if besieged else contextlib.nullcontext():
+                            outcomes = await traffic.open_loop(clients, rate, SECONDS)
+                        sent += len(outcomes)
+                        lost += sum(outcome.code not in traffic.GOOD for outcome in outcomes)
+                        p99s.append(float(np.quantile([outcome.seconds for outcome in outcomes], 0.99)))
     ratios = np.divide(beside, alone)
     times = float(np.median(ratios))
     measured = f"{times:.2f} times ({ratios.min():.2f} to {ratios.max():.2f}), {1000 * np.median(alone):.0f} ms alone"

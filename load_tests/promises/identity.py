@@ -3,10 +3,10 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from urllib3.filepost import encode_multipart_formdata
 from chestct import store
 from chestct.card import ModelCard
 from chestct.image import decode
-from load_tests import payloads, wire
+from load_tests import payloads, traffic, wire
 from load_tests.images import pictures
 from load_tests.promises.results import Row
 from load_tests.server import Server, serve
@@ -135,16 +135,8 @@ async def measure(scale: float) -> list[Row]:
         clients = Clients(server, card)
         samples = await _samples(clients, card)
         draw = random.Random(23)
-        outcomes: Counter[str] = Counter()
-        left = iter(range(round(REQUESTS * scale)))
-        with tqdm(total=round(REQUESTS * scale), desc="identity") as bar:
-
-            async def ask_on() -> None:
-                for _ in left:
-                    outcomes[await _ask(clients, draw, samples)] += 1
-                    bar.update()
-
-            await asyncio.gather(*(ask_on() for _ in range(TOGETHER)))
+        ask = functools.partial(_ask, clients, draw, samples)
+        outcomes = await traffic.tally(ask, round(REQUESTS * scale), TOGETHER, "identity")
         await clients.close()
     checked = outcomes["own"] + outcomes["mixed up"]
     others = ", ".join(f"{what} {count}" for what, count in sorted(outcomes.items()) if what not in ("own", "mixed up"))

@@ -19,11 +19,10 @@ MOST_GROWTH: Final = 0.02
 async def measure(scale: float) -> list[Row]:
     """Send for SECONDS times `scale`."""
     with serve() as server:
-        clients = traffic.Clients(server, 30, pictures(64))
-        capacity = await traffic.capacity(clients, max(2, 10 * scale))
-        with traffic.each_second(server.written_memory) as memory:
-            outcomes = await traffic.open_loop(clients, SHARE * capacity, SECONDS * scale)
-        await clients.close()
+        async with traffic.Clients(server, 30, pictures(64)) as clients:
+            capacity = await traffic.capacity(clients, max(2, 10 * scale))
+            with traffic.each_second(server.written_memory) as memory:
+                outcomes = await traffic.open_loop(clients, SHARE * capacity, SECONDS * scale)
     good = sum(outcome.code in traffic.GOOD for outcome in outcomes)
     quarters = [float(np.mean(quarter)) for quarter in np.array_split(memory, 4)]
     growth = quarters[3] / quarters[1] - 1

@@ -16,11 +16,9 @@ def test_a_service_that_answers_nothing_has_no_capacity(tmp_path: Path) -> None:
         http, grpc = free_ports(2)
         process = subprocess.Popen[bytes](["true"])
         process.wait(300)
-        clients = traffic.Clients(Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, tmp_path), 1)
-        try:
+        server = Server(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, tmp_path)
+        async with traffic.Clients(server, 1) as clients:
             return await traffic.capacity(clients, 0.1)
-        finally:
-            await clients.close()
 
     with pytest.raises(LoadError, match="no request was answered"):
         traffic.run(measure())
