@@ -53,7 +53,7 @@ NEAR = {
 
 
 def plant(audit: dict[str, Any] | None = None, **changes: Any) -> None:
-    """A released model in the current folder, its card changed."""
+    """Write a released model with a changed card to the current folder."""
     card = tiny_model(paths.RELEASED)
     card.model_copy(update=changes).write(paths.RELEASED / CARD)
     if audit is not None:

@@ -21,7 +21,7 @@ IMAGES = 240
 
 @pytest.fixture
 def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
-    """The workspace after stage trust: predictions of some skill, too sure of themselves."""
+    """The workspace after stage trust: its predictions have some skill and are overconfident."""
     params = write_params({"evaluate.bootstrap": 100})
     rng = np.random.default_rng(8)
     labels = rng.integers(0, 4, IMAGES)

@@ -122,7 +122,7 @@ def test_a_file_name_that_is_not_utf8_is_reported_and_written_in_utf8(
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard output."""
+    """The only line on standard output."""
     (line,) = capsys.readouterr().out.splitlines()
     return line
 
@@ -291,7 +291,7 @@ def test_without_kaggle_one_line_names_the_three_ways_out(write_params: WritePar
 def test_a_stalled_download_ends_the_stage(
     write_params: WriteParams, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real kagglehub, behind a proxy that accepts and never answers: it would wait for ever."""
+    """The real kagglehub would wait forever for a proxy that accepts and never answers."""
     monkeypatch.setattr(stage_module, "STALL_SECONDS", 0.3)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(workspace.parent / "cache"))
     monkeypatch.setenv("NO_PROXY", "")

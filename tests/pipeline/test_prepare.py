@@ -24,7 +24,7 @@ SIZE = 64
 
 
 class Prepared:
-    """What prepare wrote."""
+    """The files that prepare wrote."""
 
     def __init__(self) -> None:
         with np.load(paths.POOL) as pool:

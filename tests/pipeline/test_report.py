@@ -46,7 +46,7 @@ def write_test_images(drawn: list[int], labels: list[int], twins: list[int]) -> 
 
 
 def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) -> None:
-    """Each a cluster of its own, and a pool without their like."""
+    """Write TEST, with a cluster for each image, and a POOL without duplicates of them."""
     paths.TEST.parent.mkdir(parents=True, exist_ok=True)
     names = [f"test/{index}.png" for index in range(len(labels))]
     np.savez(
@@ -231,7 +231,7 @@ def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_fini
 
 
 def export_another() -> str:
-    """As stage export alone, of the same training by other parameters; the graph's digest."""
+    """Write another graph of the same run, as stage export does with other parameters, and return its digest."""
     graph = onnx.load(paths.RELEASE / GRAPH)
     graph.doc_string = "another"
     onnx.save(graph, paths.RELEASE / GRAPH)
@@ -243,7 +243,7 @@ def export_another() -> str:
 
 
 def in_run(scratch: Path) -> tuple[str, str]:
-    """The digests of the run's graph and of the one that its test figures are of."""
+    """The digest of the run's graph, and the one that its test figures name."""
     graph = tracking.fetch(run_id(), f"release/{GRAPH}", scratch).read_bytes()
     figures = tracking.fetch(run_id(), f"reports/{paths.TEST_METRICS.name}", scratch).read_bytes()
     return hashlib.sha256(graph).hexdigest(), Reported.model_validate_json(figures).model_sha256
@@ -277,9 +277,9 @@ def test_only_train_and_report_write_into_the_run(name: str) -> None:
 
 
 def test_no_other_stage_opens_the_test_images() -> None:
-    """Prepare writes them; tracking, store and the rest know only the figures."""
-    naming = {path.name for path in PIPELINE.glob("*.py") if re.search(r"paths\.TEST\b", path.read_text("utf-8"))}
+    """Only prepare writes the test images and only report reads them."""
+    naming = {path.name for path in PIPELINE.rglob("*.py") if re.search(r"paths\.TEST\b", path.read_text("utf-8"))}
     assert naming == {"prepare.py", "report.py"}
-    spelled = {path.name for path in PIPELINE.glob("*.py") if "test.npz" in path.read_text("utf-8")}
+    spelled = {path.name for path in PIPELINE.rglob("*.py") if "test.npz" in path.read_text("utf-8")}
     assert spelled <= {"paths.py", "prepare.py", "report.py"}
     assert "np.load(paths.TEST" not in (PIPELINE / "prepare.py").read_text("utf-8")

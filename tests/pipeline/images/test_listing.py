@@ -12,7 +12,7 @@ WHERE = "train/normal"
 
 
 def a_subfolder(folder: Path) -> tuple[str, list[str]]:
-    """Two levels of it, with a link to a folder that must not be walked: it leads back."""
+    """Add two levels of folders with a link back to the first, which must not be followed."""
     deep = folder / "patient 7" / "series 1"
     deep.mkdir(parents=True)
     for path in (deep / "0.png", deep.parent / "1.png"):

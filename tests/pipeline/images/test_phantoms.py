@@ -19,7 +19,7 @@ NORMAL_LABEL = CLASSES.index(NORMAL)
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, np.ndarray]:
-    """Width, height, aspect, mode, bytes and mean grey of 160 phantoms' files, and their classes."""
+    """Width, height, aspect, mode, bytes and mean grey of 160 phantom files, and their classes."""
     folder = tmp_path_factory.mktemp("phantoms")
     draw_phantoms(folder, PhantomCounts(train=38, valid=1, test=1), seed=5)
     rows, labels = [], []

@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 
 def draw(count: int, seed: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Logits whose softmax is exactly the chance of each class, OOD scores and labels."""
+    """Logits whose softmax is exactly the probability of each class, OOD scores and labels."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (count, 4))
     labels = (rng.random((count, 1)) > np.cumsum(softmax(logits, axis=1), axis=1)).sum(axis=1)

@@ -5,7 +5,7 @@ from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank
 
 
 def disc(size: int = 64, radius: float = 20) -> tuple[np.ndarray, np.ndarray]:
-    """A grey body with two dark lungs on air, and where it is."""
+    """A grey body with two dark lungs on a background of air, and its mask."""
     y, x = np.mgrid[:size, :size] - size / 2
     body = x**2 + y**2 < radius**2
     lungs = ((abs(x) - 8) ** 2 + y**2) < 25

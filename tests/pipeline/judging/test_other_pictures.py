@@ -18,7 +18,7 @@ SPEC = InputSpec(height=64, width=64)
 
 @pytest.fixture(scope="module")
 def phantoms() -> np.ndarray:
-    """Slices, as stage prepare hands them on."""
+    """Slices in the form of stage prepare."""
     drawn = [draw_phantom(index % 4, np.random.default_rng(index)).convert("L").resize((64, 64)) for index in range(12)]
     return np.stack([np.asarray(image)[:, :, np.newaxis] for image in drawn])
 
@@ -29,7 +29,7 @@ def others(phantoms: np.ndarray) -> list[tuple[str, Picture]]:
 
 
 def rejected(picture: Picture, layouts: tuple[float, ...]) -> set[str]:
-    """The rules on the input that object, with the numbers of params.yaml."""
+    """The rules on the input that reject the picture, with the limits of params.yaml."""
     rules = Params.read(ROOT / "params.yaml").evaluate.input_rules
     limits = tiny_card().input_limits.model_copy(update={**rules.model_dump(), "average_layout": layouts})
     evidence = Evidence(np.full(4, 0.25), 0.0, 2, tiny_card().thresholds, picture.facts, limits)
@@ -57,4 +57,4 @@ def test_each_rule_on_the_input_rejects_its_kind_of_picture(
     assert all("screenshot_frame" in reasons for reasons in found["screenshots_of_ct"])
     assert sum("inverted" in reasons for reasons in found["inverted_ct"]) >= 10
     assert not any(found["drawn_phantoms"])
-    assert not any(found["upside_down_ct"]), "a slice that is only turned is the OOD score's business"
+    assert not any(found["upside_down_ct"]), "only the OOD score can reject an upside-down slice"

@@ -45,8 +45,8 @@ def test_a_risk_that_cannot_be_met_leaves_half_accepted() -> None:
     assert (highest[:, -1] - highest[:, -2] >= margin).mean() >= 0.5
 
 
-def possibly(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
-    """Where the service's own rule speaks."""
+def rule_fires(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
+    """Whether the service's any-cancer rule fires, [N]."""
     thresholds = tiny_card().thresholds.model_copy(update={"any_cancer": threshold})
     card = tiny_card().model_copy(update={"thresholds": thresholds})
     count = len(probabilities)
@@ -62,7 +62,7 @@ def test_the_any_cancer_threshold_catches_the_wanted_share_of_cancers() -> None:
     labels = np.zeros(6, np.int64)
     for sensitivity, speaks in ((4 / 6, [2, 3]), (0.99, [2, 3, 4, 5]), (2 / 6, [])):
         threshold = fit_any_cancer(probabilities, labels, sensitivity)
-        assert np.flatnonzero(possibly(probabilities, threshold)).tolist() == speaks
+        assert np.flatnonzero(rule_fires(probabilities, threshold)).tolist() == speaks
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -72,7 +72,7 @@ def test_the_services_rule_catches_the_wanted_share_of_cancers(dtype: type[np.fl
         logits, _, labels = draw(100, seed)
         probabilities = softmax(logits, axis=1)
         threshold = fit_any_cancer(probabilities, labels, 0.9)
-        caught = (probabilities.argmax(axis=1) != normal) | possibly(probabilities.astype(dtype), threshold)
+        caught = (probabilities.argmax(axis=1) != normal) | rule_fires(probabilities.astype(dtype), threshold)
         cancer = labels != normal
         assert (caught & cancer).sum() >= np.ceil(0.9 * cancer.sum()), seed
 
