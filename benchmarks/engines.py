@@ -268,14 +268,14 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
     first = next(iter(known))
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [
-        "# Which runtime, arithmetic and input size serve",
+        "# Engines: runtime, arithmetic and input size",
         "",
         f"Written by `python -m benchmarks.engines` on {today}. Research and education only. Not a medical device.",
         "",
-        f"Accuracy is out of fold, on the {len(answers.labels)} images of train + valid without exact duplicates; the"
-        f" difference is paired with the first row's, with a 95 % interval by cluster. Same label: share of the images"
-        f" with the first row's. Speed is of one core and the graph alone, in images a second, medians of"
-        f" {ROUNDS} turns.",
+        f"- **Accuracy** is out of fold, on {len(answers.labels)} images of train and valid without exact duplicates.",
+        "- **Points** is the difference from the first row, paired, with a 95 % interval by cluster.",
+        "- **Same label** is the share of images with the first row's label.",
+        f"- **Batch** columns are images a second, of one core and the graph alone, medians of {ROUNDS} turns.",
         "",
         "| runtime | arithmetic | input | accuracy | points | same label |"
         + "".join(f" batch {batch} |" for batch in BATCHES),
@@ -291,10 +291,9 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         "",
         f"![Accuracy and images a second]({PICTURE.name})",
         "",
-        "The networks are those of the folds of the last training here, trained at the largest size. Smaller inputs are"
-        " fed to the same weights. bfloat16 rounds each convolution's input and kernel to eight bits of precision and"
-        " adds up in float32. The service computes close calls again in float32 (`chestct/engine.py`); here it does"
-        " not.",
+        "The networks are those of the folds of the last training, at the largest size. Smaller inputs are fed to the"
+        " same weights. bfloat16 rounds each convolution's input and kernel to eight bits of precision and adds up in"
+        " float32. The service computes close calls again in float32 (`chestct/engine.py`). This table does not.",
         "",
         f"## All {cores} cores, OpenVINO, bfloat16",
         "",
