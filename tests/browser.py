@@ -53,7 +53,7 @@ class Visit:
         self._context.on("console", self._hear)
         self._context.on("weberror", lambda error: self.problems.append(str(error.error)))
         self._context.on("request", self._watch)
-        # A first listener only when the key is pressed comes too late: the browser opens its own dialog.
+        # Without a listener from the start, the browser would open its own dialog.
         self.page.on("filechooser", lambda _: None)
         self.page.set_default_timeout(PATIENCE)
         self.page.goto(url)

@@ -45,7 +45,7 @@ SLOW = [
     MODEL,
     counter("chestct_request_seconds_count", 'protocol="http"', 1000, stops=False),
     counter("chestct_request_seconds_bucket", 'protocol="http",le="1.0"', 800, stops=False),
-    # after the fault the slow fifth is fast
+    # the slow fifth is fast after the fault
     {
         "series": f'chestct_request_seconds_bucket{{{IN_POD},protocol="grpc",le="1.0"}}',
         "values": f"0x{FAULT_MINUTES} 0+200x{FAULT_MINUTES}",
@@ -70,7 +70,7 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         counter("chestct_predictions_total", 'decision="reject"', 40, stops=True),
     ],
 }
-# Nothing is wrong in another namespace, which must not hide what is wrong here.
+# A healthy namespace, which must not hide the fault in this one.
 STAGING = [
     gauge("chestct_model_info", ',model="chestct:a"', "1+0", "1+0", IN_STAGING),
     counter("chestct_requests_total", 'code="200"', 9000, stops=False, pod=IN_STAGING),

@@ -30,7 +30,7 @@ LAYERS = [
     {"serving.memory_budget", "serving.tensors", "serving.worker_load"},
     {"serving.api_keys", "serving.processes", "serving.run_folder", "serving.settings", "serving.unavailable"},
 ]
-"""What serving/ is made of. A module imports those of its own part and those of the layers below it."""
+"""The parts of serving/ in layers. A module may import its own part and the layers below."""
 HTTP = (
     "admission_control",
     "app",
@@ -173,7 +173,7 @@ def test_serving_imports_none_of_the_training_libraries_and_does_nothing_when_im
     names = module_names("chestct", "serving", "service")
     names.remove(
         "serving.supervision.supervisor"
-    )  # circus sets up logging when it is imported: in BentoML's supervisor alone
+    )  # its import of circus sets up logging, which only BentoML's supervisor may do
     loaded, handlers, files = import_each(tmp_path, names)
     assert {"service", "bentoml", "openvino", "grpc"} <= loaded
     assert not loaded & TRAINING_ONLY

@@ -242,7 +242,7 @@ def test_a_drain_of_a_node_can_always_go_on(objects: Objects) -> None:
     budget = find(objects, "PodDisruptionBudget")["spec"]
     least, _ = autoscaler(objects)
     assert budget["maxUnavailable"] >= 1
-    assert least == 1 or budget["maxUnavailable"] < least  # with two pods or more one stays
+    assert least == 1 or budget["maxUnavailable"] < least  # with two pods or more, one stays
 
 
 def test_a_rollout_never_has_fewer_pods_than_before(objects: Objects) -> None:

@@ -13,10 +13,9 @@ from tests.server import ROOT
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
-# What needs a cluster, a registry, the repository's host or the system's packages, and the file that holds a cluster's
-# address.
+# Commands for a cluster, a registry, the repository's host and the system, and for the file with a cluster's address.
 ELSEWHERE = {"cosign", "docker", "gh", "git", "install", "kind", "kubectl", "kustomize", "sudo"}
-# Of what .ci/run installs where it is missing.
+# Programs of .ci/run that the runner has.
 ON_THE_RUNNER = {"make", "chromium"}
 HASH = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40}")
 
@@ -79,7 +78,7 @@ def test_a_change_of_what_makes_or_judges_the_images_is_tried_on_a_cluster() -> 
     others = ["Makefile", "bentofile.yaml", "image/Containerfile", "release/card.json", "tests/container/__init__.py"]
     sources = [source.removeprefix("/") for source in (*bento, *copied, *others)]
     assert {"service.py", "serving/**/*.py", "requirements/load.txt", "load_tests"} <= set(sources)
-    # a folder is covered by what covers its files
+    # a pattern that covers the files of a folder covers the folder
     assert [name for name in sources if not any(fnmatch(name, it) or fnmatch(f"{name}/", it) for it in patterns)] == []
 
 

@@ -51,7 +51,7 @@ def test_without_wrk_s_result_there_is_no_verdict(output: str) -> None:
 
 
 def test_one_grpc_answer_that_is_not_good_is_no_verdict() -> None:
-    (port,) = free_ports(1)  # where nobody listens
+    (port,) = free_ports(1)  # no server listens there
     with pytest.raises(LoadError, match="expected good answers alone, got UNAVAILABLE"):
         traffic.run(grpc_load.load(f"127.0.0.1:{port}", [b""], connections=2, warm_up=0, seconds=5))
 

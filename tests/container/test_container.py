@@ -79,7 +79,7 @@ def run_options(pod: Pod, folder: Path) -> list[str]:
     for mount in pod.container["volumeMounts"]:
         empty = folder / mount["name"]
         empty.mkdir()
-        empty.chmod(0o777)  # as an emptyDir is
+        empty.chmod(0o777)  # like an emptyDir
         options += ["--volume", f"{empty}:{mount['mountPath']}"]
     environment = {item["name"]: item["value"] for item in pod.container["env"]} | pod.settings
     return options + [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
@@ -185,7 +185,7 @@ def test_the_bill_holds_every_pinned_package_that_is_installed() -> None:
     versions = {part["purl"].partition("?")[0] for part in parts if "purl" in part}
     pins = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements/serving.txt").read_text(), re.MULTILINE)
     found = [(name, version) for name, version in pins if f"pkg:pypi/{name}@{version}" in versions]
-    assert len(found) > 0.9 * len(pins)  # the rest is for other platforms and Pythons
+    assert len(found) > 0.9 * len(pins)  # the others are for other platforms and Pythons
     assert {"bentoml", "openvino", "grpcio"} <= {name for name, _ in found}
 
 
@@ -197,7 +197,7 @@ def test_a_stop_answers_all_that_was_asked_and_ends_by_itself(running: Running) 
             pool.submit(httpx.post, f"{running.url}/v1/predict", files={"image": phantom(n)}, timeout=60)
             for n in range(16)
         ]
-        time.sleep(0.2)  # they are on their way
+        time.sleep(0.2)  # the requests are under way
         run("kill", "--signal", str(int(signal.SIGTERM)), NAME)
         assert [answer.result().status_code for answer in asked] == [200] * 16
     grace = pod().spec["terminationGracePeriodSeconds"]

@@ -55,7 +55,7 @@ def test_a_sound_service_answers_all_and_is_stopped_at_the_end(tmp_path: Path) -
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), timeout=1)
 
-    # Its own bounds on time: the suite may share its cores with anything.
+    # Looser bounds on time, because other programs may share the cores.
     patient = {"max_p95_ms": 60_000, "max_p99_ms": 60_000}
     objectives = check.read_objectives(run.HERE / "slo.yaml", "ramp")
     rows = {
@@ -109,7 +109,7 @@ def test_wrong_answers_and_a_dead_port_fail(
 ) -> None:
     monkeypatch.setattr(run, "OUTPUT", tmp_path)
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        closed.bind(("127.0.0.1", 0))  # bound, but not listening
         grpc = f"127.0.0.1:{closed.getsockname()[1]}"
         assert run.main(["--host", wrong_service, "--grpc", grpc, "--users", "4", "--seconds", "3"]) == MISSED
     output = capfd.readouterr().out

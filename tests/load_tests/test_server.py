@@ -27,7 +27,7 @@ def test_what_is_written_counts_as_growth_and_what_is_mapped_does_not(tmp_path: 
     with file.open("wb") as opened:
         opened.write(bytes(40 * MB))
         opened.flush()
-        os.fsync(opened.fileno())  # what the disk does not have yet counts as written
+        os.fsync(opened.fileno())  # data that is not on the disk yet counts as written
     command = [sys.executable, "-c", GROWS, str(file)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin

@@ -45,7 +45,7 @@ def test_a_chosen_picture_is_shown_with_its_answer(visit: Visit) -> None:
     assert width == pytest.approx(bars[TITLES[CLASSES[1]]] / 100, abs=0.01)
     expect(visit.page.locator("#picture")).to_be_visible()
     assert visit.page.locator("#picture").evaluate("image => image.naturalWidth") == 64
-    # The card's bin holds 30 answers, 97 % of them right; counts, for a rounded share would turn 99.6 % into all.
+    # The card's bin holds 30 answers, 97 % of them right. The page shows counts: a rounded share could read 100 %.
     pro = visit.page.locator("#for")
     expect(pro).to_contain_text("Of 30 unseen images answered about as confidently, 29 got")
     expect(pro).to_contain_text(f"None of the {len(RULES)} rules objects.")
@@ -72,7 +72,7 @@ def test_a_close_call_says_that_a_person_should_look_and_why(visit: Visit) -> No
     words = next(rule.words for rule in RULES if rule.name == "close_call")
     expect(visit.page.locator("#against")).to_contain_text(words)
     expect(visit.page.locator("#against")).to_contain_text("More than one class is left")
-    # The second class reaches into the band below the label, in the picture as in words.
+    # The second class reaches into the band below the label, both drawn and in words.
     band = visit.page.locator("#bars li:nth-child(2) .refer-band")
     assert band.evaluate("band => band.offsetWidth / band.parentElement.offsetWidth") == pytest.approx(0.2, abs=0.02)
     expect(visit.page.locator("#bars li:nth-child(2)")).to_contain_text("within the refer band")

@@ -123,7 +123,7 @@ def test_a_killed_server_is_waited_for_and_asked_again(browser: Browser, home: t
         supervisor = psutil.Process(first.process.pid)
         processes = [supervisor, *supervisor.children(recursive=True)]
         for process in processes:
-            process.suspend()  # so that the request is on its way when the server dies
+            process.suspend()  # the request is then under way when the server dies
         visit.choose(upload(png(1)))
         visit.sees("busy", "Reading the picture")
         expect(visit.page.locator("#elapsed")).to_contain_text("The network is slow, or the service busy")
