@@ -1,6 +1,8 @@
 """The released model is whole, fits its card, and refuses what is no chest CT."""
 
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ from chestct.card import DISCLAIMER, ModelCard
 from chestct.digests import SUMS, check_sums
 from chestct.engine import Engine
 from chestct.image import decode
+from chestct.prediction import Prediction, decide
 from chestct.store import CARD, GRAPH
 from load_tests.images import phantom
 
-RELEASE = Path(__file__).parents[1] / "release"
+ROOT = Path(__file__).parents[1]
+RELEASE = ROOT / "release"
 XRAYS = Path(__file__).parents[2] / "shared" / "data" / "chest-xray"
 
 
@@ -86,6 +90,25 @@ def test_rounding_decides_no_close_call(card: ModelCard, engine: Engine) -> None
     always = Engine(RELEASE / GRAPH, batch_sizes=(4,), bfloat16=True, recheck=1.1)
     for exact, again in zip(engine.infer(pixels), always.infer(pixels), strict=True):
         assert again == pytest.approx(exact, rel=1e-3, abs=1e-4), "all are closer than 1.1, so all are computed again"
+
+
+def test_its_answers_are_those_of_readme_and_the_first_tutorial(card: ModelCard, engine: Engine) -> None:
+    def answer(sample: str) -> Prediction:
+        picture = decode((ROOT / f"serving/http/page/samples/{sample}.jpg").read_bytes(), card.input)
+        scores = engine.infer(picture.pixels[np.newaxis])
+        return decide(card, scores.probabilities[0], scores.ood_score[0], picture.facts, request_id="", model="")
+
+    landscape, drawing = answer("landscape"), answer("phantom-adenocarcinoma")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    head = {"decision": landscape.decision, "label": landscape.label, "reasons": landscape.reasons}
+    assert json.dumps(head)[:-1] in readme
+    (score,) = re.findall(r'"ood_score": ([\d.]+)', readme)
+    assert float(score) == pytest.approx(landscape.ood_score, abs=0.02)
+    tutorial = (ROOT / "docs/tutorials/first-prediction.md").read_text(encoding="utf-8")
+    (shown,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", tutorial, re.DOTALL))
+    assert (shown["decision"], shown["label"]) == (drawing.decision, drawing.label)
+    assert shown["probabilities"] == pytest.approx(drawing.probabilities, abs=0.01)
+    assert all(f"`{reason}`" in tutorial for reason in landscape.reasons)
 
 
 @pytest.mark.skipif(not XRAYS.is_dir(), reason="needs the chest X-rays of ../shared, which are not in the project")
