@@ -11,7 +11,8 @@ from tests.server import Server, environment, import_tiny_model, serve
 
 SLOWEST = (
     "test_end_to_end.py", "test_dvc.py", "test_backbones.py", "test_page.py", "test_store.py", "test_report.py",
-    "load_tests/test_run.py", "test_phantoms.py", "test_architecture.py", "test_openapi.py", "test_service.py",
+    "test_page_queue.py", "load_tests/test_run.py", "test_phantoms.py", "test_architecture.py", "test_openapi.py",
+    "test_service.py",
 )  # fmt: skip
 """The slowest test files. They start first, so that no process has a long file left at the end."""
 

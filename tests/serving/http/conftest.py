@@ -1,9 +1,10 @@
-"""Fixtures of the HTTP tests: the tiny model behind a gate, and a client of an app with it."""
+"""Fixtures of the HTTP tests: the tiny model behind a gate, a client of an app with it, and a visit of the page."""
 
 import asyncio
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser
 
 from chestct.card import ModelCard
 from chestct.engine import Engine
@@ -11,7 +12,9 @@ from chestct.store import GRAPH
 from serving.http.app import create_app
 from serving.http.rendered import Rendered
 from serving.inference.classifier import Classifier
+from tests.browser import WIDE, Visit
 from tests.graphs import tiny_model
+from tests.server import Server
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
     SETTINGS,
@@ -37,3 +40,11 @@ def client(model: tuple[GatedEngine, ModelCard]) -> Iterator[Client]:
         app.state.document = Rendered({"openapi": "3.1.0"})
         yield Client(app, runner.get_loop())
         runner.run(classifier.close())
+
+
+@pytest.fixture
+def visit(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Visit]:
+    """A visit of the page on a wide screen, or of the size that the test is parametrised with."""
+    visit = Visit(browser, server.url, getattr(request, "param", WIDE))
+    yield visit
+    visit.close()

@@ -1,0 +1,169 @@
+"""The page's panels: heat map, display, samples, request snippets, history and the model's card."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from chestct.card import DISCLAIMER
+from chestct.prediction import RULES
+from pipeline.images.classes import CLASSES, TITLES
+from tests.browser import Visit, grey, needs_chromium, png, upload
+from tests.server import needs_curl
+
+pytestmark = needs_chromium
+
+
+def test_the_heat_map_follows_the_chosen_class_and_the_slider(visit: Visit) -> None:
+    pixels = "document.getElementById('heat').toDataURL()"
+    canvas = visit.page.locator("#heat")
+    visit.choose(upload(png(1)))
+    expect(visit.page.get_by_role("radio", name=TITLES[CLASSES[1]])).to_be_checked()
+    expect(canvas).to_be_visible()
+    of_label = visit.page.evaluate(pixels)
+    assert canvas.bounding_box() == visit.page.locator("#picture").bounding_box()
+
+    visit.page.locator("#heat-classes").get_by_text(TITLES[CLASSES[3]]).click()
+    visit.page.wait_for_function(f"{pixels} !== arguments[0]".replace("arguments[0]", repr(of_label)))
+    visit.page.locator("#opacity").fill("80")
+    expect(canvas).to_have_css("opacity", "0.8")
+    expect(visit.page.locator("#heat-controls")).to_contain_text("Not a localisation")
+    visit.page.locator("#heat-classes").get_by_text("Off").click()
+    expect(canvas).to_be_hidden()
+
+
+@needs_curl
+def test_the_request_on_the_page_gives_the_answer_on_the_page(visit: Visit, tmp_path: Path) -> None:
+    name = "it's a slice.png"
+    (tmp_path / name).write_bytes(png(1))
+    visit.choose(upload(png(1), name))
+    visit.sees("result", "The label stands")
+
+    python = visit.page.locator("#python").inner_text()
+    run = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith(f"accept {CLASSES[1]} 0.9")
+    curl = visit.page.locator("#curl").inner_text()
+    run = subprocess.run(["sh", "-c", curl], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f'"label":"{CLASSES[1]}"' in run.stdout
+    grpc = visit.page.locator("#grpc").inner_text()
+    run = subprocess.run([sys.executable, "-c", grpc], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == f"accept {CLASSES[1]}\n"
+
+
+def test_about_tells_figures_intervals_splits_caveats_and_lineage(visit: Visit) -> None:
+    about = visit.page.locator("#about")
+    figures = ("90.0\u00a0%", "85.0\u201395.0", "40 images")
+    for words in (*figures, "3 folds by visual cluster", "brightness of bands", "5eed"):
+        expect(about).to_contain_text(words)
+
+
+def test_a_figure_of_one_hundred_per_cent_fits_its_table(visit: Visit) -> None:
+    table = visit.page.locator("table:has(.interval)").first
+    table.locator(".point").last.evaluate("(point) => point.style.left = '100%'")
+    assert table.evaluate("(table) => table.parentElement.scrollWidth <= table.parentElement.clientWidth")
+
+
+def test_the_picture_can_be_enlarged_moved_and_brightened(visit: Visit) -> None:
+    page = visit.page
+    visit.choose(upload(png(1)))
+    visit.sees("result", "The label stands")
+    before = page.locator("#picture").bounding_box()
+    assert before
+
+    page.get_by_label("Zoom").fill("200")
+    enlarged = page.locator("#picture").bounding_box()
+    assert enlarged
+    assert enlarged["width"] == pytest.approx(2 * before["width"], rel=0.01)
+    assert page.locator("#heat").bounding_box() == enlarged
+    page.locator("#screen").focus()
+    page.keyboard.press("ArrowRight")
+    moved = page.locator("#picture").bounding_box()
+    assert moved
+    assert moved["x"] == pytest.approx(enlarged["x"] - 40)
+    page.get_by_label("Brightness").fill("150")
+    page.get_by_label("Contrast").fill("80")
+    expect(page.locator("#picture")).to_have_css("filter", "brightness(1.5) contrast(0.8)")
+    page.get_by_role("button", name="Reset").click()
+    after = page.locator("#picture").bounding_box()
+    assert after
+    assert (after["x"], after["width"]) == (before["x"], before["width"])
+    expect(page.locator("#picture")).to_have_css("filter", "brightness(1) contrast(1)")
+
+
+def test_a_sample_is_labelled_synthetic_and_shows_what_the_model_says(visit: Visit) -> None:
+    samples = visit.page.locator("#sample-list button")
+    expect(samples).to_have_count(5)
+    assert all("Synthetic" in words for words in samples.all_inner_texts())
+
+    samples.filter(has_text="Landscape").dblclick()
+
+    visit.sees("result", "Not a chest CT")
+    words = next(rule.words for rule in RULES if rule.name == "not_grey")
+    expect(visit.page.locator("#against")).to_contain_text(words)
+    expect(visit.page.get_by_text("This picture is synthetic")).to_be_visible()
+    assert visit.page.locator("#thumbs li").count() == 1
+
+
+def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
+    page = visit.page
+    page.set_input_files(
+        "#file", [upload(png(1), "=1+1.png"), upload(grey(255), "white, and flat.png"), upload(b"", "x.png")]
+    )
+    expect(page.locator("#progress-words")).to_have_text("3 of 3 pictures done, 1 failed")
+    expect(page.locator("#history-rows tr")).to_have_count(3)
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as CSV").click()
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        first, second, third = csv.DictReader(file)
+    assert (first["file"], first["decision"], first["label"]) == ("'=1+1.png", "accept", CLASSES[1])
+    assert float(first[CLASSES[1]]) == float(first["confidence"]) > 0.9
+    assert (second["file"], second["decision"], second["label"]) == ("white, and flat.png", "reject", "")
+    assert second["reasons"] == "out_of_distribution"
+    assert third["error"] == "empty_body"
+    assert {line["disclaimer"] for line in (first, second, third)} == {DISCLAIMER}
+
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    report = page.locator("#report")
+    expect(report.get_by_text(DISCLAIMER)).to_be_visible()
+    expect(report.locator("article")).to_have_count(3)
+    expect(report).to_contain_text(f"{TITLES[CLASSES[1]]}, ")
+    assert all(page.locator(part).is_hidden() for part in ("main", "header", "aside", "footer"))
+    page.emulate_media(media="screen")
+
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#main")).to_have_attribute("data-state", "empty")
+    expect(page.locator("#history")).to_be_hidden()
+    assert page.locator("#thumbs li").count() == 0
+
+
+def test_in_forced_colours_what_is_chosen_and_the_bars_can_be_seen(visit: Visit) -> None:
+    features = [{"name": "forced-colors", "value": "active"}]
+    session = visit.page.context.new_cdp_session(visit.page)
+    session.send("Emulation.setEmulatedMedia", {"features": features})
+    visit.choose(upload(grey(100)))
+    visit.sees("result", "A person should look")
+
+    def colours(selector: str) -> tuple[str, str]:
+        look = "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node).backgroundImage]"
+        colour, image = visit.page.locator(selector).first.evaluate(look)
+        return colour, image
+
+    assert colours("#heat-classes input:checked + span") != colours("#heat-classes input:not(:checked) + span")
+    for mark in (".fill", ".tick"):
+        assert colours(f"#for {mark}") != colours("#for .bar-track")
+    assert colours("#bars .first .fill") != colours("#bars .first .bar-track")
+    assert "gradient" in colours("#bars .refer-band")[1]
+
+
+def test_about_draws_the_curves_of_the_card(visit: Visit) -> None:
+    about = visit.page.locator("#about")
+    reliability = about.get_by_role("img", name="Reliability: of 10 images answered with 60")
+    expect(reliability.locator("circle")).to_have_count(2)
+    expect(about.get_by_role("img", name="Risk and coverage: answering 50").locator("polyline")).to_have_count(1)
+    confusion = about.get_by_role("img", name="Confusion.")
+    assert [cell.text_content()[0] for cell in confusion.locator(".count").all()[:2]] == ["9", "1"]
