@@ -36,11 +36,11 @@ from pipeline.network.build import LOGITS
 CHECKED_IMAGES: Final = 64
 
 CAVEATS: Final = (
-    "One public collection of single slices without patient identifiers: slices of one scan are kept together only as "
-    "far as they look alike, so figures on new patients are likely lower.",
-    "Normal slices come from other sources than the cancers, differ in size and windowing, and a model can lean on it.",
-    "The test split shares images with train and valid; figures without those twins are the ones to look at.",
-    "Only chest CT of these four classes: other diseases are not known to the model and may get any label.",
+    "One public collection of single slices without patient identifiers. Similar slices are kept together, but slices "
+    "of one patient may not be, so figures on new patients are likely lower.",
+    "Normal slices come from other sources than the cancers and differ in size and windowing. The model may use that.",
+    "The test split shares images with train and valid. Judge by the figures without these duplicates.",
+    "Only chest CT of these four classes. The model does not know other diseases and may give them any label.",
 )
 PHANTOM_CAVEATS: Final = ("Trained and measured on drawn phantoms. The figures say nothing about chest CT.",)
 LICENCE: Final = (

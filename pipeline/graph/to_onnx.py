@@ -80,9 +80,9 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
 
 
 def _with_one_channel(network: keras.Model) -> keras.Model:
-    """Return a copy that convolves the grey channel itself instead of three copies of it, and gives the same logits.
+    """Return a copy that convolves the grey channel itself, not three equal channels, and gives the same logits.
 
-    The kernel of the first convolution is summed over its input channels. This saves a tenth of the graph's time.
+    Convolution is linear, so the kernel of the first one can be summed over its input channels.
     """
 
     def call(layer: keras.layers.Layer, inputs: Any, **options: Any) -> Any:
