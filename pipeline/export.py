@@ -6,7 +6,7 @@ checks compare it with what was evaluated, and a graph that fails one ends the s
 - The logits of the float32 graph equal Keras' on real images, to `export.logit_tolerance`.
 - float16 weights move no probability by more than `export.probability_tolerance`.
 - int8 weights and bfloat16 arithmetic move more, so the folds judge them: each fold's network is exported and rounded
-  alike, and answers its held-out images beside its float32 graph.
+  alike, and its answers on its held-out images are compared with those of its float32 graph.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Records training runs in MLflow. No other module imports MLflow.
 
-Each stage is a process of its own and adds to the same run, so every function takes the id of the run.
+Each stage is a separate process and adds to the same run, so every function takes the id of the run.
 
 Runs go to a local SQLite store in the working directory, which needs no server. MLFLOW_TRACKING_URI names a server
 instead, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD if it asks for them. They come from the environment

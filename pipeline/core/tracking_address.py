@@ -19,7 +19,7 @@ USERNAME: Final = "MLFLOW_TRACKING_USERNAME"
 PASSWORD: Final = "MLFLOW_TRACKING_PASSWORD"
 
 _NO_ADDRESS: Final = (
-    f"{URI} is no address that can be used; expected https://host/path with {USERNAME} and {PASSWORD} beside it, or "
+    f"{URI} is not a usable address; expected https://host/path with {USERNAME} and {PASSWORD} beside it, or "
     "sqlite:///file"
 )
 

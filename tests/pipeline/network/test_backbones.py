@@ -88,7 +88,7 @@ def test_a_backbone_trains_and_exports_to_the_same_logits(
 @pytest.mark.long
 def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, workspace: Path) -> None:
     network, graph = trained_graph(write_params(one_step("vgg16")))
-    assert input_channels(graph) == 3, "each has an offset of its own"
+    assert input_channels(graph) == 3, "each channel has another offset"
     release = workspace / "release"
     release.mkdir()
     onnx.save(with_float16_weights(graph), release / GRAPH)
