@@ -144,7 +144,7 @@ class ChestCT:
         app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS))
         app.state.classifier = self.classifier
         await PRIVATE.start()
-        self.drain = Drain(SETTINGS.drain_seconds, self._announce_stop, self._stop_rpc)
+        self.drain = Drain(SETTINGS.drain_seconds, self._begin_drain, self._stop_rpc)
         # The objects that exist now stay. Otherwise each full collection would stop all requests to visit them again.
         gc.collect()
         gc.freeze()
@@ -176,9 +176,9 @@ class ChestCT:
         """For BentoML's clients: a prediction or an error for each image, in order."""
         return await bentoml_api.classify(self.classifier, images)
 
-    async def _announce_stop(self) -> None:
-        self.classifier.announce_stop()
-        await self.rpc.announce()
+    async def _begin_drain(self) -> None:
+        self.classifier.begin_drain()
+        await self.rpc.update_health()
 
     async def _stop_rpc(self) -> None:
         await self.rpc.stop(SETTINGS.request_timeout)

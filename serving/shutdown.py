@@ -17,18 +17,18 @@ Hook = Callable[[], Awaitable[None]]
 class Drain:
     """Handles SIGTERM in this process."""
 
-    def __init__(self, seconds: float, begun: Hook, ended: Hook) -> None:
-        """Await `begun` on SIGTERM, and `ended` `seconds` later. Call it in the event loop of the main thread."""
+    def __init__(self, seconds: float, on_begin: Hook, on_end: Hook) -> None:
+        """Await `on_begin` on SIGTERM, and `on_end` `seconds` later. Call it in the event loop of the main thread."""
         self._seconds = seconds
-        self._begun = begun
-        self._ended = ended
+        self._on_begin = on_begin
+        self._on_end = on_end
         self._port_closed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
         self._task: asyncio.Task[None] | None = None
 
     async def finish(self) -> None:
-        """Call this when HTTP has ended for any reason. It waits for `ended` if the signal came."""
+        """Wait for `on_end` if the signal came. Call this after the end of HTTP, whatever the reason."""
         self._port_closed.set()
         if self._task is not None:
             await self._task
@@ -41,9 +41,9 @@ class Drain:
             self._task = self._loop.create_task(self._run())
 
     async def _run(self) -> None:
-        await self._begun()
+        await self._on_begin()
         with contextlib.suppress(TimeoutError):  # a keyboard interrupt closes the port at once
             await asyncio.wait_for(self._port_closed.wait(), self._seconds)
         if callable(self._previous):
             self._previous(signal.SIGTERM, None)
-        await self._ended()
+        await self._on_end()

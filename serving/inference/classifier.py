@@ -72,7 +72,7 @@ class Classifier:
         """Start of the batch in the engine (time.monotonic); infinity if there is none."""
         return self._batcher.busy_since
 
-    def announce_stop(self) -> None:
+    def begin_drain(self) -> None:
         """Stop being `ready`, but answer requests until `close`."""
         self._stopping = True
 

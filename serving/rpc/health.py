@@ -26,7 +26,7 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
         self._changed = asyncio.Event()
         self._ended = False
 
-    def announce(self, names: tuple[str, ...], ready: bool) -> None:
+    def set_status(self, names: tuple[str, ...], ready: bool) -> None:
         """Set the status of the services with these names: SERVING or NOT_SERVING."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         self._server_status.update(dict.fromkeys(names, status))

@@ -37,13 +37,13 @@ class RpcServer:
         self.port = port
         """The port that the server listens on, also if the settings asked for any free one (0)."""
 
-    async def announce(self) -> None:
+    async def update_health(self) -> None:
         """Update the health service: SERVING if the classifier is ready, otherwise NOT_SERVING."""
-        self._health.announce((_OVERALL, SERVICE), self._classifier.ready)
+        self._health.set_status((_OVERALL, SERVICE), self._classifier.ready)
 
     async def stop(self, grace: float) -> None:
         """Report NOT_SERVING, end the health watches, refuse new calls, and cancel the running ones after `grace` s."""
-        self._health.announce((_OVERALL, SERVICE), ready=False)
+        self._health.set_status((_OVERALL, SERVICE), ready=False)
         await self._health.end_watches()
         await self._server.stop(grace)
 
@@ -59,8 +59,8 @@ async def start(
 
     With `keys`, calls of SERVICE need one of them. `load` is entered for each call of SERVICE; serving.worker_load
     counts them. `memory` counts the messages; by default it has the settings' size. Until the classifier is ready,
-    the health is NOT_SERVING: call `announce` after the warm-up. Several processes may share the port (SO_REUSEPORT).
-    Raises RuntimeError if the port can't be bound.
+    the health is NOT_SERVING: call `update_health` after the warm-up. Several processes may share the port
+    (SO_REUSEPORT). Raises RuntimeError if the port can't be bound.
     """
     memory = memory or MemoryBudget(settings.max_bytes_in_flight)
     delivery = DeliveryTimeouts()
@@ -80,7 +80,7 @@ async def start(
     else:
         port = server.add_insecure_port(address)
     started = RpcServer(server, classifier, health_servicer, port)
-    await started.announce()
+    await started.update_health()
     await server.start()
     return started
 

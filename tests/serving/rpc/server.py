@@ -60,7 +60,7 @@ class Server:
 
     def warm_up(self) -> None:
         self.run(self.classifier.warm_up())
-        self.run(self.rpc.announce())
+        self.run(self.rpc.update_health())
 
     def health_of(self, name: str) -> Any:
         return self.health.Check(health_pb2.HealthCheckRequest(service=name)).status

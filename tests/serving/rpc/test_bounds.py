@@ -262,7 +262,7 @@ def test_an_unread_watch_blocks_neither_another_one_nor_the_stop(model: Model, m
     monkeypatch.setattr(connections, "DELIVERY_SECONDS", 300)
     with model.serve() as server, not_taking(server.rpc.port, WATCH):
         watch = next_watch(server)
-        server.run(server.rpc.announce())
+        server.run(server.rpc.update_health())
         server.run(server.rpc.stop(300))  # `run` waits for less
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
