@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Final, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -102,6 +102,7 @@ def bill(image: Image) -> Bom:
     components = sorted({*_debian(image), *_python(image), *_models(image)})
     bom = Bom(components=components)
     bom.metadata.component = subject
+    bom.metadata.timestamp = None  # type: ignore[assignment]  # leaves it out
     bom.metadata.properties.add(Property(name="architecture", value=image.architecture))
     bom.serial_number = uuid5(NAMESPACE_URL, json.dumps([labels, image.architecture, image.files], sort_keys=True))
     bom.register_dependency(subject, components)
@@ -113,17 +114,19 @@ def _debian(image: Image) -> Iterator[Component]:
         fields = Parser().parsestr(block)
         if "installed" in str(fields["Status"]).split():
             name, version = fields["Package"], fields["Version"]
-            purl = PackageURL("deb", "debian", name, version, {"arch": fields["Architecture"]})
-            yield Component(type=ComponentType.LIBRARY, bom_ref=str(purl), name=name, version=version, purl=purl)
+            yield _library(name, PackageURL("deb", "debian", name, version, {"arch": fields["Architecture"]}))
 
 
 def _python(image: Image) -> Iterator[Component]:
     for path, data in image.contents.items():
         if path.endswith("METADATA"):
             fields = Parser().parsestr(data.decode())
-            name, version = fields["Name"], fields["Version"]
-            purl = PackageURL("pypi", None, name.lower().replace("_", "-"), version)
-            yield Component(type=ComponentType.LIBRARY, bom_ref=str(purl), name=name, version=version, purl=purl)
+            name = fields["Name"]
+            yield _library(name, PackageURL("pypi", None, name.lower().replace("_", "-"), fields["Version"]))
+
+
+def _library(name: str, purl: PackageURL) -> Component:
+    return Component(type=ComponentType.LIBRARY, bom_ref=str(purl), name=name, version=purl.version, purl=purl)
 
 
 def _models(image: Image) -> Iterator[Component]:
@@ -138,11 +141,7 @@ def _models(image: Image) -> Iterator[Component]:
 
 def write(image: Image, folder: Path) -> None:
     """Write image.cdx.json and image.txt. Raises ValueError if the bill does not match CycloneDX's schema."""
-    bom = bill(image)
-    text = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1)
-    content: dict[str, Any] = json.loads(text)
-    del content["metadata"]["timestamp"]
-    text = json.dumps(content, indent=1) + "\n"
+    text = make_outputter(bill(image), OutputFormat.JSON, SchemaVersion.V1_6).output_as_string(indent=1) + "\n"
     problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if problem is not None:
         raise ValueError(f"the bill of materials is not valid: {problem}")
