@@ -12,14 +12,14 @@ import hashlib
 import os
 import subprocess
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from platform import node, python_version
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 from time import time
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 take minutes if no server answers
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.store.db import utils as database
@@ -64,8 +64,6 @@ _BATCH: Final = 500
 _PARENT: Final = "mlflow.parentRunId"
 _CHECKOUT: Final = "checkout"
 """Tag with a digest of the machine and the folder that the run was started in."""
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class RunRecord(NamedTuple):
@@ -109,6 +107,12 @@ def _find_experiment(client: MlflowClient, name: str) -> Experiment | None:
             f"`MLFLOW_TRACKING_URI={shown} mlflow experiments restore -x {found.experiment_id}` brings it back"
         )
     return found
+
+
+def _search(client: MlflowClient, experiment: str, query: str, **options: Any) -> Sequence[Run]:
+    """Return the experiment's runs that match the query, or none if there is no such experiment."""
+    found = _find_experiment(client, experiment)
+    return client.search_runs([found.experiment_id], query, **options) if found else []
 
 
 def start_run(
@@ -192,7 +196,7 @@ def log_model(run_id: str, graph: Path, pixels: NDArray[np.uint8], outputs: Mapp
         client.log_artifacts(run_id, folder, "model")
 
 
-def finish_run(run_id: str, status: Status) -> None:
+def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Close the run. `best_run` considers only FINISHED runs."""
     with _tracking() as client:
         client.set_terminated(run_id, status)
@@ -211,24 +215,16 @@ def fail_unfinished(parent: str | None = None) -> None:
     """
     name, tag, value = (EXPERIMENT, _CHECKOUT, _here()) if parent is None else (SWEEPS, _PARENT, parent)
     with _tracking() as client:
-        experiment = _find_experiment(client, name)
-        if experiment is None:
-            return
-        found = client.search_runs(
-            [experiment.experiment_id], f"attributes.status = 'RUNNING' and tags.`{tag}` = '{value}'"
-        )
-        for run in found:
+        for run in _search(client, name, f"attributes.status = 'RUNNING' and tags.`{tag}` = '{value}'"):
             client.set_terminated(run.info.run_id, "FAILED")
 
 
 def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
     """Return the finished run with the highest SCORE, of those on these data with a small enough graph."""
     with _tracking() as client:
-        experiment = _find_experiment(client, EXPERIMENT)
-        if experiment is None:
-            return None
-        found = client.search_runs(
-            [experiment.experiment_id],
+        found = _search(
+            client,
+            EXPERIMENT,
             f"attributes.status = 'FINISHED' and tags.data_digest = '{data_digest}' and metrics.{SCORE} >= 0"
             f" and metrics.{SIZE} <= {max_megabytes}",
             order_by=[f"metrics.{SCORE} DESC", "attributes.start_time DESC"],
