@@ -27,7 +27,7 @@ _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of a worker: this folder. prometheus_client reads it."""
 _PREFIX: Final = "chestct-run-"
 _MEMORY: Final = Path("/dev/shm")
-_ROOM: Final = 16 * 1024 * 1024
+_MIN_FREE: Final = 16 * 1024 * 1024
 """Bytes that must be free, more than the metrics of ten workers take."""
 _FAILURE: Final = "failure"
 _METRICS: Final = {"counter": 1 << 17, "histogram": 1 << 18, "gauge_livesum": 1 << 14, "gauge_livemax": 1 << 14}
@@ -124,7 +124,7 @@ def _has_room(parent: Path) -> bool:
         found = os.statvfs(parent)
     except OSError:
         return False
-    return os.access(parent, os.W_OK | os.X_OK) and found.f_bavail * found.f_frsize >= _ROOM
+    return os.access(parent, os.W_OK | os.X_OK) and found.f_bavail * found.f_frsize >= _MIN_FREE
 
 
 def _remove_if_dead(folder: Path) -> None:

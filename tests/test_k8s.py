@@ -316,7 +316,7 @@ def test_the_memory_limit_holds_the_worst_of_every_part_at_once(objects: Objects
     rows = re.findall(r"^\| [^|]+ \| (\d+) \| (.+?) \|", table, re.MULTILINE)
     supervisor, worker, bodies, json_, picture, guarded = (int(figure) * 2**20 for figure, _ in rows)
     read = read_settings(objects)
-    assert (bodies, picture, guarded) == (read.max_bytes_in_flight, CHEAP_MEMORY, reader_child.MEMORY)
+    assert (bodies, picture, guarded) == (read.max_bytes_in_flight, CHEAP_MEMORY, reader_child.MEMORY_LIMIT)
     assert guarded >= MAX_MEMORY + 2 * read.max_body_bytes + 128 * 2**20  # and what it holds itself, or kept
 
     resources = container(objects)["resources"]

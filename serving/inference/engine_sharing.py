@@ -22,7 +22,7 @@ ANSWER_SECONDS: Final = 5
 RETRY_SECONDS: Final = 1
 """Seconds in which a lost worker gets no batch."""
 
-_COUNT: Final = struct.Struct("=I")
+_IMAGE_COUNT: Final = struct.Struct("=I")
 _BUFFER: Final = 1 << 20
 
 
@@ -94,7 +94,7 @@ class EngineSharing:
                     reader, writer = self._connections.pop(worker)
                 else:
                     reader, writer = await asyncio.open_unix_connection(self._socket_of(worker), limit=_BUFFER)
-                writer.writelines([_COUNT.pack(len(pixels)), *(one.tobytes() for one in pixels)])
+                writer.writelines([_IMAGE_COUNT.pack(len(pixels)), *(one.tobytes() for one in pixels)])
                 answer = np.frombuffer(await reader.readexactly(4 * self._row * len(pixels)), np.float32)
         except (OSError, asyncio.IncompleteReadError) as error:  # TimeoutError is an OSError
             if writer:
@@ -114,7 +114,7 @@ class EngineSharing:
         self._borrowers.add(writer)
         try:
             while True:
-                (count,) = _COUNT.unpack(await reader.readexactly(_COUNT.size))
+                (count,) = _IMAGE_COUNT.unpack(await reader.readexactly(_IMAGE_COUNT.size))
                 pixels = np.frombuffer(await reader.readexactly(count * math.prod(self._image)), np.uint8)
                 rows = await self._run(list(pixels.reshape(count, *self._image)))
                 for probabilities, ood_score, heatmap in rows:

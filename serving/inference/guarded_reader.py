@@ -11,7 +11,7 @@ from chestct.card import InputSpec
 from chestct.image import Picture
 from chestct.invalid_image import InvalidImage
 from serving.inference.fair_lock import FairLock
-from serving.inference.reader_process import SECONDS, Cause, ProcessEnded, ReaderProcess
+from serving.inference.reader_process import MAX_SECONDS, Cause, ProcessEnded, ReaderProcess
 from serving.inference.window import Window
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -19,9 +19,9 @@ from serving.unavailable import Closed
 
 MOST_WAITING: Final = 8
 """Requests with waiting files. Further requests are rejected as Overloaded."""
-_SHORTEST: Final = 2
+MIN_SECONDS: Final = 2
 """Seconds that a file gets even if its request has less left. A restart of the process costs nearly as much."""
-_BY_THE_FILE: Final = {
+_FAULTS_OF_THE_FILE: Final = {
     Cause.CRASHED: ("undecodable_image", "the file is corrupt: its decoder failed"),
     Cause.OUT_OF_TIME: ("undecodable_image", "the file takes more time to decode than is allowed"),
     Cause.OUT_OF_MEMORY: ("image_too_large", "the file takes more memory to decode than is allowed"),
@@ -85,11 +85,11 @@ class GuardedReader:
         for attempt in (1, 2):
             remaining = deadline - time.monotonic()
             try:
-                return self._process.decode(data, self._spec, window, min(SECONDS, max(_SHORTEST, remaining)))
+                return self._process.decode(data, self._spec, window, min(MAX_SECONDS, max(MIN_SECONDS, remaining)))
             except ProcessEnded as ended:
                 metrics.READER_RESTARTS.labels(ended.cause).inc()
-                if ended.cause is Cause.OUT_OF_TIME or (attempt == 2 and ended.cause in _BY_THE_FILE):
-                    raise InvalidImage(*_BY_THE_FILE[ended.cause]) from None
+                if ended.cause is Cause.OUT_OF_TIME or (attempt == 2 and ended.cause in _FAULTS_OF_THE_FILE):
+                    raise InvalidImage(*_FAULTS_OF_THE_FILE[ended.cause]) from None
                 if remaining < 0:
                     break
         raise ReaderFailed("the process that decodes such files ended, and not by this file: send it again")

@@ -20,9 +20,9 @@ from chestct.image import Picture
 from chestct.invalid_image import InvalidImage
 from serving.processes import die_with_parent
 
-CPU_SECONDS: Final = 6
+MAX_CPU_SECONDS: Final = 6
 """Most CPU seconds of a file. A usual slice takes some hundredths, one of the largest size a second or two."""
-MEMORY: Final = 400 * 1024 * 1024
+MEMORY_LIMIT: Final = 400 * 1024 * 1024
 """Bytes that the process may allocate. The costliest accepted file needs 368 MiB: a JPEG Lossless of 16 bits and
 MAX_PIXELS. It uses 280 MiB of them with the process itself (90 MiB), and frees them."""
 OUT_OF_MEMORY: Final = 3
@@ -36,7 +36,7 @@ REQUEST: Final = struct.Struct("<II")
 REPLY: Final = struct.Struct("<cII")
 """READY, PICTURE or REFUSAL, and lengths in bytes of the JSON and of the pixels, which follow."""
 
-_KEPT: Final = 16 * 1024 * 1024
+_MAX_GROWTH: Final = 16 * 1024 * 1024
 """Bytes that the process may grow by. It ends if its files leave more in memory."""
 
 
@@ -52,15 +52,15 @@ def main() -> None:
 
     connection, worker = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with_parent(worker)  # also while this process is stopped or in native code
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    most = _data_size() + _KEPT
+    most = _data_size() + _MAX_GROWTH
     with connection, connection.makefile("rwb") as stream:
         _send(stream, READY)
         while _data_size() < most and (head := stream.read(REQUEST.size)):
             request, data = (stream.read(length) for length in REQUEST.unpack(head))
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # its signal ends the process, also in native code
+            signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)  # its signal ends the process, also in native code
             try:
                 picture = decode(json.loads(request), data)
             except InvalidImage as error:

@@ -21,7 +21,7 @@ from chestct.invalid_image import InvalidImage
 from serving.inference.reader_child import OUT_OF_MEMORY, PICTURE, READY, REPLY, REQUEST
 from serving.inference.window import Window
 
-SECONDS: Final = 15
+MAX_SECONDS: Final = 15
 """Most seconds for a start or a file, however busy the machine is."""
 HANG_SECONDS: Final = 3
 """Seconds without CPU time after which a process that owes an answer counts as hung."""
@@ -72,7 +72,7 @@ class ReaderProcess:
         """Id of the process; None if none runs."""
         return self._process.pid if self._process else None
 
-    def decode(self, data: bytes, spec: InputSpec, window: Window | None, seconds: float = SECONDS) -> Picture:
+    def decode(self, data: bytes, spec: InputSpec, window: Window | None, seconds: float = MAX_SECONDS) -> Picture:
         """Decode a DICOM file by chestct.dicom.read, if `window` is given, or a PNG or JPEG by chestct.image.decode.
 
         Raises their InvalidImage, and ProcessEnded, also if there is no answer within `seconds`.

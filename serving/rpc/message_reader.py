@@ -18,7 +18,7 @@ from serving.telemetry.request_record import LEAST_RATE, LONGEST_PAUSE, RequestR
 from serving.tensors import InvalidRequest
 from serving.unavailable import Overloaded
 
-MEMORY: Final = 1.25
+MEMORY_PER_BYTE: Final = 1.25
 """Bytes of memory for a byte of a message, until the call is answered."""
 _CHECK_SECONDS: Final = 0.25
 """Seconds between checks of incomplete messages. Most messages are complete before the first check."""
@@ -109,7 +109,7 @@ class MessageReader:
         self._delivered[reading.peer] = self._delivered.get(reading.peer, 0) + len(message)
         if reading.counted:  # perhaps too much, because bytes of other calls may be in it
             record.memory.release(record)
-        record.reserve_bytes(math.ceil(len(message) * MEMORY))
+        record.reserve_bytes(math.ceil(len(message) * MEMORY_PER_BYTE))
         record.memory.keep(record)
         return message  # type: ignore[no-any-return]
 

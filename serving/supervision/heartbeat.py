@@ -10,7 +10,7 @@ from serving.processes import die_with_parent
 from serving.run_folder import SUPERVISOR
 from serving.worker_load import WorkerLoad
 
-SECONDS: Final = 1
+BEAT_SECONDS: Final = 1
 """Seconds between two beats."""
 SUPERVISOR_SECONDS: Final = 60
 """Seconds without a beat of the supervisor after which it counts as hung."""
@@ -50,6 +50,6 @@ class Heartbeat:
         while True:
             self._load.beat(min(time.monotonic(), self._busy_since()))
             beat = self._load.supervisor_beat
-            self._silent = self._silent + SECONDS if beat == self._supervisor_beat and beat else 0
+            self._silent = self._silent + BEAT_SECONDS if beat == self._supervisor_beat and beat else 0
             self._supervisor_beat = beat
-            await asyncio.sleep(SECONDS)
+            await asyncio.sleep(BEAT_SECONDS)

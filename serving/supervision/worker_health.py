@@ -14,7 +14,7 @@ from serving.run_folder import CANNOT_START
 
 START_SECONDS: Final = 120
 """Checks after which a worker that is not ready counts as hung. A start takes seconds, on a busy machine a minute."""
-DEATHS: Final = 5
+MAX_DEATHS: Final = 5
 """Deaths in a row in one place that end the service, if none of the dead lived longer than LIFE_SECONDS."""
 LIFE_SECONDS: Final = 60
 
@@ -78,7 +78,7 @@ class WorkerHealth:
         self._deaths[worker.place] += 1
         reason = "it hung and was killed" if worker.hung else _explain(code)
         alone = all(other.beat is None for other in self._workers.values())
-        fatal = (code == CANNOT_START and alone) or self._deaths[worker.place] >= DEATHS
+        fatal = (code == CANNOT_START and alone) or self._deaths[worker.place] >= MAX_DEATHS
         return Death(reason, fatal)
 
 

@@ -190,7 +190,7 @@ def test_a_process_that_does_not_start_is_not_the_files_fault(
 
 
 @pytest.mark.parametrize(
-    ("remaining", "expected"), [(-1, guarded_reader._SHORTEST), (5, 5), (600, reader_process.SECONDS)]
+    ("remaining", "expected"), [(-1, guarded_reader.MIN_SECONDS), (5, 5), (600, reader_process.MAX_SECONDS)]
 )
 def test_a_file_gets_the_time_its_request_has_left_within_bounds(
     new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, remaining: float, expected: float
@@ -216,7 +216,7 @@ from serving.inference import reader_child
 def read(*_):
     {fault}
 dicom.read = read
-reader_child.CPU_SECONDS = 0.2
+reader_child.MAX_CPU_SECONDS = 0.2
 reader_child.main()
 """
 

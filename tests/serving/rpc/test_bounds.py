@@ -371,7 +371,7 @@ def test_the_memory_of_a_message_is_counted_while_it_is_answered(model: Model, g
         gate.close()
         running = server.stub.ModelInfer.future(request, timeout=300)
         assert gate.entered.wait(300)
-        assert server.memory.used >= math.ceil(message_reader.MEMORY * request.ByteSize())
+        assert server.memory.used >= math.ceil(message_reader.MEMORY_PER_BYTE * request.ByteSize())
         gate.open.set()
         running.result(300)
         until(lambda: server.memory.used == 0, "its memory stayed counted")

@@ -34,7 +34,7 @@ time.sleep(99)
 
 def beats(busy_since: list[float], load: WorkerLoad, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The beats after each turn, as many as there are."""
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     seen = []
 
     async def main() -> None:
@@ -71,7 +71,7 @@ def test_the_place_of_a_worker_tells_the_next_one_that_it_replaces_somebody(tmp_
 
 
 def test_it_notices_a_supervisor_that_shows_nothing(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(heartbeat, "SUPERVISOR_SECONDS", 0.3)
 
     async def main() -> None:

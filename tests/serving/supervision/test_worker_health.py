@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 
 from serving.run_folder import CANNOT_START
-from serving.supervision.worker_health import DEATHS, LIFE_SECONDS, WorkerHealth
+from serving.supervision.worker_health import LIFE_SECONDS, MAX_DEATHS, WorkerHealth
 
 
 def check(health: WorkerHealth, beats: Iterator[float], pid: int = 7) -> list[list[int]]:
@@ -36,17 +36,17 @@ def test_the_process_id_of_a_former_worker_is_left_alone() -> None:
 def test_deaths_in_a_row_in_one_place_are_fatal() -> None:
     health = WorkerHealth(hang_seconds=20)
     fatal = []
-    for pid in range(2 * DEATHS):
+    for pid in range(2 * MAX_DEATHS):
         health.add(pid, place=pid % 2)
         fatal.append(health.record_death(pid, -signal.SIGKILL).fatal)
-    assert fatal == [False] * (2 * DEATHS - 2) + [True, True]
+    assert fatal == [False] * (2 * MAX_DEATHS - 2) + [True, True]
 
 
 def test_a_long_life_resets_the_count_of_deaths() -> None:
     health = WorkerHealth(hang_seconds=2 * LIFE_SECONDS)
-    for pid in range(3 * DEATHS):
+    for pid in range(3 * MAX_DEATHS):
         health.add(pid, place=1)
-        if pid % (DEATHS - 1) == 0:
+        if pid % (MAX_DEATHS - 1) == 0:
             check(health, iter([1.0] * (LIFE_SECONDS + 1)), pid)
         assert not health.record_death(pid, 1).fatal
 
