@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from load_tests import traffic
+from load_tests import traffic, wire
 from load_tests.server import Server, serve
 from load_tests.verdict import command, conclude
 from serving.settings import Settings
@@ -52,15 +52,10 @@ class Readiness:
         return kind not in self.since or time.monotonic() < self.since[kind] + LAG
 
     async def watch_http(self) -> None:
-        host, port = self._server.url.removeprefix("http://").split(":")
-        while "HTTP" not in self.since:
-            reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            status = (await reader.read())[9:12]
-            writer.close()
-            if status != b"200":
-                self.since["HTTP"] = time.monotonic()
+        request = b"GET /readyz HTTP/1.1\r\nHost: chestct\r\nConnection: close\r\n\r\n"
+        while (await wire.exchange(self._server.url, request)).code == "200":
             await asyncio.sleep(POLL_SECONDS)
+        self.since["HTTP"] = time.monotonic()
 
     async def watch_grpc(self) -> None:
         async with grpc.aio.insecure_channel(self._server.grpc) as channel:

@@ -60,20 +60,15 @@ def _httpx(url: str, body: bytes, headers: Mapping[str, str]) -> int:
 
 def _http_1_0(url: str, body: bytes, headers: Mapping[str, str]) -> int:
     parts = urlsplit(url)
-    lines = {**headers, "Content-Length": str(len(body))}
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
-        connection.sendall(f"POST {parts.path} HTTP/1.0\r\n{head}\r\n".encode() + body)
+        connection.sendall(wire.post(parts.path, body, headers).replace(b" HTTP/1.1", b" HTTP/1.0", 1))
         return int(connection.makefile("rb").readline()[9:12])
 
 
 def _curl(url: str, body: bytes, headers: Mapping[str, str], *extra: str) -> int:
     options = [part for name, value in headers.items() for part in ("-H", f"{name}: {value}")]
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(body)
-        file.flush()
-        command = ["curl", "-s", "-m", "60", "-o", "/dev/null", "-w", "%{http_code}", *options, *extra]
-        done = subprocess.run([*command, "--data-binary", f"@{file.name}", url], capture_output=True, check=False)
+    command = ["curl", "-s", "-m", "60", "-o", "/dev/null", "-w", "%{http_code}", *options, *extra]
+    done = subprocess.run([*command, "--data-binary", "@-", url], input=body, capture_output=True, check=False)
     if done.returncode:
         raise OSError(f"curl ended with {done.returncode}")
     return int(done.stdout)
