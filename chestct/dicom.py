@@ -68,17 +68,17 @@ class _Header:
         self._values = file.values
         self._order = "<" if file.little_endian else ">"
 
-    def __contains__(self, keyword: str) -> bool:
-        return _ELEMENTS[keyword] in self._values
+    def value(self, keyword: str) -> bytes:
+        """The value of an element; empty if it is missing."""
+        return self._values.get(_ELEMENTS[keyword], b"")
 
     def missing(self, keyword: str) -> InvalidImage:
-        return _unsupported(
-            f"the element {_name(keyword)}, got a file {'in which it is empty' if keyword in self else 'without it'}"
-        )
+        got = "in which it is empty" if _ELEMENTS[keyword] in self._values else "without it"
+        return _unsupported(f"the element {_name(keyword)}, got a file {got}")
 
     def words(self, keyword: str) -> list[str]:
         """The words of a text element; none if it is missing or empty."""
-        text = self._values.get(_ELEMENTS[keyword], b"").decode("latin-1")
+        text = self.value(keyword).decode("latin-1")
         return [word.strip(" \0") for word in text.split("\\")] if text.strip(" \0") else []
 
     def decimal(self, keyword: str) -> float:
@@ -92,7 +92,7 @@ class _Header:
 
     def binary(self, keyword: str, default: int | None = None, *, signed: bool = False) -> int:
         """A number of two bytes. If it is missing or empty, `default`, if given."""
-        value = self._values.get(_ELEMENTS[keyword], b"")
+        value = self.value(keyword)
         if len(value) >= 2:
             return int.from_bytes(value[:2], "little" if self._order == "<" else "big", signed=signed)
         if default is None:
@@ -101,21 +101,20 @@ class _Header:
 
     def to_units(self, values: NDArray[np.integer], *, signed: bool) -> NDArray[np.float64]:
         """Convert stored values to Hounsfield units by the Modality LUT, or by Rescale Slope and Intercept."""
-        if not self._values.get(_ELEMENTS["LUTData"]):
+        data, described = self.value("LUTData"), self.value("LUTDescriptor")
+        if not data:
             return values.astype(np.float64) * self.decimal("RescaleSlope") + self.decimal("RescaleIntercept")
-        if not self._values.get(_ELEMENTS["LUTDescriptor"]):
+        if not described:
             raise self.missing("LUTDescriptor")
-        descriptor = self._order + ("HhH" if signed else "HHH")
-        entries, first, bits = struct.unpack(descriptor, self._values[_ELEMENTS["LUTDescriptor"]])
+        entries, first, bits = struct.unpack(self._order + ("HhH" if signed else "HHH"), described)
         entries = entries or 65_536
-        data = self._values[_ELEMENTS["LUTData"]]
         kind = "u1" if bits == 8 and len(data) < 2 * entries else "u2"
         table = np.frombuffer(data, self._order + kind, entries).astype(np.float64)
         return np.asarray(table[np.clip(values - first, 0, entries - 1)])
 
     def padding(self, *, signed: bool) -> tuple[int, int] | None:
         """Range of the stored values that are padding; None if there are none."""
-        if not self._values.get(_ELEMENTS["PixelPaddingValue"]):
+        if not self.value("PixelPaddingValue"):
             return None
         value = self.binary("PixelPaddingValue", signed=signed)
         limit = self.binary("PixelPaddingRangeLimit", value, signed=signed)
