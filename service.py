@@ -140,7 +140,7 @@ class ChestCT:
         await self.classifier.warm_up()
         self.heartbeat = heartbeat.Heartbeat(LOAD, lambda: self.classifier.busy_since)
         # After the warm-up: workers share the port, and a cold worker would take calls that a warm one could answer.
-        self.rpc = await rpc.start(self.classifier, SETTINGS, KEYS, LOAD, MEMORY)
+        self.rpc = await rpc.start(self.classifier, KEYS, LOAD, MEMORY)
         app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS))
         app.state.classifier = self.classifier
         await PRIVATE.start()

@@ -32,7 +32,9 @@ from serving import rpc
 from serving.http.app import create_app
 from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
+from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
+from serving.worker_load import WorkerLoad
 from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, serve
 
@@ -330,7 +332,7 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         engine.batches.clear()
         app = create_app(settings)
         app.state.classifier = classifier
-        server = await rpc.start(classifier, settings)
+        server = await rpc.start(classifier, None, WorkerLoad(1), MemoryBudget())
         async with connect(
             "http://chestct", f"127.0.0.1:{server.port}", httpx.ASGITransport(RequestRecording(app))
         ) as clients:

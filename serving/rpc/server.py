@@ -1,6 +1,6 @@
 """A gRPC server whose connections and calls are bounded."""
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import grpc
@@ -49,23 +49,19 @@ class RpcServer:
 
 
 async def start(
-    classifier: Classifier,
-    settings: Settings,
-    keys: Keys | None = None,
-    load: AbstractContextManager[None] | None = None,
-    memory: MemoryBudget | None = None,
+    classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None], memory: MemoryBudget
 ) -> RpcServer:
-    """Start a server on the settings' gRPC address in this event loop.
+    """Start a server on the gRPC address of the classifier's settings, in this event loop.
 
     With `keys`, calls of SERVICE need one of them. `load` is entered for each call of SERVICE; serving.worker_load
-    counts them. `memory` counts the messages; by default it has the settings' size. Until the classifier is ready,
-    the health is NOT_SERVING: call `update_health` after the warm-up. Several processes may share the port
-    (SO_REUSEPORT). Raises RuntimeError if the port can't be bound.
+    counts them. `memory` counts the messages. Until the classifier is ready, the health is NOT_SERVING: call
+    `update_health` after the warm-up. Several processes may share the port (SO_REUSEPORT). Raises RuntimeError if the
+    port can't be bound.
     """
-    memory = memory or MemoryBudget(settings.max_bytes_in_flight)
+    settings = classifier.settings
     delivery = DeliveryTimeouts()
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(classifier, keys, load or nullcontext(), memory, delivery)],
+        interceptors=[CallInterceptor(classifier, keys, load, memory, delivery)],
         options=_options(settings),
         maximum_concurrent_rpcs=_MOST_CALLS,
     )

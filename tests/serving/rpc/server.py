@@ -50,7 +50,7 @@ class Server:
         self.load = Gauge()
         self.memory = MemoryBudget(settings.max_bytes_in_flight)
         keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
-        self.rpc = self.run(rpc.start(self.classifier, settings, keys, self.load, self.memory))
+        self.rpc = self.run(rpc.start(self.classifier, keys, self.load, self.memory))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.rpc.port}")
         self.stub = service.GRPCInferenceServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
