@@ -41,11 +41,11 @@ from tests.server import ROOT, Server, environment, serve
 PNG = {"Content-Type": "image/png"}
 JSON_LENGTH = "Inference-Header-Content-Length"
 SECONDS = 60
-"""Each request's patience."""
+"""Seconds that each request waits."""
 
 
 class Sample(NamedTuple):
-    """One thing to ask about: a file, and what goes into the input `pixels`, [height, width, 1]."""
+    """A file and its pixels for the input `pixels`, [height, width, 1]."""
 
     data: bytes
     pixels: NDArray[np.uint8]
@@ -109,7 +109,7 @@ async def ask_batch(clients: Clients, images: Sequence[bytes]) -> list[Answer | 
 
 
 async def batch(clients: Clients, sample: Sample) -> Answer | Refused:
-    """Between a good image and a broken one."""
+    """Send the sample in a batch, between a good image and a broken one."""
     before, outcome, after = await ask_batch(clients, [GOOD.data, sample.data, b"broken"])
     assert isinstance(before, Answer)
     assert after == Refused("undecodable_image")
@@ -177,7 +177,7 @@ async def oip_binary(clients: Clients, sample: Sample) -> Answer | Refused:
 
 
 async def classify(clients: Clients, sample: Sample) -> Answer | Refused:
-    """As bentoml.AsyncHTTPClient does, through BentoML's own batching."""
+    """Like bentoml.AsyncHTTPClient, through BentoML's own batching."""
     response = await clients.http.post("/classify", json={"images": [base64.b64encode(sample.data).decode()]})
     assert response.status_code == 200, response.text
     (outcome,) = response.json()
@@ -198,7 +198,7 @@ PROTOCOLS: tuple[Ask, ...] = (
 
 
 def tiny_sample(index: int) -> Sample:
-    """No two of 200 have the same probabilities."""
+    """A sample. The first 200 have different probabilities."""
     pixels = tiny_picture(index % 4, dark=index % 50, bright=100 + 3 * (index // 4))
     return Sample(encode_png(pixels[:, :, 0]), pixels)
 
@@ -217,7 +217,7 @@ BROKEN = tuple(Sample(data, WRONG_SHAPE) for data in (GOOD.data[:-40], b"text", 
 
 
 def ask_all(server: Server, questions: Sequence[tuple[Ask, Sample]]) -> list[Answer | Refused]:
-    """The outcomes of questions that are all asked at once."""
+    """The outcomes of requests that are all sent at once."""
 
     async def run() -> list[Answer | Refused]:
         async with connect(server.url, server.grpc) as clients:
@@ -228,7 +228,7 @@ def ask_all(server: Server, questions: Sequence[tuple[Ask, Sample]]) -> list[Ans
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The real service with the released model, whose inference takes long enough for a queue to grow."""
+    """The real service with the released model, which is slow enough for a queue to grow."""
     home = tmp_path_factory.mktemp("released") / "bentoml"
     home.mkdir()
     command = [sys.executable, "-m", "serving.release"]
@@ -300,7 +300,7 @@ def test_32_concurrent_requests_of_a_protocol_share_inferences(released: Server,
 
 
 class RecordingEngine:
-    """The tiny model, which keeps what it scored; it waits in each inference until `go` is set."""
+    """The tiny model, which records its batches and waits in each until `go` is set."""
 
     largest_batch = 4
 
@@ -336,7 +336,7 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         async with connect(
             "http://chestct", f"127.0.0.1:{server.port}", httpx.ASGITransport(RequestRecording(app))
         ) as clients:
-            # One is in the engine; then three of HTTP and three of gRPC wait for inferences of four.
+            # One image is in the engine. Three of HTTP and three of gRPC wait for batches of four.
             calls = [asyncio.ensure_future(raw(clients, samples[0]))]
             assert await asyncio.to_thread(engine.entered.wait, SECONDS)
             calls += [asyncio.ensure_future(raw(clients, sample)) for sample in samples[1:4]]

@@ -1,4 +1,4 @@
-"""The released model is whole, fits its card, and refuses what is no chest CT."""
+"""The released model is complete, fits its card, and rejects images that are no chest CT."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def faster(card: ModelCard) -> Engine:
-    """The engine as it is served."""
+    """The engine with the options of the service."""
     recheck = card.thresholds.refer_margin
     return Engine(RELEASE / GRAPH, batch_sizes=(1, 2), bfloat16=card.bfloat16 is not None, recheck=recheck)
 

@@ -1,4 +1,4 @@
-"""What the tests of DICOM files share."""
+"""Shared fixture of the DICOM tests."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def quiet_pydicom() -> Iterator[None]:
-    """Without pydicom's warnings of what is wrong in a file, which is what is tested."""
+    """Silence pydicom's warnings about broken files, which the tests need."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pydicom")
         yield

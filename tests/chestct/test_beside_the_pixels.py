@@ -29,7 +29,7 @@ PNG = encoded(ramp())
 JPEG = encoded(ramp(), "JPEG", quality=95)
 COLOUR = Image.merge("RGB", [ramp(), ramp().point(lambda level: 255 - level), Image.new("L", (96, 64), 90)])
 RGB_JPEG = encoded(COLOUR, "JPEG", quality=95, keep_rgb=True)
-"""With the ids R, G and B, and without a JFIF or Adobe segment to say so."""
+"""A JPEG with the colour ids R, G and B, and without a JFIF or Adobe segment."""
 ADOBE = b"Adobe\0\x64\0\0\0\0"
 TURNS = exif(orientation(3))
 BOMB = zlib.compress(bytes(64_000_000), 9)
@@ -198,7 +198,7 @@ def test_exif_after_the_first_scan_turns_nothing_as_in_browsers():
         encoded(COLOUR.convert("CMYK"), "JPEG", quality=95),
         encoded(COLOUR, "JPEG", quality=95, progressive=True),
         encoded(COLOUR, "JPEG", quality=95, restart_marker_blocks=3),
-        with_segments(encoded(COLOUR, "JPEG", quality=95), segment(0xEE, ADOBE + b"\0")),  # JFIF has the word
+        with_segments(encoded(COLOUR, "JPEG", quality=95), segment(0xEE, ADOBE + b"\0")),  # JFIF decides
     ],
 )
 def test_a_jpeg_has_the_same_grey_levels_however_its_colours_are_stored(data):

@@ -106,10 +106,10 @@ def test_another_transfer_syntax_is_refused_with_those_that_are_read():
 
 
 def test_a_lossy_jpeg_of_12_bits_has_the_values_that_other_decoders_give():
-    """Of pydicom's test file, whose tests have them by two decoders."""
+    """Values of pydicom's test file, which its own tests have from two decoders."""
     data = Path(get_testdata_file("JPGExtended.dcm")).read_bytes()
     ct = changed(data, Modality="CT", ImageType=None, RescaleSlope=1, RescaleIntercept=0)
-    grey = dicom.read(ct, 128, 256)  # a level a unit
+    grey = dicom.read(ct, 128, 256)  # one level for each unit
     assert (grey[420, 140], grey[230, 120]) == (244, 95)
 
 
@@ -152,7 +152,7 @@ BROKEN = {
 
 
 def _with_element(element, *, in_front_of=b"(\0\x02\0US", data=None):
-    """The file with one more before another."""
+    """The file with one more element before another."""
     data = data or dicom_file(PHANTOM)
     assert data.count(in_front_of) == 1
     return data.replace(in_front_of, element + in_front_of)

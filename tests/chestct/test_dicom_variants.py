@@ -30,7 +30,7 @@ def code_of(data):
 
 
 def data_set(data):
-    """Without the preamble and the elements of group 2."""
+    """The file without the preamble and the elements of group 2."""
     return data[144 + int.from_bytes(data[140:144], "little") :]
 
 
@@ -46,7 +46,7 @@ def without(data, *keywords):
 
 
 def with_pixels(change, data=None, *, undefined_length=False):
-    """With other bytes as Pixel Data, which is the last element."""
+    """The file with other bytes as Pixel Data, which is the last element."""
     data = dicom_file(LEVELS) if data is None else data
     at = data.rindex(b"\xe0\x7f\x10\0") + 12
     pixels = change(data[at:])
@@ -60,7 +60,7 @@ def with_elements(elements, before=b"(\0\x02\0US"):
 
 
 def in_groups(*, per_frame):
-    """Rescale in the place of an enhanced CT."""
+    """The rescale elements in their place in an enhanced CT."""
     file = pydicom.dcmread(io.BytesIO(dicom_file(LEVELS)))
     values, groups = pydicom.Dataset(), pydicom.Dataset()
     values.RescaleSlope, values.RescaleIntercept, values.RescaleType = file.RescaleSlope, file.RescaleIntercept, "HU"
@@ -85,7 +85,7 @@ def undefined(tag, kind, content):
 
 ICON = (
     ITEM + UNDEFINED + b"(\0\x10\0US\2\0\x01\0" + b"\xe0\x7f\x10\0OW\0\0\2\0\0\0ab" + END_OF_ITEM
-)  # a picture of its own, within the header
+)  # a thumbnail within the header
 PLAIN = dicom_file(LEVELS)
 GOOD = {
     "two bytes of padding": lambda: with_pixels(lambda pixels: pixels + b"\0\0"),
@@ -212,7 +212,7 @@ def test_twelve_bits_are_read_signed_or_not(syntax, signed):
 @pytest.mark.parametrize("monochrome1", [False, True])
 @pytest.mark.parametrize("signed", [False, True])
 def test_padding_is_black_whatever_its_value(signed, monochrome1):
-    """Of a value, and of a range that begins with it."""
+    """The padding is a value, or a range that begins with it."""
     padded = LEVELS > 200
     assert padded.any()
     file = pydicom.dcmread(io.BytesIO(dicom_file(LEVELS, signed=signed, monochrome1=monochrome1)))
@@ -293,7 +293,7 @@ def test_a_truncated_file_has_one_code_at_every_cut(make):
     ids=lambda syntax: syntax.name,
 )
 def test_a_compressed_picture_that_ends_early_has_the_same_code(syntax):
-    """In a file that is whole."""
+    """The file itself is complete."""
     if syntax == uid.JPEGExtended12Bit:
         other = Path(get_testdata_file("JPGExtended.dcm")).read_bytes()
         data = changed(other, Modality="CT", ImageType=None, RescaleSlope=1, RescaleIntercept=0)

@@ -8,7 +8,7 @@ from chestct.exif import read_orientation
 from tests.pictures import entry, exif, orientation
 
 SIX = orientation(6)
-RATIONAL = entry(0x011A, 5, 1, b"\xff\xff\xff\xff")  # where its two numbers stand: far behind the end
+RATIONAL = entry(0x011A, 5, 1, b"\xff\xff\xff\xff")  # position of its two numbers, far behind the end
 RESOLUTION = entry(0x011A, 10, 1, struct.pack("<I", 26))
 
 

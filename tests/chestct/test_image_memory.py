@@ -1,4 +1,4 @@
-"""What the worst picture of each kind takes in memory while it is decoded, measured in processes of their own."""
+"""Memory to decode the worst picture of each kind, measured in separate processes."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ SIDE = round(MAX_PIXELS**0.5)
 CHEAP_SIDE = round(CHEAP_PIXELS**0.5)
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-"""Where each pass begins, and its steps."""
+"""Start and step of each pass."""
 
 MEASURE = """
 import json, os, sys
@@ -62,7 +62,7 @@ def black_png(width: int, height: int, bits: int, colours: int, interlaced: int)
 
 
 def grey_jpeg(width: int, height: int, mode: str, *, progressive: bool) -> bytes:
-    """Of which only the beginning is there, which libjpeg takes: it fills up the rest of each scan."""
+    """A truncated picture that libjpeg accepts: it fills up the rest of each scan."""
     small = encoded(Image.new(mode, (64, 64), 120), "JPEG", subsampling=0, progressive=progressive)
     at = small.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
     return small[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + small[at + 4 :]
@@ -96,7 +96,7 @@ class Growth(NamedTuple):
 
 @pytest.fixture(scope="module")
 def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Growth]:
-    """Of a process that decodes this file and no other."""
+    """Growth of a process that decodes only this file."""
     folder = tmp_path_factory.mktemp("worst")
     cheap = {}
     for name, data in worst():
@@ -115,7 +115,7 @@ def growth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Growth]:
 def test_the_worst_picture_of_each_kind_stays_within_max_memory(growth: dict[str, Growth]) -> None:
     sizes = {name: size for name, (size, _) in growth.items()}
     assert {name: size for name, size in sizes.items() if size > MAX_MEMORY} == {}
-    assert max(sizes.values()) > MAX_MEMORY // 2  # else the figure is far from the truth
+    assert max(sizes.values()) > MAX_MEMORY // 2  # otherwise the limit is far from the measured size
 
 
 def test_cheap_pictures_stay_within_cheap_memory(growth: dict[str, Growth]) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of ../shared/cases, drawn to go wrong, each with its right answer."""
+"""Difficult pictures from ../shared/cases, each with its right answer."""
 
 import numpy as np
 import pytest

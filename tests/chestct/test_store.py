@@ -6,7 +6,7 @@ import pytest
 from chestct.card import ModelCard
 from tests.graphs import tiny_model
 
-# A process of its own, since BentoML fixes the place of its store when it is imported.
+# A separate process, because BentoML fixes the folder of its store at import.
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tiny model as an engine that can be held up, for the tests of both protocols."""
+"""The tiny model as an engine that can be held, for the tests of both protocols."""
 
 import threading
 
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from chestct.engine import Engine, Scores
 
 SECONDS = 300
-"""A batch is held for at most, so that a failed test ends."""
+"""Most seconds that a batch is held, so that a failed test ends."""
 
 
 class GatedEngine:
-    """The tiny model behind a gate: while it is closed, a batch that came in stays in."""
+    """The tiny model behind a gate. While the gate is closed, a batch stays in the engine."""
 
     def __init__(self, engine: Engine, largest_batch: int = 1) -> None:
         self.largest_batch = largest_batch

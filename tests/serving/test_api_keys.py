@@ -29,7 +29,7 @@ def bearer(key: str) -> str:
 
 
 def write(file: Path, *lines: str) -> None:
-    """Put a new file in the place of the old one, as a careful writer does."""
+    """Replace the file by a new one, like a careful writer."""
     new = file.with_suffix(".new")
     new.write_text("".join(f"{line}\n" for line in lines))
     new.rename(file)

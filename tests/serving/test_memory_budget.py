@@ -1,4 +1,4 @@
-"""The memory budget: what it counts, and which request goes when it is spent."""
+"""The memory budget: the bytes that it counts, and the request that it evicts."""
 
 import time
 

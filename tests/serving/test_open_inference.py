@@ -1,4 +1,4 @@
-"""The Open Inference Protocol free of transport, before a real classifier of the tiny model."""
+"""The Open Inference Protocol without a transport, with a classifier of the tiny model."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ WHITE = np.full((SIZE, SIZE, 1), 255, np.uint8)
 
 
 class Model:
-    """Asks the tiny model; a classifier lives in the event loop of one call."""
+    """Asks the tiny model, with a new classifier in the event loop of each call."""
 
     def __init__(self, folder: Path) -> None:
         self.card: ModelCard = tiny_model(folder, size=SIZE)

@@ -1,4 +1,4 @@
-"""No content of a request in the log or the metrics: a marker in every place that a client fills, wrong bodies too."""
+"""No content of a request is in the log or the metrics. The tests put a marker in every place that a client fills."""
 
 import base64
 import contextlib
@@ -24,7 +24,7 @@ from tests.graphs import tiny_picture
 from tests.server import Server
 
 MARKER = "Qx7MarkerQx7Mark"
-"""Is base64, too."""
+"""The marker. It is valid base64, too."""
 _TRACES = re.compile(
     "|".join(
         [
@@ -37,7 +37,7 @@ _TRACES = re.compile(
     re.IGNORECASE,
 )
 _START = re.compile(r"page: |\S+ \[INFO\] \[entry_service:chestct:\d\] ")
-"""Lines of a worker that is starting; another one answers already."""
+"""Log lines of a worker that starts while another one answers."""
 PATHS = (
     *("/v1/predict", "/v1/predict/batch", "/v2/models/chestct/infer", f"/v2/models/{MARKER}/infer", "/classify"),
     *("/v1/model", f"/v2/models/{MARKER}", f"/v2/models/chestct/versions/{MARKER}", "/schema.json", "/docs.json"),
@@ -64,7 +64,7 @@ TYPES = (
 
 
 def png_with_text() -> bytes:
-    """A picture whose text chunk holds the marker."""
+    """A picture with the marker in a text chunk."""
     png = encode_png(tiny_picture(1)[:, :, 0])
     text = b"tEXtComment\0" + MARKER.encode()
     return png[:33] + struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) + png[33:]
@@ -122,7 +122,7 @@ def ask_everything(client: httpx.Client) -> None:
 
 
 def send_raw(server: Server, data: bytes, *, to_grpc: bool = False) -> None:
-    """These bytes, with the sending half of the connection closed behind them; what comes back says nothing here."""
+    """Send these bytes and close the sending half of the connection. The answer is ignored."""
     host, port = (server.grpc if to_grpc else server.url.removeprefix("http://")).split(":")
     with socket.create_connection((host, int(port)), timeout=300) as connection, contextlib.suppress(OSError):
         connection.sendall(data)
@@ -187,7 +187,7 @@ def ask_over_grpc(channel: grpc.Channel) -> None:
 
 
 def wait_for(server: Server, request_id: str) -> None:
-    """Until the line of a request is in the log: each worker writes its lines in order."""
+    """Wait until the line of a request is in the log. Each worker writes its lines in order."""
     deadline = time.monotonic() + 300
     while f'"{request_id}"' not in server.log.read_text(encoding="utf-8"):
         assert time.monotonic() < deadline
@@ -204,7 +204,7 @@ def test_no_content_of_any_request_is_in_the_log_or_the_metrics_and_each_line_is
         send_raw(server, data, to_grpc=True)
     with grpc.insecure_channel(server.grpc) as channel:
         ask_over_grpc(channel)
-    for number in range(20):  # so that each worker has written a line behind those
+    for number in range(20):  # so that each worker has written a later line
         httpx.get(f"{server.url}/v1/model", headers={"X-Request-ID": f"privacy-{number}"})
         wait_for(server, f"privacy-{number}")
     with server.log.open("rb") as log:

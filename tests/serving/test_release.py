@@ -85,7 +85,7 @@ def test_an_error_is_one_line(
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """Runs the command on the folder `release`, which it must refuse; its one line."""
+    """Run the command on the folder `release`, which it must refuse. Returns its one line."""
     monkeypatch.setattr(release, "RELEASE", tmp_path / "release")
 
     def run() -> str:
@@ -129,7 +129,7 @@ def test_a_changed_file_is_refused_in_one_line_with_both_digests(
 
 
 def change(path: Path) -> None:
-    """Flip a bit of a graph; reverse the classes of a card, which stays a card."""
+    """Flip a bit of a graph, or reverse the classes of a card, which stays valid."""
     if path.name == CARD:
         content = json.loads(path.read_bytes())
         content["classes"].reverse()

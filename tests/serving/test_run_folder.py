@@ -34,7 +34,7 @@ except OSError as error:
 
 @pytest.fixture
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No shared memory here, so that runs are made in a folder of the test's own."""
+    """Without shared memory, so that runs are made in the test's folder."""
     monkeypatch.setattr(run_folder, "_MEMORY", tmp_path / "none")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path

@@ -146,7 +146,7 @@ def test_a_cancelled_image_never_reaches_the_engine(gate: Gate) -> None:
             batcher.check_room()
         third.cancel()
         await asyncio.sleep(0)
-        batcher.check_room()  # its place is free before the engine is
+        batcher.check_room()  # its place is free before the engine
         gate.open.set()
         await asyncio.gather(first, second, fourth)
         await batcher.close()
@@ -175,7 +175,7 @@ def test_a_full_queue_gives_the_time_to_retry(gate: Gate) -> None:
         task = await occupy(batcher, gate)
         await asyncio.sleep(0.05)
         gate.open.set()
-        await task  # now the engine's pace is known: 50 ms an image or more
+        await task  # now the seconds per image are known: 50 ms or more
         first = await occupy(batcher, gate)
         others = await enqueue(batcher, 1, 2, 3)
         with pytest.raises(Overloaded) as caught:
@@ -197,7 +197,7 @@ def test_an_image_that_would_miss_its_deadline_is_refused_at_once(gate: Gate) ->
 
     async def run() -> None:
         batcher = Batcher(infer, largest_batch=1, queue_size=64)
-        for _ in range(32):  # now the engine's pace is known: 10 ms an image or more
+        for _ in range(32):  # now the seconds per image are known: 10 ms or more
             await batcher.score(image(0))
         first = await occupy(batcher, gate)
         others = await enqueue(batcher, *range(1, 5))
@@ -287,7 +287,7 @@ def test_images_being_decoded_count_against_the_queue(gate: Gate) -> None:
 def test_an_admitted_image_is_not_refused_for_later_ones(gate: Gate) -> None:
     async def run() -> float:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
-        batcher.decoding = 4  # they came while this one was decoded
+        batcher.decoding = 4  # they arrived while this one was decoded
         with pytest.raises(Overloaded):
             await batcher.score(image(1))
         score = await batcher.score(image(2), admitted=True)

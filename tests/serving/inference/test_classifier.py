@@ -78,7 +78,7 @@ def test_an_explanation_holds_a_map_a_class_and_the_models_view(model: tuple[Eng
     assert list(maps) == list(model[1].classes)
     assert all(map_.shape == (32, 32) and map_.dtype == np.uint8 for map_ in maps.values())
     spoken = maps["large_cell_carcinoma"]
-    assert spoken.max() > 220  # one scale for all classes of the picture: the loudest comes near the top
+    assert spoken.max() > 220  # one scale for all classes: the strongest is near the top
     assert spoken[12].mean() > 200 > spoken[28].mean()
     assert all(map_.max() < 128 for name, map_ in maps.items() if name != "large_cell_carcinoma")
     np.testing.assert_array_equal(grey(prediction.preview), tiny_picture(1)[:, :, 0])
@@ -158,7 +158,7 @@ def test_other_formats_are_named(model: tuple[Engine, ModelCard]) -> None:
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, decoder: str) -> threading.Event:
-    """Let the decoder of that name wait until the event is set, and refuse its file then."""
+    """Make the decoder of that name wait for the event and then refuse its file."""
     release = threading.Event()
 
     def slow(*_: object) -> None:

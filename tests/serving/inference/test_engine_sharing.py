@@ -20,7 +20,7 @@ MAP = (4, 2, 2)
 
 
 class Worker:
-    """What lending joins in a worker."""
+    """A worker's batcher and its engine sharing."""
 
     def __init__(self, folder: Path, number: int, gate: Gate, model: str = "model") -> None:
         self.gate = gate
@@ -56,7 +56,7 @@ async def two(folder: Path, models: tuple[str, str] = ("model", "model")) -> Asy
 async def crowded(
     folder: Path, models: tuple[str, str] = ("model", "model")
 ) -> AsyncIterator[tuple[Worker, Worker, asyncio.Task[object]]]:
-    """Two workers, the first of which has an image in its engine until its gate is opened, and that image's score."""
+    """Two workers, and the score of an image that is in the first one's engine until its gate opens."""
     async with two(folder, models) as (one, other):
         first = await occupy(one.batcher, one.gate)
         yield one, other, first
@@ -148,7 +148,7 @@ def test_a_batch_that_another_worker_loses_is_computed_here(tmp_path: Path) -> N
             other.gate.open.clear()
             tasks = await enqueue(one.batcher, 7, 9)
             await until(other.gate.entered)
-            await other.lending.stop()  # what a worker that is killed leaves: closed connections
+            await other.lending.stop()  # like a killed worker: closed connections
             await asyncio.sleep(0.05)
             one.gate.open.set()
             assert [score.ood_score for score in await asyncio.gather(*tasks)] == [7, 9]  # type: ignore[attr-defined]

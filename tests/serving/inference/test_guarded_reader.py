@@ -136,7 +136,7 @@ time.sleep(60)
 
 
 def test_the_signals_of_a_stop_do_not_reach_the_process(reader: GuardedReader) -> None:
-    """BentoML's supervisor sends them to a worker's children too, while the worker still answers."""
+    """BentoML's supervisor sends them also to the children of a worker, while the worker still answers."""
     assert is_read(reader)
     process = child(reader)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -278,7 +278,7 @@ def test_a_bomb_hits_the_memory_limit(reader: GuardedReader) -> None:
     megabyte = stream.compress(bytes(1 << 20)) + stream.flush(zlib.Z_FULL_FLUSH)
     deflated = megabyte * 20_000 + stream.flush()
     small = dicom_file(LEVELS, uid.DeflatedExplicitVRLittleEndian)
-    end = 144 + int.from_bytes(small[140:144], "little")  # of the elements that are not deflated
+    end = 144 + int.from_bytes(small[140:144], "little")  # in the elements that are not deflated
     assert read(reader, small[:end] + deflated) == "image_too_large"
     assert np.array_equal(read(reader, small), LEVELS)
 

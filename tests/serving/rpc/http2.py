@@ -1,4 +1,4 @@
-"""As much of HTTP/2 as a client of gRPC needs that does what no library lets it: send half a message, and wait."""
+"""A minimal HTTP/2 client for gRPC. Unlike a library it can send half a message and wait."""
 
 import select
 import socket
@@ -14,10 +14,10 @@ _LARGEST_FRAME = 16_384
 
 
 class Connection:
-    """Frames over one connection; keeps to the server's windows. Calls have the odd numbers that `open` gives."""
+    """Sends and reads frames on one connection, within the server's windows. `open` gives calls their odd numbers."""
 
     def __init__(self, port: int, *, greet: bool = True, takes: int = _WINDOW) -> None:
-        """`takes`: bytes of an answer that it lets the server send."""
+        """`takes`: bytes of an answer that the server may send."""
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=300)
         self._buffer = b""
         self._window = _WINDOW
@@ -45,7 +45,7 @@ class Connection:
         self._socket.close()
 
     def open(self, path: str, **metadata: str) -> int:
-        """Begin a call of gRPC."""
+        """Start a gRPC call."""
         call = 2 * len(self._windows) + 1
         fields = {
             ":method": "POST",
@@ -63,7 +63,7 @@ class Connection:
         return call
 
     def send(self, call: int, data: bytes, *, patience: float = 2) -> int:
-        """Send as much of this as the server's windows let through while it lets through anything; how much it was."""
+        """Send data while the server's windows allow it. Returns the number of bytes sent."""
         at = 0
         deadline = time.monotonic() + patience
         while at < len(data) and not self.closed and call not in self.ended and time.monotonic() < deadline:
@@ -82,7 +82,7 @@ class Connection:
         self._send(_frame(DATA, END_STREAM, call))
 
     def receive(self, seconds: float) -> None:
-        """Take what comes within this time."""
+        """Read frames for this time."""
         deadline = time.monotonic() + seconds
         while not self.closed:
             ready, _, _ = select.select([self._socket], [], [], max(0, deadline - time.monotonic()))
@@ -127,7 +127,7 @@ class Connection:
 
 
 def message(size: int) -> bytes:
-    """The five bytes with which gRPC announces a message."""
+    """The five bytes before a gRPC message."""
     return struct.pack(">BI", 0, size)
 
 

@@ -1,4 +1,4 @@
-"""A gRPC server before a classifier of the tiny model, in a thread of its own, and what its tests ask it."""
+"""A gRPC server with the tiny model in its own thread, and requests for its tests."""
 
 import asyncio
 import threading
@@ -30,7 +30,7 @@ SIZE = 32
 
 
 class Gauge(AbstractContextManager[None]):
-    """How many are within it."""
+    """Counts the calls in progress."""
 
     count = 0
 
@@ -42,7 +42,7 @@ class Gauge(AbstractContextManager[None]):
 
 
 class Server:
-    """A server in an event loop of its own thread, and a channel to it."""
+    """A server in an event loop in its own thread, and a channel to it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, engine: Any, card: ModelCard, settings: Settings) -> None:
         self._loop = loop

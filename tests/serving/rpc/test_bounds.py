@@ -1,4 +1,4 @@
-"""What a gRPC call may cost before it is answered, and what becomes of clients that take more."""
+"""Limits on the cost of a gRPC call, and the end of calls that exceed them."""
 
 import math
 import time
@@ -42,7 +42,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unfinished(port: int, method: str, size: int, **metadata: str) -> tuple[Connection, int]:
-    """A connection with one call that announces a message of 8 MB and sends `size` bytes of it, as far as it may."""
+    """A connection with one call that announces 8 MB and sends `size` bytes, as far as the windows allow."""
     connection = Connection(port)
     call = connection.open(method, **metadata)
     connection.send(call, message(8_000_000) + bytes(size), patience=0.2)
@@ -243,7 +243,7 @@ def test_watches_and_reflections_are_bounded(server: Server, monkeypatch: pytest
 
 
 def not_taking(port: int, method: str, calls: int = 1) -> Connection:
-    """A connection with whole calls, whose client takes no byte of an answer."""
+    """A connection with complete calls. Its client takes no byte of an answer."""
     connection = Connection(port, takes=0)
     for _ in range(calls):
         call = connection.open(method)

@@ -23,7 +23,7 @@ def field(number: int, kind: int, payload: bytes) -> bytes:
 
 
 def nested(*numbers: int, content: bytes) -> bytes:
-    """Content inside a field of each of these numbers, the outermost first."""
+    """Content in nested fields with these numbers, the outermost first."""
     for number in reversed(numbers):
         content = field(number, 2, varint(len(content)) + content)
     return content
@@ -111,7 +111,7 @@ REFUSALS = ("invalid_request", "unknown_model", "empty_image", "undecodable_imag
 
 
 def in_words(server: Server, request: protocol.ModelInferRequest | bytes) -> StatusCode:
-    """The status of an answer, which is OK or a refusal in our form."""
+    """The status of an answer: OK or a refusal in our form."""
     message = request if isinstance(request, bytes) else request.SerializeToString()
     error = server.channel.unary_unary(INFER).future(message, timeout=300).exception(300)
     if error is None:

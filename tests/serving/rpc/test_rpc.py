@@ -1,4 +1,4 @@
-"""The gRPC edge: a real channel to a real server before a classifier of the tiny model."""
+"""The gRPC server with the tiny model, over a real channel."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -206,7 +206,7 @@ def test_stopping_ends_health_watches_and_finishes_the_running_call(model: Model
             assert next(watch).status == NOT_SERVING
             gate.open.set()
             assert labels(running.result(300)) == ["large_cell_carcinoma"]
-            stopping.result(300)  # though the client goes on watching
+            stopping.result(300)  # although the client still watches
             with pytest.raises(grpc.RpcError):
                 next(watch)
 
@@ -368,7 +368,7 @@ def test_a_call_is_a_span_below_the_client_s(server: Server, monkeypatch: pytest
     for sampled in ("00", "01"):
         parent = ("traceparent", f"00-{trace}-b7ad6b7169203331-{sampled}")
         server.stub.ModelInfer(ask(png(1), id=sampled), metadata=[parent])
-    refusal(server.stub.ModelInfer, ask(b"bad"))  # its turn comes after the last call has been written down
+    refusal(server.stub.ModelInfer, ask(b"bad"))  # this runs after the last call is recorded
     (span,) = exporter.get_finished_spans()
     assert (span.name, f"{span.context.trace_id:032x}") == (f"{rpc.SERVICE}/ModelInfer", trace)
     attributes = dict(span.attributes or {})

@@ -1,4 +1,4 @@
-"""A worker shows that it lives, and ends with its supervisor."""
+"""A worker beats while it is alive, and dies with its supervisor."""
 
 import asyncio
 import math
@@ -33,7 +33,7 @@ time.sleep(99)
 
 
 def beats(busy_since: list[float], load: WorkerLoad, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The beats after each turn, as many as there are."""
+    """The beat after each of these turns."""
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     seen = []
 

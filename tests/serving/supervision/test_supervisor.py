@@ -1,4 +1,4 @@
-"""BentoML's real supervisor and workers, killed, frozen and hindered."""
+"""BentoML's real supervisor with workers that are killed, frozen or can't start."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
 
 PATIENCE = 90
-"""Seconds; some are enough on an idle machine."""
+"""Most seconds to wait. A few are enough on an idle machine."""
 PICTURE = encode_png(tiny_picture(1)[:, :, 0])
 
 
@@ -53,7 +53,7 @@ def run_folder_of(server: Server) -> Path:
 
 
 def start(home: Path, http: int, grpc: int, **settings: str) -> "subprocess.Popen[str]":
-    """A service that may fail; its output is one stream of text."""
+    """A service that may fail, with its output in one stream."""
     return subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(http)],
         cwd=ROOT,
@@ -66,7 +66,7 @@ def start(home: Path, http: int, grpc: int, **settings: str) -> "subprocess.Pope
 
 
 def run(home: Path, http: int, grpc: int, **settings: str) -> tuple[int, list[str]]:
-    """The exit code of a service that can't start, and its lines without BentoML's of how the start goes on."""
+    """Exit code and output of a service that can't start, without BentoML's lines about the start."""
     with start(home, http, grpc, **settings) as process:
         try:
             output, _ = process.communicate(timeout=PATIENCE)
@@ -84,7 +84,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def supervised(home: Path) -> Iterator[Server]:
-    """Two workers, of which one that hangs is found soon, as in a container of BentoML, which replaces none."""
+    """A service with two workers that finds a hung one soon, with BentoML's settings for containers."""
     with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3", BENTOML_CONTAINERIZED="true") as running:
         load = WorkerLoad(2)
         load.open(run_folder_of(running) / run_folder.WORKER_LOAD)
@@ -125,7 +125,7 @@ def test_a_frozen_worker_is_replaced_and_every_call_is_answered_again(supervised
 
 
 def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> None:
-    """As `bentoml serve --reload` wants it at each change of a file."""
+    """Restart the workers like `bentoml serve --reload` after a change of a file."""
     supervisor = psutil.Process(supervised.process.pid)
     before = workers_of(supervisor)
     said = supervised.log.read_text()
@@ -159,7 +159,7 @@ def test_a_second_service_is_refused_each_port_and_leaves_the_first_its_metrics(
 
 
 def test_a_killed_supervisor_takes_its_workers_along(supervised: Server) -> None:
-    """The last one that needs this server."""
+    """This test is the last one that needs the server."""
     supervisor = psutil.Process(supervised.process.pid)
     family = supervisor.children(recursive=True)
     assert family

@@ -1,4 +1,4 @@
-"""Which workers hang, and which deaths end the service."""
+"""Rules for hung workers, and for deaths that end the service."""
 
 import signal
 from collections.abc import Iterator
