@@ -49,11 +49,6 @@ class GuardedReader:
         self._process = ReaderProcess()
         self._lock = FairLock(MOST_WAITING)
 
-    @property
-    def process(self) -> int | None:
-        """Id of the process; None if none runs."""
-        return self._process.id
-
     async def read(self, data: bytes, record: RequestRecord, window: Window | None = None) -> Reading:
         """Decode a DICOM file, if `window` is given, or a PNG or JPEG.
 

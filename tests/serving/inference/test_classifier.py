@@ -138,7 +138,7 @@ def test_a_picture_that_may_be_costly_is_decoded_by_the_guarded_process(
 
     async def label(classifier: Classifier) -> tuple[str | None, bool]:
         prediction = await classifier.classify(picture, RequestRecord("r"))
-        return prediction.label, classifier._reader.process is not None
+        return prediction.label, classifier._reader._process.id is not None
 
     assert use(model, label) == (model[1].classes[2], guarded)
 
@@ -147,7 +147,7 @@ def test_a_costly_picture_that_is_too_large_starts_no_process(model: tuple[Engin
     async def code(classifier: Classifier) -> tuple[str, bool]:
         with pytest.raises(InvalidImage) as refused:
             await classifier.classify(png_header(1, 16_777_216), RequestRecord("r"))
-        return refused.value.code, classifier._reader.process is None
+        return refused.value.code, classifier._reader._process.id is None
 
     assert use(model, code) == ("image_too_large", True)
 

@@ -66,8 +66,8 @@ def is_read(reader: GuardedReader) -> bool:
 
 
 def child(reader: GuardedReader) -> int:
-    assert reader.process is not None
-    return reader.process
+    assert reader._process.id is not None
+    return reader._process.id
 
 
 def is_alive(process: int) -> bool:
@@ -104,7 +104,7 @@ def test_the_process_decodes_pictures_to_the_same_pixels(reader: GuardedReader) 
 
 
 def test_the_process_ends_with_its_service(new_reader: GuardedReader) -> None:
-    assert new_reader.process is None
+    assert new_reader._process.id is None
     assert read(new_reader, b"text") == "undecodable_image"
     process = child(new_reader)
     asyncio.run(new_reader.close())
@@ -124,7 +124,7 @@ reader = GuardedReader(InputSpec(height=64, width=64))
 try:
     asyncio.run(reader.read(b"text", RequestRecord("r")))
 except ValueError:
-    print(reader.process, flush=True)
+    print(reader._process.id, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as worker:
