@@ -271,7 +271,7 @@ class ModelCard(JsonFile):
     disclaimer: str = DISCLAIMER
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.normal not in self.classes:
             raise ValueError(f"normal: expected one of {self.classes}, got {self.normal!r}")
         if set(self.titles) != set(self.classes):

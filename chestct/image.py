@@ -123,7 +123,7 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
 def _load(encoded: EncodedImage, size: tuple[int, int]) -> Image.Image:
     """Load the pixels, turned upright."""
     data = b"".join(encoded.parts)
-    image = _load_plain(encoded, data)
+    image = _load_plain_png(encoded, data)
     if image is None:
         image = _READERS[encoded.kind](BytesIO(data))
         image.draft(encoded.mode, size)  # Y of YCbCr is the grey picture, Cb and Cr are its colour
@@ -131,7 +131,7 @@ def _load(encoded: EncodedImage, size: tuple[int, int]) -> Image.Image:
     return image if encoded.orientation == UPRIGHT else image.transpose(_TURNS[encoded.orientation])
 
 
-def _load_plain(encoded: EncodedImage, data: bytes) -> Image.Image | None:
+def _load_plain_png(encoded: EncodedImage, data: bytes) -> Image.Image | None:
     """Load the pixels of a plain PNG with kornia_rs; None for a file that is left to Pillow."""
     if encoded.kind != "PNG" or encoded.bits != 8 or encoded.mode not in _EIGHT_BIT:
         return None

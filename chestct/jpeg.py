@@ -88,7 +88,9 @@ def read_jpeg(data: bytes) -> EncodedImage:
             if marker == _APP1 and not scans and not exif and data.startswith(b"Exif\0", start + 4):
                 exif = data[start + 10 : end]
         else:
-            raise _unread(_OTHER_FRAMES[marker]) if marker in _OTHER_FRAMES else undecodable("the image is corrupt")
+            raise (
+                _unsupported(_OTHER_FRAMES[marker]) if marker in _OTHER_FRAMES else undecodable("the image is corrupt")
+            )
     else:
         raise undecodable(f"the image has too many parts: expected a JPEG of at most {MAX_SEGMENTS} segments")
     if frame is None or not scans:
@@ -132,7 +134,7 @@ def _read_frame(body: bytes, marker: int) -> _Frame:
     height, width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
     check_size(width, height)
     if bits != 8 or colours not in (1, 3, 4):
-        raise _unread(f"one of {bits} bits and {colours} colours")
+        raise _unsupported(f"one of {bits} bits and {colours} colours")
     ids, across, down = body[6::3], [byte >> 4 for byte in body[7::3]], [byte & 15 for byte in body[7::3]]
     if not width or not height or not all(across) or not all(down):
         raise undecodable("the image is corrupt: its header makes no sense")
@@ -150,7 +152,7 @@ def _scan_samples(body: bytes, frame: _Frame | None) -> float:
     return sum(frame.samples[colour] for colour in colours)
 
 
-def _unread(what: str) -> InvalidImage:
+def _unsupported(what: str) -> InvalidImage:
     return undecodable(
         f"the image is a JPEG of a kind that is not read: expected a baseline or progressive one of 8 bits, got {what}"
     )

@@ -95,7 +95,7 @@ def import_model(folder: Path, *, released: bool = False) -> str:
         **({_RELEASED: "true"} if released else {}),
     }
     tag = f"{NAME}:{card_sha256[:_VERSION_DIGITS]}"
-    newest = _newest(labels["trained_on"])
+    newest = _find_newest(labels["trained_on"])
     if newest and newest.tag == tag:
         with contextlib.suppress(AlteredModel):
             newest.verify()
@@ -107,7 +107,7 @@ def import_model(folder: Path, *, released: bool = False) -> str:
                 shutil.copyfile(folder / name, model.path_of(name))
         made = StoredModel(tag, Path(scratch, *tag.split(":")), card_sha256=card_sha256)
         made.verify()
-        _put(made.folder, Path(scratch, "old"))
+        _move_into_store(made.folder, Path(scratch, "old"))
     return tag
 
 
@@ -118,11 +118,11 @@ def find(tag: str | None = None) -> StoredModel:
     """
     if tag is not None:
         try:
-            found = _stored(bentoml.models.get(tag))
+            found = _to_stored_model(bentoml.models.get(tag))
         except Exception as error:  # BentoML's, or a parser's for a torn file
             raise NoModel(f"no model {tag!r} in the BentoML store; `bentoml models list` shows them all") from error
     else:
-        newest = _newest("real")
+        newest = _find_newest("real")
         if newest is None:
             raise NoModel("no model trained on real images in the BentoML store; `make serve` imports the released one")
         found = newest
@@ -134,7 +134,7 @@ def _store_folder() -> Path:
     return Path(BentoMLContainer.model_store.get()._path)
 
 
-def _put(made: Path, old: Path) -> None:
+def _move_into_store(made: Path, old: Path) -> None:
     """Move the folder of a model into the store, and an earlier folder of its version to `old`."""
     place = _store_folder() / NAME / made.name
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -144,18 +144,18 @@ def _put(made: Path, old: Path) -> None:
     (place.parent / "latest").unlink(missing_ok=True)  # BentoML writes it again from the models there
 
 
-def _newest(trained_on: str) -> StoredModel | None:
-    models = [model for model in _readable() if model.info.labels.get("trained_on") == trained_on]
-    return _stored(max(models, key=lambda model: model.creation_time)) if models else None
+def _find_newest(trained_on: str) -> StoredModel | None:
+    models = [model for model in _readable_models() if model.info.labels.get("trained_on") == trained_on]
+    return _to_stored_model(max(models, key=lambda model: model.creation_time)) if models else None
 
 
-def _readable() -> Iterator[bentoml.Model]:
+def _readable_models() -> Iterator[bentoml.Model]:
     """The readable stored models. BentoML's own list ends at the first torn one, which older code could leave."""
     for folder in sorted((_store_folder() / NAME).glob("*/")):
         with contextlib.suppress(Exception):  # BentoML's, a YAML parser's or a structure's
             yield bentoml.models.get(f"{NAME}:{folder.name}")
 
 
-def _stored(model: bentoml.Model) -> StoredModel:
+def _to_stored_model(model: bentoml.Model) -> StoredModel:
     card_sha256 = str(model.info.metadata.get(_CARD_SHA256, ""))
     return StoredModel(str(model.tag), Path(model.path), _RELEASED in model.info.labels, card_sha256)

@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     """The private port. It is open only if something is private. It also answers the probes, and has no TLS."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_consistency(self) -> Self:
         if (self.grpc_certificate is None) != (self.grpc_certificate_key is None):
             raise ValueError("GRPC_CERTIFICATE and GRPC_CERTIFICATE_KEY: expected both or none")
         if self.max_bytes_in_flight < self.max_body_bytes:

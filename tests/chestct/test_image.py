@@ -170,7 +170,7 @@ def by_pillow(monkeypatch: pytest.MonkeyPatch):
 
     def outcome_by_pillow(data: bytes) -> tuple[object, ...]:
         with monkeypatch.context() as patched:
-            patched.setattr(image, "_load_plain", lambda *_: None)
+            patched.setattr(image, "_load_plain_png", lambda *_: None)
             return outcome(data)
 
     return outcome_by_pillow
