@@ -100,7 +100,7 @@ def test_data_ingestion_runs_in_an_empty_project_on_phantoms(tmp_path: Path) -> 
     for name in ("chestct", "pipeline", "notebooks"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["data"] = {"source": "synthetic", "path": None, "phantoms": {"train": 6, "valid": 2, "test": 2}}
+    params["data"].update(source="synthetic", path=None, phantoms={"train": 6, "valid": 2, "test": 2})
     params["prepare"].update(image_size=48, folds=2)
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     (name,) = (name for name, functions in OWN_FUNCTIONS.items() if "ingest" in functions)
