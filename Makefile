@@ -107,7 +107,7 @@ overload: $(development) ## send a test server three times the load that it can 
 drain: $(development) ## stop a test server under load, ten times; fails if a request is lost
 	@python -m serving.release && python -m load_tests.drain
 
-hold: $(development) ## send a test server bad input, slow clients and faults, in 45 minutes; writes docs/reference/reliability.md
+hold: $(development) ## send a test server bad input, slow clients and faults, in 30 minutes; writes docs/reference/reliability.md
 	@python -m serving.release && python -m load_tests.promises
 
 bench: $(development) ## compare with the bare loop and other servers, in 20 minutes; writes docs/reference/benchmarks.md; needs wrk

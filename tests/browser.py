@@ -16,7 +16,7 @@ CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-bro
 FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 WIDE: Final = (1280, 800)
 PHONE: Final = (390, 844)
-PATIENCE: Final = 20_000
+PATIENCE: Final = 60_000
 """Milliseconds that a test waits. On an idle machine everything happens at once."""
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")

@@ -40,7 +40,7 @@ from tests.server import ROOT, Server, environment, serve
 
 PNG = {"Content-Type": "image/png"}
 JSON_LENGTH = "Inference-Header-Content-Length"
-SECONDS = 60
+SECONDS = 300
 """Seconds that each request waits."""
 
 

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0 all held, 2 no verdict, 3 a promise did not hold, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.promises", description=__doc__)
     parser.add_argument("--only", action="append", choices=PARTS, help="run this part alone; may be repeated")
-    parser.add_argument("--scale", type=float, default=1, help="share of the full length (default 1: about 45 minutes)")
+    parser.add_argument("--scale", type=float, default=1, help="share of the full length (default 1: about 30 minutes)")
     parser.add_argument("--anew", action="store_true", help="repeat parts that have a result for this commit")
     options = parser.parse_args(arguments)
     commit = served_commit()

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.http.connections import BoundedConnection
 
-SECONDS = 20
+SECONDS = 300
 """Seconds after which a test fails."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
@@ -131,3 +132,8 @@ def refusal(call: Any, request: Any, **options: Any) -> grpc.RpcError:
     with pytest.raises(grpc.RpcError) as caught:
         call(request, **{"timeout": 300, **options})
     return caught.value
+
+
+def is_full(server: Server) -> bool:
+    """Whether the server refuses a call because its queue is full."""
+    return refusal(server.stub.ModelInfer, ask(b"bad")).code() is StatusCode.RESOURCE_EXHAUSTED

@@ -20,7 +20,7 @@ from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.http2 import Connection, message
-from tests.serving.rpc.server import Model, Server, ask, labels, occupy, png, refusal
+from tests.serving.rpc.server import Model, Server, ask, is_full, labels, occupy, png, refusal
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -82,10 +82,6 @@ def test_without_room_no_message_is_read(model: Model, gate: GatedEngine) -> Non
         assert b"overloaded" in connection.headers[call]
         gate.open.set()
         assert [labels(call.result(300)) for call in running] == [["large_cell_carcinoma"]] * 2
-
-
-def is_full(server: Server) -> bool:
-    return refusal(server.stub.ModelInfer, ask(b"bad")).code() is StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.usefixtures("impatient")

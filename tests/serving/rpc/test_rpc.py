@@ -25,7 +25,7 @@ from serving.telemetry import metrics, tracing
 from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_picture
 from tests.serving.gated_engine import GatedEngine
-from tests.serving.rpc.server import SIZE, Model, Server, ask, labels, occupy, png, refusal
+from tests.serving.rpc.server import SIZE, Model, Server, ask, is_full, labels, occupy, png, refusal
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -222,7 +222,7 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
     with model.serve(gate, queue_size=1) as server:
         running = occupy(server, gate)
         waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=300)
-        wait_until_full(server)
+        wait_for_queue(server, full=True)
         unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
         error = refusal(unparsed, b"no message", metadata=[("x-request-id", "b-8")])
         assert error.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -251,21 +251,19 @@ def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine
         assert labels(server.stub.ModelInfer(ask(png(1)), timeout=300)) == ["large_cell_carcinoma"]
 
 
-def wait_until_full(server: Server) -> None:
+def wait_for_queue(server: Server, *, full: bool) -> None:
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if refusal(server.stub.ModelInfer, ask(b"bad")).code() is StatusCode.RESOURCE_EXHAUSTED:
-            return
-    pytest.fail("the queue never became full")
+    while is_full(server) is not full:
+        assert time.monotonic() < deadline, f"the queue never became {'full' if full else 'free'}"
 
 
 def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, queue_size=1) as server:
         running = occupy(server, gate)
         assert refusal(server.stub.ModelInfer, ask(png(2)), timeout=0.3).code() is StatusCode.DEADLINE_EXCEEDED
-        time.sleep(0.1)  # the server's own clock of that deadline
+        wait_for_queue(server, full=False)  # the server's own clock of that deadline
         waiting = server.stub.ModelInfer.future(ask(png(3)), timeout=300)
-        wait_until_full(server)
+        wait_for_queue(server, full=True)
         gate.open.set()
         assert [labels(call.result(300)) for call in (running, waiting)] == [
             ["large_cell_carcinoma"],

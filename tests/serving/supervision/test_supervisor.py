@@ -26,7 +26,7 @@ from serving.worker_load import WorkerLoad
 from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
 
-PATIENCE = 90
+PATIENCE = 300
 """Most seconds to wait. A few are enough on an idle machine."""
 PICTURE = encode_png(tiny_picture(1)[:, :, 0])
 
@@ -96,13 +96,13 @@ def ask(server: Server) -> int:
     """Status of one request over its own connection; 0 without an answer."""
     headers = {"Content-Type": "image/png"}
     with contextlib.suppress(httpx.TransportError):
-        return httpx.post(f"{server.url}/v1/predict", content=PICTURE, headers=headers, timeout=5).status_code
+        return httpx.post(f"{server.url}/v1/predict", content=PICTURE, headers=headers, timeout=PATIENCE).status_code
     return 0
 
 
 def metric(server: Server, pattern: str) -> float:
     with contextlib.suppress(httpx.TransportError):
-        text = httpx.get(f"{server.url}/metrics", timeout=5).text
+        text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
         return sum(float(value) for value in re.findall(rf"^{pattern} (\S+)$", text, re.MULTILINE))
     return -1.0
 
