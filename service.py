@@ -21,7 +21,6 @@ from serving.api_keys import Keys, KeysError
 from serving.http import bentoml_api, connections
 from serving.http.admission_control import AdmissionControl
 from serving.http.app import create_app
-from serving.http.connection_balancing import ConnectionBalancing
 from serving.http.private_port import PortSeparation, PrivatePort
 from serving.http.rendered import Rendered
 from serving.http.request_recording import RequestRecording
@@ -29,7 +28,7 @@ from serving.memory_budget import MemoryBudget
 from serving.settings import Settings, SettingsError
 from serving.supervision import heartbeat
 from serving.telemetry import log, metrics
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 
 try:
     SETTINGS = Settings.read()
@@ -41,7 +40,7 @@ heartbeat.die_with_supervisor()
 RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
-LOAD = WorkerLoad(SETTINGS.workers)
+STATES = WorkerStates(SETTINGS.workers)
 app = create_app(SETTINGS, KEYS)
 connections.install()
 
@@ -138,9 +137,9 @@ class ChestCT:
         stored = _find()
         self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
         await self.classifier.warm_up()
-        self.heartbeat = heartbeat.Heartbeat(LOAD, lambda: self.classifier.busy_since)
+        self.heartbeat = heartbeat.Heartbeat(STATES, lambda: self.classifier.busy_since)
         # After the warm-up: workers share the port, and a cold worker would take calls that a warm one could answer.
-        self.rpc = await rpc.start(self.classifier, KEYS, LOAD, MEMORY)
+        self.rpc = await rpc.start(self.classifier, KEYS, MEMORY)
         app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS))
         app.state.classifier = self.classifier
         await PRIVATE.start()
@@ -156,11 +155,11 @@ class ChestCT:
         worker = bentoml.server_context.worker_index
         replaces = False
         if worker and RUN:
-            replaces = LOAD.join(RUN / run_folder.WORKER_LOAD, worker)
+            replaces = STATES.join(RUN / run_folder.WORKER_STATES, worker)
             metrics.WORKER_RESTARTS.inc(replaces)
             self.heartbeat.start()
             if SETTINGS.workers > 1:
-                await self.classifier.share(LOAD, RUN)
+                await self.classifier.share(STATES, RUN)
         if worker == 1 and not replaces:
             print(f"page: {ChestCT.url}/", flush=True)
 
@@ -213,7 +212,6 @@ def _is_stopping() -> bool:
     return app.state.classifier is not None and not app.state.classifier.ready
 
 
-ChestCT.add_asgi_middleware(ConnectionBalancing, load=LOAD)
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(PortSeparation, port=PRIVATE)
 ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)

@@ -20,8 +20,8 @@ SUPERVISOR: Final = "_CHESTCT_SUPERVISOR"
 """Environment variable of a worker: process id of its supervisor."""
 CANNOT_START: Final = 78
 """Exit code of a worker that failed to start and would fail again."""
-WORKER_LOAD: Final = "load"
-"""Name of the file of serving.worker_load.WorkerLoad."""
+WORKER_STATES: Final = "states"
+"""Name of the file of serving.worker_states.WorkerStates."""
 
 _FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of a worker: this folder. prometheus_client reads it."""

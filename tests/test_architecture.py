@@ -27,7 +27,7 @@ LAYERS = [
     {"serving.open_inference"},
     {"serving.inference"},
     {"serving.telemetry"},
-    {"serving.memory_budget", "serving.tensors", "serving.worker_load"},
+    {"serving.memory_budget", "serving.tensors", "serving.worker_states"},
     {"serving.api_keys", "serving.processes", "serving.run_folder", "serving.settings", "serving.unavailable"},
 ]
 """The parts of serving/ in layers. A module may import its own part and the layers below."""
@@ -36,7 +36,6 @@ HTTP = (
     "app",
     "bentoml_api",
     "body",
-    "connection_balancing",
     "error_boundary",
     "errors",
     "request_recording",

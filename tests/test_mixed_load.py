@@ -34,7 +34,6 @@ from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
-from serving.worker_load import WorkerLoad
 from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, serve
 
@@ -332,7 +331,7 @@ def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
         engine.batches.clear()
         app = create_app(settings)
         app.state.classifier = classifier
-        server = await rpc.start(classifier, None, WorkerLoad(1), MemoryBudget())
+        server = await rpc.start(classifier, None, MemoryBudget())
         async with connect(
             "http://chestct", f"127.0.0.1:{server.port}", httpx.ASGITransport(RequestRecording(app))
         ) as clients:

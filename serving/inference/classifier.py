@@ -31,7 +31,7 @@ from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
@@ -146,8 +146,8 @@ class Classifier:
         metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
         self._warm = True
 
-    async def share(self, load: WorkerLoad, folder: Path) -> None:
-        """After the warm-up, lend the engine to the other workers in `load`, and borrow their idle engines.
+    async def share(self, states: WorkerStates, folder: Path) -> None:
+        """After the warm-up, lend the engine to the other workers in `states`, and borrow their idle engines.
 
         `folder` holds the workers' sockets. Raises OSError if this worker's can't be made.
         """
@@ -156,7 +156,7 @@ class Classifier:
         if sys.platform == "linux":  # a socket's path is short: 107 bytes
             folder = Path(f"/proc/self/fd/{os.open(folder, os.O_PATH)}")
         self._sharing = EngineSharing(
-            load,
+            states,
             lambda worker: folder / f"engine-{os.getppid()}-{model}-{worker}",
             self._batcher.lend,
             (spec.height, spec.width, spec.channels),

@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.inference.batcher import PeerLost, Pixels, Row
 from serving.telemetry import metrics
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 
 ANSWER_SECONDS: Final = 5
 """Seconds for a batch, after which the other worker counts as hung and the batch is computed here."""
@@ -31,18 +31,18 @@ class EngineSharing:
 
     def __init__(
         self,
-        load: WorkerLoad,
+        states: WorkerStates,
         socket_of: Callable[[int], Path],
         run: Callable[[Sequence[Pixels]], Awaitable[list[Row]]],
         image: tuple[int, ...],
         heatmap: tuple[int, ...],
     ) -> None:
-        """`load` shows the idle workers. `socket_of` gives a worker's socket, which differs between models.
+        """`states` shows the idle workers. `socket_of` gives a worker's socket, which differs between models.
 
         `run` runs a batch on this worker's engine. `image` is the shape of an image's uint8 pixels, and `heatmap` that
         of its heat maps, (classes, h, w).
         """
-        self._load = load
+        self._states = states
         self._socket_of = socket_of
         self._run = run
         self._image = image
@@ -57,7 +57,7 @@ class EngineSharing:
 
     async def start(self) -> None:
         """Start to lend the engine. Raises OSError if the socket can't be made."""
-        own = self._socket_of(self._load.slot)
+        own = self._socket_of(self._states.slot)
         own.unlink(missing_ok=True)  # of a worker that crashed
         self._server = await asyncio.start_unix_server(self._lend, own, limit=_BUFFER)
 
@@ -66,20 +66,20 @@ class EngineSharing:
         if self._server is None:
             return
         self._server.close()
-        self._socket_of(self._load.slot).unlink(missing_ok=True)
+        self._socket_of(self._states.slot).unlink(missing_ok=True)
         for writer in (*self._borrowers, *(writer for _, writer in self._connections.values())):
             writer.close()
 
     def publish_idle(self, idle: bool) -> None:
         """Publish to the other workers whether this engine is idle."""
-        self._load.set_idle(idle)
+        self._states.set_idle(idle)
 
     def find_idle_worker(self) -> int | None:
         """A worker with an idle engine and no batch of this worker; None if there is none."""
         now = time.monotonic()
         if self._not_before and min(self._not_before.values()) <= now:
             self._not_before = {worker: until for worker, until in self._not_before.items() if until > now}
-        return self._load.find_idle_worker(self._not_before)
+        return self._states.find_idle_worker(self._not_before)
 
     def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
         """Run a batch on the engine of this worker, which is not found as idle until then. Raises PeerLost."""

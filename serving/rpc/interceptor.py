@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Final, NoReturn
 
@@ -64,18 +64,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        keys: Keys | None,
-        load: AbstractContextManager[None],
-        memory: MemoryBudget,
-        delivery: DeliveryTimeouts,
+        self, classifier: Classifier, keys: Keys | None, memory: MemoryBudget, delivery: DeliveryTimeouts
     ) -> None:
         """With `keys`, calls of SERVICE need one of them, except for those in _KEYLESS."""
         self._classifier = classifier
         self._settings = classifier.settings
         self._keys = keys
-        self._load = load
         self._memory = memory
         self._other_memory = MemoryBudget(_OTHER_BYTES)
         self._delivery = delivery
@@ -109,10 +103,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         memory = self._memory if name == _INFER else self._other_memory
 
         async def answer(_: Any, context: Context) -> Any:
-            with self._load:
-                return await answer_recorded(context)
-
-        async def answer_recorded(context: Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             record = RequestRecord(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
             left = context.time_remaining()

@@ -1,6 +1,5 @@
 """A gRPC server whose connections and calls are bounded."""
 
-from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import grpc
@@ -48,20 +47,17 @@ class RpcServer:
         await self._server.stop(grace)
 
 
-async def start(
-    classifier: Classifier, keys: Keys | None, load: AbstractContextManager[None], memory: MemoryBudget
-) -> RpcServer:
+async def start(classifier: Classifier, keys: Keys | None, memory: MemoryBudget) -> RpcServer:
     """Start a server on the gRPC address of the classifier's settings, in this event loop.
 
-    With `keys`, calls of SERVICE need one of them. `load` is entered for each call of SERVICE; serving.worker_load
-    counts them. `memory` counts the messages. Until the classifier is ready, the health is NOT_SERVING: call
-    `update_health` after the warm-up. Several processes may share the port (SO_REUSEPORT). Raises RuntimeError if the
-    port can't be bound.
+    With `keys`, calls of SERVICE need one of them. `memory` counts the messages. Until the classifier is ready, the
+    health is NOT_SERVING: call `update_health` after the warm-up. Several processes may share the port (SO_REUSEPORT).
+    Raises RuntimeError if the port can't be bound.
     """
     settings = classifier.settings
     delivery = DeliveryTimeouts()
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(classifier, keys, load, memory, delivery)],
+        interceptors=[CallInterceptor(classifier, keys, memory, delivery)],
         options=_options(settings),
         maximum_concurrent_rpcs=_MOST_CALLS,
     )

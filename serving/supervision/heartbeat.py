@@ -8,7 +8,7 @@ from typing import Final
 
 from serving.processes import die_with_parent
 from serving.run_folder import SUPERVISOR
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 
 BEAT_SECONDS: Final = 1
 """Seconds between two beats."""
@@ -26,12 +26,12 @@ def die_with_supervisor() -> None:
 class Heartbeat:
     """Beats in memory that the supervisor reads, as long as the event loop runs and the engine finishes its batches."""
 
-    def __init__(self, load: WorkerLoad, busy_since: Callable[[], float]) -> None:
+    def __init__(self, states: WorkerStates, busy_since: Callable[[], float]) -> None:
         """`busy_since` gives the start of the engine's batch (time.monotonic), or infinity if it has none.
 
         During a batch the beat is the batch's start. So the supervisor notices a batch that never ends.
         """
-        self._load = load
+        self._states = states
         self._busy_since = busy_since
         self._supervisor_beat = 0.0
         self._silent = 0
@@ -48,8 +48,8 @@ class Heartbeat:
 
     async def _run(self) -> None:
         while True:
-            self._load.beat(min(time.monotonic(), self._busy_since()))
-            beat = self._load.supervisor_beat
+            self._states.beat(min(time.monotonic(), self._busy_since()))
+            beat = self._states.supervisor_beat
             self._silent = self._silent + BEAT_SECONDS if beat == self._supervisor_beat and beat else 0
             self._supervisor_beat = beat
             await asyncio.sleep(BEAT_SECONDS)

@@ -26,7 +26,7 @@ from serving import run_folder
 from serving.settings import Settings
 from serving.supervision.worker_health import WorkerHealth
 from serving.telemetry import log
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 
 END_SECONDS: Final = 10
 """Seconds that a stopping worker gets beyond its drain and its slowest request."""
@@ -50,14 +50,14 @@ def install(settings: Settings) -> None:
     ports = [_reserve_port(settings.grpc_host, settings.grpc_port)] if settings.grpc_port else []
     if "private" in (settings.metrics, settings.bentoml_routes):
         ports.append(_reserve_port(settings.private_host, settings.private_port))
-    load = WorkerLoad(settings.workers)
+    states = WorkerStates(settings.workers)
     try:
         folder = run_folder.create()
         atexit.register(run_folder.remove, folder)
-        load.open(folder / run_folder.WORKER_LOAD)
+        states.open(folder / run_folder.WORKER_STATES)
     except OSError as error:
         raise CannotStart(f"no folder for metrics and sockets: {error}") from error
-    supervisor = functools.partial(Supervisor, settings=settings, folder=folder, load=load, ports=ports)
+    supervisor = functools.partial(Supervisor, settings=settings, folder=folder, states=states, ports=ports)
     bentoml_circus.Arbiter = supervisor  # type: ignore[assignment, misc]
 
 
@@ -65,7 +65,13 @@ class Supervisor(bentoml_circus.Arbiter):
     """Checks the workers once a second: kills those that hang, replaces the dead, and ends if replacing is in vain."""
 
     def __init__(
-        self, *args: Any, settings: Settings, folder: Path, load: WorkerLoad, ports: list[socket.socket], **options: Any
+        self,
+        *args: Any,
+        settings: Settings,
+        folder: Path,
+        states: WorkerStates,
+        ports: list[socket.socket],
+        **options: Any,
     ) -> None:
         """`folder` is the run's folder. `ports` are open sockets that reserve ports for the workers."""
         # By default circus takes commands on loopback from every user. A socket in the folder is for its owner alone.
@@ -74,7 +80,7 @@ class Supervisor(bentoml_circus.Arbiter):
         super().__init__(*args, **{**options, "check_delay": -1})  # `_check_workers` does what circus would
         self._settings = settings
         self._folder = folder
-        self._load = load
+        self._states = states
         self._ports = ports
         self._health = WorkerHealth(settings.hang_seconds)
         self._stop_requested = False
@@ -117,7 +123,7 @@ class Supervisor(bentoml_circus.Arbiter):
                 return
 
     async def _check_workers(self) -> None:
-        self._load.supervisor_beat = time.monotonic()
+        self._states.supervisor_beat = time.monotonic()
         if not self._stop_requested:
             with contextlib.suppress(ConflictError):
                 await self.manage_watchers()
@@ -125,7 +131,7 @@ class Supervisor(bentoml_circus.Arbiter):
                 self._exception = SystemExit(f"error: {failed}")
         # Last, because circus silently forgets a worker that dies during its own check.
         alive = {pid: watcher for watcher in self._worker_watchers() for pid in watcher.processes}
-        for pid, why in self._health.find_hung(self._load.worker_beats, alive):
+        for pid, why in self._health.find_hung(self._states.worker_beats, alive):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since circus' last check
                 alive[pid].send_signal(pid, signal.SIGKILL)
                 _log.warning("worker process %d is %s: killed", pid, why)

@@ -23,10 +23,10 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from serving import run_folder
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # as a file system with no more room: no block, but for a file
 try:
-    WorkerLoad(64).open(Path(sys.argv[1]) / "load")
+    WorkerStates(64).open(Path(sys.argv[1]) / "states")
 except OSError as error:
     print(error)
 """
@@ -55,7 +55,7 @@ def test_the_folder_of_a_killed_run_is_removed_and_that_of_a_live_one_kept(paren
     live, dead, strange = run_folder.create(), parent / "chestct-run-dead", parent / "another"
     for folder in (dead, strange):
         folder.mkdir()
-        (folder / "load").touch()
+        (folder / "states").touch()
     for folder in (live, dead, strange):
         age(folder)
     run_folder.create()
@@ -83,12 +83,12 @@ def test_a_full_disk_is_an_error_instead_of_a_crash(tmp_path: Path) -> None:
         [sys.executable, "-c", FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
     assert "no room for" in done.stdout
-    assert str(tmp_path / "load") in done.stdout
+    assert str(tmp_path / "states") in done.stdout
 
 
 def test_blocks_are_written_if_the_system_cannot_reserve_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
-    file = tmp_path / "load"
+    file = tmp_path / "states"
     file.write_bytes(b"one")
     for _ in range(2):
         run_folder.reserve_blocks(file, 100_000)

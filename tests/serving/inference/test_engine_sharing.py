@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from serving.inference import engine_sharing
 from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 from tests.serving.inference.test_batcher import Gate, enqueue, occupy
 
 SHAPE = (4, 4, 1)
@@ -25,9 +25,9 @@ class Worker:
     def __init__(self, folder: Path, number: int, gate: Gate, model: str = "model") -> None:
         self.gate = gate
         self.batcher = Batcher(gate.infer, largest_batch=2, queue_size=64)
-        load = WorkerLoad(2)
-        load.join(folder / "load", number)
-        self.lending = EngineSharing(load, lambda other: folder / f"{model}-{other}", self.batcher.lend, SHAPE, MAP)
+        states = WorkerStates(2)
+        states.join(folder / "states", number)
+        self.lending = EngineSharing(states, lambda other: folder / f"{model}-{other}", self.batcher.lend, SHAPE, MAP)
 
     async def start(self) -> None:
         await self.lending.start()

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +30,15 @@ TAG = "chestct:abc"
 SIZE = 32
 
 
-class Gauge(AbstractContextManager[None]):
-    """Counts the calls in progress."""
-
-    count = 0
-
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
-
-
 class Server:
     """A server in an event loop in its own thread, and a channel to it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, engine: Any, card: ModelCard, settings: Settings) -> None:
         self._loop = loop
         self.classifier = Classifier(engine, card, TAG, settings)
-        self.load = Gauge()
         self.memory = MemoryBudget(settings.max_bytes_in_flight)
         keys = Keys(settings.api_keys_file) if settings.api_keys_file else None
-        self.rpc = self.run(rpc.start(self.classifier, keys, self.load, self.memory))
+        self.rpc = self.run(rpc.start(self.classifier, keys, self.memory))
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.rpc.port}")
         self.stub = service.GRPCInferenceServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)

@@ -13,7 +13,7 @@ import pytest
 
 from serving.supervision import heartbeat
 from serving.supervision.heartbeat import Heartbeat
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 from tests.server import ROOT
 
 WORKER = """
@@ -32,53 +32,55 @@ time.sleep(99)
 """
 
 
-def beats(busy_since: list[float], load: WorkerLoad, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def beats(busy_since: list[float], states: WorkerStates, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The beat after each of these turns."""
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     seen = []
 
     async def main() -> None:
-        Heartbeat(load, lambda: busy_since[0]).start()
+        Heartbeat(states, lambda: busy_since[0]).start()
         for _ in range(turns):
             await asyncio.sleep(0.1)
-            seen.append(load.worker_beats[os.getpid()])
+            seen.append(states.worker_beats[os.getpid()])
 
     asyncio.run(main())
     return seen
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> WorkerLoad:
-    load = WorkerLoad(2)
-    load.join(tmp_path / "load", 1)
-    return load
+def states(tmp_path: Path) -> WorkerStates:
+    states = WorkerStates(2)
+    states.join(tmp_path / "states", 1)
+    return states
 
 
-def test_it_beats_while_the_loop_turns(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = beats([math.inf], load, 3, monkeypatch)
+def test_it_beats_while_the_loop_turns(states: WorkerStates, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = beats([math.inf], states, 3, monkeypatch)
     assert seen[0] < seen[1] < seen[2]
 
 
-def test_it_stands_still_while_the_engine_is_at_one_batch(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stands_still_while_the_engine_is_at_one_batch(
+    states: WorkerStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     since = time.monotonic()
-    assert beats([since], load, 3, monkeypatch) == [since] * 3
+    assert beats([since], states, 3, monkeypatch) == [since] * 3
 
 
 def test_the_place_of_a_worker_tells_the_next_one_that_it_replaces_somebody(tmp_path: Path) -> None:
-    assert not WorkerLoad(2).join(tmp_path / "load", 1)
-    assert not WorkerLoad(2).join(tmp_path / "load", 2)
-    assert WorkerLoad(2).join(tmp_path / "load", 1)
+    assert not WorkerStates(2).join(tmp_path / "states", 1)
+    assert not WorkerStates(2).join(tmp_path / "states", 2)
+    assert WorkerStates(2).join(tmp_path / "states", 1)
 
 
-def test_it_notices_a_supervisor_that_shows_nothing(load: WorkerLoad, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_notices_a_supervisor_that_shows_nothing(states: WorkerStates, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(heartbeat, "SUPERVISOR_SECONDS", 0.3)
 
     async def main() -> None:
-        beating = Heartbeat(load, lambda: math.inf)
+        beating = Heartbeat(states, lambda: math.inf)
         beating.start()
         for beat in range(20):
-            load.supervisor_beat = beat + 1.0
+            states.supervisor_beat = beat + 1.0
             await asyncio.sleep(0.05)
         assert beating.supervisor_alive
         deadline = time.monotonic() + 300

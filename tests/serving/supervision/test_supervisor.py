@@ -22,7 +22,7 @@ from chestct.image import encode_png
 from chestct.store import CARD, GRAPH
 from load_tests.server import free_ports
 from serving import run_folder
-from serving.worker_load import WorkerLoad
+from serving.worker_states import WorkerStates
 from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
 
@@ -86,9 +86,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def supervised(home: Path) -> Iterator[Server]:
     """A service with two workers that finds a hung one soon, with BentoML's settings for containers."""
     with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3", BENTOML_CONTAINERIZED="true") as running:
-        load = WorkerLoad(2)
-        load.open(run_folder_of(running) / run_folder.WORKER_LOAD)
-        wait_until(lambda: len(load.worker_beats) == 2, "both are ready")
+        states = WorkerStates(2)
+        states.open(run_folder_of(running) / run_folder.WORKER_STATES)
+        wait_until(lambda: len(states.worker_beats) == 2, "both are ready")
         yield running
 
 
@@ -133,10 +133,11 @@ def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> No
     client.call({"command": "restart", "properties": {"name": "service", "waiting": True}})
     client.stop()
     assert not set(before) & set(workers_of(supervisor))
-    load = WorkerLoad(2)
-    load.open(run_folder_of(supervised) / run_folder.WORKER_LOAD)
+    states = WorkerStates(2)
+    states.open(run_folder_of(supervised) / run_folder.WORKER_STATES)
     wait_until(
-        lambda: load.worker_beats.keys() == {worker.pid for worker in workers_of(supervisor)}, "the new ones are ready"
+        lambda: states.worker_beats.keys() == {worker.pid for worker in workers_of(supervisor)},
+        "the new ones are ready",
     )
     assert not re.search("worker process|page: ", supervised.log.read_text().removeprefix(said))
 

@@ -4,30 +4,22 @@ import mmap
 import os
 from collections.abc import Container
 from pathlib import Path
-from types import TracebackType
-from typing import Final
 
 from serving.processes import is_alive
 from serving.run_folder import reserve_blocks
 
-MIN_EXCESS: Final = 3
-"""A crowded worker has at least this many requests more than the mean of all workers. Smaller gaps are chance."""
-MIN_EXCESS_SHARE: Final = 1 / 8
-"""A crowded worker is also at least this share of the mean above the mean."""
 
+class WorkerStates:
+    """For each worker: its process id, whether its engine is idle, and its last beat.
 
-class WorkerLoad:
-    """For each worker: its requests in progress over HTTP and gRPC, whether its engine is idle, and its last beat.
-
-    As a context manager it counts one request while the block runs. Before `open` or `join` it covers this process
-    alone.
+    Before `open` or `join` it covers this process alone.
     """
 
     def __init__(self, workers: int) -> None:
         self._slots = 2 * workers  # BentoML's supervisor numbers its workers up to this
         self.slot = 0
         """Index of this worker."""
-        self._size = (8 + 4 + 4 + 1) * self._slots + 8
+        self._size = (8 + 4 + 1) * self._slots + 8
         self._map(mmap.mmap(-1, self._size))
 
     def open(self, file: Path) -> None:
@@ -44,7 +36,6 @@ class WorkerLoad:
         self.open(file)
         self.slot = worker - 1
         replaces = self._pids[self.slot] != 0
-        self._counts[self.slot] = 0
         self._beats[self.slot] = 0
         self._pids[self.slot] = os.getpid()
         self.set_idle(False)
@@ -55,9 +46,8 @@ class WorkerLoad:
         view, slots = memoryview(memory), self._slots
         self._beats = view[: 8 * (slots + 1)].cast("d")  # the last one is the supervisor's
         start = 8 * (slots + 1)
-        self._first_idle = start + 8 * slots
-        numbers = view[start : self._first_idle].cast("i")
-        self._pids, self._counts = numbers[:slots], numbers[slots:]
+        self._first_idle = start + 4 * slots
+        self._pids = view[start : self._first_idle].cast("i")
 
     def beat(self, at: float) -> None:
         """Show that this worker is alive, by a number that differs from the last one."""
@@ -90,18 +80,3 @@ class WorkerLoad:
                 if worker not in excluded and is_alive(self._pids[worker]):
                     return worker
         return None
-
-    def __enter__(self) -> None:
-        self._counts[self.slot] += 1
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._counts[self.slot] -= 1
-
-    def is_crowded(self) -> bool:
-        """Whether this worker has clearly more requests in progress than the mean of the living workers."""
-        own = self._counts[self.slot]
-        if own < MIN_EXCESS:
-            return False
-        counts = [count for pid, count in zip(self._pids, self._counts, strict=True) if pid and is_alive(pid)]
-        mean = sum(counts) / len(counts) if counts else own
-        return own - mean >= max(MIN_EXCESS, MIN_EXCESS_SHARE * mean)

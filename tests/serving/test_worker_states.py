@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.worker_states import WorkerStates
+from tests.server import ROOT
+
+WORKER = """
+import sys, pathlib
+from serving.worker_states import WorkerStates
+states = WorkerStates(3)
+states.join(pathlib.Path(sys.argv[1]), 4)
+states.beat(8.0)
+states.set_idle(True)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "states"
+
+
+def run_worker(file: Path) -> None:
+    """Let worker 4 join, beat, call its engine idle, and end."""
+    subprocess.run([sys.executable, "-c", WORKER, str(file)], cwd=ROOT, timeout=300, check=True)
+
+
+def test_a_replacement_worker_starts_without_a_beat_and_not_idle(file: Path) -> None:
+    others = WorkerStates(3)
+    others.open(file)
+    run_worker(file)
+    assert list(others.worker_beats.values()) == [8.0]
+    replacement = WorkerStates(3)
+    assert replacement.join(file, 4)
+    assert others.worker_beats == {}
+    assert others.find_idle_worker() is None
+
+
+def test_the_others_find_an_idle_worker_while_it_lives(file: Path) -> None:
+    states = [WorkerStates(3) for _ in range(3)]
+    for worker, state in enumerate(states, 1):
+        state.join(file, worker)
+    assert [state.find_idle_worker() for state in states] == [None, None, None]
+    states[1].set_idle(True)
+    assert [state.find_idle_worker() for state in states] == [1, None, 1]
+    states[0].set_idle(True)
+    assert [state.find_idle_worker() for state in states] == [1, 0, 0]
+    assert states[2].find_idle_worker({0}) == 1
+    assert states[2].find_idle_worker({0, 1}) is None
+    states[1].set_idle(False)
+    run_worker(file)
+    assert states[0].find_idle_worker() is None
+    states[0].join(file, 1)
+    assert states[2].find_idle_worker() is None
