@@ -291,9 +291,10 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         "",
         f"![Accuracy and images a second]({PICTURE.name})",
         "",
-        "The networks are those of the folds of the last training, at the largest size. Smaller inputs are fed to the"
-        " same weights. bfloat16 rounds each convolution's input and kernel to eight bits of precision and adds up in"
-        " float32. The service computes close calls again in float32 (`chestct/engine.py`). This table does not.",
+        "The networks are those of the folds of the training that was the last one then, at the largest size. Smaller"
+        " inputs are fed to the same weights. bfloat16 rounds each convolution's input and kernel to eight bits of"
+        " precision and adds up in float32. The service computes close calls again in float32 (`chestct/engine.py`)."
+        " This table does not.",
         "",
         f"## All {cores} cores, OpenVINO, bfloat16",
         "",
