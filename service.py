@@ -135,12 +135,13 @@ class ChestCT:
         bentoml_api.log_only_failures()
         tracing.export_from_environment(_describe_process())
         stored = _find()
-        self.classifier = Classifier(load_engine(stored, SETTINGS), stored.read_card(), stored.tag, SETTINGS)
+        card = stored.read_card()
+        self.classifier = Classifier(load_engine(stored.graph, card, SETTINGS), card, stored.tag, SETTINGS)
         await self.classifier.warm_up()
         self.heartbeat = heartbeat.Heartbeat(STATES, lambda: self.classifier.busy_since)
         # After the warm-up: workers share the port, and a cold worker would take calls that a warm one could answer.
         self.rpc = await rpc.start(self.classifier, KEYS, MEMORY)
-        app.state.document = Rendered(openapi.document(self.classifier.card, stored.tag, SETTINGS))
+        app.state.document = Rendered(openapi.document(card, stored.tag, SETTINGS))
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._begin_drain, self._stop_rpc)

@@ -47,8 +47,9 @@ def main() -> int:
     """Print the table. Return the exit code: 0, or 2 if there is nothing to measure."""
     settings = Settings.read()
     model = store.find(settings.model)
+    card = model.read_card()
     with serve() as server:
-        times = measure(_calls(server.url, server.grpc, load_engine(model, settings), model.read_card()))
+        times = measure(_calls(server.url, server.grpc, load_engine(model.graph, card, settings), card))
     bare = np.median(times["decode + infer"])
     print(f"{'milliseconds':16}{'median':>8}{'p99':>8}{'added':>8}")
     for name, values in times.items():

@@ -51,7 +51,8 @@ class _Worker:
 
 def _prepare(barrier: Barrier, model: StoredModel, images: Sequence[bytes], settings: Settings) -> None:
     _Worker.barrier, _Worker.images = barrier, images
-    _Worker.engine, _Worker.spec = load_engine(model, settings), model.read_card().input
+    card = model.read_card()
+    _Worker.engine, _Worker.spec = load_engine(model.graph, card, settings), card.input
 
 
 def _run(decoding: bool, batch: int, seconds: float) -> float:

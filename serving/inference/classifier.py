@@ -20,7 +20,6 @@ from chestct.dicom_format import is_dicom
 from chestct.image import SIGNATURES, Facts, Picture, decode_encoded, inspect
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction, decide
-from chestct.store import StoredModel
 from chestct.unsupported_formats import describe_unsupported
 from serving.inference import explanation
 from serving.inference.batcher import Batcher, EngineFailed
@@ -243,13 +242,12 @@ class Classifier:
             raise
 
 
-def load_engine(model: StoredModel, settings: Settings) -> Engine:
-    """Load the model's engine with the options of its card and the settings."""
+def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
+    """Load the graph of the card's model with the options of the card and the settings."""
     from chestct.engine import Engine
 
-    card = model.read_card()
     return Engine(
-        model.graph,
+        graph,
         threads=settings.engine_threads,
         batch_sizes=settings.batch_sizes,
         bfloat16=settings.bfloat16 and card.bfloat16 is not None,
