@@ -160,7 +160,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
 
     stored = _decode(file, rows, columns, *_bits(header), signed=signed)
     low, high = int(stored.min()), int(stored.max())
-    units = header.to_units(np.arange(low, high + 1), signed=signed)  # of each value: fewer than the pixels
+    units = header.to_units(np.arange(low, high + 1), signed=signed)  # fewer values than pixels
     if not np.isfinite(units).all():
         raise undecodable("the DICOM file's pixels have no finite Hounsfield units")
     share = np.clip((units - (center - 0.5)) / max(width - 1, 1e-9) + 0.5, 0, 1)
@@ -220,10 +220,7 @@ def _decode(
         else:
             frame, bits = check_frame(frame, (rows, columns), allocated)
         if plugin == "pillow" and bits > 8:
-            syntax, plugin = (
-                uid.JPEGLosslessSV1,
-                "gdcm",
-            )  # pydicom forbids gdcm for the true syntax
+            syntax, plugin = uid.JPEGLosslessSV1, "gdcm"  # pydicom forbids gdcm for the true syntax
         elif plugin == "pillow":
             allocated, stored = 8, min(stored, 8)  # whatever the header allocates
         source = _ONE_FRAME + struct.pack("<I", len(frame)) + frame

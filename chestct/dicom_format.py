@@ -135,7 +135,7 @@ class _Parser:
             group, element = self._two.unpack_from(self._data, at)
             tag = group << 16 | element
             kind = self._data[at + 4 : at + 6]
-            if tag >> 16 != 0xFFFE and self.explicit and _is_printable(kind):
+            if group != 0xFFFE and self.explicit and _is_printable(kind):
                 if kind in _LONG:
                     return tag, self._four.unpack_from(self._data, at + 8)[0], at + 12
                 return tag, self._two.unpack_from(self._data, at + 4)[1], at + 8
