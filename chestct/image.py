@@ -162,7 +162,8 @@ def _measure(image: Image.Image, grey: Image.Image, width: int, height: int) -> 
 
 
 def _colour(image: Image.Image) -> float:
-    small = image if image.mode == "P" else image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+    side = _SIDE // 2 if image.mode == "P" else _SIDE
+    small = image.resize((side, side), Image.Resampling.NEAREST)
     red, green, blue = np.moveaxis(_sample(small.convert("RGB"), _SIDE // 2), 2, 0)
     strongest = np.maximum(np.maximum(red, green), blue)
     return float((strongest - np.minimum(np.minimum(red, green), blue)).mean())
