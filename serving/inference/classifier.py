@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
 from chestct.image import SIGNATURES, Facts, Picture, decode_encoded, inspect
-from chestct.invalid_image import InvalidImage
+from chestct.invalid_image import InvalidImage, undecodable
 from chestct.prediction import Prediction, decide
 from chestct.unsupported_formats import describe_unsupported
 from serving.inference import explanation
@@ -182,8 +182,7 @@ class Classifier:
         if not data:
             raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
         if not data.startswith(SIGNATURES):
-            words = f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}"
-            raise InvalidImage("undecodable_image", words)
+            raise undecodable(f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}")
         self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():

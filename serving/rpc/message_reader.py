@@ -100,7 +100,8 @@ class MessageReader:
                 raise
             task.uncancel()
             record.reserve_bytes(0)  # raises Overloaded if the request was evicted
-            raise reading.refusal or NoMessage() from None
+            assert reading.refusal is not None
+            raise reading.refusal from None
         finally:
             record.stop_receiving = None
             del self._incomplete[reading]

@@ -6,7 +6,7 @@ checks, so it kills no worker.
 
 import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -52,12 +52,12 @@ class WorkerHealth:
         """Add a worker that was started. A replacement has the `place` of the worker that died."""
         self._workers[pid] = _Worker(place)
 
-    def find_hung(self, beats: Mapping[int, float], alive: Iterable[int]) -> list[tuple[int, str]]:
+    def find_hung(self, beats: Mapping[int, float], alive: Container[int]) -> list[tuple[int, str]]:
         """Make one check. Returns the process id of each worker found hung now, with the reason.
 
         `beats` holds the last beat of each ready worker by process id. Workers that are not `alive` are forgotten.
         """
-        self._workers = {pid: worker for pid, worker in self._workers.items() if pid in set(alive)}
+        self._workers = {pid: worker for pid, worker in self._workers.items() if pid in alive}
         found = []
         for pid, worker in self._workers.items():
             worker.age += 1
