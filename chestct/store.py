@@ -1,7 +1,7 @@
 """The BentoML model store: the pipeline writes models to it, and the service reads them.
 
 A model's version is the start of its card's SHA-256, and the card has the graph's SHA-256. So a tag identifies every
-byte of a model, also in a store from before digests were checked.
+byte of a model, even in a store that older code wrote without digests.
 """
 
 import contextlib
@@ -77,10 +77,10 @@ def import_model(folder: Path, *, released: bool = False) -> str:
 
     `released`: the model came with the code, and the model of a later release replaces it.
 
-    The version is the card's digest, so a model has the same tag on every machine. A model that is the newest real or
-    synthetic one already is not stored again. Card and graph are checked before, by each other and by SHA256SUMS, which
-    every released model has. If the import is killed, the store has the whole model or nothing of it. Raises OSError,
-    pydantic's ValidationError or digests.Altered.
+    The version is the card's digest, so a model has the same tag on every machine. If the model is already the newest
+    real or synthetic one, it is not stored again. Before that, card and graph are checked against each other, and
+    against SHA256SUMS, which every released model has. If the import is killed, the store has the whole model or
+    nothing of it. Raises OSError, pydantic's ValidationError or digests.Altered.
     """
     if released or (folder / digests.SUMS).exists():
         digests.check_sums(folder, GRAPH, CARD)

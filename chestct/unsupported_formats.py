@@ -1,4 +1,4 @@
-"""Recognises formats that are not supported by their first bytes, so that error messages can name them."""
+"""Recognises unsupported formats by their first bytes, so that error messages can name them."""
 
 import re
 from typing import Final

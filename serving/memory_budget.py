@@ -52,7 +52,7 @@ class MemoryBudget:
         self.used += int(wanted) - held
 
     def keep(self, holder: Holder) -> None:
-        """The request is complete. It is not evicted any more."""
+        """Note that the request is complete, so that it is not evicted any more."""
         self._receiving.discard(holder)
 
     def release(self, holder: Holder) -> None:

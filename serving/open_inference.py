@@ -164,7 +164,7 @@ def check_model(card: ModelCard, tag: str, name: str, wanted: str) -> None:
 
 
 def check_parameters(names: Container[str]) -> None:
-    """Raises InvalidRequest for parameters that would change the answer. Other unknown parameters are ignored."""
+    """Raise InvalidRequest for parameters that would change the answer. Other unknown parameters are ignored."""
     for name in _UNSUPPORTED:
         if name in names:
             raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")

@@ -1,8 +1,8 @@
 """The folder of one run of the service: its metrics, the memory that its workers share, and their sockets.
 
 The folder is in memory if the machine has room there, so that a full or slow disk holds up no worker. Each run has a
-folder of its own. `reserve_blocks` takes the blocks of mapped files ahead: a write to a mapped page without a block
-ends the process (SIGBUS).
+folder of its own. `reserve_blocks` allocates the blocks of mapped files in advance, because a write to a mapped page
+without a block ends the process (SIGBUS).
 """
 
 import contextlib

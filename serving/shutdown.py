@@ -2,7 +2,7 @@
 
 BentoML's supervisor sends SIGTERM to its workers, and their uvicorn closes its port at once. That refuses clients that
 still send, and the gRPC server would stop only after the last HTTP answer. So a worker handles the signal itself, and
-passes it on when load balancers had time to notice.
+passes it on after load balancers have had time to notice.
 """
 
 import asyncio

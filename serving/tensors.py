@@ -181,4 +181,5 @@ def _number(value: int | str) -> str:
 
 
 def quote(name: str) -> str:
+    """A client's name for an error message, cut off after _LONGEST_QUOTE characters."""
     return repr(name if len(name) <= _LONGEST_QUOTE else f"{name[:_LONGEST_QUOTE]}...")

@@ -82,7 +82,7 @@ class EngineSharing:
         return self._states.find_idle_worker(self._not_before)
 
     def compute(self, worker: int, pixels: Sequence[Pixels]) -> Awaitable[list[Row]]:
-        """Run a batch on the engine of this worker, which is not found as idle until then. Raises PeerLost."""
+        """Run a batch on the engine of `worker`. Until it ends, the worker is not found as idle. Raises PeerLost."""
         self._not_before[worker] = math.inf
         return self._borrow(worker, pixels)
 

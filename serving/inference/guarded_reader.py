@@ -18,7 +18,7 @@ from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
 
 MOST_WAITING: Final = 8
-"""Requests with waiting files. Further requests are rejected as Overloaded."""
+"""Requests with waiting files. Further requests are refused as Overloaded."""
 MIN_SECONDS: Final = 2
 """Seconds that a file gets even if its request has less left. A restart of the process costs nearly as much."""
 _FAULTS_OF_THE_FILE: Final = {
@@ -54,7 +54,7 @@ class GuardedReader:
 
         If the process ends, a new one tries the file once more. Raises InvalidImage like chestct.dicom.read and
         chestct.image.decode, and also if the file ends both processes or uses up its time. Raises ReaderFailed if the
-        process ended for another reason, Overloaded and Closed.
+        process ended for another reason. Raises Overloaded and Closed like FairLock.
         """
         arrived = time.monotonic()
         await self._lock.acquire(record)

@@ -1,4 +1,4 @@
-"""The guarded process: it runs native decoders on hostile files, one after the other, which come over a socket.
+"""The guarded process. It runs native decoders on hostile files, which come over a socket one after the other.
 
 `python -m serving.inference.reader_child SOCKET WORKER`: the socket's file descriptor, and the id of the worker's
 process, with which this process dies.

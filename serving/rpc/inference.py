@@ -61,7 +61,7 @@ class InferenceServicer(service.GRPCInferenceServiceServicer):
         return self._to_response(message_id, tensors)
 
     def _check_model(self, name: str, version: str) -> None:
-        """Raises UnknownModel."""
+        """Raise UnknownModel for another model or version."""
         open_inference.check_model(self._classifier.card, self._classifier.tag, name, version)
 
     def _to_response(self, message_id: str, tensors: tuple[open_inference.Tensor, ...]) -> protocol.ModelInferResponse:
@@ -77,7 +77,7 @@ class InferenceServicer(service.GRPCInferenceServiceServicer):
 
 
 def _to_request(message: protocol.ModelInferRequest) -> open_inference.Request:
-    """Raises InvalidRequest if the raw contents don't fit the inputs, and for parameters that are not supported."""
+    """Translate a message. Raises InvalidRequest for unfit raw contents and for unsupported parameters."""
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(

@@ -136,7 +136,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
     def _check(self, name: str, record: RequestRecord, authorization: str | bytes | None) -> None:
-        """Raises Unauthenticated or Forbidden without a key for the method `name`, and Closed or Overloaded."""
+        """Raise Unauthenticated or Forbidden without a key for the method `name`, and Closed or Overloaded."""
         if self._keys is not None and name not in _KEYLESS:
             record.key = self._keys.check(authorization if isinstance(authorization, str) else None, "grpc")
         if name == _INFER:

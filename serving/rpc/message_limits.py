@@ -52,7 +52,7 @@ def read_layout(descriptor: Descriptor | None) -> Layout:
 
 
 def check_size(message: bytes, layout: Layout, limits: Limits) -> None:
-    """Raises NotProtobuf, and TooMuch if the message holds more than the limits."""
+    """Raise NotProtobuf, and TooMuch if the message holds more than the limits."""
     at, end = 0, len(message)
     fields, pixels, text = limits
     outer: list[tuple[Layout, int]] = []
