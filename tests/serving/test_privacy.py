@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from chestct.image import encode_png
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import Server
+from tests.waiting import wait_until
 
 MARKER = "Qx7MarkerQx7Mark"
 """The marker. It is valid base64, too."""
@@ -188,10 +188,7 @@ def ask_over_grpc(channel: grpc.Channel) -> None:
 
 def wait_for(server: Server, request_id: str) -> None:
     """Wait until the line of a request is in the log. Each worker writes its lines in order."""
-    deadline = time.monotonic() + 300
-    while f'"{request_id}"' not in server.log.read_text(encoding="utf-8"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: f'"{request_id}"' in server.log.read_text(encoding="utf-8"), f"the line of {request_id}")
 
 
 def test_no_content_of_any_request_is_in_the_log_or_the_metrics_and_each_line_is_json(server: Server) -> None:

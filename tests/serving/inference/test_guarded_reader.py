@@ -1,5 +1,4 @@
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -24,11 +23,13 @@ from serving.inference import guarded_reader, reader_process
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.reader_process import Cause, ProcessEnded
 from serving.inference.window import LUNG, Window
+from serving.processes import is_alive
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
 from tests.dicom import dicom_file
 from tests.server import ROOT
+from tests.waiting import wait_until
 
 LEVELS = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
 SPEC = InputSpec(height=64, width=64)
@@ -68,20 +69,6 @@ def is_read(reader: GuardedReader) -> bool:
 def child(reader: GuardedReader) -> int:
     assert reader._process.id is not None
     return reader._process.id
-
-
-def is_alive(process: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, 0)
-        return True
-    return False
-
-
-def wait_until_gone(process: int) -> None:
-    end = time.monotonic() + 300
-    while is_alive(process):
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_files_are_read_one_after_the_other_in_one_process(reader: GuardedReader) -> None:
@@ -132,7 +119,7 @@ time.sleep(60)
         process = int(worker.stdout.readline())
         os.kill(process, signal.SIGSTOP)
         worker.kill()
-    wait_until_gone(process)
+    wait_until(lambda: not is_alive(process), "the process is dead")
 
 
 def test_the_signals_of_a_stop_do_not_reach_the_process(reader: GuardedReader) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,18 +21,12 @@ from serving.telemetry.request_record import RequestRecord
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.http2 import Connection, message
 from tests.serving.rpc.server import Model, Server, ask, is_full, labels, occupy, png, refusal
+from tests.waiting import wait_until
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 UNREAD = 512 * 1024
-
-
-def until(condition: Callable[[], bool], words: str) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline, words
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -65,17 +59,19 @@ def test_without_a_key_no_message_is_read(model: Model, tmp_path: Path) -> None:
 
 
 def until_ended(connection: Connection, call: int) -> None:
-    deadline = time.monotonic() + 300
-    while call not in connection.ended:
-        assert time.monotonic() < deadline, "the call was not ended"
-        connection.receive(0.02)
+    wait_until(lambda: ended(connection, call), "the call is ended")
+
+
+def ended(connection: Connection, call: int) -> bool:
+    connection.receive(0)
+    return call in connection.ended
 
 
 def test_without_room_no_message_is_read(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, queue_size=1) as server, Connection(server.rpc.port) as connection:
         running = [occupy(server, gate)]
         running.append(server.stub.ModelInfer.future(ask(png(1)), timeout=300))
-        until(lambda: is_full(server), "the queue never became full")
+        wait_until(lambda: is_full(server), "the queue is full")
         call = connection.open(INFER)
         assert connection.send(call, message(8_000_000) + bytes(1_000_000), patience=0.5) <= UNREAD
         until_ended(connection, call)
@@ -91,7 +87,7 @@ def test_a_message_that_stalls_is_ended_and_its_memory_freed(server: Server, met
     with connection:
         until_ended(connection, call)
         assert b"body_timeout" in connection.headers[call]
-    until(lambda: server.memory.used == 0, "its memory stayed counted")
+    wait_until(lambda: server.memory.used == 0, "its memory is free")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -143,7 +139,7 @@ def test_calls_that_stall_do_not_end_another_one_of_their_connection(
         assert b"grpc-status\x010" in connection.headers[call]
         for one in stalled:
             until_ended(connection, one)
-    until(lambda: server.memory.used == 0, "its memory stayed counted")
+    wait_until(lambda: server.memory.used == 0, "its memory is free")
 
 
 def test_a_complete_message_does_not_count_bytes_of_other_calls(
@@ -159,11 +155,11 @@ def test_a_complete_message_does_not_count_bytes_of_other_calls(
             connection.send(refused, message(100_000) + bytes(100_000))
         call = connection.open(INFER)
         connection.send(call, message(len(request)))
-        until(lambda: server.memory.used > 400_000, "what came was not counted")
+        wait_until(lambda: server.memory.used > 400_000, "what came is counted")
         connection.send(call, request)
         connection.finish(call)
         assert gate.entered.wait(300)
-        until(lambda: server.memory.used < 100_000 + len(request), "it pays for others")
+        wait_until(lambda: server.memory.used < 100_000 + len(request), "it does not count the bytes of others")
         gate.open.set()
         until_ended(connection, call)
 
@@ -181,16 +177,11 @@ def test_unfinished_messages_take_a_bounded_memory_and_leave_room_for_others(
                 assert labels(server.stub.ModelInfer(ask(png(1)), timeout=300)) == ["large_cell_carcinoma"]
                 most = max(most, server.memory.used)
         connections = [future.result() for future in opened]
-        until(lambda: sum(ended(*connection) for connection in connections) >= 8, "the greedy were not refused")
+        wait_until(lambda: sum(ended(*connection) for connection in connections) >= 8, "the greedy are refused")
         assert most <= budget
         for connection, _ in connections:
             connection.close()
-        until(lambda: server.memory.used == 0, "its memory stayed counted")
-
-
-def ended(connection: Connection, call: int) -> bool:
-    connection.receive(0)
-    return call in connection.ended
+        wait_until(lambda: server.memory.used == 0, "its memory is free")
 
 
 def test_probes_are_answered_while_images_take_all_memory(model: Model) -> None:
@@ -204,9 +195,9 @@ def test_probes_are_answered_while_images_take_all_memory(model: Model) -> None:
 
 def test_the_memory_of_a_client_that_leaves_midway_is_freed(server: Server) -> None:
     connection, _ = unfinished(server.rpc.port, INFER, 1_000_000)
-    until(lambda: server.memory.used > 1_000_000, "what came was not counted")
+    wait_until(lambda: server.memory.used > 1_000_000, "what came is counted")
     connection.close()
-    until(lambda: server.memory.used == 0, "its memory stayed counted")
+    wait_until(lambda: server.memory.used == 0, "its memory is free")
 
 
 def test_a_call_without_a_message_is_refused(server: Server) -> None:
@@ -235,7 +226,7 @@ def test_watches_and_reflections_are_bounded(server: Server, monkeypatch: pytest
     assert server.health.Check(WATCHED, timeout=300).status == health_pb2.HealthCheckResponse.SERVING
     for watch in ended:
         watch.cancel()
-    until(lambda: can_reflect(reflection, asked), "ended watches were still counted")
+    wait_until(lambda: can_reflect(reflection, asked), "ended watches are not counted")
 
 
 def not_taking(port: int, method: str, calls: int = 1) -> Connection:
@@ -245,7 +236,7 @@ def not_taking(port: int, method: str, calls: int = 1) -> Connection:
         call = connection.open(method)
         connection.send(call, message(0))
         connection.finish(call)
-    until(lambda: began(connection) == calls, "the calls were not answered")
+    wait_until(lambda: began(connection) == calls, "the calls are answered")
     return connection
 
 
@@ -268,9 +259,9 @@ def test_calls_whose_answers_are_not_taken_lose_their_places(model: Model, monke
     monkeypatch.setattr(connections, "DELIVERY_SECONDS", 1)
     with model.serve() as server:
         greedy = [not_taking(server.rpc.port, method, 4) for method in (CHECK, f"/{rpc.SERVICE}/ServerLive")]
-        until(lambda: is_answered(server), "they kept their places")
+        wait_until(lambda: is_answered(server), "they lose their places")
         for connection in greedy:
-            until(lambda connection=connection: began(connection) and connection.closed, "it stayed open")
+            wait_until(lambda connection=connection: began(connection) and connection.closed, "it is closed")
             connection.close()
 
 
@@ -319,7 +310,7 @@ def test_too_many_calls_at_once_are_refused(model: Model, gate: GatedEngine, mon
         gate.close()
         running = [server.stub.ModelInfer.future(ask(png(1)), timeout=300) for _ in range(2)]
         assert gate.entered.wait(300)
-        until(lambda: is_full(server), "more calls than the bound were taken")
+        wait_until(lambda: is_full(server), "further calls are refused")
         gate.open.set()
         assert [labels(call.result(300)) for call in running] == [["large_cell_carcinoma"]] * 2
 
@@ -357,7 +348,7 @@ def test_unknown_methods_are_counted_as_one(server: Server) -> None:
         error = refusal(server.channel.unary_unary(name), b"")
         assert error.code() is StatusCode.UNIMPLEMENTED
         assert error.details().startswith("unknown_method: ")
-    until(lambda: counter._value.get() == before + 2, "they were not counted")
+    wait_until(lambda: counter._value.get() == before + 2, "they are counted")
     assert b"made.Up" not in metrics.exposition()
 
 
@@ -370,7 +361,7 @@ def test_the_memory_of_a_message_is_counted_while_it_is_answered(model: Model, g
         assert server.memory.used >= math.ceil(message_reader.MEMORY_PER_BYTE * request.ByteSize())
         gate.open.set()
         running.result(300)
-        until(lambda: server.memory.used == 0, "its memory stayed counted")
+        wait_until(lambda: server.memory.used == 0, "its memory is free")
 
 
 def test_a_method_s_request_that_is_another_message_is_refused(server: Server) -> None:

@@ -1,6 +1,5 @@
 """The gRPC server with the tiny model, over a real channel."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +25,7 @@ from serving.tensors import pack_bytes, unpack_bytes
 from tests.graphs import tiny_picture
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.server import SIZE, Model, Server, ask, is_full, labels, occupy, png, refusal
+from tests.waiting import wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -222,7 +222,7 @@ def test_a_full_queue_is_resource_exhausted_with_a_time_to_retry(model: Model, g
     with model.serve(gate, queue_size=1) as server:
         running = occupy(server, gate)
         waiting = server.stub.ModelInfer.future(ask(png(2)), timeout=300)
-        wait_for_queue(server, full=True)
+        wait_until(lambda: is_full(server), "the queue is full")
         unparsed = server.channel.unary_unary(f"/{rpc.SERVICE}/ModelInfer")
         error = refusal(unparsed, b"no message", metadata=[("x-request-id", "b-8")])
         assert error.code() is StatusCode.RESOURCE_EXHAUSTED
@@ -251,19 +251,13 @@ def test_messages_take_a_bounded_memory_together(model: Model, gate: GatedEngine
         assert labels(server.stub.ModelInfer(ask(png(1)), timeout=300)) == ["large_cell_carcinoma"]
 
 
-def wait_for_queue(server: Server, *, full: bool) -> None:
-    deadline = time.monotonic() + 300
-    while is_full(server) is not full:
-        assert time.monotonic() < deadline, f"the queue never became {'full' if full else 'free'}"
-
-
 def test_a_call_past_its_deadline_leaves_the_queue(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate, queue_size=1) as server:
         running = occupy(server, gate)
         assert refusal(server.stub.ModelInfer, ask(png(2)), timeout=0.3).code() is StatusCode.DEADLINE_EXCEEDED
-        wait_for_queue(server, full=False)  # the server's own clock of that deadline
+        wait_until(lambda: not is_full(server), "the queue is free")  # by the server's own clock of that deadline
         waiting = server.stub.ModelInfer.future(ask(png(3)), timeout=300)
-        wait_for_queue(server, full=True)
+        wait_until(lambda: is_full(server), "the queue is full")
         gate.open.set()
         assert [labels(call.result(300)) for call in (running, waiting)] == [
             ["large_cell_carcinoma"],
@@ -302,9 +296,7 @@ def test_a_client_s_own_deadline_is_not_counted_as_the_service_s_failure(model: 
             if not gate.entered.is_set():
                 error = refusal(server.stub.ModelInfer, ask(png(1)), timeout=patience)
                 assert error.code() is StatusCode.DEADLINE_EXCEEDED
-        deadline = time.monotonic() + 300
-        while not sum(counted()) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: sum(counted()), "the calls are counted")
         gate.open.set()
     own, cancelled, service_s = counted()
     # By the server's clock it may not have passed yet when the client ends the call.

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -25,17 +25,9 @@ from serving import run_folder
 from serving.worker_states import WorkerStates
 from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
+from tests.waiting import PATIENCE, wait_until
 
-PATIENCE = 300
-"""Most seconds to wait. A few are enough on an idle machine."""
 PICTURE = encode_png(tiny_picture(1)[:, :, 0])
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, f"not in {PATIENCE} s: {what}"
-        time.sleep(0.1)
 
 
 def workers_of(process: psutil.Process) -> list[psutil.Process]:
