@@ -53,7 +53,7 @@ async def occupy(batcher: Batcher, gate: Gate, level: int = 0) -> asyncio.Task[o
     gate.open.clear()
     gate.entered.clear()
     task = asyncio.create_task(batcher.score(image(level)))
-    assert await asyncio.to_thread(gate.entered.wait, 10)
+    assert await asyncio.to_thread(gate.entered.wait, 300)
     return task
 
 
