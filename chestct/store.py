@@ -60,7 +60,7 @@ class StoredModel(NamedTuple):
 
     def verify(self) -> None:
         """Check card and graph by the digests that they were stored with. Raises AlteredModel."""
-        version, card = self.tag.partition(":")[2], self.folder / CARD
+        version, card = version_of(self.tag), self.folder / CARD
         try:
             digests.check(card, self.card_sha256 or version)
             digests.check(card, version)
@@ -70,6 +70,11 @@ class StoredModel(NamedTuple):
                 f"{self.tag} is not served: {error}; `rm -r {shlex.quote(str(self.folder))}`, then `make serve` stores "
                 "the released model anew, and `make store` the one of a training; build a bento anew"
             ) from error
+
+
+def version_of(tag: str) -> str:
+    """The version in a tag: `abc` in `chestct:abc`."""
+    return tag.partition(":")[2]
 
 
 def import_model(folder: Path, *, released: bool = False) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from chestct.card import Frozen, ModelCard
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
+from chestct.store import version_of
 from serving.inference.classifier import Classifier, Outcome
 from serving.inference.window import LUNG, Window, choose_window
 from serving.telemetry.request_record import RequestRecord
@@ -127,16 +128,11 @@ _OUTPUTS: Final = (
 )
 
 
-def version(tag: str) -> str:
-    """The version in a tag of the model store: `abc` in `chestct:abc`."""
-    return tag.partition(":")[2]
-
-
 def metadata(card: ModelCard, tag: str) -> ModelMetadata:
     """Metadata of the model for clients."""
     return ModelMetadata(
         name=card.name,
-        versions=(version(tag),),
+        versions=(version_of(tag),),
         platform=PLATFORM,
         inputs=describe_inputs(card),
         outputs=tuple(
@@ -159,8 +155,8 @@ def check_model(card: ModelCard, tag: str, name: str, wanted: str) -> None:
     """Check that the service has the model `name` in the version `wanted`, empty for any. Raises UnknownModel."""
     if name != card.name:
         raise UnknownModel(f"expected the model {card.name!r}, got {quote(name)}")
-    if wanted not in ("", version(tag)):
-        raise UnknownModel(f"expected the version {version(tag)!r} of {card.name!r} or none, got {quote(wanted)}")
+    if wanted not in ("", version_of(tag)):
+        raise UnknownModel(f"expected the version {version_of(tag)!r} of {card.name!r} or none, got {quote(wanted)}")
 
 
 def check_parameters(names: Container[str]) -> None:

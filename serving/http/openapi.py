@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from chestct.card import LAYOUT, Frozen, ModelCard
 from chestct.image import Facts, encode_png
 from chestct.prediction import Prediction, decide
+from chestct.store import version_of
 from serving import open_inference
 from serving.http import v1, v2
 from serving.http.errors import OIP
@@ -117,7 +118,7 @@ def _values(card: ModelCard, tag: str, settings: Settings) -> Json:
     return {
         "tag": tag,
         "name": card.name,
-        "version": open_inference.version(tag),
+        "version": version_of(tag),
         "description": f"Which a chest-CT slice shows: {', '.join(card.titles.values())}. {card.disclaimer}",
         "disclaimer": card.disclaimer,
         "max_images": settings.max_images,

@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Mount, Route, Router
 import chestct
 from chestct.card import Frozen
 from chestct.invalid_image import InvalidImage
+from chestct.store import version_of
 from serving import open_inference
 from serving.api_keys import Keys
 from serving.http.body import TENSORS_MEMORY, check_json, read_body, while_connected
@@ -247,7 +248,7 @@ def _response(classifier: Classifier, form: _AnswerForm, tensors: tuple[open_inf
         outputs.append(output)
     answer = {
         "model_name": classifier.card.name,
-        "model_version": open_inference.version(classifier.tag),
+        "model_version": version_of(classifier.tag),
         "parameters": {"disclaimer": classifier.card.disclaimer},
         "outputs": outputs,
     }

@@ -20,6 +20,7 @@ from chestct.dicom_format import is_dicom
 from chestct.image import SIGNATURES, Facts, Picture, decode_encoded, inspect
 from chestct.invalid_image import InvalidImage, undecodable
 from chestct.prediction import Prediction, decide
+from chestct.store import version_of
 from chestct.unsupported_formats import describe_unsupported
 from serving.inference import explanation
 from serving.inference.batcher import Batcher, EngineFailed
@@ -151,12 +152,12 @@ class Classifier:
         `folder` holds the workers' sockets. Raises OSError if this worker's can't be made.
         """
         spec = self.card.input
-        model = self.tag.rpartition(":")[2]
+        version = version_of(self.tag)
         if sys.platform == "linux":  # a socket's path is short: 107 bytes
             folder = Path(f"/proc/self/fd/{os.open(folder, os.O_PATH)}")
         self._sharing = EngineSharing(
             states,
-            lambda worker: folder / f"engine-{os.getppid()}-{model}-{worker}",
+            lambda worker: folder / f"engine-{os.getppid()}-{version}-{worker}",
             self._batcher.lend,
             (spec.height, spec.width, spec.channels),
             self._heatmap,

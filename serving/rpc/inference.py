@@ -6,6 +6,7 @@ from typing import Any
 from open_inference.grpc import protocol, service
 
 import chestct
+from chestct.store import version_of
 from serving import open_inference
 from serving.inference.classifier import Classifier
 from serving.rpc.connections import Context
@@ -68,7 +69,7 @@ class InferenceServicer(service.GRPCInferenceServiceServicer):
         card, tag = self._classifier.card, self._classifier.tag
         return protocol.ModelInferResponse(
             model_name=card.name,
-            model_version=open_inference.version(tag),
+            model_version=version_of(tag),
             id=message_id,
             parameters={"disclaimer": protocol.InferParameter(string_param=card.disclaimer)},
             outputs=[{"name": t.name, "datatype": t.datatype, "shape": t.shape} for t in tensors],
