@@ -17,13 +17,12 @@ from pydantic.fields import FieldInfo
 
 from chestct import card
 from chestct.prediction import Prediction
+from pipeline.core.pages import replace_part
 from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics
 
 ROOT: Final = Path(__file__).parents[1]
 REFERENCE: Final = ROOT / "docs" / "reference"
-_BEGIN: Final = "<!-- begin of what `python -m docs.tables` writes -->\n"
-_END: Final = "<!-- end of what `python -m docs.tables` writes -->\n"
 
 
 def commands() -> str:
@@ -91,9 +90,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
 def in_page(name: str) -> str:
     """The page of this name with its table as the code has it now."""
     page = (REFERENCE / name).read_text(encoding="utf-8")
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    return f"{before}{begin}\n{PAGES[name]()}\n{end}{after}"
+    return replace_part(page, "python -m docs.tables", f"\n{PAGES[name]()}\n")
 
 
 def _about(model: type[BaseModel]) -> str:
@@ -169,8 +166,7 @@ def _table(head: tuple[str, ...], rows: Any) -> str:
 
 def main() -> None:
     for name in PAGES:
-        text = in_page(name)
-        (REFERENCE / name).write_text(text, encoding="utf-8")
+        (REFERENCE / name).write_text(in_page(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

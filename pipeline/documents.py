@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from chestct.card import Estimate, Metrics, ModelCard
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths
+from pipeline.core.pages import replace_part
 from pipeline.judging.plots import draw_metrics, draw_ood, in_words
 
 MODEL_CARD: Final = Path("docs/reference/model-card.md")
@@ -28,8 +29,6 @@ README: Final = Path("README.md")
 BAD_INPUT: Final = 2
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
-_BEGIN: Final = "<!-- begin of what `python -m pipeline.documents` writes -->\n"
-_END: Final = "<!-- end of what `python -m pipeline.documents` writes -->\n"
 
 
 def write() -> None:
@@ -68,9 +67,8 @@ def texts() -> dict[Path, str]:
         DATA_SHEET: templates.get_template("data_sheet.md").render(values),
     }
     if README.is_file():
-        before, begin, rest = README.read_text(encoding="utf-8").partition(_BEGIN)
-        _, end, after = rest.partition(_END)
-        found[README] = f"{before}{begin}{templates.get_template('readme.md').render(values)}{end}{after}"
+        part = templates.get_template("readme.md").render(values)
+        found[README] = replace_part(README.read_text(encoding="utf-8"), "python -m pipeline.documents", part)
     return found
 
 

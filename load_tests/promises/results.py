@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import yaml
 
 from load_tests.server import ROOT
+from pipeline.core.pages import replace_part
 
 PAGE: Final = ROOT / "docs" / "reference" / "reliability.md"
 FOLDER: Final = ROOT / "build" / "hold"
@@ -76,15 +77,13 @@ def table(parts: Sequence[Part]) -> str:
 
 
 def write_page(parts: Sequence[Part], commit: str, scale: float) -> None:
-    """Write the table between the markers of the page. The rest of the page is hand-written."""
-    begin, end = (f"<!-- {word} of what `make hold` writes -->\n" for word in ("begin", "end"))
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
+    """Write the table between the markers of PAGE."""
     day = datetime.now(UTC).date().isoformat()
     minutes = sum(part.minutes for part in parts)
     length = "" if scale == 1 else f", at {scale:g} of the full length"
     about = f"{day}, commit {commit}, {os.cpu_count()} cores, {minutes:.0f} minutes{length}."
-    PAGE.write_text(f"{before}{begin}{about}\n\n{table(parts)}\n{end}{after}", encoding="utf-8")
+    page = replace_part(PAGE.read_text(encoding="utf-8"), "make hold", f"{about}\n\n{table(parts)}\n")
+    PAGE.write_text(page, encoding="utf-8")
 
 
 def _file(name: str) -> Path:

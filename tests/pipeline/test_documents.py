@@ -9,13 +9,13 @@ from chestct.card import Fold, ScoreCounts
 from chestct.store import CARD
 from pipeline import documents
 from pipeline.core import paths
+from pipeline.core.pages import replace_part
 from pipeline.images.classes import CLASSES
 from pipeline.judging.plots import NOTE
 from tests.graphs import OOD_LIMIT, tiny_metrics, tiny_model
 from tests.server import ROOT
 
 WRITE = "run python -m pipeline.documents"
-AROUND = "Before.\n\n{begin}{block}{end}\nAfter.\n"
 
 
 def each(count: int) -> dict[str, int]:
@@ -125,8 +125,8 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     scores = ScoreCounts(kind="mahalanobis", edges=(0.3, 0.6, OOD_LIMIT, 1.2), counts=counts)
     folds = (Fold(images=20, accuracy=0.9, macro_f1=0.7), Fold(images=20, accuracy=0.8, macro_f1=0.9))
     plant(audit=AUDIT | NEAR, metrics=metrics, ood_scores=scores, folds=folds)
-    marks = {"begin": documents._BEGIN, "end": documents._END}
-    documents.README.write_text(AROUND.format(block="stale\n", **marks), encoding="utf-8")
+    before = replace_part("Before.\n\n", "python -m pipeline.documents", "stale\n")
+    documents.README.write_text(f"{before}\nAfter.\n", encoding="utf-8")
     paths.TEST_OPENINGS.parent.mkdir()
     opening = {"opened": "2026-01-02", "run_id": "5eed", "model_sha256": "00", "data_digest": "ab" * 32}
     other = opening | {"data_digest": "cd" * 32}
