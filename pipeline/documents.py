@@ -4,7 +4,6 @@ Run `python -m pipeline.documents` in the project's root. `python -m pipeline.st
 reads release/ and the record of the test folder's openings, and measures nothing. The texts are in pipeline/templates/.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Sized
@@ -16,6 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from chestct.card import Estimate, Metrics, ModelCard
+from chestct.digests import sha256_of
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths
 from pipeline.core.pages import replace_part
@@ -79,7 +79,7 @@ def picture_names() -> set[str]:
 
 def digest() -> str:
     """SHA-256 of the card. Each picture stores it as pipeline.judging.plots.NOTE."""
-    return hashlib.sha256((paths.RELEASED / CARD).read_bytes()).hexdigest()
+    return sha256_of(paths.RELEASED / CARD)
 
 
 def _card() -> ModelCard:

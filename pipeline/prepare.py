@@ -1,7 +1,6 @@
 """Stage prepare: decodes and audits the images, drops duplicates, and divides train and valid into folds."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ from pipeline.core.errors import DataError
 from pipeline.core.params import Params
 from pipeline.images import audit, contact_sheet, input_facts
 from pipeline.images.audit import Findings, Pair
-from pipeline.images.classes import CLASSES
 from pipeline.images.contact_sheet import Section
 from pipeline.images.duplicates import cluster
 from pipeline.images.folds import make_folds
@@ -78,8 +76,7 @@ def prepare(params: Params) -> None:
 
 
 def _require(slices: Sequence[Slice], least: int, where: str) -> None:
-    counts = Counter(item.label for item in slices)
-    short = [f"{name} {counts[label]}" for label, name in enumerate(CLASSES) if counts[label] < least]
+    short = [f"{name} {count}" for name, count in audit.per_class(slices).items() if count < least]
     if short:
         raise DataError(f"too few readable, distinct images in {where}: {', '.join(short)}")
 
@@ -101,7 +98,7 @@ def _sections(findings: Findings, clusters: NDArray[np.int64]) -> list[Section]:
         Section("One picture under several labels, left out", findings.label_conflicts),
         Section("Test images with a duplicate in train or valid, near ones first", _images(test_duplicates)),
         Section("Test images without one that look like train or valid", _images(findings.test_look_alikes)),
-        Section("Look-alikes under several labels", [g for g in groups if len({item.label for item in g}) > 1]),
+        Section("Look-alikes under several labels", list(filter(audit.several_labels, groups))),
         Section("Near duplicates: marked, scaled or encoded again", _images(findings.near_duplicates)),
         Section("Clusters of look-alikes, the largest first; each stays in one fold", groups),
         Section("Exact duplicates in train and valid; only the first is kept", findings.exact_duplicates),

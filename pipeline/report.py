@@ -9,7 +9,6 @@ Only this stage records the graph, card, figures, parameters and audit in the ML
 from its run cache, but never this one, so the run has exactly these files.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from chestct.card import Estimate, JsonFile, Lineage, Metrics, ModelCard
+from chestct.digests import sha256_of
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
@@ -50,7 +50,7 @@ def report(params: Params) -> None:
     with np.load(paths.POOL) as file:
         correlation = params.prepare.duplicate_correlation
         require_no_duplicates(pixels[unseen], names[unseen], file["pixels"], file["paths"], correlation)
-    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    digest = sha256_of(graph)
     _count_opening(card.lineage, digest, len(labels), int(unseen.sum()))
 
     engine = Engine(graph, bfloat16=card.bfloat16 is not None, recheck=card.thresholds.refer_margin)

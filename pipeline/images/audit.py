@@ -80,13 +80,13 @@ def find(slices: Sequence[Slice], *, duplicate: float, look_alike: float) -> Fin
     for item in slices:
         if item.file.split != "test":
             groups.setdefault(item.identity, []).append(item)
-    kept = [group for group in groups.values() if not _several_labels(group)]
+    kept = [group for group in groups.values() if not several_labels(group)]
     test_duplicates, test_look_alikes = _compare_test(slices, duplicate, look_alike)
     return Findings(
         pool=[group[0] for group in kept],
         test=[item for item in slices if item.file.split == "test"],
         exact_duplicates=[group for group in kept if len(group) > 1],
-        label_conflicts=[group for group in groups.values() if _several_labels(group)],
+        label_conflicts=[group for group in groups.values() if several_labels(group)],
         duplicates=_find_pairs(slices, duplicate),
         test_duplicates=test_duplicates,
         test_look_alikes=test_look_alikes,
@@ -149,7 +149,8 @@ def clusters_of(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> list[list
     return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
 
 
-def _several_labels(group: Sequence[Slice]) -> bool:
+def several_labels(group: Sequence[Slice]) -> bool:
+    """Whether the images of the group have different labels."""
     return len({item.label for item in group}) > 1
 
 
@@ -211,7 +212,7 @@ def _describe_clusters(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> di
         "of_one_image": number - len(groups),
         "largest": [len(group) for group in groups[:10]],
         "per_class": {name: len(np.unique(clusters[labels == label])) for label, name in enumerate(CLASSES)},
-        "with_several_classes": [_paths(group) for group in groups if _several_labels(group)],
+        "with_several_classes": [_paths(group) for group in groups if several_labels(group)],
     }
 
 
