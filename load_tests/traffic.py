@@ -88,24 +88,30 @@ class Clients:
         return "OK"
 
     async def _ask_http(self) -> str:
+        writer = None
         try:
             async with asyncio.timeout(self._deadline + 5):
-                while self._idle:
-                    reader, writer = self._idle.pop()
-                    if not reader.at_eof():
-                        break
-                    writer.close()
-                else:
-                    reader, writer = await wire.connect(self._netloc)
+                reader, writer = self._take_idle() or await wire.connect(self._netloc)
                 writer.write(next(self._posts))
                 answer = await wire.read_answer(reader)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError):
+        except (OSError, asyncio.IncompleteReadError):
+            if writer is not None:
+                writer.close()
             return "lost"
         if answer.closes:
             writer.close()
         else:
             self._idle.append((reader, writer))
         return answer.code
+
+    def _take_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Take the connection that was used last. Close those that the service has ended."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
 
 async def open_loop(

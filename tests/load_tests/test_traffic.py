@@ -24,6 +24,33 @@ def test_a_service_that_answers_nothing_has_no_capacity(tmp_path: Path) -> None:
         traffic.run(measure())
 
 
+def test_a_connection_without_a_whole_answer_is_lost_and_closed(tmp_path: Path) -> None:
+    async def run() -> tuple[str, bytes]:
+        left: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def answer_half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200")
+            writer.write_eof()
+            rest = await reader.read()  # ends when the client closes the connection
+            writer.close()
+            await writer.wait_closed()
+            left.set_result(rest)
+
+        async with await asyncio.start_server(answer_half, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            process = subprocess.Popen[bytes](["true"])
+            process.wait(300)
+            server = Server(f"http://127.0.0.1:{port}", f"127.0.0.1:{port}", process, tmp_path)
+            async with traffic.Clients(server, 300) as clients:
+                outcome = await clients.ask("HTTP", 0)
+                return outcome.code, await left
+
+    code, rest = traffic.run(run())
+    assert code == "lost"
+    assert rest.endswith(b"IEND\xaeB`\x82"), "the whole picture was sent"
+
+
 def test_an_answer_after_the_time_is_not_counted(tmp_path: Path) -> None:
     class Slow:
         log = tmp_path
