@@ -1,5 +1,6 @@
 """The search for settings: what it tries, chooses and writes. No server is started."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -124,10 +125,12 @@ def test_a_bound_that_no_queue_keeps_is_missed(below: float, burst: float) -> No
 def test_a_shell_and_the_service_read_what_is_written(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    clock = itertools.count(step=60)
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert tune.main(["--p99", "200"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()[:11]
     assert head.split() == ["workers", "threads", "batch", "capacity", "rate", "p99", "to", "go"]
-    assert rows[2].split() == ["2", "1", "2", "111.1/s", "100.0/s", "100", "ms", "0.0", "min"]
+    assert rows[2].split() == ["2", "1", "2", "111.1/s", "100.0/s", "100", "ms", "8.0", "min"]
     path = machine / "settings.env"
     shell = ["sh", "-c", f"set -a; . {path}; env"]
     output = subprocess.run(shell, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True).stdout
