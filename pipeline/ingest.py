@@ -1,5 +1,7 @@
 """Stage ingest: copies the images to data/raw, in Kaggle's layout, and writes the manifest of all files."""
 
+import contextlib
+import os
 import shutil
 import tempfile
 import textwrap
@@ -92,7 +94,13 @@ def _download() -> Path:
 
 
 def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """The size of all files below `folder`, except those that vanish meanwhile."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += Path(parent, name).stat().st_size
+    return size
 
 
 def _local_folder(path: Path | None) -> Path:
