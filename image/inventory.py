@@ -121,8 +121,7 @@ def _python(image: Image) -> Iterator[Component]:
     for path, data in image.contents.items():
         if path.endswith("METADATA"):
             fields = Parser().parsestr(data.decode())
-            name = fields["Name"]
-            yield _library(name, PackageURL("pypi", None, name.lower().replace("_", "-"), fields["Version"]))
+            yield _library(fields["Name"], PackageURL("pypi", None, fields["Name"], fields["Version"]))
 
 
 def _library(name: str, purl: PackageURL) -> Component:

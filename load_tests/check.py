@@ -70,7 +70,8 @@ def read_rows(folder: Path) -> dict[str, Row]:
             int(row["Request Count"]),
             int(row["Failure Count"]),
             float(row["Requests/s"]),
-            *(float(row[name]) for name in ("95%", "99%")),
+            float(row["95%"]),
+            float(row["99%"]),
         )
         for row in _read(folder / f"{CSV}_stats.csv")
         if row["Name"] != "Aggregated" and int(row["Request Count"])

@@ -1,6 +1,7 @@
 """Searches the log and the metrics for anything that requests hold."""
 
 import asyncio
+import contextlib
 import json
 import re
 import zlib
@@ -122,10 +123,8 @@ async def _grpc(server: Server, markers: Markers) -> None:
             method = channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
             for call in calls:
                 metadata = (("other", at("gRPC metadata")), ("authorization", at("gRPC key")))
-                try:
+                with contextlib.suppress(grpc.aio.AioRpcError):
                     await method(call, metadata=metadata, timeout=60)
-                except grpc.aio.AioRpcError:
-                    continue
 
 
 def _png(text: str) -> bytes:
