@@ -41,7 +41,7 @@ OURS: Final = frozenset({"http", "oip", "grpc-pixels", "grpc-image"})
 CONNECTIONS: Final = (1, 16, 64)
 PICTURES: Final = 40
 CLOSE_CALLS: Final = 1
-"""Pictures that the service computes twice. As many are close calls among real pictures; of 40 phantoms it is five."""
+"""Close calls among the PICTURES, which the service computes twice. Real pictures have as many, 40 phantoms five."""
 CANDIDATES: Final = 80
 """Phantoms to choose from. They hold enough of either kind."""
 SHARE: Final = 0.7

@@ -135,7 +135,7 @@ def _box(box: Box) -> str:
 
 
 def _arrow(one: Box, other: Box | Group) -> str:
-    """To the right if both are in one row, otherwise down where both have the same left and right."""
+    """Draw an arrow to the right if both are in one row, otherwise down the middle of the width that they share."""
     if one.top == other.top:
         y = one.top + HIGH // 2
         return f'<line x1="{one.left + one.width}" y1="{y}" x2="{other.left}" y2="{y}"/>'

@@ -26,7 +26,7 @@ MOST_SECONDS: Final = 600
 
 
 async def attack(url: str, grpc: str) -> None:
-    """Run all of them at once, for MOST_SECONDS at most."""
+    """Run all greedy clients at once, for MOST_SECONDS at most."""
     costly = _costly_pictures()
     explain = wire.post("/v1/predict?explain=true", phantom(), {"Content-Type": "image/png"})
     body = f"{HEAD}Content-Length: 20000000\r\n\r\n".encode() + bytes(50_000)
@@ -80,8 +80,8 @@ async def _never_read(url: str, request: bytes) -> None:
 
 def _costly_pictures() -> list[bytes]:
     """Return a tall PNG, a JPEG of a thousand scans, and a PNG of many chunks."""
-    wide = BytesIO()
-    Image.new("L", (1, 1 << 24)).save(wide, "PNG")
+    tall = BytesIO()
+    Image.new("L", (1, 1 << 24)).save(tall, "PNG")
     progressive = BytesIO()
     Image.new("L", (2048, 2048), 128).save(progressive, "JPEG", progressive=True)
     jpeg = progressive.getvalue()
@@ -91,7 +91,7 @@ def _costly_pictures() -> list[bytes]:
     Image.new("L", (64, 64)).save(small, "PNG")
     png = small.getvalue()
     chunk = b"\0\0\0\0tEXt" + zlib.crc32(b"tEXt").to_bytes(4, "big")
-    return [wide.getvalue(), scans, png[:33] + chunk * 100_000 + png[33:]]
+    return [tall.getvalue(), scans, png[:33] + chunk * 100_000 + png[33:]]
 
 
 async def _send_costly(url: str, files: Sequence[bytes]) -> None:
