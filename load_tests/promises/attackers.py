@@ -47,7 +47,7 @@ async def attack(url: str, grpc: str) -> None:
 
     tasks = [asyncio.ensure_future(again(one)) for count, one in kinds for _ in range(count)]
     await asyncio.sleep(START_SECONDS)
-    print(f"{len(tasks)} bad clients", flush=True)
+    print(f"{len(tasks)} greedy clients", flush=True)
     await asyncio.wait(tasks, timeout=MOST_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
 
 

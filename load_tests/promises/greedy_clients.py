@@ -1,10 +1,9 @@
 """Measures how much good clients suffer beside ones that send slowly, never finish, never read or send costly files."""
 
+import asyncio
 import contextlib
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Final
 
 import numpy as np
@@ -35,7 +34,7 @@ async def measure(scale: float) -> list[Row]:
             with traffic.each_second(server.memory) as memory:
                 for _ in range(max(1, round(ROUNDS * scale))):
                     for p99s, besieged in ((alone, False), (beside, True)):
-                        with _attackers(server) if besieged else contextlib.nullcontext():
+                        async with _attackers(server) if besieged else contextlib.nullcontext():
                             outcomes = await traffic.open_loop(clients, rate, SECONDS)
                         sent += len(outcomes)
                         lost += sum(outcome.code not in traffic.GOOD for outcome in outcomes)
@@ -51,16 +50,18 @@ async def measure(scale: float) -> list[Row]:
     ]  # fmt: skip
 
 
-@contextlib.contextmanager
-def _attackers(server: Server) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _attackers(server: Server) -> AsyncIterator[None]:
     """Run load_tests.promises.attackers in another process, so that it does not delay this one, which measures."""
     command = [sys.executable, "-m", "load_tests.promises.attackers", server.url, server.grpc]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        try:
-            if not process.stdout.readline():
-                raise LoadError("the bad clients did not start")
-            yield
-        finally:
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout
+    try:
+        if not await process.stdout.readline():
+            raise LoadError("the greedy clients did not start")
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
             process.kill()
-    time.sleep(2)  # the service notices closed connections
+        await process.wait()
+    await asyncio.sleep(2)  # the service notices closed connections
