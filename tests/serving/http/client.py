@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from io import BytesIO
 from typing import Any
 
 import httpx
-import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message
@@ -42,21 +40,6 @@ def ask(app: ASGIApp, path: str = "/v1/predict", method: str = "POST", **headers
             return await client.request(method, path, content=b"body", headers=headers)
 
     return asyncio.run(run())
-
-
-@contextlib.contextmanager
-def listening(app: ASGIApp) -> Iterator[int]:
-    """The port of a real server before this app."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 class Client:

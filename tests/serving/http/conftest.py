@@ -1,6 +1,7 @@
-"""Fixtures of the HTTP tests: the tiny model behind a gate, a client of an app with it, and a visit of the page."""
+"""Fixtures of the HTTP tests: the tiny model behind a gate, clients and servers of an app, and a visit of the page."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -16,11 +17,8 @@ from tests.browser import WIDE, Visit
 from tests.graphs import tiny_model
 from tests.server import Server
 from tests.serving.gated_engine import GatedEngine
-from tests.serving.http.client import (
-    SETTINGS,
-    TAG,
-    Client,
-)
+from tests.serving.http.client import SETTINGS, TAG, Client
+from tests.serving.http.connection_server import Listening, listening
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +38,20 @@ def client(model: tuple[GatedEngine, ModelCard]) -> Iterator[Client]:
         app.state.document = Rendered({"openapi": "3.1.0"})
         yield Client(app, runner.get_loop())
         runner.run(classifier.close())
+
+
+@pytest.fixture(scope="module")
+def bounded() -> Iterator[Listening]:
+    """A server whose connections are bounded."""
+    with listening() as running:
+        yield running
+
+
+@pytest.fixture
+def nothing_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Check that neither the event loop nor uvicorn logged an error."""
+    yield
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from serving.http.request_recording import RequestRecording
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.unavailable import Closed, Overloaded
-from tests.serving.http.client import ask, listening
+from tests.serving.http.client import ask
+from tests.serving.http.connection_server import listening
 
 SETTINGS = Settings(request_timeout=30)
 ANSWERING = ["/v1/predict", "/v1/predict/batch", "/v2/models/chestct/infer", "/v2/models/chestct/versions/abc/infer"]
@@ -107,8 +108,8 @@ def test_a_refusal_is_counted_under_the_name_of_its_route() -> None:
 def test_the_connection_of_an_unread_body_serves_the_next_request() -> None:
     queue = Queue()
     body = bytes(2_000_000)  # more than the sockets hold, so that the server must take it from the wire
-    with listening(admission(queue)) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    with listening(admission(queue)) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=300)
         connection.connect()
         first = connection.sock
         for seconds, expected in ((math.inf, 429), (math.inf, 429), (0, 200)):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import http.client
-import logging
 import queue
 import socket
 import subprocess
@@ -33,21 +32,10 @@ from tests.serving.http.connection_server import (
     until,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_fails")
+
 UNREAD = 8_000_000
 """Bytes of a body, more than the sockets hold."""
-
-
-@pytest.fixture(autouse=True)
-def nothing_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Check that neither the event loop nor uvicorn logged an error."""
-    yield
-    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Listening]:
-    with listening() as running:
-        yield running
 
 
 def by_http_client(url: str, **headers: str) -> int:
@@ -107,9 +95,9 @@ def by_curl_1_0(url: str) -> int:
     ],
 )
 def test_a_refusal_arrives_while_the_client_is_still_sending(
-    server: Listening, client: Callable[[str], int], path: str
+    bounded: Listening, client: Callable[[str], int], path: str
 ) -> None:
-    assert [client(f"http://127.0.0.1:{server.port}{path}") for _ in range(5)] == [413] * 5
+    assert [client(f"http://127.0.0.1:{bounded.port}{path}") for _ in range(5)] == [413] * 5
 
 
 @contextlib.contextmanager
@@ -165,9 +153,9 @@ def far_away(port: int, seconds: float) -> Iterator[int]:
             thread.join(SECONDS)
 
 
-def test_a_refusal_arrives_over_a_slow_link(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_arrives_over_a_slow_link(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.UNREAD", 90_000)
-    with far_away(server.port, 0.01) as port:
+    with far_away(bounded.port, 0.01) as port:
         assert [by_http_client(f"http://127.0.0.1:{port}/close") for _ in range(20)] == [413] * 20
 
 
@@ -182,18 +170,18 @@ def test_a_refusal_arrives_while_the_server_stops() -> None:
         assert read_all(client).startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_lingering_connection_ends_if_no_bytes_arrive(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lingering_connection_ends_if_no_bytes_arrive(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
-    with server.connect() as client:
+    with bounded.connect() as client:
         client.sendall(head("/close", Content_Length="1000") + b"some")
         assert read_all(client).endswith(b"refused")
-        server.wait_until_closed()
+        bounded.wait_until_closed()
 
 
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
-def test_dropped_bytes_are_limited(server: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_dropped_bytes_are_limited(bounded: Listening, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_BYTES", 100_000)
-    with server.connect() as client:
+    with bounded.connect() as client:
         client.sendall(head(path, Content_Length="10000000000"))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             send_for_ever(client, bytes(100_000))
@@ -202,29 +190,29 @@ def test_dropped_bytes_are_limited(server: Listening, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("path", ["/refuse", "/close"])
 @pytest.mark.parametrize(("seconds", "piece"), [(0.1, bytes(10_000)), (1000, b"x")])
 def test_dropping_is_limited_in_time_and_ends_earlier_for_a_trickle(
-    server: Listening, monkeypatch: pytest.MonkeyPatch, path: str, seconds: float, piece: bytes
+    bounded: Listening, monkeypatch: pytest.MonkeyPatch, path: str, seconds: float, piece: bytes
 ) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_SECONDS", seconds)
     monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
-    with server.connect() as client:
+    with bounded.connect() as client:
         client.sendall(head(path, Content_Length="10000000000"))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             send_for_ever(client, piece, 0.01)
 
 
-def test_the_number_of_lingering_connections_is_limited(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_lingering_connections_is_limited(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "LINGERING", 2)
     with contextlib.ExitStack() as open_connections:
         for _ in range(6):
-            client = open_connections.enter_context(server.connect())
+            client = open_connections.enter_context(bounded.connect())
             client.sendall(head("/close", Content_Length="1000"))
             assert read_all(client).endswith(b"refused")
-        until(lambda: len(server.server.server_state.connections) == 2)
-    server.wait_until_closed()
+        until(lambda: len(bounded.server.server_state.connections) == 2)
+    bounded.wait_until_closed()
 
 
-def test_the_connection_of_an_unread_body_serves_the_next_request(server: Listening) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=SECONDS)
+def test_the_connection_of_an_unread_body_serves_the_next_request(bounded: Listening) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", bounded.port, timeout=SECONDS)
     connection.connect()
     first = connection.sock
     for path, status in (("/refuse", 413), ("/refuse", 413), ("/", 200), ("/refuse", 413), ("/", 200)):
@@ -235,17 +223,17 @@ def test_the_connection_of_an_unread_body_serves_the_next_request(server: Listen
     connection.close()
 
 
-def test_an_unread_body_that_stalls_ends_its_connection(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unread_body_that_stalls_ends_its_connection(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "LINGER_PAUSE", 0.05)
-    assert ask(server, head("/refuse", Content_Length="1000") + b"some").endswith(b"refused")
+    assert ask(bounded, head("/refuse", Content_Length="1000") + b"some").endswith(b"refused")
 
 
-def test_an_unread_answer_ends_its_connection(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unread_answer_ends_its_connection(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 0.1)
-    with server.connect() as client:
+    with bounded.connect() as client:
         client.sendall(head("/large", "GET"))
         assert client.recv(1)
-        server.wait_until_closed()
+        bounded.wait_until_closed()
 
 
 def test_unread_pipelined_answers_end_their_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +244,9 @@ def test_unread_pipelined_answers_end_their_connection(monkeypatch: pytest.Monke
         running.wait_until_closed()
 
 
-def test_an_answer_that_is_read_slowly_arrives(server: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_is_read_slowly_arrives(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "WRITE_PAUSE", 1)
-    with server.connect() as client:
+    with bounded.connect() as client:
         client.sendall(head("/large", "GET", Connection="close"))
         came = 0
         while part := client.recv(100_000):

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.http.error_boundary import ErrorBoundary
 from serving.http.request_recording import RequestRecording
 from serving.settings import Settings
-from tests.serving.http.client import listening
+from tests.serving.http.connection_server import listening
 
 SETTINGS = Settings(request_timeout=30)
 
@@ -23,8 +23,8 @@ def test_an_answer_that_has_begun_is_finished_after_its_deadline_and_its_connect
         await send({"type": "http.response.body", "body": b"d."})
         await asyncio.sleep(0.1)
 
-    with listening(RequestRecording(ErrorBoundary(app, SETTINGS))) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    with listening(RequestRecording(ErrorBoundary(app, SETTINGS))) as running:
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=300)
         connection.connect()
         first = connection.sock
         for _ in range(2):
@@ -49,4 +49,4 @@ def test_an_answer_that_the_client_does_not_read_ends_at_the_service_s_limit() -
         with pytest.raises(TimeoutError):
             await recorded(scope, asyncio.Event().wait, send)
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), 300))
