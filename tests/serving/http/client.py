@@ -21,7 +21,7 @@ from tests.graphs import tiny_picture
 
 TAG = "chestct:abc"
 LIMIT = 64 * 1024
-SETTINGS = Settings(max_body_bytes=LIMIT, max_images=4, queue_size=4, largest_batch=2, request_timeout=5)
+SETTINGS = Settings(max_body_bytes=LIMIT, max_images=4, queue_size=4, largest_batch=2, request_timeout=300)
 
 
 @contextlib.asynccontextmanager
@@ -46,6 +46,7 @@ class Client:
     """Asks an app that runs in this client's own event loop."""
 
     def __init__(self, app: Starlette, loop: asyncio.AbstractEventLoop) -> None:
+        self.app = app
         self._loop = loop
         self._app = RequestRecording(app)
         transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)

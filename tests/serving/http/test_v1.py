@@ -21,6 +21,7 @@ from chestct.prediction import RULES, WARNINGS
 from serving.http.app import create_app
 from serving.http.request_recording import RequestRecording
 from serving.memory_budget import REQUEST_BYTES, Holder, MemoryBudget
+from serving.telemetry import metrics
 from tests.graphs import tiny_picture
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
@@ -266,7 +267,7 @@ def test_a_full_queue_answers_429_with_retry_after(model: tuple[GatedEngine, Mod
         async with running(model) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                model[0].open.clear()
+                model[0].close()
                 posts = [
                     asyncio.create_task(client.post("/v1/predict", files=files("image", png()))) for _ in range(12)
                 ]
@@ -288,7 +289,7 @@ def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[GatedEngine,
         async with running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app:
             transport = httpx.ASGITransport(RequestRecording(app))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                model[0].open.clear()
+                model[0].close()
                 try:
                     return await client.post("/v1/predict", files=files("image", png()))
                 finally:
@@ -311,6 +312,12 @@ def test_passed_and_invalid_deadlines_are_refused(client: Client, timeout: str, 
     assert_error(response, 400, code, "expected seconds above 0")
 
 
+async def until_queued(images: int) -> None:
+    """Wait until so many images are being decoded, wait for the engine or are in it."""
+    while metrics.QUEUE_DEPTH._value.get() < images:
+        await asyncio.sleep(0.001)
+
+
 def test_a_request_frees_its_place_in_the_queue_at_its_deadline(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> tuple[list[httpx.Response], int]:
         async with running(model) as app:
@@ -321,13 +328,13 @@ def test_a_request_frees_its_place_in_the_queue_at_its_deadline(model: tuple[Gat
                     headers = {"X-Request-Timeout": timeout}
                     return await client.post("/v1/predict", files=files("image", png()), headers=headers)
 
-                model[0].open.clear()
+                model[0].close()
                 before = model[0].images
-                first = asyncio.create_task(ask("4"))
-                await asyncio.sleep(0.1)
+                first = asyncio.create_task(ask("300"))
+                assert await asyncio.to_thread(model[0].entered.wait, 300)
                 late = await asyncio.gather(*(ask("0.2") for _ in range(4)))  # as many as the queue holds
-                others = [asyncio.create_task(ask("4")) for _ in range(3)]
-                await asyncio.sleep(0.1)
+                others = [asyncio.create_task(ask("300")) for _ in range(3)]
+                await until_queued(4)
                 model[0].open.set()
                 return [*late, await first, *await asyncio.gather(*others)], model[0].images - before
 
@@ -356,7 +363,7 @@ def test_an_internal_failure_is_logged_and_tells_the_client_nothing(
 def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> int:
         async with running(model) as app:
-            model[0].open.clear()
+            model[0].close()
             before = model[0].images
             sent: list[dict[str, Any]] = []
             gone = [asyncio.Event() for _ in range(4)]
@@ -377,9 +384,9 @@ def test_no_engine_time_goes_to_a_client_that_hung_up(model: tuple[GatedEngine, 
                 return asyncio.create_task(RequestRecording(app)({**scope, "root_path": ""}, receive, send))
 
             first = call(gone[0])
-            await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(model[0].entered.wait, 300)
             others = [call(event) for event in gone[1:]]
-            await asyncio.sleep(0.1)
+            await until_queued(4)
             for event in gone[1:]:
                 event.set()
             await asyncio.gather(*others)

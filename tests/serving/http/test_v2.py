@@ -4,8 +4,6 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,64 +12,24 @@ import pytest
 
 import chestct
 from chestct.card import DISCLAIMER
-from chestct.engine import Engine
-from chestct.image import encode_png
-from chestct.store import GRAPH
 from serving.http import body
 from serving.http.app import create_app
-from serving.http.request_recording import RequestRecording
-from serving.inference.classifier import Classifier
-from serving.settings import Settings
 from serving.tensors import pack_bytes, unpack_bytes
-from tests.graphs import tiny_model, tiny_picture
+from tests.graphs import tiny_picture
+from tests.serving.http.client import LIMIT, SETTINGS, Client, png
 
-TAG = "chestct:abc"
-INFER = "/v2/models/chestct/infer"
 JSON_LENGTH = "Inference-Header-Content-Length"
-SETTINGS = Settings(max_body_bytes=64 * 1024, max_images=4, queue_size=4, request_timeout=5)
+INFER = "/v2/models/chestct/infer"
 
 
-class Client:
-    """Asks an app that runs in this client's own event loop."""
-
-    def __init__(self, runner: asyncio.Runner, classifier: Classifier | None) -> None:
-        self.classifier = classifier
-        self._runner = runner
-        app = create_app(SETTINGS)
-        app.state.classifier = classifier
-        self._client = httpx.AsyncClient(transport=httpx.ASGITransport(RequestRecording(app)), base_url="http://test")
-
-    def get(self, path: str) -> httpx.Response:
-        return self._runner.run(self._client.get(path))
-
-    def post(self, path: str = INFER, **arguments: Any) -> httpx.Response:
-        return self._runner.run(self._client.post(path, **arguments))
-
-    def binary(self, message: Any, *tails: bytes, length: str | None = None) -> httpx.Response:
-        """A request of the binary extension."""
-        head = json.dumps(message).encode()
-        headers = {JSON_LENGTH: str(len(head)) if length is None else length}
-        return self.post(content=b"".join((head, *tails)), headers=headers)
+def infer(client: Client, **arguments: Any) -> httpx.Response:
+    return client.post(INFER, **arguments)
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def client(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder: Path = tmp_path_factory.mktemp("model")
-    card = tiny_model(folder)
-    classifier = Classifier(Engine(folder / GRAPH, threads=1), card, TAG, SETTINGS)
-    runner.run(classifier.warm_up())
-    yield Client(runner, classifier)
-    runner.run(classifier.close())
-
-
-def png(label: int = 1) -> bytes:
-    return encode_png(tiny_picture(label)[:, :, 0])
+def binary(client: Client, message: Any, *tails: bytes) -> httpx.Response:
+    """Send a request of the binary extension."""
+    head = json.dumps(message).encode()
+    return infer(client, content=b"".join((head, *tails)), headers={JSON_LENGTH: str(len(head))})
 
 
 def image(*files: bytes | str, **fields: Any) -> dict[str, Any]:
@@ -117,24 +75,24 @@ def test_the_server_says_what_it_is(client: Client) -> None:
     assert client.get("/v2/health/ready").json() == {"ready": True}
 
 
-@pytest.mark.parametrize("model", ["/v2/models/chestct", "/v2/models/chestct/versions/abc"])
-def test_a_model_is_found_by_name_and_by_version(client: Client, model: str) -> None:
-    about = client.get(model).json()
+@pytest.mark.parametrize("path", ["/v2/models/chestct", "/v2/models/chestct/versions/abc"])
+def test_a_model_is_found_by_name_and_by_version(client: Client, path: str) -> None:
+    about = client.get(path).json()
     assert (about["name"], about["versions"], about["platform"]) == ("chestct", ["abc"], "onnx_onnxv1")
     assert about["inputs"][0] == {"name": "image", "datatype": "BYTES", "shape": [-1]}
     assert about["outputs"][0] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 4]}
     assert json.loads(about["properties"]["classes"])[2] == "normal"
-    assert client.get(f"{model}/ready").json() == {"name": "chestct", "ready": True}
-    answer = client.post(f"{model}/infer", json={"inputs": [image(png(2))]})
+    assert client.get(f"{path}/ready").json() == {"name": "chestct", "ready": True}
+    answer = client.post(f"{path}/infer", json={"inputs": [image(png(2))]})
     assert outputs(answer)["label"] == ["normal"]
     assert answer.json()["model_name"] == "chestct"
     assert answer.json()["model_version"] == "abc"
     assert answer.json()["parameters"] == {"disclaimer": DISCLAIMER}
 
 
-@pytest.mark.parametrize("model", ["/v2/models/other", "/v2/models/chestct/versions/abd"])
-def test_another_model_or_version_is_not_found(client: Client, model: str) -> None:
-    for response in (client.get(model), client.get(f"{model}/ready"), client.post(f"{model}/infer", json={})):
+@pytest.mark.parametrize("path", ["/v2/models/other", "/v2/models/chestct/versions/abd"])
+def test_another_model_or_version_is_not_found(client: Client, path: str) -> None:
+    for response in (client.get(path), client.get(f"{path}/ready"), client.post(f"{path}/infer", json={})):
         assert_error(response, 404, "unknown_model: ")
 
 
@@ -147,20 +105,21 @@ def test_a_wrong_method_is_answered_in_the_protocol_s_error_form(client: Client)
     assert_error(client.get(INFER), 405, "method_not_allowed: ", "POST")
 
 
-def test_only_the_liveness_probe_succeeds_before_the_model_is_warm(runner: asyncio.Runner) -> None:
-    client = Client(runner, None)
-    assert client.get("/v2/health/live").status_code == 200
-    model = "/v2/models/chestct"
-    for response in (client.get("/v2/health/ready"), client.get(f"{model}/ready"), client.post(json={})):
-        assert_error(response, 503, "not_ready: ")
-        assert response.headers["Retry-After"] == "2"
+def test_only_the_liveness_probe_succeeds_before_the_model_is_warm() -> None:
+    with asyncio.Runner() as runner:
+        client = Client(create_app(SETTINGS), runner.get_loop())
+        assert client.get("/v2/health/live").status_code == 200
+        model = "/v2/models/chestct"
+        for response in (client.get("/v2/health/ready"), client.get(f"{model}/ready"), infer(client, json={})):
+            assert_error(response, 503, "not_ready: ")
+            assert response.headers["Retry-After"] == "2"
 
 
 def test_json_and_binary_get_the_same_answer_in_either_form(client: Client) -> None:
     files = [png(2), png(0)]
     raw = pack_bytes(files)
-    as_json = outputs(client.post(json={"inputs": [image(*files)]}))
-    answer = client.binary({"inputs": [binary_image(len(raw), 2)], "parameters": {"binary_data_output": True}}, raw)
+    as_json = outputs(infer(client, json={"inputs": [image(*files)]}))
+    answer = binary(client, {"inputs": [binary_image(len(raw), 2)], "parameters": {"binary_data_output": True}}, raw)
     as_binary = outputs(answer)
     assert answer.headers["Content-Type"] == "application/octet-stream"
     assert as_json.keys() == as_binary.keys()
@@ -173,9 +132,9 @@ def test_pixels_may_be_flat_nested_or_binary(client: Client) -> None:
     pixels = np.stack([tiny_picture(3), tiny_picture(1)])
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}
     answers = [
-        client.post(json={"inputs": [tensor | {"data": pixels.ravel().tolist()}]}),
-        client.post(json={"inputs": [tensor | {"data": pixels.tolist()}]}),
-        client.binary({"inputs": [tensor | {"parameters": {"binary_data_size": pixels.size}}]}, pixels.tobytes()),
+        infer(client, json={"inputs": [tensor | {"data": pixels.ravel().tolist()}]}),
+        infer(client, json={"inputs": [tensor | {"data": pixels.tolist()}]}),
+        binary(client, {"inputs": [tensor | {"parameters": {"binary_data_size": pixels.size}}]}, pixels.tobytes()),
     ]
     first, *others = [outputs(answer) for answer in answers]
     assert first["label"] == ["squamous_cell_carcinoma", "large_cell_carcinoma"]
@@ -190,7 +149,7 @@ def test_only_requested_outputs_are_answered_each_in_its_form(client: Client) ->
         {"name": "preview", "parameters": {"binary_data": False}},
     ]
     message = {"inputs": [image(png(2))], "outputs": wanted, "parameters": {"binary_data_output": True}}
-    answer = client.post(json=message)
+    answer = infer(client, json=message)
     found = outputs(answer)
     assert list(found) == ["label", "probabilities", "preview"]
     assert found["label"] == ["normal"]
@@ -202,25 +161,25 @@ def test_only_requested_outputs_are_answered_each_in_its_form(client: Client) ->
 
 
 def test_a_body_that_is_one_file_needs_no_json(client: Client) -> None:
-    answer = client.post(content=png(2), headers={JSON_LENGTH: "0"})
+    answer = infer(client, content=png(2), headers={JSON_LENGTH: "0"})
     assert outputs(answer)["label"] == [b"normal"]
 
 
 def test_an_id_is_echoed_and_names_the_request(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="serving"):
-        answer = client.post(json={"id": "scan-17", "inputs": [image(png())]})
+        answer = infer(client, json={"id": "scan-17", "inputs": [image(png())]})
     assert answer.json()["id"] == "scan-17"
     assert answer.headers["X-Request-ID"] == "scan-17"
     assert '"request_id": "scan-17"' in caplog.text
-    both = client.post(json={"id": "scan-18", "inputs": [image(png())]}, headers={"X-Request-ID": "call-1"})
+    both = infer(client, json={"id": "scan-18", "inputs": [image(png())]}, headers={"X-Request-ID": "call-1"})
     assert (both.json()["id"], both.headers["X-Request-ID"]) == ("scan-18", "call-1")
-    assert "id" not in client.post(json={"inputs": [image(png())]}).json()
+    assert "id" not in infer(client, json={"inputs": [image(png())]}).json()
 
 
 def test_a_bad_image_is_named_and_the_next_request_answered(client: Client) -> None:
     message = {"inputs": [image(png(), b"GIF89a", png())]}
-    assert_error(client.post(json=message), 400, "undecodable_image: image[1]: ")
-    assert client.post(json={"inputs": [image(png())]}).status_code == 200
+    assert_error(infer(client, json=message), 400, "undecodable_image: image[1]: ")
+    assert infer(client, json={"inputs": [image(png())]}).status_code == 200
 
 
 SIZE = {"binary_data_size": 1}
@@ -283,7 +242,7 @@ PIXELS = {"name": "pixels", "datatype": "UINT8", "shape": [1, 32, 32, 1]}
     ],
 )  # fmt: skip
 def test_an_invalid_request_is_answered_with_what_was_expected(client: Client, message: Any, words: str) -> None:
-    assert_error(client.post(json=message), 400, "invalid_request: ", words)
+    assert_error(infer(client, json=message), 400, "invalid_request: ", words)
 
 
 @pytest.mark.parametrize(
@@ -295,25 +254,25 @@ def test_an_invalid_request_is_answered_with_what_was_expected(client: Client, m
     ],
 )
 def test_only_the_first_invalid_element_of_a_list_is_reported(client: Client, message: Any) -> None:
-    answer = client.post(json=message)
+    answer = infer(client, json=message)
     assert_error(answer, 400, "invalid_request: ")
     assert len(answer.text) < 200
     assert ".1." not in answer.text
 
 
 def test_an_error_that_quotes_the_request_is_short(client: Client) -> None:
-    assert len(client.post(json={"inputs": [image(png(), name="x" * 20_000)]}).text) < 1100
+    assert len(infer(client, json={"inputs": [image(png(), name="x" * 20_000)]}).text) < 1100
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "+1", "1.0", "0x1", "", "99999", "9" * 400, "9" * 5000, "²"])
 def test_a_wrong_length_of_the_json_is_refused(client: Client, length: str) -> None:
     headers = {JSON_LENGTH: length.encode("latin-1")}
-    assert_error(client.post(content=b"{}", headers=headers), 400, f"invalid_request: {JSON_LENGTH}")
+    assert_error(infer(client, content=b"{}", headers=headers), 400, f"invalid_request: {JSON_LENGTH}")
 
 
 def test_bytes_after_the_last_input_are_refused(client: Client) -> None:
     raw = pack_bytes([png()])
-    response = client.binary({"inputs": [binary_image(len(raw))]}, raw, b"more")
+    response = binary(client, {"inputs": [binary_image(len(raw))]}, raw, b"more")
     assert_error(response, 400, "invalid_request: ", "got 4")
 
 
@@ -334,22 +293,22 @@ def test_bytes_after_the_last_input_are_refused(client: Client) -> None:
     ],
 )
 def test_a_body_that_is_not_json_is_refused(client: Client, content: bytes) -> None:
-    assert_error(client.post(content=content), 400, "invalid_request: body: ")
+    assert_error(infer(client, content=content), 400, "invalid_request: body: ")
 
 
 def test_unknown_parameters_are_ignored(client: Client) -> None:
     message = {"inputs": [image(png(2), parameters={"content_type": "base64"})], "parameters": {"priority": 1}}
-    assert outputs(client.post(json=message))["label"] == ["normal"]
+    assert outputs(infer(client, json=message))["label"] == ["normal"]
 
 
 def test_a_body_over_the_limit_and_a_compressed_one_are_refused(client: Client) -> None:
-    assert_error(client.post(content=bytes(SETTINGS.max_body_bytes + 1)), 413, "body_too_large: ")
-    assert_error(client.post(content=b"x", headers={"Content-Encoding": "gzip"}), 415, "unsupported_encoding: ")
+    assert_error(infer(client, content=bytes(LIMIT + 1)), 413, "body_too_large: ")
+    assert_error(infer(client, content=b"x", headers={"Content-Encoding": "gzip"}), 415, "unsupported_encoding: ")
 
 
 def test_a_full_queue_answers_429_with_retry_after(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client.classifier._batcher, "_queue_size", 0)
-    response = client.post(json={"inputs": [image(png())]})
+    monkeypatch.setattr(client.app.state.classifier._batcher, "_queue_size", 0)
+    response = infer(client, json={"inputs": [image(png())]})
     assert_error(response, 429, "overloaded: ")
     assert int(response.headers["Retry-After"]) >= 1
 
@@ -367,7 +326,7 @@ def test_binary_data_after_the_json_is_not_counted_as_json(client: Client, monke
     monkeypatch.setitem(body.MAX_JSON, b",", 100)
     picture = np.full_like(tiny_picture(1), ord(","))
     pixels = {"name": "pixels", "datatype": "UINT8", "shape": [1, *picture.shape]}
-    response = client.post(json={"inputs": [{**pixels, "data": picture.ravel().tolist()}]})
+    response = infer(client, json={"inputs": [{**pixels, "data": picture.ravel().tolist()}]})
     assert_error(response, 413, "json_too_large: expected JSON with at most 100 of ',', got 10")
     in_binary = {**pixels, "parameters": {"binary_data_size": picture.size}}
-    assert client.binary({"inputs": [in_binary]}, picture.tobytes()).status_code == 200
+    assert binary(client, {"inputs": [in_binary]}, picture.tobytes()).status_code == 200
