@@ -1,5 +1,6 @@
 """The metrics of /metrics. Each label has few values: a route is its template, never the requested path."""
 
+import contextlib
 import os
 from typing import Final
 
@@ -93,7 +94,8 @@ def exposition() -> bytes:
     for file in _FOLDER.glob("gauge_live*_*.db"):
         pid = int(file.stem.rpartition("_")[2])
         if not is_alive(pid):  # the queue of a crashed worker is gone
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+            with contextlib.suppress(FileNotFoundError):  # another worker just removed its files
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
