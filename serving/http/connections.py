@@ -19,6 +19,7 @@ from serving.http.connection_closing import ClosingConnection, Stage
 from serving.http.errors import RequestError, error_response
 from serving.http.request_recording import COMMON_HEADERS, REQUEST_ID
 from serving.telemetry.request_record import LEAST_RATE, RequestRecord, choose_id
+from serving.telemetry.tracing import UNKNOWN_ROUTE
 
 _NO_TRAILERS: Final[deque[tuple[bytes, bytes]]] = deque(maxlen=0)
 """Replaces a request's headers after the head: uvicorn would append trailers to them."""
@@ -231,7 +232,7 @@ class BoundedConnection(ClosingConnection):
         if self._busy and (waiting or self._stage is not Stage.BODY or self.cycle.response_started):
             return  # on_response_complete ends the connection
         path = ""
-        record = RequestRecord(choose_id(), route="other", outcome=error.code)
+        record = RequestRecord(choose_id(), route=UNKNOWN_ROUTE, outcome=error.code)
         if self._stage is not Stage.BODY:
             record.finish("http", str(error.status.value), {})
         elif self._busy:  # its app finishes the record

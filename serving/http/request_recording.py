@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.http.errors import CLIENT_GONE, code_of, describe, read_foreign_error, send_error
 from serving.memory_budget import MemoryBudget
 from serving.telemetry.request_record import RequestRecord, choose_id
+from serving.telemetry.tracing import UNKNOWN_ROUTE
 
 REQUEST_ID: Final = "X-Request-ID"
 COMMON_HEADERS: Final = Headers(
@@ -104,5 +105,5 @@ def _route_name(scope: Scope) -> str:
     """The route's name for metrics: our routes have one; BentoML's paths have no parameters and serve as names."""
     route = scope.get("route")
     if not isinstance(route, Route):
-        return "other"
+        return UNKNOWN_ROUTE
     return route.name if route.name.startswith("/") else route.path

@@ -23,6 +23,7 @@ from serving.rpc.connections import Context, DeliveryTimeouts
 from serving.rpc.errors import EXPECTED, DeadlinePassed, abort, abort_for, status_of
 from serving.rpc.message_reader import MessageReader, NoMessage, TooSlow
 from serving.telemetry.request_record import RequestRecord, choose_id
+from serving.telemetry.tracing import UNKNOWN_ROUTE
 from serving.tensors import InvalidRequest
 from serving.unavailable import Overloaded
 
@@ -41,8 +42,6 @@ _MOST_FIELDS: Final = 1000
 """Fields of a message on all levels, beside one for each image. A request for every output has some forty."""
 _PIXEL_BYTES: Final = 2
 """Most bytes of a grey level's number in a message."""
-_UNKNOWN: Final = "other"
-"""Route of all methods that do not exist: a scan may invent any number of them."""
 
 _RECORD: Final[ContextVar[RequestRecord]] = ContextVar("record")
 _log: Final = logging.getLogger(__name__)
@@ -199,7 +198,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._streams -= 1
 
     async def _refuse_unknown(self, _: Any, context: Context) -> NoReturn:
-        record = RequestRecord(choose_id(), route=_UNKNOWN, outcome="unknown_method")
+        record = RequestRecord(choose_id(), route=UNKNOWN_ROUTE, outcome="unknown_method")
         try:
             message = f"expected a method of {SERVICE}, of the health or of reflection"
             await abort(context, StatusCode.UNIMPLEMENTED, record.outcome, message)

@@ -37,6 +37,7 @@ _GRPC_FAILURES: Final = frozenset(
 )
 """Status codes that are failures of the server."""
 UNKNOWN_ROUTE: Final = "other"
+"""Route of all requests that match none: a scan may invent any number of paths and methods."""
 
 _tracer: trace.Tracer | None = None
 
