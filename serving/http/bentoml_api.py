@@ -23,7 +23,7 @@ from chestct.prediction import Prediction
 from serving.api_keys import Keys
 from serving.http.body import BENTOML_MEMORY, check_json, media_type, read_body, while_connected
 from serving.http.error_boundary import ErrorBoundary
-from serving.http.errors import RequestError, bad_request, describe, error_body, unsupported
+from serving.http.errors import RequestError, bad_request, describe, describe_problems, error_body, unsupported
 from serving.http.require_api_key import RequireApiKey
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
@@ -160,7 +160,8 @@ class ClassifyBoundary:
         await self._app(scope, receive_again, keep)
         status = answer[0]["status"]
         if 400 <= status < 500:
-            raise bad_request("invalid_request", _in_words(b"".join(part.get("body", b"") for part in answer)))
+            problems = json.loads(b"".join(part.get("body", b"") for part in answer))["detail"]
+            raise bad_request("invalid_request", describe_problems(problems, 8))
         if status == HTTPStatus.SERVICE_UNAVAILABLE:  # the request waited too long in BentoML's batcher
             raise TimeoutError
         if status != HTTPStatus.OK:
@@ -178,9 +179,3 @@ def _is_failure(record: logging.LogRecord) -> bool:
     refused = isinstance(error, ValidationError)
     status = getattr(error, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)  # BentoML's exceptions have one
     return not refused and status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.SERVICE_UNAVAILABLE
-
-
-def _in_words(refusal: bytes) -> str:
-    """The problems that pydantic found, from BentoML's answer."""
-    problems = json.loads(refusal)["detail"]
-    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:8])

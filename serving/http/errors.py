@@ -1,6 +1,7 @@
 """Errors as HTTP answers: status, code and message, in the form of the requested route."""
 
 import math
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from serving.telemetry.request_record import LONGEST_MESSAGE
 from serving.unavailable import Closed, Overloaded
 
 _OF_CURL: Final = "application/x-www-form-urlencoded"
+"""Content-Type of `curl --data-binary`, unless -H names another."""
 CLIENT_GONE: Final = 499
 """Status in the metrics for a client that hung up before the answer (nginx' number)."""
 _CODES: Final = {
@@ -56,6 +58,11 @@ def unsupported(expected: tuple[str, ...], got: str) -> RequestError:
         "unsupported_media_type",
         f"expected Content-Type to be {' or '.join(expected)}, got {got[:64] or 'none'}{hint}",
     )
+
+
+def describe_problems(problems: Sequence[Mapping[str, Any]], at_most: int) -> str:
+    """The first of the problems that pydantic found in a body: the place of each, and what is wrong there."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'body'}: {one['msg']}" for one in problems[:at_most])
 
 
 def describe(error: Exception) -> RequestError:

@@ -20,7 +20,7 @@ from chestct.store import version_of
 from serving import open_inference
 from serving.api_keys import Keys
 from serving.http.body import TENSORS_MEMORY, check_json, read_body, while_connected
-from serving.http.errors import RequestError, bad_request
+from serving.http.errors import RequestError, bad_request, describe_problems
 from serving.http.readiness import check_ready, ready_classifier
 from serving.http.rendered import Rendered
 from serving.http.request_recording import REQUEST_ID
@@ -226,9 +226,8 @@ def _read_json(body: bytes, length: int) -> InferRequest:
     try:
         return InferRequest.model_validate(from_json(body[:length], allow_inf_nan=False))
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)[:3]
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors]
-        raise InvalidRequest("; ".join(problems)) from None
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequest(describe_problems(problems, 3)) from None
     except ValueError as error:
         raise InvalidRequest(f"body: expected JSON: {error}") from None
 
