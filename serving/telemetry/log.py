@@ -121,9 +121,8 @@ def make_writes_non_blocking() -> None:
     it for the shell and the other workers.
     """
     for descriptor in (OUTPUT, _ERRORS):
-        with contextlib.suppress(
-            OSError
-        ):  # the pipe is another user's, or there is no /proc: the handler then polls before it writes
+        # If the pipe is another user's or there is no /proc, the handler polls before it writes.
+        with contextlib.suppress(OSError):
             mode = os.fstat(descriptor).st_mode
             if not (stat.S_ISFIFO(mode) or os.isatty(descriptor)):
                 continue
@@ -135,7 +134,10 @@ def make_writes_non_blocking() -> None:
 
 
 def take_over_of_supervisor() -> None:
-    """Do the same for this project and circus in BentoML's supervisor. BentoML's own start lines stay."""
+    """In BentoML's supervisor: send the entries of this project and of circus through one handler that never blocks.
+
+    BentoML's own start lines stay.
+    """
     make_writes_non_blocking()  # otherwise an unread log would keep the supervisor from replacing workers
     handler = NonBlockingHandler(OUTPUT)
     for name in ("serving", "circus"):
@@ -173,7 +175,7 @@ def _log_uncaught(kind: type[BaseException], error: BaseException | None, at: Tr
 
 
 def _message(record: logging.LogRecord) -> str:
-    """The message. Of other packages only text that is written in their code, nothing that was built at run time."""
+    """The message. For other packages only text that is written in their code, nothing that was built at run time."""
     if record.name.partition(".")[0] in _OURS:
         return record.getMessage()
     if record.args:
