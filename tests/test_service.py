@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -33,6 +34,8 @@ from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
 
 PNG = {"Content-Type": "image/png"}
+get = partial(httpx.get, timeout=300)
+post = partial(httpx.post, timeout=300)
 DICOM = dicom_file(tiny_picture(1)[:, :, 0])
 
 
@@ -41,7 +44,7 @@ def png(label: int = 1) -> bytes:
 
 
 def ask_http(server: Server, data: bytes) -> dict[str, float]:
-    response = httpx.post(f"{server.url}/v1/predict", content=data, headers=PNG, timeout=300)
+    response = post(f"{server.url}/v1/predict", content=data, headers=PNG)
     assert response.status_code == 200, response.text
     probabilities: dict[str, float] = response.json()["probabilities"]
     return probabilities
@@ -87,7 +90,7 @@ def test_http_and_grpc_answer_the_same(server: Server) -> None:
 
 def test_the_probes_say_ready(server: Server) -> None:
     for path in ("/livez", "/readyz", "/healthz"):
-        assert httpx.get(f"{server.url}{path}").status_code == 200
+        assert get(f"{server.url}{path}").status_code == 200
     assert health(server) == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -98,20 +101,20 @@ def test_the_log_says_where_the_page_is(server: Server) -> None:
         time.sleep(0.1)
     (page,) = pages
     assert page == f"{server.url}/"
-    assert "Chest" in httpx.get(page).text
+    assert "Chest" in get(page).text
 
 
 def test_errors_keep_their_schema_behind_bentoml(server: Server) -> None:
     cases = {
-        httpx.post(f"{server.url}/v1/predict", content=b"text", headers=PNG): 422,
-        httpx.post(f"{server.url}/v1/predict", content=b"", headers=PNG): 400,
-        httpx.get(f"{server.url}/v1/predict"): 405,
-        httpx.get(f"{server.url}/v1/nothing"): 404,
-        httpx.get(f"{server.url}/nothing"): 404,
-        httpx.get(f"{server.url}//v1/model"): 404,
-        httpx.get(f"{server.url}/metrics%0A"): 404,
-        httpx.post(f"{server.url}/classify/"): 404,
-        httpx.post(f"{server.url}/livez"): 405,
+        post(f"{server.url}/v1/predict", content=b"text", headers=PNG): 422,
+        post(f"{server.url}/v1/predict", content=b"", headers=PNG): 400,
+        get(f"{server.url}/v1/predict"): 405,
+        get(f"{server.url}/v1/nothing"): 404,
+        get(f"{server.url}/nothing"): 404,
+        get(f"{server.url}//v1/model"): 404,
+        get(f"{server.url}/metrics%0A"): 404,
+        post(f"{server.url}/classify/"): 404,
+        post(f"{server.url}/livez"): 405,
     }
     for response, status in cases.items():
         assert response.status_code == status
@@ -159,12 +162,12 @@ def metric(text: str, name: str) -> float:
 
 def test_metrics_add_up_over_the_workers(server: Server) -> None:
     name = 'chestct_requests_total{code="200",protocol="http",route="/v1/predict"}'
-    before = metric(httpx.get(f"{server.url}/metrics").text, name)
+    before = metric(get(f"{server.url}/metrics").text, name)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: ask_http(server, png(index % 4)), range(40)))
     # Each connection asks whichever worker takes it, and either knows of all.
     for _ in range(6):
-        text = httpx.get(f"{server.url}/metrics").text
+        text = get(f"{server.url}/metrics").text
         assert metric(text, name) == before + 40
         assert metric(text, "chestct_queue_depth") == 0
         assert "bentoml_service" not in text
@@ -172,7 +175,7 @@ def test_metrics_add_up_over_the_workers(server: Server) -> None:
 
 def test_the_calls_of_one_grpc_channel_use_the_engines_of_all_workers(server: Server) -> None:
     name = "chestct_borrowed_images_total"
-    before = metric(httpx.get(f"{server.url}/metrics").text, name)
+    before = metric(get(f"{server.url}/metrics").text, name)
     pictures = np.stack([tiny_picture(index % 4) for index in range(64)])
     tensor = protocol.ModelInferRequest.InferInputTensor(name="pixels", datatype="UINT8", shape=[1, 32, 32, 1])
     with grpc.insecure_channel(server.grpc) as channel:
@@ -191,7 +194,7 @@ def test_the_calls_of_one_grpc_channel_use_the_engines_of_all_workers(server: Se
                 output = [one.name for one in answer.result().outputs].index("label")
                 label = answer.result().raw_output_contents[output][4:].decode()
                 assert label == sorted(CLASSES)[index % 4]
-            if metric(httpx.get(f"{server.url}/metrics").text, name) > before:
+            if metric(get(f"{server.url}/metrics").text, name) > before:
                 return
     pytest.fail("no worker borrowed an engine")
 
@@ -203,10 +206,10 @@ def health(server: Server) -> object:
 
 def test_a_scan_of_unknown_paths_adds_no_metric_series(server: Server) -> None:
     def series() -> set[str]:
-        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        lines = get(f"{server.url}/metrics").text.splitlines()
         return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=300) as client:
         client.get("/v1/nothing")
         series()  # has a series of its own
         before = series()
@@ -216,9 +219,9 @@ def test_a_scan_of_unknown_paths_adds_no_metric_series(server: Server) -> None:
 
 
 def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -> None:
-    httpx.post(f"{server.url}/v1/predict", content=png(1), headers={**PNG, "X-Request-ID": "line-http"})
-    httpx.get(f"{server.url}/readyz", headers={"X-Request-ID": "line-probe"})
-    httpx.get(f"{server.url}/no/such/path", headers={"X-Request-ID": "line-lost"})
+    post(f"{server.url}/v1/predict", content=png(1), headers={**PNG, "X-Request-ID": "line-http"})
+    get(f"{server.url}/readyz", headers={"X-Request-ID": "line-probe"})
+    get(f"{server.url}/no/such/path", headers={"X-Request-ID": "line-lost"})
     with grpc.insecure_channel(server.grpc) as channel:
         request = protocol.ModelInferRequest(model_name="chestct", id="line-grpc")
         with pytest.raises(grpc.RpcError):
@@ -250,11 +253,11 @@ def test_sigterm_ends_readiness_at_once_and_loses_no_request(tmp_path: Path) -> 
             connection.sendall(head.encode() + data[:40])
             time.sleep(0.3)  # the worker reads the body now
             os.kill(server.process.pid, signal.SIGTERM)
-            while httpx.get(f"{server.url}/readyz").status_code == 200:
+            while get(f"{server.url}/readyz").status_code == 200:
                 time.sleep(0.02)
-            assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
+            assert get(f"{server.url}/v2/health/ready").status_code == 503
             assert health(server) == health_pb2.HealthCheckResponse.NOT_SERVING
-            late = httpx.post(f"{server.url}/v1/predict", content=data, headers=PNG)
+            late = post(f"{server.url}/v1/predict", content=data, headers=PNG)
             assert (late.status_code, late.headers["Connection"]) == (200, "close")
             assert ask_http(server, DICOM)
             time.sleep(2.5)  # until after the port is closed
@@ -264,7 +267,7 @@ def test_sigterm_ends_readiness_at_once_and_loses_no_request(tmp_path: Path) -> 
         assert b'"label":"normal"' in answer
         assert server.process.wait(300) == 0
         with pytest.raises(httpx.ConnectError):
-            httpx.get(server.url)
+            get(server.url)
 
 
 def test_a_store_without_a_real_model_ends_the_start_with_one_line(tmp_path: Path) -> None:
@@ -316,8 +319,8 @@ def test_the_bento_contains_the_served_model_and_answers_the_same(server: Server
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with serve(home, tag, what=bento, cwd=elsewhere, CHESTCT_WORKERS="1") as packed:
-        assert httpx.get(f"{packed.url}/v1/model").json()["model"] == tag
-        assert httpx.get(f"{packed.url}/v2").json()["version"] == chestct.__version__
+        assert get(f"{packed.url}/v1/model").json()["model"] == tag
+        assert get(f"{packed.url}/v2").json()["version"] == chestct.__version__
         assert ask_http(packed, png()) == ask_http(server, png())
         assert ask_grpc(packed, png()) == ask_grpc(server, png())
 
@@ -332,7 +335,7 @@ def test_a_refusal_arrives_while_the_client_is_still_sending(server: Server) -> 
 
 def test_bytes_that_are_not_http_are_refused_in_the_error_schema(server: Server) -> None:
     host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), 10) as client:
+    with socket.create_connection((host, int(port)), timeout=300) as client:
         client.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")

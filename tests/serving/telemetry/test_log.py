@@ -170,7 +170,7 @@ def ask_for_nothing(url: str, count: int) -> None:
 def dropped(url: str) -> float:
     (line,) = (
         line
-        for line in httpx.get(f"{url}/metrics").text.splitlines()
+        for line in httpx.get(f"{url}/metrics", timeout=300).text.splitlines()
         if line.startswith("chestct_log_lines_dropped_total")
     )
     return float(line.split()[1])
