@@ -165,6 +165,10 @@ def test_metrics_add_up_over_the_workers(server: Server) -> None:
     before = metric(get(f"{server.url}/metrics").text, name)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: ask_http(server, png(index % 4)), range(40)))
+    deadline = time.monotonic() + 300  # a request is counted after its answer
+    while metric(get(f"{server.url}/metrics").text, name) < before + 40:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     # Each connection asks whichever worker takes it, and either knows of all.
     for _ in range(6):
         text = get(f"{server.url}/metrics").text
