@@ -113,7 +113,7 @@ def check_encoding(headers: Iterable[str]) -> None:
             raise RequestError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_encoding",
-                f"expected what is not compressed or encoded, got {coding.strip()[:64]}",
+                f"expected content that is not compressed or encoded, got {coding.strip()[:64]}",
             )
 
 

@@ -9,7 +9,7 @@ const FIGURES = [
   ["macro_f1", "Macro F1", true],
   ["roc_auc", "ROC AUC", true],
   ["cancer_sensitivity", "Cancers found", true],
-  ["cancer_specificity", "Normal left in peace", true],
+  ["cancer_specificity", "Normal recognised", true],
   ["calibration_error", "Calibration error", false],
 ];
 const SHARES = [
@@ -31,7 +31,7 @@ export function drawAbout(model) {
   parts.push(...comparisons(model));
   if (model.caveats.length) {
     const caveats = model.caveats.map((words) => element("li", {}, words));
-    parts.push(element("h3", {}, "What to know before believing them"), element("ul", { className: "caveats" }, ...caveats));
+    parts.push(element("h3", {}, "What to know before believing the figures"), element("ul", { className: "caveats" }, ...caveats));
   }
   parts.push(element("h3", {}, "Where it comes from"), element("dl", { className: "facts" }, ...lineage(model)));
   byId("about-body").replaceChildren(...parts);

@@ -37,7 +37,7 @@ export function reliability({ reliability: bins }) {
       svg("title", {}, `${bin.images} images: confidence ${percent(bin.confidence)}, right ${percent(bin.accuracy)}`)),
   );
   const words = bins.map((bin) => `of ${bin.images} images answered with ${percent(bin.confidence, 0)} confidence ${percent(bin.accuracy, 0)} were right`);
-  return figure("Reliability.", "On the line, confidence is what it says; below it the model is too sure of itself.", `Reliability: ${words.join("; ")}.`,
+  return figure("Reliability.", "On the line, answers are right as often as they claim. Below it, the model is too sure.", `Reliability: ${words.join("; ")}.`,
     ...axes("Confidence", "Right"), svg("line", { class: "ideal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }), ...dots);
 }
 

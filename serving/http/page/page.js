@@ -91,7 +91,7 @@ function tick() {
     byId("elapsed").textContent = seconds < 2 ? "Sent." : `Sent. Waiting for ${seconds} s.${slow}`;
   } else if (selected?.state === "waiting") {
     const again = pause();
-    byId("elapsed").textContent = again ? `The service is busy. Asking again in ${again} s.` : "Others are before it.";
+    byId("elapsed").textContent = again ? `The service is busy. Asking again in ${again} s.` : "Other pictures come first.";
   }
 }
 

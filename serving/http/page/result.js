@@ -103,13 +103,13 @@ function evidence(prediction, model) {
   const pro = [];
   const contra = reasonsOf(prediction, model);
   const { label, between = [], prediction_set: set, ood_score: score } = prediction;
-  if (between.length) contra.push(`It is between ${between.map((name) => titleOf(model, name).toLowerCase()).join(" and ")}.`);
+  if (between.length) contra.push(`The answer is between ${between.map((name) => titleOf(model, name).toLowerCase()).join(" and ")}.`);
   if (label && !prediction.reasons.length && model) pro.push(`None of the ${Object.keys(model.rules).length} rules objects.`);
   if (model) {
     const { ood_limit: limit, conformal_coverage: coverage } = model.thresholds;
     const like = score <= limit;
     (like ? pro : contra).push([
-      `${like ? "It looks like the CT slices the model knows" : "It is far from them"}: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
+      `${like ? "It looks like" : "It is far from"} the CT slices the model knows: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
       meter(score, limit),
     ]);
     if (set.length) {

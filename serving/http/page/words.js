@@ -34,7 +34,7 @@ const STATUSES = {
 export function errorWords({ code, status }) {
   if (ERRORS[code]) return ERRORS[code];
   if (STATUSES[status]) return STATUSES[status];
-  if (status >= 500) return ["Something went wrong in the service", "It’s not the picture. Retry; if it stays so, tell whoever runs the service the request below."];
+  if (status >= 500) return ["Something went wrong in the service", "The picture is not the cause. Retry. If it fails again, give whoever runs the service the request below."];
   return ["The service did not take this picture", "Try another, or read what it said below."];
 }
 
@@ -82,7 +82,7 @@ export const warningsOf = ({ warnings }, model) => warnings.map((name) => model?
 export function outcome(item, model) {
   const { state, prediction, error, due } = item;
   if (state === "busy") return { words: "Reading", tone: "busy" };
-  if (state === "waiting") return { words: due ? "Waits to be asked again" : "Waiting", tone: "busy" };
+  if (state === "waiting") return { words: due ? "Waits for a retry" : "Waiting", tone: "busy" };
   if (state === "error") return { words: errorWords(error)[0], tone: "error" };
   const words = prediction.label ? titleOf(model, prediction.label) : DECISIONS.reject.title;
   const look = prediction.decision === "refer" ? `${DECISIONS.refer.title}: ` : "";
