@@ -2,7 +2,7 @@
  * Holds the pictures of this visit and requests their predictions, a few at a time. If the service is busy, all wait
  * for as long as its Retry-After says.
  *
- * An item is { id, file, name, synthetic, at, state, prediction, error, milliseconds, due }. Its state is `waiting`,
+ * An item is { file, name, synthetic, at, state, prediction, error, milliseconds, due }. Its state is `waiting`,
  * `busy`, `result` or `error`. A waiting item with an `error` is requested again at the time `due`.
  */
 
@@ -26,7 +26,6 @@ let largest = Infinity;
 let busy = 0;
 let pausedUntil = 0;
 let timer = 0;
-let lastId = 0;
 let changed = () => {};
 
 /** Call `listener` with each item that changes, and with null when only the shown times change. */
@@ -41,7 +40,7 @@ export function limitSize(size) {
 /** Queue the files and return their items. */
 export function add(files, synthetic = false) {
   allowAsking();
-  const added = [...files].map((file) => ({ id: (lastId += 1), file, name: file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
+  const added = [...files].map((file) => ({ file, name: file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
   items.push(...added);
   added.forEach(wait);
   return added;
