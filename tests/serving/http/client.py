@@ -34,9 +34,14 @@ async def running(model: tuple[Any, ModelCard], settings: Settings = SETTINGS) -
     await classifier.close()
 
 
+def connect(app: ASGIApp) -> httpx.AsyncClient:
+    """A client of an app in the same event loop."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
 def ask(app: ASGIApp, path: str = "/v1/predict", method: str = "POST", **headers: str) -> httpx.Response:
     async def run() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with connect(app) as client:
             return await client.request(method, path, content=b"body", headers=headers)
 
     return asyncio.run(run())

@@ -20,6 +20,7 @@ from serving.memory_budget import REQUEST_BYTES
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
 from tests.graphs import tiny_model, tiny_picture
+from tests.serving.http.client import connect
 
 SETTINGS = Settings(queue_size=2, max_body_bytes=1024, largest_batch=2, request_timeout=5)
 
@@ -35,8 +36,7 @@ def ask(
     """The answers to a number of simultaneous requests through ClassifyBoundary in front of `app`."""
 
     async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(RequestRecording(bentoml_api.ClassifyBoundary(app, SETTINGS, keys)))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with connect(RequestRecording(bentoml_api.ClassifyBoundary(app, SETTINGS, keys))) as client:
             sent = {"Content-Type": "application/json", **headers}
             return await asyncio.gather(*(client.post(path, content=body, headers=sent) for _ in range(count)))
 

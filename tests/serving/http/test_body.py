@@ -19,6 +19,7 @@ from serving.http.errors import RequestError
 from serving.http.request_recording import RequestRecording
 from serving.memory_budget import REQUEST_BYTES, MemoryBudget
 from serving.settings import Settings
+from tests.serving.http.client import connect
 
 MIB = 1 << 20
 SETTINGS = Settings(max_body_bytes=4 * MIB, request_timeout=30)
@@ -36,7 +37,7 @@ def ask(
     app = RequestRecording(ErrorBoundary(echo_size, Settings(request_timeout=limit)), memory)
 
     async def run() -> Any:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with connect(app) as client:
             return await talk(client)
 
     return asyncio.run(run())

@@ -30,6 +30,7 @@ from tests.serving.http.client import (
     TAG,
     Client,
     assert_error,
+    connect,
     files,
     jpeg,
     png,
@@ -171,10 +172,8 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(model: tu
                 sent += LIMIT // 4
                 yield bytes(LIMIT // 4)
 
-        async with running(model) as app:
-            transport = httpx.ASGITransport(RequestRecording(app))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                response = await client.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
+        async with running(model) as app, connect(RequestRecording(app)) as client:
+            response = await client.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
         return response, sent
 
     response, sent = asyncio.run(run())
@@ -198,10 +197,8 @@ def test_a_batch_may_be_longer_than_the_queue(model: tuple[GatedEngine, ModelCar
     app_files = files("images", *(png(index % 4) for index in range(40)))
 
     async def run() -> httpx.Response:
-        async with running(model, settings) as app:
-            transport = httpx.ASGITransport(RequestRecording(app))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                return await client.post("/v1/predict/batch", files=app_files)
+        async with running(model, settings) as app, connect(RequestRecording(app)) as client:
+            return await client.post("/v1/predict/batch", files=app_files)
 
     labels = [outcome.get("label") for outcome in asyncio.run(run()).json()["outcomes"]]
     assert labels == [model[1].classes[index % 4] for index in range(40)]
@@ -240,10 +237,8 @@ def test_the_counted_memory_of_a_body_is_what_it_takes(model: tuple[GatedEngine,
 
     async def run(path: str, arguments: dict[str, Any]) -> tuple[int, int]:
         memory = Watched()
-        async with running(model) as app:
-            transport = httpx.ASGITransport(RequestRecording(app, memory))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                answer = await client.post(path, **arguments)
+        async with running(model) as app, connect(RequestRecording(app, memory)) as client:
+            answer = await client.post(path, **arguments)
         assert answer.status_code == 200, answer.text
         assert memory.used == 0
         return memory.most, int(answer.request.headers["Content-Length"])
@@ -264,17 +259,13 @@ def test_requests_before_the_model_is_ready_get_503() -> None:
 
 def test_a_full_queue_answers_429_with_retry_after(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> list[httpx.Response]:
-        async with running(model) as app:
-            transport = httpx.ASGITransport(RequestRecording(app))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                model[0].close()
-                posts = [
-                    asyncio.create_task(client.post("/v1/predict", files=files("image", png()))) for _ in range(12)
-                ]
-                while sum(post.done() for post in posts) < 6:
-                    await asyncio.sleep(0.01)
-                model[0].open.set()
-                return await asyncio.gather(*posts)
+        async with running(model) as app, connect(RequestRecording(app)) as client:
+            model[0].close()
+            posts = [asyncio.create_task(client.post("/v1/predict", files=files("image", png()))) for _ in range(12)]
+            while sum(post.done() for post in posts) < 6:
+                await asyncio.sleep(0.01)
+            model[0].open.set()
+            return await asyncio.gather(*posts)
 
     responses = asyncio.run(run())
     refused = [response for response in responses if response.status_code != 200]
@@ -286,14 +277,15 @@ def test_a_full_queue_answers_429_with_retry_after(model: tuple[GatedEngine, Mod
 
 def test_an_engine_that_hangs_ends_the_request_in_time(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> httpx.Response:
-        async with running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app:
-            transport = httpx.ASGITransport(RequestRecording(app))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                model[0].close()
-                try:
-                    return await client.post("/v1/predict", files=files("image", png()))
-                finally:
-                    model[0].open.set()
+        async with (
+            running(model, SETTINGS.model_copy(update={"request_timeout": 0.2})) as app,
+            connect(RequestRecording(app)) as client,
+        ):
+            model[0].close()
+            try:
+                return await client.post("/v1/predict", files=files("image", png()))
+            finally:
+                model[0].open.set()
 
     assert_error(asyncio.run(run()), 503, "deadline_exceeded")
 
@@ -320,23 +312,21 @@ async def until_queued(images: int) -> None:
 
 def test_a_request_frees_its_place_in_the_queue_at_its_deadline(model: tuple[GatedEngine, ModelCard]) -> None:
     async def run() -> tuple[list[httpx.Response], int]:
-        async with running(model) as app:
-            transport = httpx.ASGITransport(RequestRecording(app))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with running(model) as app, connect(RequestRecording(app)) as client:
 
-                async def ask(timeout: str) -> httpx.Response:
-                    headers = {"X-Request-Timeout": timeout}
-                    return await client.post("/v1/predict", files=files("image", png()), headers=headers)
+            async def ask(timeout: str) -> httpx.Response:
+                headers = {"X-Request-Timeout": timeout}
+                return await client.post("/v1/predict", files=files("image", png()), headers=headers)
 
-                model[0].close()
-                before = model[0].images
-                first = asyncio.create_task(ask("300"))
-                assert await asyncio.to_thread(model[0].entered.wait, 300)
-                late = await asyncio.gather(*(ask("0.2") for _ in range(4)))  # as many as the queue holds
-                others = [asyncio.create_task(ask("300")) for _ in range(3)]
-                await until_queued(4)
-                model[0].open.set()
-                return [*late, await first, *await asyncio.gather(*others)], model[0].images - before
+            model[0].close()
+            before = model[0].images
+            first = asyncio.create_task(ask("300"))
+            assert await asyncio.to_thread(model[0].entered.wait, 300)
+            late = await asyncio.gather(*(ask("0.2") for _ in range(4)))  # as many as the queue holds
+            others = [asyncio.create_task(ask("300")) for _ in range(3)]
+            await until_queued(4)
+            model[0].open.set()
+            return [*late, await first, *await asyncio.gather(*others)], model[0].images - before
 
     responses, images = asyncio.run(run())
     for response in responses[:4]:

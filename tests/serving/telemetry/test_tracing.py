@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 import grpc
-import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -21,6 +20,7 @@ from serving.settings import Settings
 from serving.telemetry import tracing
 from serving.telemetry.request_record import RequestRecord
 from serving.telemetry.tracing import UNKNOWN_ROUTE
+from tests.serving.http.client import connect
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SAMPLED = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
@@ -44,8 +44,7 @@ def ask(status: HTTPStatus, headers: dict[str, str], method: str = "POST", route
         raise RequestError(status, "internal_error" if status == 500 else "overloaded", "")
 
     async def run() -> None:
-        transport = httpx.ASGITransport(RequestRecording(ErrorBoundary(app, Settings())))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with connect(RequestRecording(ErrorBoundary(app, Settings()))) as client:
             await client.request(method, "/v1/predict?name=secret", headers=headers)
 
     asyncio.run(run())
