@@ -66,8 +66,8 @@ class JsonFormatter(logging.Formatter):
             if causes := [f"{_name(cause)} {''.join(_stack(cause)[-1:])}".strip() for cause in _causes(error)]:
                 line["causes"] = causes[-_FRAMES:]
         text = json.dumps(line)
-        while len(text) >= _LONGEST_LINE and line.get("stack"):
-            line["stack"] = line["stack"][1:]
+        while len(text) >= _LONGEST_LINE and (places := line.get("stack") or line.get("causes")):
+            del places[0]
             text = json.dumps(line)
         return text
 

@@ -100,6 +100,26 @@ def test_an_exception_is_one_short_line_with_type_place_and_cause(depth: int) ->
     assert SECRET not in text
 
 
+def test_an_exception_with_many_long_causes_is_one_short_line() -> None:
+    class Failed(Exception):
+        __qualname__ = "F" * 400
+
+    kept = Kept()
+    error: Failed | None = None
+    for _ in range(30):
+        try:
+            raise Failed from error
+        except Failed as raised:
+            error = raised
+    with logger("serving.made_up", kept) as log:
+        log.error("failed", exc_info=error)
+    (text,) = kept.lines
+    assert len(text) < select.PIPE_BUF
+    line = json.loads(text)
+    assert line["error"] == "F" * 400
+    assert 1 < len(line["causes"]) < 12
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_full_pipe_drops_lines_and_reports_their_number_later(waits: bool) -> None:
     """This includes a pipe that could not be opened again, whose writes block."""
