@@ -17,9 +17,7 @@ from serving.http.errors import RequestError
 from serving.http.request_recording import RequestRecording
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
-
-_PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
-"""Routes on both ports: BentoML's clients wait for the probe of the port that they use."""
+from serving.telemetry.request_record import PROBES
 
 
 class PrivatePort:
@@ -79,7 +77,8 @@ class PortSeparation:
         await (self._not_found if hidden else self._app)(scope, receive, send)
 
     async def _private(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = self._exposure.get(scope["path"], "private" if scope["path"] in _PROBES else "") == "private"
+        # BentoML's clients wait for the probe of the port that they use, so both ports have the probes.
+        found = self._exposure.get(scope["path"], "private" if scope["path"] in PROBES else "") == "private"
         await (self._app if found else self._not_found)(scope, receive, send)
 
 

@@ -17,7 +17,7 @@ from serving.settings import Settings
 PAGE: Final = Path(__file__).with_name("page")
 
 _SAMPLES: Final = PAGE / "samples"
-"""Drawn pictures, so nobody's; docs/samples.py writes them."""
+"""Drawn pictures, which show no patient. docs/samples.py writes them."""
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
 _MOST_SAMPLES: Final = 50
 """Most pictures of CHESTCT_SAMPLES that the page offers."""

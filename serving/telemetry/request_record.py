@@ -24,7 +24,9 @@ LEAST_RATE: Final = 8_000
 CLIENT_LATE: Final = "client_deadline_exceeded"
 """Code and outcome, and the status in metrics: the service's objectives do not count such requests."""
 _LONGEST_ID: Final = 128
-_PROBES: Final = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+PROBES: Final = frozenset({"/livez", "/readyz", "/healthz"})
+"""BentoML's routes that say whether a worker is alive and ready."""
+_FREQUENT: Final = PROBES | {"/metrics"}
 """Routes that are called every few seconds: always counted, but logged and traced only if they fail."""
 
 _log = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class RequestRecord:
         excused = self.outcome == CLIENT_LATE
         metrics.REQUESTS.labels(protocol, self.route, CLIENT_LATE if excused else code).inc()
         metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)
-        if self.route in _PROBES and code == "200":
+        if self.route in _FREQUENT and code == "200":
             return
         facts: dict[str, str | int | float] = {"request_id": self.request_id, "outcome": self.outcome}
         if self.key:

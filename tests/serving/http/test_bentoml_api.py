@@ -1,3 +1,5 @@
+"""The route for BentoML's clients: its limits, its errors, and the outcome of each request in a batch."""
+
 import asyncio
 import json
 from pathlib import Path
