@@ -26,7 +26,8 @@ _MOST_SAMPLES: Final = 50
 class Web:
     """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may show patients, so they require a key, as /v1 does.
 
-    Their file names may be patients' names, and the list of samples needs no key. So the pictures have numbers.
+    Their file names may be patients' names, and the list of samples needs no key. So the pictures have numbers. An app
+    instead of a list of routes, because these are no part of the API and its description.
     """
 
     def __init__(self, settings: Settings, keys: Keys | None) -> None:
