@@ -3,21 +3,19 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from types import SimpleNamespace
-from urllib.error import URLError
 from urllib.request import urlopen
 
 import mlflow
 import numpy as np
 import pytest
 
+from load_tests.server import free_ports
 from pipeline.core import tracking, tracking_address
 from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
@@ -25,6 +23,7 @@ from pipeline.images.manifest import Manifest
 from tests.graphs import tiny_graph
 from tests.pipeline.conftest import start_run
 from tests.server import ROOT
+from tests.waiting import wait_until
 
 DIGEST = "ab" * 32
 
@@ -194,9 +193,7 @@ def server(tracked: Path) -> Iterator[str]:
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
         encoding="utf-8",
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     (tracked / tracking.STORE).rename(tracked / "server.db")
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -212,11 +209,8 @@ def server(tracked: Path) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = monotonic() + 180
-        while not _answers(f"{address}/health"):
-            assert process.poll() is None, (tracked / "server.log").read_text(encoding="utf-8")
-            assert monotonic() < deadline, "the server does not answer"
-            sleep(0.2)
+        wait_until(lambda: process.poll() is not None or _answers(f"{address}/health"), "the server answers")
+        assert process.poll() is None, (tracked / "server.log").read_text(encoding="utf-8")
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -227,7 +221,7 @@ def _answers(address: str) -> bool:
     try:
         with urlopen(address, timeout=2):
             return True
-    except (URLError, OSError):
+    except OSError:
         return False
 
 
