@@ -23,6 +23,7 @@ from load_tests import payloads, traffic, wire
 from load_tests.images import pictures
 from load_tests.promises.results import Row
 from load_tests.server import Server, serve
+from load_tests.verdict import LoadError
 
 IMAGES: Final = 192
 REQUESTS: Final = 20_000
@@ -149,11 +150,13 @@ async def measure(scale: float) -> list[Row]:
 
 
 async def _samples(clients: Clients, card: ModelCard) -> list[Sample]:
-    """Return pictures with their answers from an idle service. No two have similar answers."""
+    """Return pictures with their answers from an idle service. No two have similar answers. Raises LoadError."""
     samples: list[Sample] = []
     for _, data in tqdm(pictures(IMAGES), desc="identity, alone"):
         sample = Sample(data, decode(data, card.input).pixels.tobytes(), ())
         probabilities = await clients.protocols[0](sample, wire.HUNG_SECONDS)
+        if isinstance(probabilities, str):
+            raise LoadError(f"expected an answer of the idle service, got {probabilities}")
         if all(_distance(probabilities, known.probabilities) > 10 * TOLERANCE for known in samples):
             samples.append(sample._replace(probabilities=probabilities))
     return samples

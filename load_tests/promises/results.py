@@ -55,7 +55,7 @@ def keep(part: Part, commit: str, scale: float) -> None:
 
 
 def kept(name: str, commit: str, scale: float) -> Part | None:
-    """Return the result of an earlier run of the same code and length, or None."""
+    """Return the result of an earlier run of the same commit and length, or None."""
     try:
         found = json.loads(_file(name).read_text(encoding="utf-8"))
     except FileNotFoundError:
