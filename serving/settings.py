@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     largest_batch: Annotated[int, Field(ge=1, le=64)] = 2
     """Most images in one inference.
 
-    Larger batches gain nothing on a CPU core, and each size costs about 30 MB a worker."""
+    Larger batches gain nothing on a CPU core, and each size costs about 50 MB a worker."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Most images that wait for the engine, per worker. Further requests are refused with 429.
 
