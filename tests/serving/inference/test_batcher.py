@@ -170,12 +170,14 @@ def test_an_image_cancelled_in_the_engine_leaves_the_others_their_answers(gate: 
 
 
 def test_a_full_queue_gives_the_time_to_retry(gate: Gate) -> None:
-    async def run() -> Overloaded:
+    async def run() -> tuple[Overloaded, float]:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
+        begun = time.monotonic()
         task = await occupy(batcher, gate)
         await asyncio.sleep(0.05)
         gate.open.set()
         await task  # now the seconds per image are known: 50 ms or more
+        took = time.monotonic() - begun
         first = await occupy(batcher, gate)
         others = await enqueue(batcher, 1, 2, 3)
         with pytest.raises(Overloaded) as caught:
@@ -183,10 +185,10 @@ def test_a_full_queue_gives_the_time_to_retry(gate: Gate) -> None:
         gate.open.set()
         await asyncio.gather(first, *others)
         await batcher.close()
-        return caught.value
+        return caught.value, took
 
-    error = asyncio.run(run())
-    assert 0.15 <= error.retry_after < 10
+    error, took = asyncio.run(run())
+    assert 3 * 0.05 <= error.retry_after <= 3 * took
     assert gate.batches == [[0], [0], [1], [2], [3]]
 
 

@@ -1,9 +1,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
+from serving.inference import fair_lock
 from serving.inference.fair_lock import FairLock
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
@@ -60,10 +62,22 @@ def test_requests_of_many_slow_turns_delay_a_single_one_by_two_at_most() -> None
     run(check)
 
 
-def test_of_requests_of_many_turns_the_least_served_is_next() -> None:
+def test_of_requests_of_many_turns_the_least_served_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(fair_lock, "time", SimpleNamespace(monotonic=lambda: now))
+
     async def check(order: Order) -> None:
         slow, quick = RequestRecord("slow"), RequestRecord("quick")
-        await asyncio.gather(*(order.take(call, 0.05 if call is slow else 0) for call in [slow] * 3 + [quick] * 3))
+
+        async def take(call: RequestRecord) -> None:
+            nonlocal now
+            await order.turns.acquire(call)
+            order.taken.append(call.request_id)
+            await asyncio.sleep(0)
+            now += 5 if call is slow else 1
+            order.turns.release()
+
+        await asyncio.gather(*(take(call) for call in [slow] * 3 + [quick] * 3))
         assert order.taken == ["slow", "slow", "quick", "quick", "quick", "slow"]
 
     run(check)

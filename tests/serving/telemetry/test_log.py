@@ -21,6 +21,7 @@ import pytest
 from serving.telemetry import metrics
 from serving.telemetry.log import JsonFormatter, NonBlockingHandler
 from tests.server import ROOT, import_tiny_model, serve
+from tests.waiting import wait_until
 
 SECRET = "what was sent"
 
@@ -187,13 +188,18 @@ def ask_for_nothing(url: str, count: int) -> None:
             assert answers.count(b"HTTP/1.1 404") == min(left, 20)
 
 
-def dropped(url: str) -> float:
-    (line,) = (
-        line
-        for line in httpx.get(f"{url}/metrics", timeout=300).text.splitlines()
-        if line.startswith("chestct_log_lines_dropped_total")
-    )
+OTHER_REQUESTS = 'chestct_requests_total{code="404",protocol="http",route="other"}'
+
+
+def metric(url: str, start: str) -> float:
+    """Value of the only series whose line starts so."""
+    lines = httpx.get(f"{url}/metrics", timeout=300).text.splitlines()
+    (line,) = (line for line in lines if line.startswith(start))
     return float(line.split()[1])
+
+
+def dropped(url: str) -> float:
+    return metric(url, "chestct_log_lines_dropped_total")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a pipe's size, as Linux can")
@@ -223,16 +229,14 @@ def test_a_service_with_an_unread_log_still_answers_and_replaces_a_worker(tmp_pa
 
     with serve(home, tag, CHESTCT_WORKERS="1") as server:
         asked = fill(server.url)
-        time.sleep(1)  # a line follows its answer
+        # A line follows its answer, right after the request is counted.
+        wait_until(lambda: metric(server.url, OTHER_REQUESTS) == asked, "all requests are counted")
         count = dropped(server.url)
         written = [line for line in read() if line.get("route") == "other"]
         assert len(written) + count == asked
         ask_for_nothing(server.url, 1)
         lines: list[dict[str, Any]] = []
-        deadline = time.monotonic() + 300
-        while len(lines) < 2 and time.monotonic() < deadline:
-            lines += read()
-            time.sleep(0.05)
+        wait_until(lambda: lines.extend(read()) or len(lines) >= 2, "the line and the notice before it are written")
         notice, line = lines
         assert (notice["dropped"], line["route"]) == (count, "other")
 
