@@ -32,6 +32,7 @@ from pipeline.images.classes import CLASSES
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
+from tests.waiting import wait_until
 
 PNG = {"Content-Type": "image/png"}
 get = partial(httpx.get, timeout=300)
@@ -95,11 +96,11 @@ def test_the_probes_say_ready(server: Server) -> None:
 
 
 def test_the_log_says_where_the_page_is(server: Server) -> None:
-    deadline = time.monotonic() + 300  # the first worker says so, and may be the last to be ready
-    while not (pages := re.findall(r"^page: (\S+)$", server.log.read_text(), re.MULTILINE)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    (page,) = pages
+    def pages() -> list[str]:
+        return re.findall(r"^page: (\S+)$", server.log.read_text(), re.MULTILINE)
+
+    wait_until(pages, "the first worker says where the page is")  # it may be the last to be ready
+    (page,) = pages()
     assert page == f"{server.url}/"
     assert "Chest" in get(page).text
 
@@ -165,10 +166,8 @@ def test_metrics_add_up_over_the_workers(server: Server) -> None:
     before = metric(get(f"{server.url}/metrics").text, name)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: ask_http(server, png(index % 4)), range(40)))
-    deadline = time.monotonic() + 300  # a request is counted after its answer
-    while metric(get(f"{server.url}/metrics").text, name) < before + 40:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    # A request is counted after its answer.
+    wait_until(lambda: metric(get(f"{server.url}/metrics").text, name) >= before + 40, "every request is counted")
     # Each connection asks whichever worker takes it, and either knows of all.
     for _ in range(6):
         text = get(f"{server.url}/metrics").text
@@ -230,9 +229,7 @@ def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -
         request = protocol.ModelInferRequest(model_name="chestct", id="line-grpc")
         with pytest.raises(grpc.RpcError):
             service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=300)
-    deadline = time.monotonic() + 300  # a line follows its answer
-    while "line-grpc" not in server.log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: "line-grpc" in server.log.read_text(), "the call is logged")  # a line follows its answer
     log = server.log.read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     ours = {line["request_id"]: line for line in lines if line.get("request_id", "").startswith("line-")}

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import uvicorn
@@ -15,9 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.http.connections import BoundedConnection
-
-SECONDS = 300
-"""Seconds after which a test fails."""
+from tests.waiting import PATIENCE, wait_until
 
 
 class Listening(NamedTuple):
@@ -25,17 +23,10 @@ class Listening(NamedTuple):
     server: uvicorn.Server
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), SECONDS)
+        return socket.create_connection(("127.0.0.1", self.port), PATIENCE)
 
     def wait_until_closed(self) -> None:
-        until(lambda: not self.server.server_state.connections)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+        wait_until(lambda: not self.server.server_state.connections, "every connection is closed")
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,11 +54,11 @@ def listening(served: ASGIApp = app) -> Iterator[Listening]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        until(lambda: server.started)
+        wait_until(lambda: server.started, "the server listens")
         yield Listening(server.servers[0].sockets[0].getsockname()[1], server)
     finally:
         server.should_exit = True
-        thread.join(SECONDS)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 

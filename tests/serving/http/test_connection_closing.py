@@ -22,15 +22,14 @@ from starlette.types import Receive, Scope, Send
 from serving.http import connection_limits
 from tests.server import needs_curl
 from tests.serving.http.connection_server import (
-    SECONDS,
     Listening,
     ask,
     head,
     listening,
     read_all,
     send_for_ever,
-    until,
 )
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_fails")
 
@@ -40,7 +39,7 @@ UNREAD = 8_000_000
 
 def by_http_client(url: str, **headers: str) -> int:
     host, _, path = url.removeprefix("http://").partition("/")
-    connection = http.client.HTTPConnection(host, timeout=SECONDS)
+    connection = http.client.HTTPConnection(host, timeout=PATIENCE)
     connection.request("POST", f"/{path}", bytes(UNREAD), headers)
     status = connection.getresponse().status
     connection.close()
@@ -53,22 +52,22 @@ def by_http_client_that_closes(url: str) -> int:
 
 def by_urllib(url: str) -> int:
     with pytest.raises(urllib.error.HTTPError) as raised:
-        urllib.request.urlopen(urllib.request.Request(url, bytes(UNREAD)), timeout=SECONDS)
+        urllib.request.urlopen(urllib.request.Request(url, bytes(UNREAD)), timeout=PATIENCE)
     raised.value.close()
     return raised.value.code
 
 
 def by_requests(url: str) -> int:
-    return requests.post(url, bytes(UNREAD), timeout=SECONDS).status_code
+    return requests.post(url, bytes(UNREAD), timeout=PATIENCE).status_code
 
 
 def by_httpx(url: str) -> int:
-    return httpx.post(url, content=bytes(UNREAD), timeout=SECONDS).status_code
+    return httpx.post(url, content=bytes(UNREAD), timeout=PATIENCE).status_code
 
 
 def by_curl(url: str, *options: str) -> int:
     command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@-", *options, url]
-    done = subprocess.run(command, input=bytes(UNREAD), capture_output=True, check=False, timeout=SECONDS)
+    done = subprocess.run(command, input=bytes(UNREAD), capture_output=True, check=False, timeout=PATIENCE)
     return int(done.stdout)
 
 
@@ -147,10 +146,10 @@ def far_away(port: int, seconds: float) -> Iterator[int]:
         thread = threading.Thread(target=lambda: runner.run(relay()))
         thread.start()
         try:
-            yield ports.get(timeout=SECONDS)
+            yield ports.get(timeout=PATIENCE)
         finally:
             loop.call_soon_threadsafe(ended.set)
-            thread.join(SECONDS)
+            thread.join(PATIENCE)
 
 
 def test_a_refusal_arrives_over_a_slow_link(bounded: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +162,9 @@ def test_a_refusal_arrives_while_the_server_stops() -> None:
     with listening() as running, running.connect() as client:
         client.sendall(b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 8000000\r\n\r\n")
         client.sendall(bytes(1000))
-        until(lambda: running.server.server_state.total_requests == 1)
+        wait_until(lambda: running.server.server_state.total_requests == 1, "the request has come")
         running.server.should_exit = True
-        until(lambda: not running.server.servers[0].sockets)
+        wait_until(lambda: not running.server.servers[0].sockets, "the port is closed")
         client.sendall(bytes(UNREAD - 1000))
         assert read_all(client).startswith(b"HTTP/1.1 413 ")
 
@@ -207,12 +206,12 @@ def test_the_number_of_lingering_connections_is_limited(bounded: Listening, monk
             client = open_connections.enter_context(bounded.connect())
             client.sendall(head("/close", Content_Length="1000"))
             assert read_all(client).endswith(b"refused")
-        until(lambda: len(bounded.server.server_state.connections) == 2)
+        wait_until(lambda: len(bounded.server.server_state.connections) == 2, "the older ones are closed")
     bounded.wait_until_closed()
 
 
 def test_the_connection_of_an_unread_body_serves_the_next_request(bounded: Listening) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", bounded.port, timeout=SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", bounded.port, timeout=PATIENCE)
     connection.connect()
     first = connection.sock
     for path, status in (("/refuse", 413), ("/refuse", 413), ("/", 200), ("/refuse", 413), ("/", 200)):
@@ -259,7 +258,7 @@ def test_an_answer_that_is_read_slowly_arrives(bounded: Listening, monkeypatch: 
 def test_a_client_that_closes_only_its_sending_side_gets_its_answers(
     monkeypatch: pytest.MonkeyPatch, requests_before: int
 ) -> None:
-    monkeypatch.setattr(connection_limits, "HALF_CLOSE", SECONDS)
+    monkeypatch.setattr(connection_limits, "HALF_CLOSE", PATIENCE)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await Request(scope, receive).body()
@@ -288,10 +287,10 @@ def test_a_client_that_closes_later_or_during_a_request_has_hung_up(monkeypatch:
     with listening(note) as running:
         with running.connect() as client:
             client.sendall(head(Content_Length="4") + b"bo")
-        assert gone.acquire(timeout=SECONDS)
+        assert gone.acquire(timeout=PATIENCE)
         monkeypatch.setattr(connection_limits, "HALF_CLOSE", -1)
         for waiting in (0, 2):
             with running.connect() as client:
                 client.sendall((head(Content_Length="4") + b"body") * (1 + waiting))
-            assert gone.acquire(timeout=SECONDS)
+            assert gone.acquire(timeout=PATIENCE)
         running.wait_until_closed()

@@ -25,8 +25,8 @@ from tests.serving.http.connection_server import (
     listening,
     read_all,
     read_answer,
-    until,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_fails")
 
@@ -215,7 +215,7 @@ def test_beyond_the_limit_the_connection_that_is_idle_longest_is_closed(
     bounded.wait_until_closed()
     monkeypatch.setattr(BoundedConnection, "most", 2)
     with bounded.connect() as first, bounded.connect() as second:
-        until(lambda: len(bounded.server.server_state.connections) == 2)
+        wait_until(lambda: len(bounded.server.server_state.connections) == 2, "both are connected")
         second.sendall(head(Content_Length="4"))
         with bounded.connect() as third:
             assert first.recv(1) == b""
