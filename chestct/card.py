@@ -94,9 +94,10 @@ class Thresholds(Frozen):
     least_confidence: tuple[Probability, ...]
     """For each class, in the card's order: if the label is less probable than this: `refer`."""
     conformal_quantile: Probability
-    """The prediction set holds each class whose probability is at least 1 minus this."""
+    """The prediction set holds each class whose probability is at least 1 minus this. It is calibrated out of fold,
+    without a guarantee."""
     conformal_coverage: Probability
-    """Target share of chest-CT slices whose prediction set holds the true class."""
+    """Share of the out-of-fold chest-CT slices whose prediction set should hold the true class."""
 
 
 class Estimate(Frozen):

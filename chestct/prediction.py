@@ -26,7 +26,8 @@ class Prediction(Frozen):
     probabilities: dict[str, Probability]
     ood_score: float
     prediction_set: tuple[str, ...]
-    """Classes in the split-conformal set at the card's coverage; empty when rejected."""
+    """The classes that the true one should be among, at the card's coverage. Calibrated out of fold, without a
+    guarantee; empty when rejected."""
     between: tuple[str, ...]
     """The two classes of a close call, the more probable first; empty if it is none, or rejected."""
     reasons: tuple[str, ...]
@@ -181,7 +182,7 @@ def judge(evidence: Evidence) -> tuple[Decision, tuple[Rule, ...]]:
 
 
 def prediction_set(evidence: Evidence) -> tuple[int, ...]:
-    """Indices of the classes in the split-conformal set, most probable first. The set holds at least the label."""
+    """Indices of the classes in the prediction set, most probable first. The set holds at least the label."""
     floor = 1 - evidence.thresholds.conformal_quantile
     order = np.argsort(-evidence.probabilities, kind="stable")
     return tuple(int(i) for rank, i in enumerate(order) if rank == 0 or evidence.probabilities[i] >= floor)

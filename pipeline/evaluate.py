@@ -14,10 +14,20 @@ from numpy.typing import NDArray
 
 from chestct.card import Fold
 from pipeline.core import paths, runner
+from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.images import input_facts
 from pipeline.judging import baselines, rejection
-from pipeline.judging.calibration import METHODS, Calibration, OutOfFold, Scored, cross_fit, cross_fitted_loss, fit
+from pipeline.judging.calibration import (
+    METHODS,
+    Answers,
+    Calibration,
+    OutOfFold,
+    Scored,
+    cross_fit,
+    cross_fitted_loss,
+    fit,
+)
 from pipeline.judging.metrics import Evaluation, write_key_figures
 from pipeline.judging.plots import draw_ood
 from pipeline.judging.thresholds import mean_costs
@@ -26,7 +36,8 @@ from pipeline.judging.thresholds import mean_costs
 def evaluate(params: Params) -> None:
     """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
 
-    Raises StageError (exit code 3) if a rule on the input rejects more chest CT than `ood_false_rejection` allows.
+    Raises StageError (exit code 3), before anything is written, if a rule on the input rejects more chest CT than
+    `ood_false_rejection` allows, or if every prediction set is the label alone.
     """
     wanted = params.evaluate
     with np.load(paths.OUT_OF_FOLD) as file:
@@ -41,9 +52,10 @@ def evaluate(params: Params) -> None:
     method = min(METHODS, key=lambda each: losses[each])
     calibration = fit(scored, wanted, method)
     rejection.check_input_rules(facts, calibration, wanted.ood_false_rejection)
+    answers = cross_fit(scored, folds, wanted, method)
+    _require_telling_sets(answers, labels, wanted.conformal_coverage)
     calibration.write(paths.CALIBRATION)
 
-    answers = cross_fit(scored, folds, wanted, method)
     resampling = {"resamples": wanted.bootstrap, "seed": params.seed}
     checks = _checks(trust, scored, calibration)
     evaluation = Evaluation(answers, labels, groups=clusters, checks=checks, **resampling)
@@ -78,6 +90,21 @@ def evaluate(params: Params) -> None:
         f"calibration error {figures['calibration_error'].value:.3f} by {method} scaling, "
         f"referred {figures['referred'].value:.1%}, flipped by small changes {figures['flips'].value:.1%}"
     )
+
+
+def _require_telling_sets(answers: Answers, labels: NDArray[np.int64], coverage: float) -> None:
+    """Raise StageError (exit code 3) if the mean size of the prediction sets is 1.000. They then repeat the label.
+
+    `labels` [N] are the true classes of `answers`. The sets were fitted to `coverage`.
+    """
+    size = answers.sets.sum(axis=1).mean()
+    if round(size, 3) <= 1:
+        accuracy = (answers.probabilities.argmax(axis=1) == labels).mean()
+        raise StageError(
+            f"evaluate.conformal_coverage {coverage:g}: every prediction set is the label alone, so the sets say "
+            f"nothing; raise it above the accuracy, {accuracy:.3f}",
+            3,
+        )
 
 
 def _checks(trust: Mapping[str, Any], scored: Scored, calibration: Calibration) -> dict[str, NDArray[np.floating]]:

@@ -107,10 +107,10 @@ def mean_costs(probabilities: Floats, accepted: NDArray[np.bool_], labels: Ints,
 
 
 def fit_conformal_quantile(probabilities: Floats, labels: Ints, coverage: float) -> float:
-    """The quantile for split conformal prediction with the score 1 - probability of the true class.
+    """The quantile of 1 - probability of the true class, by which a prediction set reaches `coverage` on these images.
 
-    It is corrected for a finite number of images. The coverage is guaranteed for images that are exchangeable with
-    these. Slices of one scan are alike, so here it is approximate.
+    It is corrected for a finite number of images, as in conformal prediction. That method's guarantee does not hold
+    here: slices of one scan are alike, and each image is scored by another network than the one that is served.
     """
     scores = np.sort(1 - probabilities[np.arange(len(labels)), labels])
     rank = int(np.ceil((len(labels) + 1) * coverage))

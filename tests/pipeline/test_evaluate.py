@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core import paths
+from pipeline.core import paths, runner
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.evaluate import evaluate
@@ -142,4 +142,24 @@ def test_a_rule_on_the_input_that_rejects_the_training_images_ends_the_stage(
     with pytest.raises(StageError, match=r"the rule too_small would reject 100\.0%") as caught:
         evaluate(write_params({"evaluate.input_rules.min_side": 301}))
     assert caught.value.exit_code == 3
+    assert not paths.CALIBRATION.exists()
+
+
+def test_prediction_sets_that_only_repeat_the_label_end_the_stage(
+    out_of_fold: Params, write_params: Callable[[dict[str, Any]], Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(out_of_fold)
+    metrics = OutOfFold.read(paths.OUT_OF_FOLD_CARD).metrics
+    assert metrics.set_coverage.value >= 0.98
+    assert 1.05 < metrics.set_size.value < 3
+    accuracy = metrics.accuracy.value
+    paths.CALIBRATION.unlink()
+    write_params({"evaluate.bootstrap": 100, "evaluate.conformal_coverage": 0.5})
+    with pytest.raises(SystemExit) as caught:
+        runner.run(evaluate)
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == (
+        "evaluate: evaluate.conformal_coverage 0.5: every prediction set is the label alone, so the sets say nothing; "
+        f"raise it above the accuracy, {accuracy:.3f}\n"
+    )
     assert not paths.CALIBRATION.exists()

@@ -114,7 +114,7 @@ function evidence(prediction, model) {
     ]);
     if (set.length) {
       const held = list(set.map((name) => titleOf(model, name).toLowerCase()));
-      const odds = `a set meant to hold the right class for ${percent(coverage, 0)} of chest-CT slices`;
+      const odds = `a set calibrated to hold the right class for ${percent(coverage, 0)} of slices like the training ones, without a guarantee`;
       if (set.length === 1) pro.push(`Only one class is left in ${odds}: ${held}.`);
       else contra.push(`More than one class is left in ${odds}: ${held}.`);
     }
