@@ -93,7 +93,7 @@ def list_source(folder: Path) -> Listing:
         if entry.name in SPLITS and entry.is_dir():
             _list_split(listing, entry)
         else:
-            listing.leave_out(entry, HIDDEN if _is_hidden(entry.name) else BESIDE)
+            listing.leave_out(entry, HIDDEN if is_hidden(entry.name) else BESIDE)
     return listing
 
 
@@ -118,7 +118,7 @@ def require_data_set(listing: Listing, max_left_out: float) -> None:
 
 def _list_split(listing: Listing, split: Path) -> None:
     for entry in _entries(split):
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             listing.leave_out(entry, HIDDEN)
         elif not entry.is_dir():
             listing.leave_out(entry, _why_no_image(entry) or OUTSIDE)
@@ -131,7 +131,7 @@ def _list_split(listing: Listing, split: Path) -> None:
 def _list_class(listing: Listing, class_folder: Path) -> None:
     for entry in _entries(class_folder):
         name = entry.relative_to(listing.folder).as_posix()
-        if _is_hidden(entry.name):
+        if is_hidden(entry.name):
             listing.leave_out(entry, HIDDEN)
         elif entry.is_dir():
             for deeper in _below(entry):
@@ -178,5 +178,6 @@ def _why_no_image(path: Path) -> str | None:
         return DANGLING if path.is_symlink() and not path.exists() else UNREADABLE
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden or of the operating system, by its name."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES

@@ -69,7 +69,7 @@ class Evaluation:
         groups = np.arange(len(labels)) if groups is None else groups
         self._clusters = len(np.unique(groups))
         everything = np.ones((1, len(labels)))
-        values, resampled = self._measure(everything), self._measure(_resample(groups, resamples, seed))
+        values, resampled = self._measure(everything), self._measure(resample(groups, resamples, seed))
         self.figures = {name: _estimate(float(values[name][0]), resampled[name]) for name in values}
         """Every figure by its name, such as `macro_f1` or `recall_normal`."""
         for name, counted in self._shares().items():
@@ -213,15 +213,8 @@ class Evaluation:
         return np.asarray(covered @ ~self._right[self._widest_first] / covered.sum(axis=1))
 
     def _auc(self, label: int, weights: Floats) -> Floats:
-        """One class against the rest: the share of pairs that its probability orders correctly; ties count half."""
-        scores = self._answers.probabilities[:, label]
-        order = np.argsort(scores, kind="stable")
-        starts = np.flatnonzero(np.diff(scores[order], prepend=-1.0))  # of each run of equal scores
-        positive = self._labels[order] == label
-        of_class = np.add.reduceat(weights[:, order] * positive, starts, axis=1)
-        of_rest = np.add.reduceat(weights[:, order] * ~positive, starts, axis=1)
-        below = np.cumsum(of_rest, axis=1) - of_rest / 2
-        return np.asarray((of_class * below).sum(axis=1) / (of_class.sum(axis=1) * of_rest.sum(axis=1)))
+        """One class against the rest [R]."""
+        return weighted_auc(self._answers.probabilities[:, label], self._labels == label, weights)
 
     def _reliability(self) -> tuple[ReliabilityBin, ...]:
         return tuple(
@@ -247,7 +240,20 @@ def write_key_figures(split: str, figures: Mapping[str, float]) -> None:
     (KEY_FIGURES / f"{split}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def _resample(groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:
+def weighted_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_], weights: Floats) -> Floats:
+    """The share [R] of pairs of a positive and a negative image that `scores` [N] order correctly; ties count half.
+
+    Each of R `weights` [R, N] weights the images.
+    """
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of each run of equal scores
+    of_positive = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
+    of_rest = np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
+    below = np.cumsum(of_rest, axis=1) - of_rest / 2
+    return np.asarray((of_positive * below).sum(axis=1) / (of_positive.sum(axis=1) * of_rest.sum(axis=1)))
+
+
+def resample(groups: NDArray[np.int64], resamples: int, seed: int) -> Floats:
     """The number of times that each image occurs in each resample of whole groups, [R, N]."""
     names, group_of = np.unique(groups, return_inverse=True)
     share = np.full(len(names), 1 / len(names))
