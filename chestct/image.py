@@ -1,4 +1,4 @@
-"""Decodes images to the pixels that the model sees. Training and serving both decode here."""
+"""Decodes images to the standard picture that the model sees. Training and serving both decode here."""
 
 from io import BytesIO
 from typing import Final, NamedTuple
@@ -15,6 +15,7 @@ from chestct.card import LAYOUT, InputSpec
 from chestct.encoded_image import EncodedImage
 from chestct.exif import UPRIGHT
 from chestct.invalid_image import InvalidImage, undecodable
+from chestct.standard_picture import Body, find_body, standardise
 from chestct.unsupported_formats import describe_unsupported
 
 SIGNATURES: Final = (png.SIGNATURE, jpeg.SIGNATURE)
@@ -56,24 +57,31 @@ class Facts(NamedTuple):
     """Standard deviation of the grey levels."""
     frame: float
     """Share of the outer eighth on each side that has one grey level other than black."""
+    bodies: int
+    """Number of bodies of about one size, side by side; 0 if no body is found."""
+    body: float
+    """Share of the picture that the body's box fills."""
+    air: float
+    """Grey level of the lung, or of air if there is no lung."""
+    tissue: float
+    """Grey level of the soft tissue."""
     layout: NDArray[np.float64]
-    """[LAYOUT, LAYOUT], mean grey levels of the parts of the picture."""
-    windowed: bool = False
-    """Whether the grey levels come from the Hounsfield units of a DICOM file."""
+    """[LAYOUT, LAYOUT], mean grey levels of the parts of the standard picture."""
 
 
 class Picture(NamedTuple):
-    """A decoded picture: `pixels` uint8 [height, width, 1] for the graph, and facts about the original."""
+    """A decoded picture: the standard picture `pixels` uint8 [height, width, 1] for the graph, and facts about it."""
 
     pixels: NDArray[np.uint8]
     facts: Facts
 
 
 def decode(data: bytes, spec: InputSpec) -> Picture:
-    """Decode a PNG or JPEG to grey levels 0 to 255 of the size in `spec`. The aspect ratio is not kept.
+    """Decode a PNG or JPEG to its standard picture of the size in `spec` (chestct.standard_picture).
 
     Transparency is ignored, 16-bit grey levels keep their high byte, and the EXIF orientation is applied. Conversion to
-    grey comes before resizing, which is a third cheaper. A JPEG is decoded at the smallest scale that covers the size.
+    grey comes before resizing, which is a third cheaper. A JPEG is decoded at the smallest scale that covers twice the
+    size, because the body may fill only a part of it.
     Raises InvalidImage like `inspect`, and for corrupt pixels.
     """
     return decode_encoded(inspect(data), spec)
@@ -97,20 +105,18 @@ def inspect(data: bytes) -> EncodedImage:
 def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
     """Decode a picture that `inspect` has read. Raises InvalidImage if its pixels are corrupt."""
     try:
-        image = _load(encoded, (spec.width, spec.height))
-        grey = _to_grey(image)
-        facts = _measure(image, grey, encoded.width, encoded.height)
+        image = _load(encoded, (2 * spec.width, 2 * spec.height))
+        return _to_picture(image, _to_grey(image), encoded.width, encoded.height, spec)
     except MemoryError:
         raise InvalidImage("image_too_large", "the image takes more memory than is allowed") from None
     except Exception as error:  # OSError, SyntaxError, ValueError, zlib and struct errors
         raise undecodable("the image is corrupt: its pixels can't be decoded") from error
-    return Picture(_fit(grey, spec), facts)
 
 
 def from_dicom(levels: NDArray[np.uint8], spec: InputSpec) -> Picture:
     """The picture of grey levels uint8 [height, width] from chestct.dicom, as from `decode`."""
     grey = Image.fromarray(levels)
-    return Picture(_fit(grey, spec), _measure(grey, grey, grey.width, grey.height)._replace(windowed=True))
+    return _to_picture(grey, grey, grey.width, grey.height, spec)
 
 
 def encode_png(grey: NDArray[np.uint8]) -> bytes:
@@ -142,22 +148,31 @@ def _load_plain_png(encoded: EncodedImage, data: bytes) -> Image.Image | None:
         return None
 
 
-def _fit(grey: Image.Image, spec: InputSpec) -> NDArray[np.uint8]:
-    """Resize a picture, in the same way for every kind of file."""
-    return np.asarray(grey.resize((spec.width, spec.height), Image.Resampling.BILINEAR))[:, :, np.newaxis]
+def _to_picture(image: Image.Image, grey: Image.Image, width: int, height: int, spec: InputSpec) -> Picture:
+    """The standard picture of `grey`, in the same way for every kind of file. `width` and `height` are the file's."""
+    body = find_body(grey)
+    pixels = standardise(grey, body, spec.width, spec.height)
+    return Picture(pixels[:, :, np.newaxis], _measure(image, grey, width, height, body, pixels))
 
 
-def _measure(image: Image.Image, grey: Image.Image, width: int, height: int) -> Facts:
+def _measure(
+    image: Image.Image, grey: Image.Image, width: int, height: int, body: Body, pixels: NDArray[np.uint8]
+) -> Facts:
     levels = _sample(grey, _SIDE)
     bands = np.bincount(levels[_RING] // _BAND, minlength=256 // _BAND)
-    side = _SIDE // LAYOUT
+    left, top, right, bottom = body.box
+    coarse = np.asarray(Image.fromarray(pixels).resize((LAYOUT, LAYOUT), Image.Resampling.BOX), np.float64)
     return Facts(
         width=width,
         height=height,
         colour=0.0 if image.mode in _GREY else _colour(image),
         contrast=float(levels.std()),
         frame=float(bands[_BLACK // _BAND :].max() / _RING.sum()),
-        layout=levels.reshape(LAYOUT, side, LAYOUT, side).mean(axis=(1, 3)),
+        bodies=body.bodies,
+        body=(right - left) * (bottom - top),
+        air=float(body.air),
+        tissue=float(body.tissue),
+        layout=coarse,
     )
 
 

@@ -17,10 +17,11 @@ def to_arrays(facts: Sequence[Facts]) -> dict[str, Any]:
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Facts]:
     """The facts that `to_arrays` stored."""
-    columns = [arrays[f"facts_{name}"] for name in Facts._fields]
+    columns = {name: arrays[f"facts_{name}"] for name in Facts._fields}
+    layouts = columns.pop("layout")
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
     return [
-        Facts(int(width), int(height), float(colour), float(contrast), float(frame), layout, bool(windowed))
-        for width, height, colour, contrast, frame, layout, windowed in zip(*columns, strict=True)
+        Facts(**dict(zip(columns, row, strict=True)), layout=layout) for row, layout in zip(rows, layouts, strict=True)
     ]
 
 
