@@ -1,7 +1,7 @@
 """Stage evaluate: measures the out-of-fold predictions and fits the numbers that turn scores into answers.
 
 The numbers in CALIBRATION are fitted on all out-of-fold predictions. The reported figures are cross-fitted (see
-pipeline.judging.calibration), and their intervals come from resampling whole clusters of look-alikes.
+pipeline.judging.calibration), and their intervals come from resampling whole scans.
 """
 
 import json
@@ -41,7 +41,7 @@ def evaluate(params: Params) -> None:
     """
     wanted = params.evaluate
     with np.load(paths.OUT_OF_FOLD) as file:
-        logits, labels, folds, clusters = (file[name] for name in ("logits", "labels", "folds", "clusters"))
+        logits, labels, folds, scans = (file[name] for name in ("logits", "labels", "folds", "scans"))
     with np.load(paths.POOL) as file, np.load(paths.FACTS) as measured, np.load(paths.FEATURES) as cached:
         pixels, facts, features = file["pixels"], input_facts.from_arrays(measured), cached["features"]
     with np.load(paths.TRUST) as file:
@@ -58,8 +58,8 @@ def evaluate(params: Params) -> None:
 
     resampling = {"resamples": wanted.bootstrap, "seed": params.seed}
     checks = _checks(trust, scored, calibration)
-    evaluation = Evaluation(answers, labels, groups=clusters, checks=checks, **resampling)
-    split = f"out-of-fold on train + valid, {len(np.unique(folds))} folds by visual cluster"
+    evaluation = Evaluation(answers, labels, groups=scans, checks=checks, **resampling)
+    split = f"out-of-fold on train + valid, {len(np.unique(folds))} folds by scan"
     by_fold = evaluation.within(folds)
     summary = {
         **evaluation.summary(),
@@ -71,7 +71,7 @@ def evaluate(params: Params) -> None:
     card = OutOfFold(
         metrics=evaluation.metrics(split),
         folds=by_fold,
-        baselines={name: baselines.measure(each, labels, clusters, **resampling) for name, each in predicted.items()},
+        baselines={name: baselines.measure(each, labels, scans, **resampling) for name, each in predicted.items()},
         checks={name: evaluation.figures[name] for name in checks},
         others=rejection.count_rejected(trust, wanted.ood_score, calibration, wanted.ood_false_rejection),
         ood_scores=rejection.count_scores(trust, wanted.ood_score, calibration.thresholds.ood_limit),

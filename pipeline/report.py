@@ -91,7 +91,9 @@ def _record(run_id: str, graph: Path, figures: Mapping[str, Mapping[str, Estimat
     """Reopen the MLflow run and log the figures of each split and the files of this and earlier stages."""
     tracking.reopen_run(run_id)
     if paths.HISTORY.exists():
-        tracking.log_training(run_id, paths.HISTORY)  # if MLflow did not answer when the training ended
+        tracking.log_training(
+            run_id, paths.HISTORY, paths.OUT_OF_FOLD
+        )  # if MLflow did not answer when the training ended
     tracking.log_metrics(run_id, {tracking.SIZE: graph.stat().st_size / 1e6})
     for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
         tracking.log_artifact(run_id, path)

@@ -59,7 +59,7 @@ def train(params: Params) -> None:
             _keep_folds(params, Path(folder), epochs)
         logits = _score_folds(pool, params)
         _require_finite(logits, "a fold's network")
-        np.savez(paths.OUT_OF_FOLD, logits=logits, labels=pool.labels, folds=pool.folds, clusters=pool.clusters)
+        _write_out_of_fold(pool, logits)
         network, history = fitting.fit(pool, None, params, "all images", epochs=epochs)
         _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
@@ -70,7 +70,7 @@ def train(params: Params) -> None:
             tracking.finish_run(run_id, "FAILED")
         raise
     try:
-        tracking.log_training(run_id, paths.HISTORY)
+        tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
     except TrackingError as error:
         print(f"train: {error}; the training is kept, and stage report adds its curves", file=sys.stderr)
     accuracy = (logits.argmax(axis=1) == pool.labels).mean()
@@ -96,6 +96,13 @@ def _score_folds(pool: Pool, params: Params) -> NDArray[np.float32]:
         kernel, bias = network.get_layer(LOGITS).get_weights()
         logits[held_out] = features_of(network, pool.pixels[held_out]) @ kernel + bias
     return logits
+
+
+def _write_out_of_fold(pool: Pool, logits: NDArray[np.float32]) -> None:
+    """Write OUT_OF_FOLD: `logits` [N, classes] with what pairs each image with itself in another run."""
+    with np.load(paths.POOL) as file:
+        sha256 = file["sha256"]
+    np.savez(paths.OUT_OF_FOLD, logits=logits, labels=pool.labels, folds=pool.folds, scans=pool.clusters, sha256=sha256)
 
 
 def _require_finite(figures: ArrayLike, what: str) -> None:

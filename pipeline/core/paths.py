@@ -23,6 +23,7 @@ FEATURES: Final = Path("models/features.npz")
 FOLD_MODELS: Final = Path("models/folds")
 FINAL_MODEL: Final = Path("models/final.keras")
 OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")
+"""Of each image in POOL: `logits` by the network that never saw it, `labels`, `folds`, `scans` and `sha256`."""
 RUN: Final = Path("models/run.json")
 HISTORY: Final = Path("models/history.csv")
 

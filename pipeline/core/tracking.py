@@ -61,6 +61,8 @@ _CODE: Final = ("chestct", "pipeline", "requirements")
 
 _BATCH: Final = 500
 """Metrics in one call. A server takes 1000 at most."""
+_MOST_RUNS: Final = 50_000
+"""MLflow returns no more in one call."""
 _PARENT: Final = "mlflow.parentRunId"
 _CHECKOUT: Final = "checkout"
 """Tag with a digest of the machine and the folder that the run was started in."""
@@ -69,6 +71,12 @@ _CHECKOUT: Final = "checkout"
 class RunRecord(NamedTuple):
     run_id: str
     metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
+
+    @classmethod
+    def of(cls, run: Run) -> "RunRecord":
+        return cls(run.info.run_id, run.data.metrics, run.data.params, run.data.tags)
 
 
 @contextmanager
@@ -152,8 +160,8 @@ def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> Non
         client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
 
 
-def log_training(run_id: str, history: Path) -> None:
-    """Add the curves in stage train's history.csv to the run, unless it has them already."""
+def log_training(run_id: str, history: Path, answers: Path) -> None:
+    """Add stage train's history.csv, its curves, and its out_of_fold.npz to the run, unless it has them already."""
     with _tracking() as client:
         if BEST_EPOCH in client.get_run(run_id).data.metrics:
             return
@@ -168,7 +176,8 @@ def log_training(run_id: str, history: Path) -> None:
         ]
         for start in range(0, len(points), _BATCH):
             client.log_batch(run_id, metrics=points[start : start + _BATCH])
-        client.log_artifact(run_id, str(history))
+        for path in (history, answers):
+            client.log_artifact(run_id, str(path))
         client.log_batch(run_id, metrics=[Metric(BEST_EPOCH, float(rows[-1]["epoch"]), now, 0)])
 
 
@@ -230,7 +239,24 @@ def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
             order_by=[f"metrics.{SCORE} DESC", "attributes.start_time DESC"],
             max_results=1,
         )
-        return RunRecord(found[0].info.run_id, found[0].data.metrics) if found else None
+        return RunRecord.of(found[0]) if found else None
+
+
+def find_run(prefix: str) -> RunRecord:
+    """Return the training whose id begins with `prefix`. Raises StageError if there is none, or more than one."""
+    with _tracking() as client:
+        runs = _search(client, EXPERIMENT, "", max_results=_MOST_RUNS)
+        found = [run for run in runs if run.info.run_id.startswith(prefix)]
+        if len(found) != 1:
+            ids = ", ".join(run.info.run_id for run in found[:3])
+            raise StageError(f"{prefix}: {f'several runs begin so: {ids}' if found else 'no such run of a training'}")
+        return RunRecord.of(found[0])
+
+
+def artifacts(run_id: str, folder: str | None = None) -> set[str]:
+    """Return the paths of the artifacts in the run's `folder`."""
+    with _tracking() as client:
+        return {each.path for each in client.list_artifacts(run_id, folder)}
 
 
 def trained_commit(run_id: str) -> str:

@@ -47,12 +47,12 @@ def predict(
     }
 
 
-def measure(predicted: Ints, labels: Ints, clusters: Ints, *, resamples: int, seed: int) -> dict[str, Estimate]:
-    """Accuracy and macro F1 of a baseline's labels [N], with intervals from resampling whole clusters."""
+def measure(predicted: Ints, labels: Ints, scans: Ints, *, resamples: int, seed: int) -> dict[str, Estimate]:
+    """Accuracy and macro F1 of a baseline's labels [N], with intervals from resampling whole scans."""
     certain = np.eye(len(CLASSES))[predicted]
     every = np.ones(len(labels), bool)
     answers = Answers(certain, every, ~every, certain > 0, ~every)
-    figures = Evaluation(answers, labels, groups=clusters, resamples=resamples, seed=seed).figures
+    figures = Evaluation(answers, labels, groups=scans, resamples=resamples, seed=seed).figures
     return {name: figures[name] for name in ("accuracy", "macro_f1")}
 
 

@@ -32,7 +32,7 @@ def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params
         logits=(3 * (rng.normal(0, 1, (IMAGES, 4)) + 2 * np.eye(4)[labels])).astype(np.float32),
         labels=labels,
         folds=np.arange(IMAGES) // 2 % 3,
-        clusters=np.arange(IMAGES) // 2,
+        scans=np.arange(IMAGES) // 2,
     )
     pixels = rng.integers(0, 256, (IMAGES, 32, 32, 1), dtype=np.uint8)
     slices = [plain_facts(layout=rng.normal(0, 1, (8, 8)) + 9 * np.eye(8)) for _ in range(IMAGES)]
@@ -77,7 +77,7 @@ def test_the_dvc_metrics_and_the_card_have_the_same_figures(
     metrics = OutOfFold.read(paths.OUT_OF_FOLD_CARD).metrics
 
     assert metrics.images == IMAGES
-    assert metrics.split == "out-of-fold on train + valid, 3 folds by visual cluster"
+    assert metrics.split == "out-of-fold on train + valid, 3 folds by scan"
     for name in ("loss", "accuracy", "macro_f1", "roc_auc", "calibration_error"):
         figure = getattr(metrics, name)
         assert summary[name] == pytest.approx(figure.value, abs=5e-5)

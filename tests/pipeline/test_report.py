@@ -202,6 +202,7 @@ def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_fini
     exported: Params, tmp_path: Path
 ) -> None:
     paths.HISTORY.write_text("network,epoch,loss,val_loss\nfinal,1,0.5,\n", encoding="utf-8")
+    paths.OUT_OF_FOLD.write_bytes(b"answers")
     report(exported)
     figures = run().data.metrics
     assert run().info.status == "FINISHED"

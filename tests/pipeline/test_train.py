@@ -24,7 +24,8 @@ def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> P
     for path in (paths.POOL, paths.FEATURES, paths.MANIFEST):
         path.parent.mkdir(parents=True, exist_ok=True)
     pixels, fours = np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4
-    np.savez(paths.POOL, pixels=pixels, labels=fours, folds=np.arange(8) % 2, clusters=np.arange(8))
+    names = np.array([f"{index:064d}" for index in range(8)])
+    np.savez(paths.POOL, pixels=pixels, labels=fours, folds=np.arange(8) % 2, clusters=np.arange(8), sha256=names)
     np.savez(paths.FEATURES, features=np.zeros((8, 3), np.float32))
     paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
     return write_params({"prepare.folds": 2})
@@ -68,7 +69,7 @@ class Saved:
 
 
 def test_the_networks_stay_if_mlflow_stops_answering(
-    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    params: Params, tracked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: (Saved(), [{"loss": 0.5, "val_loss": 0.5}]))
     monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
@@ -85,9 +86,16 @@ def test_the_networks_stay_if_mlflow_stops_answering(
     assert line.endswith("the training is kept, and stage report adds its curves")
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    tracking.log_training(run_id, paths.HISTORY)
+    assert tracking.artifacts(run_id) == set()
+    tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
     assert client.get_run(run_id).data.metrics.items() >= {"final_loss": 0.5, "best_epoch": 1}.items()
+    with np.load(tracking.fetch(run_id, paths.OUT_OF_FOLD.name, tracked)) as answers:
+        arrays = dict(answers)
+    assert arrays["sha256"].tolist() == [f"{index:064d}" for index in range(8)]
+    for name, values in {"labels": np.arange(8) % 4, "folds": np.arange(8) % 2, "scans": np.arange(8)}.items():
+        assert arrays[name].tolist() == values.tolist()
+    assert arrays["logits"].shape == (8, 4)
 
 
 def test_the_error_that_ended_a_training_is_reported_even_if_mlflow_fails_too(

@@ -114,6 +114,21 @@ def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params
     assert record.metrics[tracking.SCORE] == 0.9
 
 
+def test_a_run_is_found_by_the_beginning_of_its_id_if_no_other_begins_so(tracked: Path, params: Params) -> None:
+    wanted = start(params)
+    with pytest.raises(StageError, match=r"^ffff: no such run of a training$"):
+        tracking.find_run("ffff")
+    assert tracking.find_run(wanted).run_id == wanted
+    other = start(params)
+    while other[0] != wanted[0]:  # until two ids share their first character
+        other = start(params)
+    with pytest.raises(StageError, match=f"^{wanted[0]}: several runs begin so: .*{wanted}"):
+        tracking.find_run(wanted[0])
+    record = tracking.find_run(wanted[:12])
+    assert (record.run_id, record.tags["data_digest"]) == (wanted, DIGEST)
+    assert record.params["train.epochs"] == str(params.train.epochs)
+
+
 def test_a_run_with_a_large_graph_is_never_the_best(tracked: Path, params: Params) -> None:
     finished(params, 0.95, megabytes=30)
     best = finished(params, 0.9, megabytes=10)
@@ -371,8 +386,10 @@ def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> N
         "fold_1,1,0.5,0.7,nan,0.6\nfold_1,2,0.25,0.8,0.4,0.7\nfinal,1,0.5,0.75,,\nfinal,2,0.125,0.875,,\n",
         encoding="utf-8",
     )
-    tracking.log_training(run_id, history)
-    tracking.log_training(run_id, history)
+    answers = tracked / "out_of_fold.npz"
+    answers.write_bytes(b"answers")
+    tracking.log_training(run_id, history, answers)
+    tracking.log_training(run_id, history, answers)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
     curve = [(point.step, point.value) for point in client.get_metric_history(run_id, "final_loss")]
     assert curve == [(1, 0.5), (2, 0.125)]
@@ -380,7 +397,9 @@ def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> N
     assert metrics["best_epoch"] == 2
     assert metrics["fold_1_val_accuracy"] == 0.7
     assert "final_val_loss" not in metrics
-    assert tracking.fetch(run_id, "history.csv", tracked).read_bytes() == history.read_bytes()
+    for path in (history, answers):
+        assert tracking.fetch(run_id, path.name, tracked).read_bytes() == path.read_bytes()
+    assert tracking.artifacts(run_id) == {"history.csv", "out_of_fold.npz"}
 
 
 def test_an_address_without_a_server_fails_soon_and_is_named(
