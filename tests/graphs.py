@@ -49,7 +49,18 @@ def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, b
 
 def plain_facts(**changes: Any) -> Facts:
     """Return the input facts of a picture that no rule objects to."""
-    facts = Facts(width=400, height=300, colour=0.0, contrast=60.0, frame=0.1, layout=np.zeros((LAYOUT, LAYOUT)))
+    facts = Facts(
+        width=400,
+        height=300,
+        colour=0.0,
+        contrast=60.0,
+        frame=0.1,
+        bodies=1,
+        body=0.6,
+        air=20.0,
+        tissue=110.0,
+        layout=np.zeros((LAYOUT, LAYOUT)),
+    )
     return facts._replace(**changes)
 
 
