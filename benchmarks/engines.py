@@ -36,6 +36,7 @@ from pipeline.core.params import Params
 from pipeline.graph.rounding import quantise, spread
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
+from pipeline.judging.chest_ct import UNFITTED
 
 DOCUMENT: Final = ROOT / "docs" / "reference" / "engines.md"
 PICTURE: Final = ROOT / "docs" / "reference" / "engines.png"
@@ -157,7 +158,7 @@ def answer_held_out(folder: Path) -> Answers:
         print(f"fold {number + 1} of {len(numbers)}: exporting, quantising and answering", flush=True)
         held_out = folds == number
         network = keras.models.load_model(paths.fold_model(number), compile=False)
-        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
+        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params, UNFITTED)
         quantised = quantise(exact, spread(pixels[~held_out], params.export.calibration_images))
         keep = folder / str(number)
         keep.mkdir()

@@ -86,7 +86,9 @@ class Thresholds(Frozen):
     """
 
     ood_limit: float
-    """An `ood_score` above it means no chest CT: `reject`."""
+    """An `ood_score` above it is unlike the training images: `refer` as `unfamiliar`, without a label."""
+    chest_ct_limit: Probability
+    """A `chest_ct` below it means no chest CT slice: `reject` as `not_chest_ct`."""
     refer_margin: Probability
     """If the two highest probabilities are closer than this: `refer`."""
     any_cancer: Probability

@@ -18,6 +18,10 @@ from chestct.dicom_format import DicomFile, read_elements
 from chestct.dicom_frame import check_frame, remove_padding
 from chestct.invalid_image import InvalidImage, check_size, undecodable
 
+CENTER: Final = -350
+WIDTH: Final = 1500
+"""The window in Hounsfield units: from air outside the body to bright soft tissue (-1100 to 400)."""
+
 _NATIVE: Final = (
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRLittleEndian,
@@ -121,22 +125,22 @@ class _Header:
         return min(value, limit), max(value, limit)
 
 
-def read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
+def read(data: bytes) -> NDArray[np.uint8]:
     """Read the CT slice in a DICOM file as grey levels, uint8 [rows, columns], 0 to 255.
 
-    The window has its `center` and `width` (1 or more) in Hounsfield units and is linear (DICOM PS3.3 C.11.2.1.2).
+    The Hounsfield units become grey through one linear window, of CENTER and WIDTH (DICOM PS3.3 C.11.2.1.2).
     MONOCHROME1 is inverted after it, and padding is black. Raises MemoryError, and InvalidImage: `image_too_large`,
     `undecodable_image`, or `unsupported_dicom` for a file without a single CT slice in a supported transfer syntax.
     """
     try:
-        return _read(data, center, width)
+        return _read(data)
     except (InvalidImage, MemoryError):
         raise
     except Exception:  # noqa: BLE001 - pydicom and its decoders raise many kinds, and quote the header
         raise undecodable("the DICOM file is truncated or corrupt") from None
 
 
-def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
+def _read(data: bytes) -> NDArray[np.uint8]:
     file = read_elements(data, frozenset(_ELEMENTS.values()), frozenset(_CONTAINERS.values()))
     header = _Header(file)
     modality = header.words("Modality")
@@ -163,7 +167,7 @@ def _read(data: bytes, center: float, width: float) -> NDArray[np.uint8]:
     units = header.to_units(np.arange(low, high + 1), signed=signed)  # fewer values than pixels
     if not np.isfinite(units).all():
         raise undecodable("the DICOM file's pixels have no finite Hounsfield units")
-    share = np.clip((units - (center - 0.5)) / max(width - 1, 1e-9) + 0.5, 0, 1)
+    share = np.clip((units - (CENTER - 0.5)) / (WIDTH - 1) + 0.5, 0, 1)
     table = np.rint(255 * (1 - share if inverted else share)).astype(np.uint8)
     if padding := header.padding(signed=signed):
         table[max(0, padding[0] - low) : max(0, padding[1] - low + 1)] = 0

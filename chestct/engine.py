@@ -13,12 +13,14 @@ BATCH_SIZES: Final = (1, 2, 4, 8)
 
 
 class Scores(NamedTuple):
-    """Outputs of the graph for N images."""
+    """Outputs of the graph for N images, under these names."""
 
     probabilities: NDArray[np.float32]
     """[N, classes], calibrated, each row sums to 1."""
     ood_score: NDArray[np.float32]
     """[N]; higher is less similar to the training images."""
+    chest_ct: NDArray[np.float32]
+    """[N], 0 to 1: the probability that the picture is a chest CT slice, of any source and in any window."""
     heatmaps: NDArray[np.float32]
     """[N, classes, h, w] in logits. The spatial mean plus the card's `logit_bias` is the logit."""
 
@@ -81,11 +83,10 @@ def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) ->
     """Scores of the first `count` images."""
     request.infer({"pixels": np.ascontiguousarray(pixels)})
     # Copies, because the next inference overwrites the request's tensors.
-    probabilities, ood_score, heatmaps = (
-        request.get_tensor(name).data[:count].copy() for name in ("probabilities", "ood_score", "heatmaps")
-    )
-    np.minimum(probabilities, 1, out=probabilities)  # a vectorised softmax can round to more than 1
-    return Scores(probabilities, ood_score, heatmaps)
+    scores = Scores(*(request.get_tensor(name).data[:count].copy() for name in Scores._fields))
+    for values in (scores.probabilities, scores.chest_ct):
+        np.clip(values, 0, 1, out=values)  # a vectorised softmax or tanh can round to more than 1
+    return scores
 
 
 def _compile(core: ov.Core, graph: Path, size: int, threads: int, precision: str) -> ov.InferRequest:

@@ -18,18 +18,23 @@ class Prediction(Frozen):
 
     request_id: str
     decision: Decision
-    """`accept`: the label is the answer; `refer`: a person should look; `reject`: not a chest CT, no label."""
+    """`accept`: the label is the answer; `refer`: a person should look; `reject`: no chest CT slice, or an unusable
+    one."""
     label: str | None
-    """The most probable class; null when rejected."""
+    """The most probable class. Null if the label is withheld: rejected, or referred as `unfamiliar`."""
     confidence: Probability | None
-    """The label's probability; null when rejected."""
+    """The label's probability; null without a label."""
     probabilities: dict[str, Probability]
+    """By class. Without a label they mean nothing, of which `meaningless_probabilities` warns."""
     ood_score: float
+    """Out-of-distribution score: the higher, the less the picture is like the training images."""
+    chest_ct: Probability
+    """Probability that the picture is a chest CT slice, of any source and in any window."""
     prediction_set: tuple[str, ...]
     """The classes that the true one should be among, at the card's coverage. Calibrated out of fold, without a
-    guarantee; empty when rejected."""
+    guarantee; empty without a label."""
     between: tuple[str, ...]
-    """The two classes of a close call, the more probable first; empty if it is none, or rejected."""
+    """The two classes of a close call, the more probable first; empty if it is none, or without a label."""
     reasons: tuple[str, ...]
     """Names of the rules that made it `refer` or `reject`. RULES explains each."""
     warnings: tuple[str, ...]
@@ -49,6 +54,7 @@ class Evidence(NamedTuple):
     probabilities: NDArray[np.floating]
     """[classes], in the card's order."""
     ood_score: float
+    chest_ct: float
     normal: int
     """Index of the class that is no cancer."""
     thresholds: Thresholds
@@ -70,6 +76,8 @@ class Rule(NamedTuple):
     fires: Callable[[Evidence], bool]
     words: str
     on: Literal["input", "prediction"] = "prediction"
+    withholds: bool = False
+    """Whether a referral has no label. No other rule that refers is then a reason. A rejection never has a label."""
 
 
 def between(evidence: Evidence) -> tuple[int, ...]:
@@ -135,10 +143,17 @@ RULES: Final = (
         "A flat area frames the picture, as in a screenshot. Cut it down to the slice.",
     ),
     Rule(
-        "out_of_distribution",
+        "not_chest_ct",
         "reject",
+        lambda evidence: evidence.chest_ct < evidence.thresholds.chest_ct_limit,
+        "The picture does not look like a chest CT slice.",
+    ),
+    Rule(
+        "unfamiliar",
+        "refer",
         lambda evidence: evidence.ood_score > evidence.thresholds.ood_limit,
-        "The picture is unlike the chest-CT slices the model knows, so it gives no label.",
+        "A chest CT unlike those the model was trained on. It has no basis for a label.",
+        withholds=True,
     ),
     Rule(
         "close_call",
@@ -169,16 +184,21 @@ RULES: Final = (
 WARNINGS: Final = {
     "synthetic_model": "This model was trained on drawn phantoms. Its answers mean nothing for a real CT.",
     "pixels_input": "Pixels came instead of an image file, so rules about the original picture did not run.",
-    "dicom_windowing": "The grey levels come from a DICOM file by a window, which differs from the training pictures'.",
+    "meaningless_probabilities": "The answer has no label, so its probabilities mean nothing.",
 }
 
 
 def judge(evidence: Evidence) -> tuple[Decision, tuple[Rule, ...]]:
-    """The decision, and all rules that fired for it. Reject outranks refer."""
+    """The decision, and the rules that led to it.
+
+    Reject outranks refer, and a referral without a label outranks the others. All rules of the highest rank are named.
+    """
     fired = [rule for rule in RULES if rule.fires(evidence)]
-    decisions = {rule.decision for rule in fired}
-    decision: Decision = "reject" if "reject" in decisions else "refer" if "refer" in decisions else "accept"
-    return decision, tuple(rule for rule in fired if rule.decision == decision)
+    if rejecting := tuple(rule for rule in fired if rule.decision == "reject"):
+        return "reject", rejecting
+    if withholding := tuple(rule for rule in fired if rule.withholds):
+        return "refer", withholding
+    return "refer" if fired else "accept", tuple(fired)
 
 
 def prediction_set(evidence: Evidence) -> tuple[int, ...]:
@@ -192,6 +212,7 @@ def decide(
     card: ModelCard,
     probabilities: NDArray[np.float32],
     ood_score: float,
+    chest_ct: float,
     facts: Facts | None,
     *,
     request_id: str,
@@ -201,27 +222,29 @@ def decide(
 ) -> Prediction:
     """Turn the scores of one image into its answer.
 
-    `probabilities` is float32 [classes] in the card's order, sum 1. `ood_score` is the graph's output. `facts` come
-    from chestct.image.decode, or are None if the request had pixels, of which the answer then warns.
+    `probabilities` is float32 [classes] in the card's order, sum 1. `ood_score` and `chest_ct` are the graph's
+    outputs. `facts` come from chestct.image.decode, or are None if the request had pixels, of which the answer then
+    warns.
     """
-    evidence = Evidence(
-        probabilities, ood_score, card.classes.index(card.normal), card.thresholds, facts, card.input_limits
-    )
+    normal = card.classes.index(card.normal)
+    evidence = Evidence(probabilities, ood_score, chest_ct, normal, card.thresholds, facts, card.input_limits)
     decision, rules = judge(evidence)
-    rejected = decision == "reject"
+    withheld = decision == "reject" or any(rule.withholds for rule in rules)
     return Prediction(
         request_id=request_id,
         decision=decision,
-        label=None if rejected else card.classes[evidence.label],
-        confidence=None if rejected else float(probabilities[evidence.label]),
+        label=None if withheld else card.classes[evidence.label],
+        confidence=None if withheld else float(probabilities[evidence.label]),
         probabilities={name: float(p) for name, p in zip(card.classes, probabilities, strict=True)},
         ood_score=ood_score,
-        prediction_set=() if rejected else tuple(card.classes[i] for i in prediction_set(evidence)),
-        between=() if rejected else tuple(card.classes[i] for i in between(evidence)),
+        chest_ct=chest_ct,
+        prediction_set=() if withheld else tuple(card.classes[i] for i in prediction_set(evidence)),
+        between=() if withheld else tuple(card.classes[i] for i in between(evidence)),
         reasons=tuple(rule.name for rule in rules),
         warnings=(
             *(("synthetic_model",) if card.synthetic else ()),
-            *(("pixels_input",) if facts is None else ("dicom_windowing",) if facts.windowed else ()),
+            *(("pixels_input",) if facts is None else ()),
+            *(("meaningless_probabilities",) if withheld else ()),
         ),
         model=model,
         disclaimer=card.disclaimer,

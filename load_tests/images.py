@@ -35,7 +35,7 @@ def pictures(count: int) -> list[tuple[str, bytes]]:
 
 
 def dicom_file(seed: int = 0) -> bytes:
-    """Return a phantom as an uncompressed DICOM file. Grey level 0 is -1350 Hounsfield units, each level adds 6."""
+    """Return a phantom as an uncompressed DICOM file. Grey level 0 is -1100 Hounsfield units, each level adds 6."""
     levels = np.asarray(_draw(seed).convert("L"), np.uint16)
     scan = Dataset()
     scan.preamble = bytes(128)
@@ -43,7 +43,7 @@ def dicom_file(seed: int = 0) -> bytes:
     scan.Rows, scan.Columns = levels.shape
     scan.SamplesPerPixel, scan.PhotometricInterpretation = 1, "MONOCHROME2"
     scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
-    scan.RescaleIntercept, scan.RescaleSlope = -1350, 6
+    scan.RescaleIntercept, scan.RescaleSlope = -1100, 6
     scan.PixelData = levels.tobytes()
     scan.file_meta = FileMetaDataset()
     scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -31,6 +31,7 @@ from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import input_facts
 from pipeline.images.classes import CLASSES, NORMAL, TITLES
 from pipeline.judging.calibration import Calibration, OutOfFold
+from pipeline.judging.chest_ct import UNFITTED
 from pipeline.network.build import LOGITS
 
 CHECKED_IMAGES: Final = 64
@@ -58,7 +59,7 @@ def export(params: Params) -> None:
         pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], input_facts.from_arrays(measured)
     calibration = Calibration.read(paths.CALIBRATION)
 
-    exact = serving_graph(network, pixels, labels, calibration, params)
+    exact = serving_graph(network, pixels, labels, calibration, params, UNFITTED)
     bias = network.get_layer(LOGITS).get_weights()[1]
     sample = spread(pixels, CHECKED_IMAGES)
     scores = infer(exact, sample)

@@ -5,7 +5,7 @@ HTTP under /v2 and gRPC only translate their messages to `Request` and from `Ten
 
 import base64
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
 from chestct.store import version_of
 from serving.inference.classifier import Classifier, Outcome
-from serving.inference.window import LUNG, Window, choose_window
 from serving.telemetry.request_record import RequestRecord
 from serving.tensors import (
     IMAGE,
@@ -56,8 +55,6 @@ class Request(NamedTuple):
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...] = ()
     """Names of the wanted outputs. None means all except those that cost extra (`heatmaps`, `preview`)."""
-    window: Window = LUNG
-    """Window for DICOM files in `image`."""
 
 
 class CheckedRequest(NamedTuple):
@@ -66,7 +63,6 @@ class CheckedRequest(NamedTuple):
     images: list[bytes] | NDArray[np.uint8]
     """Encoded files, or pixels uint8 [N, height, width, channels]."""
     outputs: "tuple[_Output, ...]"
-    window: Window
 
 
 class Tensor(NamedTuple):
@@ -111,11 +107,12 @@ def _base64(values: Sequence[str]) -> list[bytes]:
     return [base64.b64decode(value) for value in values]
 
 
-# A missing label is the empty string, and a missing confidence is 0, because JSON has no NaN. The confidence of a label
-# is 1 / classes or more.
+# A withheld label (rejected or unfamiliar) is the empty string and its confidence 0, because JSON has no NaN. The
+# confidence of a label is 1 / classes or more.
 _OUTPUTS: Final = (
     _Output("probabilities", "FP32", True, lambda p: list(p.probabilities.values())),
     _Output("ood_score", "FP32", False, lambda p: [p.ood_score]),
+    _Output("chest_ct", "FP32", False, lambda p: [p.chest_ct]),
     _Output("confidence", "FP32", False, lambda p: [p.confidence or 0.0]),
     _Output("label", "BYTES", False, lambda p: [(p.label or "").encode()]),
     _Output("decision", "BYTES", False, lambda p: [p.decision.encode()]),
@@ -166,20 +163,10 @@ def check_parameters(names: Container[str]) -> None:
             raise InvalidRequest(f"parameters: expected none of {', '.join(_UNSUPPORTED)}, got {name!r}")
 
 
-def read_window(parameters: Mapping[str, Any]) -> Window:
-    """The window in the parameters of a request. Raises InvalidRequest."""
-    try:
-        return choose_window(parameters)
-    except ValueError as error:
-        raise InvalidRequest(f"parameters: {error}") from None
-
-
 def check_request(classifier: Classifier, request: Request) -> CheckedRequest:
     """Check a request. The result does not need its message, whose memory can be freed. Raises InvalidRequest."""
     outputs = tuple(_find_outputs(request.outputs))
-    return CheckedRequest(
-        read_inputs(request.inputs, classifier.card, classifier.settings.max_images), outputs, request.window
-    )
+    return CheckedRequest(read_inputs(request.inputs, classifier.card, classifier.settings.max_images), outputs)
 
 
 async def infer(classifier: Classifier, request: CheckedRequest, record: RequestRecord) -> tuple[Tensor, ...]:
@@ -187,10 +174,10 @@ async def infer(classifier: Classifier, request: CheckedRequest, record: Request
 
     The protocol has one status for all images, so one bad image fails the request. InvalidImage then has its index.
     """
-    images, outputs, window = request
+    images, outputs = request
     explain = any(output.files for output in outputs)
     if isinstance(images, list):
-        outcomes = await classifier.classify_many(images, record, explain=explain, window=window)
+        outcomes = await classifier.classify_many(images, record, explain=explain)
         predictions = [_prediction(index, outcome) for index, outcome in enumerate(outcomes)]
     else:
         predictions = await classifier.classify_pixels(images, record, explain=explain)

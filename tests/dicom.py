@@ -1,4 +1,4 @@
-"""Makes CT slices as DICOM files with pydicom. They show given grey levels through the lung window."""
+"""Makes CT slices as DICOM files with pydicom. They show given grey levels through the window of chestct.dicom."""
 
 import struct
 from collections.abc import Callable
@@ -15,13 +15,12 @@ from pydicom import Dataset, FileDataset, FileMetaDataset, dcmread, uid
 from pydicom.encaps import encapsulate, get_frame
 
 from chestct import dicom
-from serving.inference.window import LUNG
 
 PATIENT = "Secret^Patient"
 """Patient name in the header of each file."""
-SLOPE = round((LUNG.width - 1) / 255, 12)
+SLOPE = round((dicom.WIDTH - 1) / 255, 12)
 """Hounsfield units per grey level."""
-BLACK = LUNG.center - 0.5 - (LUNG.width - 1) / 2
+BLACK = dicom.CENTER - 0.5 - (dicom.WIDTH - 1) / 2
 """Hounsfield units of grey level 0."""
 _BY_GDCM = {
     uid.JPEGLossless: gdcm.TransferSyntax.JPEGLosslessProcess14,
@@ -33,11 +32,6 @@ SYNTAXES = (
     *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian),
     *(uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEG2000, *_BY_GDCM),
 )
-
-
-def read(data: bytes) -> NDArray[np.uint8]:
-    """Return the grey levels of a file through the lung window, uint8 [rows, columns]."""
-    return dicom.read(data, *LUNG)
 
 
 def dicom_file(

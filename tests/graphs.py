@@ -1,7 +1,8 @@
 """A model small enough to build in a test, with the contract's inputs and outputs and answers one can foretell.
 
 The picture is cut into horizontal bands, one a class: the class whose band is brightest wins. `tiny_picture` draws
-one for a class; an evenly grey picture is a close call, and a white one is out of distribution.
+one for a class. An evenly grey picture is a close call, a white one is no chest CT, and one that is white but for a
+few dark rows (`unfamiliar_picture`) is unfamiliar.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ GAIN = 8.0
 """Logit of a class = GAIN * mean of its band, with grey levels scaled to 0..1."""
 OOD_LIMIT = 0.9
 """`ood_score` is the mean grey level, scaled to 0..1."""
+CHEST_CT_LIMIT = 0.25
+"""`chest_ct` is 1 - the darkest grey level, scaled to 0..1."""
 
 
 def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, bright: int = 235) -> NDArray[np.uint8]:
@@ -44,6 +47,13 @@ def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, b
     picture = np.full((size, size, 1), dark, np.uint8)
     band = size // classes
     picture[label * band : (label + 1) * band] = bright
+    return picture
+
+
+def unfamiliar_picture(size: int = 32) -> NDArray[np.uint8]:
+    """Return a white picture with a black edge at the top, which is unfamiliar, uint8 [size, size, 1]."""
+    picture = np.full((size, size, 1), 255, np.uint8)
+    picture[: size // 16] = 0
     return picture
 
 
@@ -79,6 +89,8 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         helper.make_node("ReduceMean", ["heatmaps"], ["logits"], axes=[2, 3], keepdims=0),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
         helper.make_node("ReduceMean", ["planes"], ["ood_score"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("ReduceMin", ["planes"], ["darkest"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["one", "darkest"], ["chest_ct"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -87,9 +99,14 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         [
             helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]),
             helper.make_tensor_value_info("ood_score", TensorProto.FLOAT, ["N"]),
+            helper.make_tensor_value_info("chest_ct", TensorProto.FLOAT, ["N"]),
             helper.make_tensor_value_info("heatmaps", TensorProto.FLOAT, ["N", classes, classes, classes]),
         ],
-        [numpy_helper.from_array(np.array(255, np.float32), "white"), numpy_helper.from_array(masks, "masks")],
+        [
+            numpy_helper.from_array(np.array(255, np.float32), "white"),
+            numpy_helper.from_array(np.array(1, np.float32), "one"),
+            numpy_helper.from_array(masks, "masks"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
@@ -159,6 +176,7 @@ def tiny_card(
         logit_bias=(0.0,) * len(classes),
         thresholds=Thresholds(
             ood_limit=OOD_LIMIT,
+            chest_ct_limit=CHEST_CT_LIMIT,
             refer_margin=0.2,
             any_cancer=0.3,
             conformal_quantile=0.8,

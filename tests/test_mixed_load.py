@@ -206,7 +206,9 @@ def foretell(sample: Sample) -> Answer:
     """The right answer of the tiny model."""
     weights = np.exp(GAIN * sample.pixels.reshape(4, -1).mean(axis=1) / 255)
     probabilities = (weights / weights.sum()).astype(np.float32)
-    prediction = decide(tiny_card(), probabilities, float(sample.pixels.mean() / 255), None, request_id="", model="")
+    levels = sample.pixels / 255
+    ood_score, chest_ct = float(levels.mean()), float(1 - levels.min())
+    prediction = decide(tiny_card(), probabilities, ood_score, chest_ct, None, request_id="", model="")
     return Answer(prediction.decision, list(prediction.probabilities.values()))
 
 

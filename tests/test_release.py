@@ -96,7 +96,8 @@ def test_its_answers_are_those_of_readme_and_the_first_tutorial(card: ModelCard,
     def answer(sample: str) -> Prediction:
         picture = decode((ROOT / f"serving/http/page/samples/{sample}.jpg").read_bytes(), card.input)
         scores = engine.infer(picture.pixels[np.newaxis])
-        return decide(card, scores.probabilities[0], scores.ood_score[0], picture.facts, request_id="", model="")
+        (probabilities,), (ood_score,), (chest_ct,), _ = scores
+        return decide(card, probabilities, ood_score, chest_ct, picture.facts, request_id="", model="")
 
     landscape, drawing = answer("landscape"), answer("phantom-adenocarcinoma")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -30,8 +30,11 @@ class Network:
 
     def answer(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """Return the fields of the service's answer for pixels, uint8 [N, height, width, 1]."""
-        probabilities, ood_score = self._session.run(["probabilities", "ood_score"], {"pixels": pixels})
+        names = ["probabilities", "ood_score", "chest_ct"]
+        scores = zip(*self._session.run(names, {"pixels": pixels}), strict=True)
         return [
-            decide(self.card, np.minimum(row, 1), float(score), None, request_id="", model="peer").model_dump()
-            for row, score in zip(probabilities, ood_score, strict=True)
+            decide(
+                self.card, np.minimum(row, 1), float(ood), float(chest_ct), None, request_id="", model="peer"
+            ).model_dump()
+            for row, ood, chest_ct in scores
         ]

@@ -34,7 +34,8 @@ _HEADERS: Final = (
     "Content-Type", "Content-Encoding", "Accept", "Authorization", "X-Request-ID", "X-Request-Timeout", "Expect",
     payloads.JSON_LENGTH, "Range", "If-None-Match", "Cookie", "traceparent",
 )  # fmt: skip
-_QUERIES: Final = ("explain", "window_center", "window_width", "unknown")
+_NAMES: Final = ("explain", "binary_data_output", "unknown")
+"""Names of parameters in a query or a message."""
 
 
 class Fuzzer:
@@ -114,7 +115,7 @@ class Fuzzer:
     async def _query(self) -> str:
         draw = self._random
         pairs = [
-            (draw.choice(_QUERIES), str(draw.choice(_ODD))[:2000].encode("utf-8", "replace").hex("%", 1))
+            (draw.choice(_NAMES), str(draw.choice(_ODD))[:2000].encode("utf-8", "replace").hex("%", 1))
             for _ in range(3)
         ]
         query = "&".join(f"{name}={'%' if value else ''}{value}" for name, value in pairs)
@@ -124,7 +125,7 @@ class Fuzzer:
         image = base64.b64encode(self._random.choice(self._files)).decode()
         tensor = {**payloads.IMAGE, "data": [image], "parameters": {}}
         outputs = [{"name": "label", "parameters": {"binary_data": False}}]
-        document = {"id": "a", "inputs": [tensor], "outputs": outputs, "parameters": {"window_center": -600}}
+        document = {"id": "a", "inputs": [tensor], "outputs": outputs, "parameters": {"binary_data_output": False}}
         return await self._post(payloads.INFER, self._mutate_document(document), JSON)
 
     async def _oip_binary(self) -> str:
@@ -183,9 +184,9 @@ class Fuzzer:
                 case 2:
                     tensor.name = draw.choice(("pixels", "", "x" * 100_000))
                 case 3:
-                    message.parameters[draw.choice(_QUERIES)].string_param = draw.choice(("", "nan", "9" * 400))
+                    message.parameters[draw.choice(_NAMES)].string_param = draw.choice(("", "nan", "9" * 400))
                 case 4:
-                    message.parameters["window_center"].double_param = draw.choice((1e308, float("nan"), -0.0))
+                    message.parameters["unknown"].double_param = draw.choice((1e308, float("nan"), -0.0))
                 case 5:
                     message.raw_input_contents.append(draw.randbytes(draw.choice((0, 3, 65536))))
                 case 6:

@@ -81,7 +81,7 @@ def requests_over_http(markers: Markers) -> list[bytes]:
         post("/v1/predict", picture, {"User-Agent": at("user agent"), "Cookie": at("cookie")}),
         post("/v1/predict", picture, {"Authorization": f"Bearer {at('key')}", "Referer": at("referer")}),
         post(f"/v1/predict?{at('query name')}=1", picture, {}),
-        post(f"/v1/predict?window_center={at('query value')}&window_width=1", picture, {}),
+        post(f"/v1/predict?explain={at('query value')}", picture, {}),
         post(f"/v1/{at('path')}", b"", {}),
         post(f"/{at('lost path')}", b"", {}),
         post(f"/page/{at('page path')}", b"", {}),
@@ -115,7 +115,7 @@ async def _grpc(server: Server, markers: Markers) -> None:
         message(inputs=[{**tensor, "datatype": at("gRPC datatype")}]),
         message(inputs=[{**tensor, "contents": {"bytes_contents": [at("gRPC data").encode()]}}]),
         message(parameters={at("gRPC parameter"): {"string_param": at("gRPC value")}}),
-        message(parameters={"window_center": {"string_param": at("gRPC window")}}),
+        message(parameters={"classification": {"string_param": at("gRPC classification")}}),
         at("gRPC message").encode(),
     ]
     async with grpc.aio.insecure_channel(server.grpc) as channel:

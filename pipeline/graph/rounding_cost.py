@@ -20,6 +20,7 @@ from pipeline.graph.rounding import round_weights
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images.classes import CLASSES
 from pipeline.judging.calibration import Answers, Calibration, answer
+from pipeline.judging.chest_ct import UNFITTED
 from pipeline.judging.metrics import Evaluation
 
 COMPARED: Final = ("accuracy", "macro_f1", "calibration_error", "rejected", "referred")
@@ -41,7 +42,7 @@ def measure(
     for fold in np.unique(folds):
         held_out = folds == fold
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
-        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params)
+        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params, UNFITTED)
         served = round_weights(exact, pixels[~held_out], params.export)
         for row, graph, arithmetic in ((0, exact, "float32"), (1, served, params.export.arithmetic)):
             bfloat16 = arithmetic == "bfloat16"

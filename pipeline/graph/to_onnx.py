@@ -1,4 +1,4 @@
-"""The serving graph: a trained network, its calibration and its OOD score as one ONNX graph."""
+"""The serving graph: a trained network, its calibration, its OOD score and its probe as one ONNX graph."""
 
 import tempfile
 import warnings
@@ -17,32 +17,35 @@ from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
 from pipeline.judging import ood
 from pipeline.judging.calibration import Calibration
+from pipeline.judging.chest_ct import LinearProbe
 from pipeline.network.backbones import BACKBONES
 from pipeline.network.build import CHANNELS, FEATURES, LOGITS, features_of
 
 OPSET: Final = 18
-OUTPUTS: Final = ("probabilities", "ood_score", "heatmaps")
+OUTPUTS: Final = ("probabilities", "ood_score", "chest_ct", "heatmaps")
 """Names of the graph's outputs, as chestct.engine describes them. Its input is `pixels`."""
 
 
 class TrustHead(keras.layers.Layer):  # type: ignore[misc]
-    """Turns a feature map [N, h, w, F] into calibrated probabilities, OOD scores and class-activation maps.
+    """Turns a feature map [N, h, w, F] into calibrated probabilities, OOD scores, `chest_ct` and class-activation maps.
 
     The mean of a class's map plus its bias is the class's logit, so the maps cost nothing extra.
     """
 
-    def __init__(self, head: keras.layers.Dense, scaling: Scaling, ood_score: ood.Score) -> None:
+    def __init__(self, head: keras.layers.Dense, scaling: Scaling, ood_score: ood.Score, probe: LinearProbe) -> None:
         super().__init__(name="trust")
         self._kernel, self._bias = head.get_weights()
         self._scale, self._shift = np.array(scaling.scale, np.float32), np.array(scaling.shift, np.float32)
         self._ood_score = ood_score
+        self._probe = probe
 
-    def call(self, maps: Any) -> tuple[Any, Any, Any]:
+    def call(self, maps: Any) -> tuple[Any, Any, Any, Any]:
         activations = ops.matmul(maps, self._kernel)
         logits = ops.mean(activations, axis=(1, 2)) + self._bias
         probabilities = ops.softmax(logits * self._scale + self._shift)
-        ood_score = self._ood_score(ops.mean(maps, axis=(1, 2)), ops)
-        return probabilities, ood_score, ops.transpose(activations, (0, 3, 1, 2))
+        features = ops.mean(maps, axis=(1, 2))
+        ood_score, chest_ct = self._ood_score(features, ops), self._probe(features, ops)
+        return probabilities, ood_score, chest_ct, ops.transpose(activations, (0, 3, 1, 2))
 
 
 def serving_graph(
@@ -51,10 +54,14 @@ def serving_graph(
     labels: NDArray[np.int64],
     calibration: Calibration,
     params: Params,
+    probe: LinearProbe,
 ) -> onnx.ModelProto:
-    """Return the float32 graph of `network`. Its OOD score is fitted on its training images [N, S, S, 1]."""
+    """Return the float32 graph of `network` with its `probe`.
+
+    The OOD score is fitted on the training images [N, S, S, 1] of the network.
+    """
     ood_score = ood.fit(params.evaluate.ood_score, features_of(network, pixels), labels, len(CLASSES))
-    return to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.scaling, ood_score))
+    return to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.scaling, ood_score, probe))
 
 
 def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:

@@ -129,7 +129,7 @@ def answer(
     """Apply the service's rules to calibrated `probabilities` [N, classes], `ood_scores` [N] and N `facts`."""
     normal = CLASSES.index(NORMAL)
     evidence = [
-        Evidence(row, float(score), normal, numbers.thresholds, each, numbers.input_limits)
+        Evidence(row, float(score), 1.0, normal, numbers.thresholds, each, numbers.input_limits)
         for row, score, each in zip(probabilities, ood_scores, facts, strict=True)
     ]
     decisions = np.array([judge(each)[0] for each in evidence])

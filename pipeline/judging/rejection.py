@@ -78,4 +78,4 @@ def _rejects_input(rule: Rule, facts: Facts, calibration: Calibration) -> bool:
     if rule.on != "input":
         return False
     unused = np.full(len(CLASSES), 1 / len(CLASSES))  # rules on the input ignore the probabilities
-    return rule.fires(Evidence(unused, 0.0, 0, calibration.thresholds, facts, calibration.input_limits))
+    return rule.fires(Evidence(unused, 0.0, 1.0, 0, calibration.thresholds, facts, calibration.input_limits))

@@ -24,6 +24,7 @@ def fit_thresholds(probabilities: Floats, ood_scores: Floats, labels: Ints, want
     """Fit every threshold on calibrated `probabilities` [N, classes], `ood_scores` [N] and true `labels` [N]."""
     return Thresholds(
         ood_limit=float(np.quantile(ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
+        chest_ct_limit=0.5,
         refer_margin=fit_refer_margin(probabilities, labels, wanted.refer_risk),
         any_cancer=fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity),
         least_confidence=fit_least_confidence(probabilities, labels, wanted.costs),

@@ -17,7 +17,6 @@ from chestct.store import version_of
 from serving import open_inference
 from serving.http import v1, v2
 from serving.http.errors import OIP
-from serving.inference.window import CENTERS, WIDTHS
 from serving.settings import Settings
 from serving.tensors import Datatype
 
@@ -122,8 +121,6 @@ def _values(card: ModelCard, tag: str, settings: Settings) -> Json:
         "description": f"Which a chest-CT slice shows: {', '.join(card.titles.values())}. {card.disclaimer}",
         "disclaimer": card.disclaimer,
         "max_images": settings.max_images,
-        **dict(zip(("least_center", "greatest_center"), CENTERS, strict=True)),
-        **dict(zip(("least_width", "greatest_width"), WIDTHS, strict=True)),
         "image": base64.b64encode(image).decode("ascii"),
         "prediction": prediction.model_dump(mode="json", exclude={"heatmaps", "preview"}),
         "label": prediction.label,
@@ -138,4 +135,5 @@ def _example(card: ModelCard, tag: str) -> Prediction:
     probabilities = np.array([0.91, *[rest] * (len(card.classes) - 1)], np.float32)
     layout = np.reshape(card.input_limits.average_layout, (LAYOUT, LAYOUT))
     facts = Facts(width=512, height=512, colour=0.0, contrast=64.0, frame=0.0, layout=layout)
-    return decide(card, probabilities, card.thresholds.ood_limit / 2, facts, request_id="scan-17", model=tag)
+    familiar = card.thresholds.ood_limit / 2
+    return decide(card, probabilities, familiar, 1.0, facts, request_id="scan-17", model=tag)

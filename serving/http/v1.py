@@ -19,7 +19,6 @@ from serving.http.readiness import ready_classifier
 from serving.http.rendered import Rendered
 from serving.http.require_api_key import require_api_key
 from serving.inference.classifier import Classifier
-from serving.inference.window import WINDOW_PARAMETERS, Window, choose_window
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Overloaded
@@ -29,8 +28,8 @@ IMAGE_TYPES: Final = ("image/png", "image/jpeg", "application/dicom", "applicati
 _NO_IMAGE: Final = re.compile("multipart/.*|text/(html|xml)|application/(.*json|.*xml|x-www-form-urlencoded)")
 """Types that no image has."""
 MULTIPART: Final = "multipart/form-data"
-OPTIONS: Final = ("explain", *WINDOW_PARAMETERS)
-"""Query parameters of the two prediction routes."""
+OPTION: Final = "explain"
+"""The query parameter of the two prediction routes."""
 
 
 def routes(keys: Keys | None) -> Mount:
@@ -44,17 +43,15 @@ def routes(keys: Keys | None) -> Mount:
 
 
 async def _predict(request: Request) -> Response:
-    explain, window = _options(request)
+    explain = _explain(request)
     classifier = ready_classifier(request)
     image = await _image(request, classifier.settings)
-    prediction = await while_connected(
-        request, classifier.classify(image, request.state.record, explain=explain, window=window)
-    )
+    prediction = await while_connected(request, classifier.classify(image, request.state.record, explain=explain))
     return Response(_json(prediction), media_type="application/json")
 
 
 async def _predict_batch(request: Request) -> Response:
-    explain, window = _options(request)
+    explain = _explain(request)
     classifier = ready_classifier(request)
     settings = classifier.settings
     if (kind := media_type(request)) != MULTIPART:
@@ -63,7 +60,7 @@ async def _predict_batch(request: Request) -> Response:
     images = read_files(request.headers["Content-Type"], body, "images", settings.max_images)
     del body
     record: RequestRecord = request.state.record
-    outcomes = await while_connected(request, classifier.classify_many(images, record, explain=explain, window=window))
+    outcomes = await while_connected(request, classifier.classify_many(images, record, explain=explain))
     if all(isinstance(outcome, Overloaded) for outcome in outcomes):
         raise outcomes[0]  # type: ignore[misc] # mypy does not narrow through all()
     parts = [
@@ -96,23 +93,15 @@ def _json(prediction: Prediction) -> str:
     return prediction.model_dump_json(exclude=extras)
 
 
-def _options(request: Request) -> tuple[bool, Window]:
-    """Whether to explain, and the window for DICOM files."""
+def _explain(request: Request) -> bool:
+    """Whether to explain the answer."""
     query = request.query_params
-    unknown = sorted(set(query) - {*OPTIONS})
-    if unknown:
-        expected = f"expected no query parameter but {', '.join(OPTIONS)}"
-        raise bad_request("invalid_query", f"{expected}, got {', '.join(unknown)}")
-    for name in query:
-        if len(values := query.getlist(name)) > 1:
-            raise bad_request("invalid_query", f"{name}: expected one value, got {', '.join(values)!r}")
-    explain = query.get("explain", "false")
-    if explain not in ("true", "false"):
-        raise bad_request("invalid_query", f"explain: expected true or false, got {explain!r}")
-    try:
-        return explain == "true", choose_window(query)
-    except ValueError as error:
-        raise bad_request("invalid_query", str(error)) from None
+    if unknown := sorted(set(query) - {OPTION}):
+        raise bad_request("invalid_query", f"expected no query parameter but {OPTION}, got {', '.join(unknown)}")
+    values = query.getlist(OPTION) or ["false"]
+    if values not in (["true"], ["false"]):
+        raise bad_request("invalid_query", f"{OPTION}: expected true or false, got {', '.join(values)!r}")
+    return values == ["true"]
 
 
 async def _image(request: Request, settings: Settings) -> bytes:

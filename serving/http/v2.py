@@ -216,8 +216,7 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[open_inference.Requ
         binary={name: flag for name, flag in binary.items() if flag is not None},
         others_binary=message.parameter("binary_data_output", bool) or False,
     )
-    window = open_inference.read_window(message.parameters or {})
-    return open_inference.Request(tuple(inputs), tuple(output.name for output in outputs), window), form
+    return open_inference.Request(tuple(inputs), tuple(output.name for output in outputs)), form
 
 
 def _read_json(body: bytes, length: int) -> InferRequest:

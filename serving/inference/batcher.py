@@ -35,8 +35,8 @@ class PeerLost(RuntimeError):
     """Another worker did not return a batch."""
 
 
-Row = tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]
-"""One image of chestct.engine.Scores."""
+Row = tuple[NDArray[np.float32], np.float32, np.float32, NDArray[np.float32]]
+"""One image of chestct.engine.Scores, in the same order."""
 Pixels = NDArray[np.uint8]
 """One image, [height, width, 1]."""
 
@@ -47,6 +47,7 @@ class Score(NamedTuple):
     probabilities: NDArray[np.float32]
     """[classes], calibrated, sums to 1."""
     ood_score: float
+    chest_ct: float
     heatmap: NDArray[np.float32]
     """[classes, h, w] in logits."""
     waited: float
@@ -239,6 +240,7 @@ class Batcher:
                 failure.__cause__ = error
                 item.score.set_exception(failure)
             else:
-                probabilities, ood_score, heatmap = done.result()[index]
-                item.score.set_result(Score(probabilities, float(ood_score), heatmap, waited, seconds))
+                probabilities, ood_score, chest_ct, heatmap = done.result()[index]
+                score = Score(probabilities, float(ood_score), float(chest_ct), heatmap, waited, seconds)
+                item.score.set_result(score)
         self._start_batches()

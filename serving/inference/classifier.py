@@ -19,14 +19,13 @@ from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
 from chestct.image import SIGNATURES, Facts, Picture, decode_encoded, inspect
 from chestct.invalid_image import InvalidImage, undecodable
-from chestct.prediction import Prediction, decide
+from chestct.prediction import RULES, Prediction, decide
 from chestct.store import version_of
 from chestct.unsupported_formats import describe_unsupported
 from serving.inference import explanation
 from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
-from serving.inference.window import LUNG, Window
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -53,6 +52,8 @@ class Classifier:
         self._batcher = Batcher(engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
         self._reader = GuardedReader(card.input)
+        # From 0, so that the first of a reason is seen as an increase.
+        self._reasons = {rule.name: metrics.REASONS.labels(rule.decision, rule.name) for rule in RULES}
         self._sharing: EngineSharing | None = None
         self._warm = False
         self._stopping = False
@@ -82,30 +83,27 @@ class Classifier:
             raise Closed("the model is loading or the service is stopping")
         self._batcher.check_room(deadline)
 
-    async def classify(
-        self, data: bytes, record: RequestRecord, *, explain: bool = False, window: Window = LUNG
-    ) -> Prediction:
+    async def classify(self, data: bytes, record: RequestRecord, *, explain: bool = False) -> Prediction:
         """Classify one encoded image.
 
-        `window` applies to DICOM files only. `explain` adds the heat maps and the preview. Raises InvalidImage,
-        Overloaded, Closed, EngineFailed, and TimeoutError if the deadline passes before the engine takes the image.
+        `explain` adds the heat maps and the preview. Raises InvalidImage, Overloaded, Closed, EngineFailed, and
+        TimeoutError if the deadline passes before the engine takes the image.
         """
         self._batcher.check_room(record.deadline)
-        dicom = is_dicom(data)
-        decoded = None if dicom else await self._decode(data)
+        decoded = None if is_dicom(data) else await self._decode(data)
         if decoded:
             picture, seconds = decoded
         else:
             # The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
             with metrics.QUEUE_DEPTH.track_inprogress():
-                picture, waited, seconds = await self._reader.read(data, record, window if dicom else None)
+                picture, waited, seconds = await self._reader.read(data, record)
             record.queue_seconds += waited
         metrics.DECODE_SECONDS.observe(seconds)
         record.decode_seconds += seconds
         return await self._answer(picture.pixels, picture.facts, record, explain=explain)
 
     async def classify_many(
-        self, images: Sequence[bytes], record: RequestRecord, *, explain: bool = False, window: Window = LUNG
+        self, images: Sequence[bytes], record: RequestRecord, *, explain: bool = False
     ) -> list[Outcome]:
         """Classify encoded images. Returns an outcome for each, in order; an error of one does not affect the others.
 
@@ -114,7 +112,7 @@ class Classifier:
 
         async def outcome(data: bytes) -> Outcome:
             try:
-                return await self.classify(data, record, explain=explain, window=window)
+                return await self.classify(data, record, explain=explain)
             except (InvalidImage, Overloaded, EngineFailed, ReaderFailed) as error:
                 return error
 
@@ -211,6 +209,7 @@ class Classifier:
             self.card,
             score.probabilities,
             score.ood_score,
+            score.chest_ct,
             facts,
             request_id=record.request_id,
             model=self.tag,
@@ -218,6 +217,8 @@ class Classifier:
             preview=preview,
         )
         metrics.PREDICTIONS.labels(prediction.decision, prediction.label or "none").inc()
+        for reason in prediction.reasons:
+            self._reasons[reason].inc()
         metrics.OOD_SCORE.observe(prediction.ood_score / self.card.thresholds.ood_limit)
         if prediction.confidence is not None:
             metrics.CONFIDENCE.observe(prediction.confidence)

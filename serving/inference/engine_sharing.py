@@ -47,8 +47,8 @@ class EngineSharing:
         self._run = run
         self._image = image
         self._heatmap = heatmap
-        self._row = 1 + heatmap[0] + math.prod(heatmap)
-        """Numbers in an image's answer: its OOD score, probabilities and heat maps."""
+        self._row = 2 + heatmap[0] + math.prod(heatmap)
+        """Numbers in an image's answer: its OOD score, `chest_ct`, probabilities and heat maps."""
         self._connections: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
         self._not_before: dict[int, float] = {}
         """Earliest time (time.monotonic) to send a batch to a worker that has one of this worker's, or was lost."""
@@ -106,7 +106,7 @@ class EngineSharing:
         metrics.BORROWED.inc(len(pixels))
         classes = self._heatmap[0]
         return [
-            (row[1 : 1 + classes], row[0], row[1 + classes :].reshape(self._heatmap))
+            (row[2 : 2 + classes], row[0], row[1], row[2 + classes :].reshape(self._heatmap))
             for row in answer.reshape(-1, self._row)
         ]
 
@@ -117,8 +117,8 @@ class EngineSharing:
                 (count,) = _IMAGE_COUNT.unpack(await reader.readexactly(_IMAGE_COUNT.size))
                 pixels = np.frombuffer(await reader.readexactly(count * math.prod(self._image)), np.uint8)
                 rows = await self._run(list(pixels.reshape(count, *self._image)))
-                for probabilities, ood_score, heatmap in rows:
-                    row = np.concatenate([[ood_score], probabilities, heatmap.ravel()], dtype=np.float32)
+                for probabilities, ood_score, chest_ct, heatmap in rows:
+                    row = np.concatenate([[ood_score, chest_ct], probabilities, heatmap.ravel()], dtype=np.float32)
                     writer.write(row.tobytes())
         except (OSError, asyncio.IncompleteReadError):
             pass  # the borrower is gone

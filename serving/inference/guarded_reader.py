@@ -12,7 +12,6 @@ from chestct.image import Picture
 from chestct.invalid_image import InvalidImage
 from serving.inference.fair_lock import FairLock
 from serving.inference.reader_process import MAX_SECONDS, Cause, ProcessEnded, ReaderProcess
-from serving.inference.window import Window
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
@@ -49,8 +48,8 @@ class GuardedReader:
         self._process = ReaderProcess()
         self._lock = FairLock(MOST_WAITING)
 
-    async def read(self, data: bytes, record: RequestRecord, window: Window | None = None) -> Reading:
-        """Decode a DICOM file, if `window` is given, or a PNG or JPEG.
+    async def read(self, data: bytes, record: RequestRecord) -> Reading:
+        """Decode a DICOM file, a PNG or a JPEG.
 
         If the process ends, a new one tries the file once more. Raises InvalidImage like chestct.dicom.read and
         chestct.image.decode, and also if the file ends both processes or uses up its time. Raises ReaderFailed if the
@@ -60,7 +59,7 @@ class GuardedReader:
         await self._lock.acquire(record)
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        running = self._thread.submit(self._read, data, window, record.deadline)
+        running = self._thread.submit(self._read, data, record.deadline)
 
         def release(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -76,11 +75,11 @@ class GuardedReader:
         await asyncio.to_thread(self._thread.shutdown)
         await asyncio.to_thread(self._process.stop)
 
-    def _read(self, data: bytes, window: Window | None, deadline: float) -> Picture:
+    def _read(self, data: bytes, deadline: float) -> Picture:
         for attempt in (1, 2):
             remaining = deadline - time.monotonic()
             try:
-                return self._process.decode(data, self._spec, window, min(MAX_SECONDS, max(MIN_SECONDS, remaining)))
+                return self._process.decode(data, self._spec, min(MAX_SECONDS, max(MIN_SECONDS, remaining)))
             except ProcessEnded as ended:
                 metrics.READER_RESTARTS.labels(ended.cause).inc()
                 if ended.cause is Cause.OUT_OF_TIME or (attempt == 2 and ended.cause in _FAULTS_OF_THE_FILE):

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from chestct import image
 from chestct.card import InputSpec
+from chestct.dicom_format import is_dicom
 from chestct.image import Picture
 from chestct.invalid_image import InvalidImage
 from serving.processes import die_with_parent
@@ -44,11 +45,8 @@ def main() -> None:
     """Decode files until the service closes the socket."""
     from chestct import dicom  # not at the top: the service imports this module, too, and does without pydicom
 
-    def decode(request: dict[str, Any], data: bytes) -> Picture:
-        spec = InputSpec(**request["spec"])
-        if request["window"] is None:
-            return image.decode(data, spec)
-        return image.from_dicom(dicom.read(data, *request["window"]), spec)
+    def decode(spec: InputSpec, data: bytes) -> Picture:
+        return image.from_dicom(dicom.read(data), spec) if is_dicom(data) else image.decode(data, spec)
 
     connection, worker = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with_parent(worker)  # also while this process is stopped or in native code
@@ -62,7 +60,7 @@ def main() -> None:
             request, data = (stream.read(length) for length in REQUEST.unpack(head))
             signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)  # its signal ends the process, also in native code
             try:
-                picture = decode(json.loads(request), data)
+                picture = decode(InputSpec.model_validate_json(request), data)
             except InvalidImage as error:
                 reply: tuple[bytes, object, bytes] = (REFUSAL, [error.code, error.message], b"")
             except MemoryError:

@@ -19,7 +19,6 @@ from chestct.card import InputSpec
 from chestct.image import Facts, Picture
 from chestct.invalid_image import InvalidImage
 from serving.inference.reader_child import OUT_OF_MEMORY, PICTURE, READY, REPLY, REQUEST
-from serving.inference.window import Window
 
 MAX_SECONDS: Final = 15
 """Most seconds for a start or a file, however busy the machine is."""
@@ -72,14 +71,14 @@ class ReaderProcess:
         """Id of the process; None if none runs."""
         return self._process.pid if self._process else None
 
-    def decode(self, data: bytes, spec: InputSpec, window: Window | None, seconds: float = MAX_SECONDS) -> Picture:
-        """Decode a DICOM file by chestct.dicom.read, if `window` is given, or a PNG or JPEG by chestct.image.decode.
+    def decode(self, data: bytes, spec: InputSpec, seconds: float = MAX_SECONDS) -> Picture:
+        """Decode a DICOM file by chestct.dicom.read, or a PNG or JPEG by chestct.image.decode.
 
         Raises their InvalidImage, and ProcessEnded, also if there is no answer within `seconds`.
         """
         deadline = time.monotonic() + seconds
         connection = self._started(deadline)
-        request = json.dumps({"spec": spec.model_dump(), "window": window}).encode()
+        request = spec.model_dump_json().encode()
         try:
             self._send(connection, REQUEST.pack(len(request), len(data)) + request, deadline)
             self._send(connection, data, deadline)

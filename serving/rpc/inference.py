@@ -89,17 +89,12 @@ def _to_request(message: protocol.ModelInferRequest) -> open_inference.Request:
     described: list[Any] = [message, *message.inputs, *message.outputs]
     for part in described:
         open_inference.check_parameters(part.parameters)
-    parameters = {
-        name: getattr(parameter, parameter.WhichOneof("parameter_choice") or "", None)
-        for name, parameter in message.parameters.items()
-    }
     return open_inference.Request(
         inputs=tuple(
             Input(tensor.name, tensor.datatype, tuple(tensor.shape), raw[index] if raw else _contents(tensor))
             for index, tensor in enumerate(message.inputs)
         ),
         outputs=tuple(output.name for output in message.outputs),
-        window=open_inference.read_window(parameters),
     )
 
 

@@ -67,16 +67,23 @@ READER_RESTARTS: Final = Counter(
 )
 WORKER_RESTARTS: Final = Counter("chestct_worker_restarts", "Workers that replaced one that had died or hung.")
 PREDICTIONS: Final = Counter(
-    "chestct_predictions", "Predictions by decision and label (no label if rejected).", ("decision", "label")
+    "chestct_predictions",
+    "Predictions by decision and label (none if rejected or unfamiliar).",
+    ("decision", "label"),
+)
+REASONS: Final = Counter(
+    "chestct_reasons",
+    "Reasons of the predictions that were referred or rejected. One prediction may have several.",
+    ("decision", "reason"),
 )
 CONFIDENCE: Final = Histogram(
     "chestct_confidence",
-    "Probability of the label, for predictions that were not rejected.",
+    "Probability of the label, for predictions with one.",
     buckets=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
 )
 OOD_SCORE: Final = Histogram(
     "chestct_ood_score",
-    "Out-of-distribution score as a share of the model's limit: above 1 is rejected.",
+    "Out-of-distribution score as a share of the model's limit: above 1 is unfamiliar.",
     buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
 )
 MODEL: Final = Gauge(

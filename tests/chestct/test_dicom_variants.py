@@ -12,9 +12,10 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 
+from chestct import dicom
 from chestct.dicom_format import MAX_ELEMENTS, is_dicom
 from chestct.invalid_image import InvalidImage
-from tests.dicom import by_gdcm, changed, dicom_file, jp2, read, with_frame, written
+from tests.dicom import by_gdcm, changed, dicom_file, jp2, with_frame, written
 
 pytestmark = pytest.mark.usefixtures("quiet_pydicom")
 LEVELS = np.add.outer(np.arange(0, 120, 3), np.arange(0, 128, 2)).astype(np.uint8)
@@ -25,7 +26,7 @@ END_OF_ITEM = b"\xfe\xff\x0d\xe0\0\0\0\0"
 
 def code_of(data):
     with pytest.raises(InvalidImage) as caught:
-        read(data)
+        dicom.read(data)
     return caught.value.code
 
 
@@ -154,13 +155,13 @@ GOOD = {
 def test_good_pixels_are_read_despite_odd_elements(make):
     data = make()
     assert is_dicom(data)
-    assert np.array_equal(read(data), LEVELS)
+    assert np.array_equal(dicom.read(data), LEVELS)
 
 
 @pytest.mark.parametrize("keyword", ["RescaleIntercept", "RescaleSlope"])
 def test_an_empty_rescale_element_is_named_since_to_guess_it_would_shift_all_units(keyword):
     with pytest.raises(InvalidImage, match="in which it is empty") as refused:
-        read(changed(PLAIN, **{keyword: None}))
+        dicom.read(changed(PLAIN, **{keyword: None}))
     assert refused.value.code == "unsupported_dicom"
     assert keyword.removeprefix("Rescale") in refused.value.message
 
@@ -173,26 +174,26 @@ def with_lut(**elements):
 
 
 def test_an_incomplete_modality_lut_is_read_or_named():
-    assert np.array_equal(read(with_lut()), LEVELS)
-    assert np.array_equal(read(with_lut(LUTDescriptor=[256, 0, 16], LUTData=b"")), LEVELS)
+    assert np.array_equal(dicom.read(with_lut()), LEVELS)
+    assert np.array_equal(dicom.read(with_lut(LUTDescriptor=[256, 0, 16], LUTData=b"")), LEVELS)
     for lut in ({"LUTData": bytes(512)}, {"LUTDescriptor": None, "LUTData": bytes(512)}):
         with pytest.raises(InvalidImage, match=r"element LUTDescriptor \(0028,3002\)"):
-            read(with_lut(**lut))
+            dicom.read(with_lut(**lut))
 
 
 def test_compressed_pixels_without_a_compressed_transfer_syntax_are_named():
     data = dicom_file(LEVELS, uid.JPEG2000Lossless)
     uncompressed = meta(PLAIN) + data_set(data)
     with pytest.raises(InvalidImage, match="pixels are compressed, against") as caught:
-        read(uncompressed)
+        dicom.read(uncompressed)
     assert caught.value.code == "undecodable_image"
 
 
 def test_an_odd_number_of_bytes_needs_no_padding():
     small = np.arange(15, dtype=np.uint8).reshape(3, 5)
     data = dicom_file(small, BitsAllocated=8, BitsStored=8, HighBit=7, PixelData=small.tobytes())
-    assert np.array_equal(read(data), small)
-    assert np.array_equal(read(with_pixels(lambda pixels: pixels[:15], data)), small)
+    assert np.array_equal(dicom.read(data), small)
+    assert np.array_equal(dicom.read(with_pixels(lambda pixels: pixels[:15], data)), small)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, BIG, uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless])
@@ -206,7 +207,7 @@ def test_twelve_bits_are_read_signed_or_not(syntax, signed):
         file = pydicom.dcmread(io.BytesIO(dicom_file(LEVELS, BIG, signed=signed, BitsStored=12, HighBit=11)))
     elif syntax != EXPLICIT:
         file.compress(syntax, generate_instance_uid=False)
-    assert np.array_equal(read(written(file)), LEVELS)
+    assert np.array_equal(dicom.read(written(file)), LEVELS)
 
 
 @pytest.mark.parametrize("monochrome1", [False, True])
@@ -222,29 +223,29 @@ def test_padding_is_black_whatever_its_value(signed, monochrome1):
     file.PixelData = stored.tobytes()
     file.PixelPaddingValue = 30_000
     file["PixelPaddingValue"].VR = "SS" if signed else "US"
-    one_value = read(written(file))
+    one_value = dicom.read(written(file))
     expected = np.where(padded, 0, LEVELS)
     assert np.array_equal(one_value[1:], expected[1:])
     assert one_value[0, 0] == 255
     file.PixelPaddingRangeLimit = 30_001
     file["PixelPaddingRangeLimit"].VR = "SS" if signed else "US"
     expected[0, 0] = 0
-    assert np.array_equal(read(written(file)), expected)
+    assert np.array_equal(dicom.read(written(file)), expected)
     file.PixelPaddingValue, file.PixelPaddingRangeLimit = 30_001, 30_000
-    assert np.array_equal(read(written(file)), expected)
+    assert np.array_equal(dicom.read(written(file)), expected)
 
 
 def test_padding_that_does_not_occur_changes_nothing():
     for value in (0xFFFF, 40_000):
-        assert np.array_equal(read(dicom_file(LEVELS, PixelPaddingValue=value)), LEVELS)
+        assert np.array_equal(dicom.read(dicom_file(LEVELS, PixelPaddingValue=value)), LEVELS)
     negative = dicom_file(LEVELS, signed=True, PixelPaddingValue=-2000)
-    assert np.array_equal(read(negative), LEVELS)
+    assert np.array_equal(dicom.read(negative), LEVELS)
 
 
 def test_a_compressed_file_without_its_transfer_syntax_is_refused():
     data = bytes(128) + b"DICM" + data_set(dicom_file(LEVELS, uid.JPEG2000Lossless))
     with pytest.raises(InvalidImage, match=r"TransferSyntaxUID \(0002,0010\), got a file without it") as caught:
-        read(data)
+        dicom.read(data)
     assert caught.value.code == "unsupported_dicom"
 
 
@@ -317,7 +318,7 @@ HOSTILE = {
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE)
 def test_a_file_of_too_many_parts_is_refused_with_the_bound(make):
     with pytest.raises(InvalidImage, match="at most") as caught:
-        read(make())
+        dicom.read(make())
     assert caught.value.code == "undecodable_image"
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from chestct.engine import Engine
-from tests.graphs import tiny_graph, tiny_picture
+from tests.graphs import CHEST_CT_LIMIT, OOD_LIMIT, tiny_graph, tiny_picture, unfamiliar_picture
 
 
 @pytest.fixture(scope="module")
@@ -15,10 +15,19 @@ def test_any_number_of_images_gets_its_own_scores(engine, count):
     labels = np.arange(count) % 4
     scores = engine.infer(np.stack([tiny_picture(label) for label in labels]))
     assert scores.probabilities.shape == (count, 4)
-    assert scores.ood_score.shape == (count,)
+    assert scores.ood_score.shape == scores.chest_ct.shape == (count,)
     assert scores.heatmaps.shape[:2] == (count, 4)
     assert np.array_equal(scores.probabilities.argmax(axis=1), labels)
     assert scores.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_each_output_is_read_by_its_name(engine):
+    pictures = np.stack([tiny_picture(2), unfamiliar_picture(), np.full((32, 32, 1), 255, np.uint8)])
+    scores = engine.infer(pictures)
+    assert scores.ood_score == pytest.approx(pictures.mean(axis=(1, 2, 3)) / 255)
+    assert scores.chest_ct == pytest.approx([1 - 20 / 255, 1, 0])
+    assert scores.ood_score[1] > OOD_LIMIT
+    assert (scores.chest_ct < CHEST_CT_LIMIT).tolist() == [False, False, True]
 
 
 def test_scores_stay_as_they_were_when_the_engine_runs_again(engine):

@@ -5,14 +5,17 @@ from pydantic import ValidationError
 from chestct.card import DISCLAIMER
 from chestct.image import Facts
 from chestct.prediction import RULES, WARNINGS, decide
-from tests.graphs import OOD_LIMIT, plain_facts, tiny_card
+from tests.graphs import CHEST_CT_LIMIT, OOD_LIMIT, plain_facts, tiny_card
 
 PLAIN = plain_facts()
 CARD = tiny_card()  # refer_margin 0.2, any_cancer 0.3, conformal_quantile 0.8
 
 
-def answer(*probabilities: float, ood_score: float = 0.0, card=CARD, facts: Facts | None = PLAIN):
-    return decide(card, np.array(probabilities, np.float32), ood_score, facts, request_id="r", model="chestct:t")
+def answer(
+    *probabilities: float, ood_score: float = 0.0, chest_ct: float = 1.0, card=CARD, facts: Facts | None = PLAIN
+):
+    levels = np.array(probabilities, np.float32)
+    return decide(card, levels, ood_score, chest_ct, facts, request_id="r", model="chestct:t")
 
 
 def test_a_clear_cancer_is_accepted():
@@ -46,15 +49,46 @@ def test_every_rule_that_refers_is_named():
     assert prediction.between == ("normal", "adenocarcinoma")
 
 
-def test_an_image_out_of_distribution_gets_no_label():
-    prediction = answer(0.4, 0.05, 0.45, 0.1, ood_score=OOD_LIMIT + 0.01)
-    assert prediction.decision == "reject"
-    assert (prediction.label, prediction.confidence, prediction.prediction_set) == (None, None, ())
-    assert prediction.reasons == ("out_of_distribution",)
+UNFAMILIAR = {"ood_score": OOD_LIMIT + 0.01}
+NO_CHEST_CT = {"chest_ct": CHEST_CT_LIMIT - 0.01}
 
 
-def test_the_limit_itself_is_not_rejected():
-    assert answer(0.9, 0.05, 0.02, 0.03, ood_score=OOD_LIMIT).decision == "accept"
+def test_an_unfamiliar_chest_ct_is_referred_without_a_label_and_for_no_other_reason():
+    prediction = answer(0.4, 0.05, 0.45, 0.1, **UNFAMILIAR)  # by its probabilities a close call and a possible cancer
+    assert (prediction.decision, prediction.reasons) == ("refer", ("unfamiliar",))
+    assert (prediction.label, prediction.confidence) == (None, None)
+    assert (prediction.prediction_set, prediction.between) == ((), ())
+
+
+def test_a_picture_that_is_no_chest_ct_is_rejected():
+    prediction = answer(0.4, 0.05, 0.45, 0.1, **NO_CHEST_CT)
+    assert (prediction.decision, prediction.reasons) == ("reject", ("not_chest_ct",))
+    assert (prediction.label, prediction.confidence) == (None, None)
+    assert (prediction.prediction_set, prediction.between) == ((), ())
+
+
+@pytest.mark.parametrize("scores", [UNFAMILIAR, NO_CHEST_CT], ids=["unfamiliar", "rejected"])
+def test_probabilities_without_a_label_stay_and_are_called_meaningless(scores):
+    prediction = answer(0.9, 0.05, 0.02, 0.03, **scores)
+    assert list(prediction.probabilities.values()) == pytest.approx([0.9, 0.05, 0.02, 0.03])
+    assert prediction.warnings == ("meaningless_probabilities",)
+    assert answer(0.4, 0.05, 0.45, 0.1).warnings == (), "a label that is referred has probabilities that mean something"
+
+
+def test_what_is_both_no_chest_ct_and_unfamiliar_is_rejected_as_no_chest_ct():
+    prediction = answer(0.9, 0.05, 0.02, 0.03, **UNFAMILIAR, **NO_CHEST_CT)
+    assert (prediction.decision, prediction.reasons) == ("reject", ("not_chest_ct",))
+
+
+def test_the_words_of_an_unfamiliar_slice_do_not_deny_that_it_is_a_chest_ct():
+    words = {rule.name: rule.words for rule in RULES}
+    assert words["unfamiliar"] == ("A chest CT unlike those the model was trained on. It has no basis for a label.")
+
+
+def test_the_limits_themselves_are_accepted():
+    prediction = answer(0.9, 0.05, 0.02, 0.03, ood_score=OOD_LIMIT, chest_ct=CHEST_CT_LIMIT)
+    assert (prediction.decision, prediction.label) == ("accept", "adenocarcinoma")
+    assert (prediction.ood_score, prediction.chest_ct) == (OOD_LIMIT, CHEST_CT_LIMIT)
 
 
 def test_the_prediction_set_is_ordered_and_never_empty():
@@ -143,6 +177,8 @@ def test_rules_on_the_input_skip_pixels_and_the_answer_warns_of_it():
     assert (prediction.decision, prediction.warnings) == ("accept", ("pixels_input",))
 
 
-def test_every_reason_to_reject_is_named():
-    prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=SLICE._replace(colour=99.0, frame=1.0), ood_score=9)
-    assert prediction.reasons == ("not_grey", "screenshot_frame", "out_of_distribution")
+def test_every_reason_to_reject_is_named_and_none_to_refer():
+    framed = SLICE._replace(colour=99.0, frame=1.0)
+    prediction = answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=framed, **UNFAMILIAR, **NO_CHEST_CT)
+    assert prediction.reasons == ("not_grey", "screenshot_frame", "not_chest_ct")
+    assert answer(0.9, 0.05, 0.02, 0.03, card=STRICT, facts=framed, **UNFAMILIAR).decision == "reject"

@@ -21,7 +21,7 @@ from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
 from serving.tensors import Input, InvalidRequest, pack_bytes, unpack_bytes
-from tests.graphs import tiny_card, tiny_model, tiny_picture
+from tests.graphs import tiny_card, tiny_model, tiny_picture, unfamiliar_picture
 
 TAG = "chestct:abc"
 SIZE = 32
@@ -81,13 +81,26 @@ def test_raw_and_typed_elements_are_read_alike(model: Model) -> None:
     assert model.infer(Input("image", "BYTES", (2,), pack_bytes(images))) == model.infer(image(*images))
 
 
-def test_a_rejected_image_has_an_empty_label_and_confidence_zero(model: Model) -> None:
-    answer = model.infer(image(png(WHITE)))
-    assert answer["decision"].values == [b"reject"]
-    assert answer["label"].values == [b""]
-    assert answer["confidence"].values == [0.0]
-    assert json.loads(answer["reasons"].values[0]) == ["out_of_distribution"]
-    assert json.loads(answer["prediction_set"].values[0]) == []
+def test_a_rejected_and_an_unfamiliar_image_have_an_empty_label_and_confidence_zero(model: Model) -> None:
+    answer = model.infer(image(png(WHITE), png(unfamiliar_picture()), png(tiny_picture(1))))
+    assert answer["decision"].values == [b"reject", b"refer", b"accept"]
+    assert answer["label"].values == [b"", b"", b"large_cell_carcinoma"]
+    assert answer["confidence"].values[:2] == [0.0, 0.0]
+    assert answer["confidence"].values[2] > 0.25
+    texts = {name: [json.loads(text) for text in answer[name].values] for name in ("reasons", "warnings")}
+    assert texts == {
+        "reasons": [["not_chest_ct"], ["unfamiliar"], []],
+        "warnings": [["meaningless_probabilities"], ["meaningless_probabilities"], []],
+    }
+    assert [json.loads(text) for text in answer["prediction_set"].values][:2] == [[], []]
+    assert answer["probabilities"].shape == (3, 4)
+
+
+def test_the_probability_of_a_chest_ct_comes_beside_the_ood_score(model: Model) -> None:
+    answer = model.infer(image(png(WHITE), png(unfamiliar_picture()), png(tiny_picture(1))))
+    assert answer["chest_ct"].datatype == "FP32"
+    assert answer["chest_ct"].values == pytest.approx([0, 1, 1 - 20 / 255])
+    assert answer["ood_score"].values[0] == pytest.approx(1)
 
 
 def test_reasons_and_the_classes_of_a_close_call_come_as_json(model: Model) -> None:

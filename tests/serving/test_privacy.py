@@ -110,7 +110,7 @@ def bodies() -> Iterator[bytes]:
 def ask_everything(client: httpx.Client) -> None:
     for path in PATHS:
         for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
-            client.request(method, f"{path}?{MARKER}={MARKER}&window_center={MARKER}", headers=HEADERS)
+            client.request(method, f"{path}?{MARKER}={MARKER}&explain={MARKER}", headers=HEADERS)
             client.request(method, path, headers={**HEADERS, "X-Request-Timeout": MARKER})
     for body in bodies():
         for path in TAKING:
@@ -169,7 +169,7 @@ def ask_over_grpc(channel: grpc.Channel) -> None:
         protocol.ModelInferRequest(inputs=[tensor()], raw_input_contents=[MARKER.encode()], **named),
         protocol.ModelInferRequest(
             inputs=[tensor()],
-            parameters={"window_center": protocol.InferParameter(string_param=MARKER)},
+            parameters={"classification": protocol.InferParameter(string_param=MARKER)},
             **named,
         ),
         protocol.ModelInferRequest(model_name=MARKER, model_version=MARKER, inputs=[tensor()]),

@@ -11,7 +11,8 @@ from chestct.engine import Engine
 from pipeline.graph.rounding import quantise, spread
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
-from pipeline.network.build import build
+from pipeline.judging.chest_ct import LinearProbe
+from pipeline.network.build import LOGITS, build
 from tests.graphs import tiny_card
 from tests.pipeline.conftest import small_params
 
@@ -27,7 +28,10 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """float32 and int8."""
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("graphs")
-    exact = serving_graph(build(PARAMS), PIXELS, LABELS, CALIBRATION, PARAMS)
+    network = build(PARAMS)
+    width = network.get_layer(LOGITS).get_weights()[0].shape[0]
+    probe = LinearProbe(np.random.default_rng(1).normal(0, 1, width).astype(np.float32), np.float32(0))
+    exact = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, probe)
     onnx.save(exact, folder / "float32.onnx")
     onnx.save(quantise(exact, PIXELS), folder / "int8.onnx")
     return folder / "float32.onnx", folder / "int8.onnx"

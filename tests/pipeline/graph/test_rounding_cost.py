@@ -11,6 +11,7 @@ from pipeline.graph import rounding, rounding_cost
 from pipeline.graph.rounding_cost import check, check_difference, compare
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Answers, Calibration
+from pipeline.judging.chest_ct import UNFITTED
 from pipeline.network.build import build
 from tests.graphs import plain_facts, tiny_card
 from tests.pipeline.conftest import small_params
@@ -27,7 +28,7 @@ def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = build(PARAMS)
-    graph = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS)
+    graph = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, UNFITTED)
     paths.FOLD_MODELS.mkdir(parents=True)
     for fold in range(2):
         network.save(paths.fold_model(fold))

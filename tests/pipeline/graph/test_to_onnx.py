@@ -7,6 +7,7 @@ from chestct.engine import Engine
 from pipeline.graph.rounding import with_float16_weights
 from pipeline.graph.to_onnx import TrustHead, to_onnx
 from pipeline.judging import ood
+from pipeline.judging.chest_ct import LinearProbe
 from pipeline.network.build import FEATURES, LOGITS, build, features_of
 from tests.graphs import input_channels
 from tests.pipeline.conftest import small_params
@@ -22,16 +23,18 @@ def exported(tmp_path_factory):
     network = build(small_params())
     features = features_of(network, PIXELS)
     distance = ood.fit("mahalanobis", features, LABELS, 4)
-    head = TrustHead(network.get_layer(LOGITS), SCALING, distance)
+    weights = np.random.default_rng(1).normal(0, 1, features.shape[1]).astype(np.float32)
+    probe = LinearProbe(weights / features.std(), np.float32(-(features @ weights).mean() / features.std()))
+    head = TrustHead(network.get_layer(LOGITS), SCALING, distance, probe)
     exact = to_onnx(network, head)
     folder = tmp_path_factory.mktemp("graphs")
     onnx.save(exact, folder / "exact.onnx")
     onnx.save(with_float16_weights(exact), folder / "rounded.onnx")
-    return network, distance, folder
+    return network, (distance, probe), folder
 
 
 def test_the_graph_computes_what_keras_does(exported):
-    network, distance, folder = exported
+    network, (distance, probe), folder = exported
     scores = Engine(folder / "exact.onnx").infer(PIXELS)
     logits = network.predict_on_batch(PIXELS)
     bias = network.get_layer(LOGITS).get_weights()[1]
@@ -39,7 +42,11 @@ def test_the_graph_computes_what_keras_does(exported):
     exponents = np.exp(SCALING.apply(logits))
     softmax = exponents / exponents.sum(axis=1, keepdims=True)
     assert scores.probabilities == pytest.approx(softmax, abs=1e-5)
-    assert scores.ood_score == pytest.approx(distance(features_of(network, PIXELS)), rel=1e-3)
+    features = features_of(network, PIXELS)
+    assert scores.ood_score == pytest.approx(distance(features), rel=1e-3)
+    expected = 1 / (1 + np.exp(-(features @ probe.weights + probe.bias)))
+    assert scores.chest_ct == pytest.approx(expected, abs=1e-4)
+    assert expected.min() < 0.4 < 0.6 < expected.max()
     maps = network.get_layer(FEATURES).input
     assert scores.heatmaps.shape == (24, 4, *maps.shape[1:3])
 

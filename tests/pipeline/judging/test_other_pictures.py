@@ -32,7 +32,7 @@ def rejected(picture: Picture, layouts: tuple[float, ...]) -> set[str]:
     """The rules on the input that reject the picture, with the limits of params.yaml."""
     rules = Params.read(ROOT / "params.yaml").evaluate.input_rules
     limits = tiny_card().input_limits.model_copy(update={**rules.model_dump(), "average_layout": layouts})
-    evidence = Evidence(np.full(4, 0.25), 0.0, 2, tiny_card().thresholds, picture.facts, limits)
+    evidence = Evidence(np.full(4, 0.25), 0.0, 1.0, 2, tiny_card().thresholds, picture.facts, limits)
     return {rule.name for rule in RULES if rule.on == "input" and rule.fires(evidence)}
 
 

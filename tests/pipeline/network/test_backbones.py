@@ -22,6 +22,7 @@ from pipeline.graph.rounding import with_float16_weights
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images.phantoms import draw_phantom
 from pipeline.judging.calibration import Calibration
+from pipeline.judging.chest_ct import UNFITTED
 from pipeline.network.backbones import BACKBONES
 from pipeline.network.build import LOGITS, build
 from pipeline.network.fitting import Pool, fit
@@ -51,7 +52,7 @@ def trained_graph(params: Params) -> tuple[keras.Model, onnx.ModelProto]:
     base_model(params)
     network, history = fit(Pool.read(), None, params, params.base_model.backbone)
     assert np.isfinite(history[0]["loss"])
-    return network, serving_graph(network, pixels, labels, CALIBRATION, params)
+    return network, serving_graph(network, pixels, labels, CALIBRATION, params, UNFITTED)
 
 
 def one_step(backbone: str) -> dict[str, Any]:

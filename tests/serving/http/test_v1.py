@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
+from prometheus_client import REGISTRY
 
 from chestct.card import DISCLAIMER, ModelCard
 from chestct.image import encode_png
@@ -22,7 +24,7 @@ from serving.http.app import create_app
 from serving.http.request_recording import RequestRecording
 from serving.memory_budget import REQUEST_BYTES, Holder, MemoryBudget
 from serving.telemetry import metrics
-from tests.graphs import tiny_picture
+from tests.graphs import CHEST_CT_LIMIT, tiny_picture, unfamiliar_picture
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
     LIMIT,
@@ -63,8 +65,8 @@ def test_a_raw_image_is_answered_with_any_content_type(client: Client, encode: A
     assert response.status_code == 200, response.text
     answer = response.json()
     assert set(answer) == {
-        *("request_id", "decision", "label", "confidence", "probabilities", "ood_score", "prediction_set"),
-        *("between", "reasons", "warnings", "model", "disclaimer"),
+        *("request_id", "decision", "label", "confidence", "probabilities", "ood_score", "chest_ct"),
+        *("prediction_set", "between", "reasons", "warnings", "model", "disclaimer"),
     }
     assert answer["label"] == "large_cell_carcinoma"
     assert answer["confidence"] == answer["probabilities"]["large_cell_carcinoma"]
@@ -78,11 +80,33 @@ def test_a_form_is_answered_like_the_raw_image(client: Client) -> None:
     assert {**form, "request_id": ""} == {**raw, "request_id": ""}
 
 
-def test_a_rejected_image_has_a_null_label(client: Client) -> None:
-    white = encode_png(np.full((32, 32), 255, np.uint8))
-    answer = client.post("/v1/predict", files=files("image", white)).json()
-    assert (answer["decision"], answer["label"], answer["confidence"]) == ("reject", None, None)
-    assert answer["reasons"] == ["out_of_distribution"]
+@pytest.mark.parametrize(
+    ("picture", "decision", "reason"),
+    [
+        (np.full((32, 32, 1), 255, np.uint8), "reject", "not_chest_ct"),
+        (unfamiliar_picture(), "refer", "unfamiliar"),
+    ],
+    ids=["rejected", "unfamiliar"],
+)
+def test_a_rejected_or_unfamiliar_image_has_no_label_and_is_counted_so(
+    client: Client, picture: NDArray[np.uint8], decision: str, reason: str
+) -> None:
+    def counts() -> list[float]:
+        labels = {"predictions": {"label": "none"}, "reasons": {"reason": reason}}
+        return [
+            REGISTRY.get_sample_value(f"chestct_{name}_total", {"decision": decision, **label}) or 0
+            for name, label in labels.items()
+        ]
+
+    before = counts()
+    answer = client.post("/v1/predict", files=files("image", encode_png(picture[:, :, 0]))).json()
+    assert (answer["decision"], answer["reasons"]) == (decision, [reason])
+    assert (answer["label"], answer["confidence"]) == (None, None)
+    assert (answer["prediction_set"], answer["between"]) == ([], [])
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+    assert answer["warnings"] == ["meaningless_probabilities"]
+    assert (answer["chest_ct"] < CHEST_CT_LIMIT) == (decision == "reject")
+    assert counts() == [count + 1 for count in before]
 
 
 def test_an_image_that_breaks_input_rules_is_rejected_with_the_reason_of_each_rule(client: Client) -> None:
@@ -112,7 +136,10 @@ def test_an_explanation_is_given_on_request(client: Client) -> None:
     assert not {"heatmaps", "preview"} & set(plain)
 
 
-@pytest.mark.parametrize("query", ["explain=yes", "explain=", "explain=true&explain=true", "explian=true"])
+@pytest.mark.parametrize(
+    "query",
+    ["explain=yes", "explain=", "explain=true&explain=true", "explian=true", "window_center=40&window_width=400"],
+)
 def test_a_bad_query_is_refused(client: Client, query: str) -> None:
     response = client.post(f"/v1/predict?{query}", files=files("image", png()))
     assert_error(response, 400, "invalid_query", "expected", "got")

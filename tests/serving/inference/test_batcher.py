@@ -14,7 +14,10 @@ from serving.unavailable import Closed, Overloaded
 
 
 class Gate:
-    """An engine that answers an image with its grey level. A batch waits in it until `open` is set."""
+    """An engine that answers an image with its grey level, `chest_ct` with a hundredth of it.
+
+    A batch waits in it until `open` is set.
+    """
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -34,7 +37,8 @@ class Gate:
         if self.poison in levels:
             raise RuntimeError("poisoned")
         values = np.array(levels[:-1] if self.short else levels, np.float32)
-        return Scores(np.repeat(values[:, None], 4, 1), values, np.zeros((len(values), 4, 2, 2), np.float32))
+        maps = np.zeros((len(values), 4, 2, 2), np.float32)
+        return Scores(np.repeat(values[:, None], 4, 1), values, values / 100, maps)
 
 
 def image(level: int) -> NDArray[np.uint8]:
@@ -94,7 +98,10 @@ def test_under_load_each_image_gets_its_own_answer(gate: Gate) -> None:
     async def client(batcher: Batcher, level: int) -> bool:
         await asyncio.sleep(level % 7 / 1000)
         score = await batcher.score(image(level))
-        return score.ood_score == level and score.probabilities.tolist() == [level] * 4
+        return (score.ood_score, score.chest_ct) == (
+            level,
+            pytest.approx(level / 100),
+        ) and score.probabilities.tolist() == [level] * 4
 
     async def run() -> list[bool]:
         batcher = Batcher(gate.infer, largest_batch=8, queue_size=256)

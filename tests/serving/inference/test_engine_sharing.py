@@ -94,6 +94,8 @@ def test_borrowed_scores_are_exact(tmp_path: Path) -> None:
                 scores = real(pixels)
                 return scores._replace(
                     probabilities=random.random(scores.probabilities.shape, np.float32),
+                    ood_score=random.random(len(pixels), np.float32),
+                    chest_ct=random.random(len(pixels), np.float32),
                     heatmaps=random.random(scores.heatmaps.shape, np.float32),
                 )
 
@@ -102,6 +104,7 @@ def test_borrowed_scores_are_exact(tmp_path: Path) -> None:
             (score,) = await asyncio.gather(*await enqueue(one.batcher, 5))
             again = np.random.default_rng(3)
             assert (score.probabilities == again.random((1, 4), np.float32)[0]).all()
+            assert (score.ood_score, score.chest_ct) == (again.random((), np.float32), again.random((), np.float32))
             assert (score.heatmap == again.random((1, *MAP), np.float32)[0]).all()
 
     asyncio.run(run())

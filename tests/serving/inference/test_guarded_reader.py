@@ -22,7 +22,6 @@ from chestct.invalid_image import MAX_PIXELS, InvalidImage
 from serving.inference import guarded_reader, reader_process
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.reader_process import Cause, ProcessEnded
-from serving.inference.window import LUNG, Window
 from serving.processes import is_alive
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -53,10 +52,10 @@ def new_reader() -> Iterator[GuardedReader]:
     asyncio.run(reader.close())
 
 
-def read(reader: GuardedReader, data: bytes, window: Window | None = LUNG, *, seconds: float = 30) -> object:
+def read(reader: GuardedReader, data: bytes, *, seconds: float = 30) -> object:
     """The grey levels, or the code of the refusal."""
     try:
-        reading = asyncio.run(reader.read(data, RequestRecord("r", deadline=time.monotonic() + seconds), window))
+        reading = asyncio.run(reader.read(data, RequestRecord("r", deadline=time.monotonic() + seconds)))
     except InvalidImage as refusal:
         return refusal.code
     return reading.picture.pixels[:, :, 0]
@@ -86,8 +85,8 @@ def test_the_process_decodes_pictures_to_the_same_pixels(reader: GuardedReader) 
     assert np.array_equal(pixels, expected.pixels)
     assert np.array_equal(facts.layout, expected.facts.layout)
     assert facts._replace(layout=expected.facts.layout) == expected.facts
-    assert read(reader, data[:-30], None) == "undecodable_image"
-    assert read(reader, b"text", None) == "undecodable_image"
+    assert read(reader, data[:-30]) == "undecodable_image"
+    assert read(reader, b"text") == "undecodable_image"
 
 
 def test_the_process_ends_with_its_service(new_reader: GuardedReader) -> None:
@@ -184,7 +183,7 @@ def test_a_file_gets_the_time_its_request_has_left_within_bounds(
 ) -> None:
     given: list[float] = []
 
-    def hang(_data: bytes, _spec: InputSpec, _window: Window | None, seconds: float) -> Picture:
+    def hang(_data: bytes, _spec: InputSpec, seconds: float) -> Picture:
         given.append(seconds)
         raise ProcessEnded(Cause.HUNG)
 
@@ -237,7 +236,7 @@ def test_the_exit_of_the_process_decides_whose_fault_it_is(
     monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", FAULT.format(fault=fault)))
     before = metrics.READER_RESTARTS.labels(cause)._value.get()
     try:
-        assert read(new_reader, b"a file") == outcome
+        assert read(new_reader, dicom_file(LEVELS)) == outcome
     except ReaderFailed:
         assert outcome == "failed"
     ended = metrics.READER_RESTARTS.labels(cause)._value.get() - before
