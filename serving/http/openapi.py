@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from chestct.card import LAYOUT, Frozen, ModelCard
 from chestct.image import Facts, encode_png
 from chestct.prediction import Prediction, decide
+from chestct.standard_picture import AIR, TISSUE
 from chestct.store import version_of
 from serving import open_inference
 from serving.http import v1, v2
@@ -134,6 +135,9 @@ def _example(card: ModelCard, tag: str) -> Prediction:
     rest = 0.09 / (len(card.classes) - 1)
     probabilities = np.array([0.91, *[rest] * (len(card.classes) - 1)], np.float32)
     layout = np.reshape(card.input_limits.average_layout, (LAYOUT, LAYOUT))
-    facts = Facts(width=512, height=512, colour=0.0, contrast=64.0, frame=0.0, layout=layout)
+    levels = {"air": float(AIR), "tissue": float(TISSUE)}
+    facts = Facts(
+        width=512, height=512, colour=0.0, contrast=64.0, frame=0.0, bodies=1, body=0.6, layout=layout, **levels
+    )
     familiar = card.thresholds.ood_limit / 2
     return decide(card, probabilities, familiar, 1.0, facts, request_id="scan-17", model=tag)
