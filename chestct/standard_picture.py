@@ -115,8 +115,8 @@ def standardise(grey: Image.Image, body: Body, width: int, height: int) -> NDArr
     columns, rows = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
     cropped = np.asarray(grey.resize((columns, rows), Image.Resampling.BILINEAR, (left, top, right, bottom)))
     cells = Image.fromarray(body.mask.view(np.uint8) * np.uint8(255))
-    cell_box = tuple(share * GRID for share in body.box)
-    inside = np.asarray(cells.resize((columns, rows), Image.Resampling.BILINEAR, cell_box)) > 96
+    left, top, right, bottom = (share * GRID for share in body.box)
+    inside = np.asarray(cells.resize((columns, rows), Image.Resampling.BILINEAR, (left, top, right, bottom))) > 96
     picture = np.full((height, width), AIR, np.uint8)
     x, y = (width - columns) // 2, (height - rows) // 2
     np.copyto(picture[y : y + rows, x : x + columns], _table(body)[cropped], where=inside)

@@ -38,7 +38,7 @@ from pipeline.images.folds import make_folds
 from pipeline.images.manifest import Manifest
 from pipeline.judging.calibration import cross_entropy, fit_temperature
 from pipeline.network.build import build
-from pipeline.network.fitting import History, Pool, best_epoch, fit_fold, load_epoch
+from pipeline.network.fitting import Extra, Pool, fit_fold
 
 LOSS: Final = "out_of_fold_loss"
 MAX_ATTEMPTS: Final = 3
@@ -60,8 +60,8 @@ def sweep(params: Params) -> None:
     tf.config.experimental.enable_op_determinism()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     manifest = Manifest.read()
-    pool = Pool.read()
-    pool = pool._replace(folds=make_folds(pool.labels, pool.clusters, params.sweep.folds, params.seed))
+    pool, extra = Pool.read(), Extra.read()
+    pool = pool._replace(folds=make_folds(pool.labels, pool.scans, params.sweep.folds, params.seed))
     start_run = partial(
         tracking.start_run,
         data_source=manifest.source,
@@ -79,7 +79,7 @@ def sweep(params: Params) -> None:
         print(f"{study.study_name}: {done} of {params.sweep.trials} trials in {paths.SWEEP}")
         with tqdm(total=params.sweep.trials, initial=done, desc="sweep", unit="trial") as bar:
             while bar.n < params.sweep.trials:
-                _run_trial(study, pool, params, partial(start_run, parent=parent))
+                _run_trial(study, pool, extra, params, partial(start_run, parent=parent))
                 bar.set_postfix(best=f"{study.best_value:.4f}", refresh=False)
                 bar.update()
         tracking.finish_run(parent, "FINISHED")
@@ -150,7 +150,7 @@ def _retry_interrupted(study: optuna.Study, parent: str) -> None:
     tracking.fail_unfinished(parent)
 
 
-def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Callable[..., str]) -> None:
+def _run_trial(study: optuna.Study, pool: Pool, extra: Extra, params: Params, start_run: Callable[..., str]) -> None:
     """Draw values, train with them, and record the result in the study and in MLflow.
 
     After an error the trial has failed and is not tried again. After a kill, Ctrl-C or a TrackingError, the next sweep
@@ -160,7 +160,7 @@ def _run_trial(study: optuna.Study, pool: Pool, params: Params, start_run: Calla
     name = f"trial {trial.number}"
     run_id = start_run(tried := params.changed(_rounded(trial.params)), name=name)
     try:
-        for fold, figures in enumerate(_train_folds(pool, tried, name)):
+        for fold, figures in enumerate(_train_folds(pool, extra, tried, name)):
             tracking.log_metrics(run_id, figures, step=fold + 1)
             trial.report(figures[LOSS], fold)
             if fold + 1 < params.sweep.folds and trial.should_prune():
@@ -182,11 +182,10 @@ def _rounded(values: dict[str, Any]) -> dict[str, object]:
     return {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
-def _train_folds(pool: Pool, params: Params, name: str) -> Iterator[dict[str, float]]:
+def _train_folds(pool: Pool, extra: Extra, params: Params, name: str) -> Iterator[dict[str, float]]:
     """Train one network after the other. After each, yield the figures of all held-out images so far."""
     scratch = paths.SWEEP_SCRATCH
     base = scratch / "base.keras"
-    histories: list[History] = []
     shutil.rmtree(scratch, ignore_errors=True)  # a killed trial leaves files
     scratch.mkdir(parents=True)
     try:
@@ -195,17 +194,13 @@ def _train_folds(pool: Pool, params: Params, name: str) -> Iterator[dict[str, fl
         network = build(params)
         network.save(base)
         count = params.sweep.folds
+        logits, labels = [], []
         for fold in range(count):
-            label = f"{name}, fold {fold + 1} of {count}"
-            histories.append(fit_fold(pool, fold, params, label, checkpoints=scratch, base=base))
-            epoch = best_epoch(histories)
-            held_out = [pool.take(pool.folds == done) for done in range(fold + 1)]
-            logits = []
-            for done, part in enumerate(held_out):
-                load_epoch(network, scratch, done, epoch)
-                logits.append(network.predict(part.pixels, verbose=0))
-            labels = np.concatenate([part.labels for part in held_out])
-            yield {"best_epoch": epoch, **_measure(np.concatenate(logits), labels)}
+            network, _ = fit_fold(pool, extra, fold, params, f"{name}, fold {fold + 1} of {count}", base=base)
+            held_out = pool.take(pool.folds == fold)
+            logits.append(network.predict(held_out.pixels, verbose=0))
+            labels.append(held_out.labels)
+            yield _measure(np.concatenate(logits), np.concatenate(labels))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

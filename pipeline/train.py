@@ -1,18 +1,20 @@
 """Stage train: train one network for each fold, then one network on all images.
 
-Each fold's network stops once the loss on its held-out images no longer falls. All folds then go back to one epoch: the
-one with the lowest held-out loss over all folds. A best epoch for each fold would be chosen on the images that judge
-it. The common epoch is chosen on them too, so the figures are slightly too good (docs/explanation/evaluation.md).
-Each fold's network of that epoch scores its held-out images. The released network trains on all images for as many
-epochs.
+All networks train for the same number of epochs, which params.yaml sets. None is chosen on held-out images. Each fold's
+network scores the images that it never saw. The released network trains on all images.
+
+A finished network is kept in TRAINING until all are finished. A training that was killed continues behind the last one,
+if data, parameters and code are still the same.
 """
 
 import contextlib
 import csv
+import hashlib
 import json
 import shutil
 import sys
-import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -20,13 +22,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
+from chestct import standard_picture
 from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
 from pipeline.network import fitting
 from pipeline.network.build import LOGITS, features_of
-from pipeline.network.fitting import History, Pool
+from pipeline.network.fitting import Extra, History, Pool
 
 
 def train(params: Params) -> None:
@@ -39,7 +42,7 @@ def train(params: Params) -> None:
     """
     keras.utils.set_random_seed(params.seed)
     tf.config.experimental.enable_op_determinism()
-    pool = Pool.read()
+    pool, extra = Pool.read(), Extra.read()
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
     tracking.fail_unfinished()
     run_id = tracking.start_run(
@@ -49,22 +52,23 @@ def train(params: Params) -> None:
         image_count=len(pool.labels),
     )
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            folds = range(params.prepare.folds)
-            histories = [
-                fitting.fit_fold(pool, fold, params, f"fold {fold + 1} of {len(folds)}", checkpoints=Path(folder))
-                for fold in folds
-            ]
-            epochs = fitting.best_epoch(histories)
-            _keep_folds(params, Path(folder), epochs)
+        key = _key(params)
+        count, histories = params.prepare.folds, []
+        for fold in range(count):
+            name = f"fold {fold + 1} of {count}"
+            network, history = _resume(f"{key}-{fold}", partial(fitting.fit_fold, pool, extra, fold, params, name))
+            paths.FOLD_MODELS.mkdir(parents=True, exist_ok=True)
+            network.save(paths.fold_model(fold))
+            histories.append(history)
         logits = _score_folds(pool, params)
         _require_finite(logits, "a fold's network")
         _write_out_of_fold(pool, logits)
-        network, history = fitting.fit(pool, None, params, "all images", epochs=epochs)
+        network, history = _resume(f"{key}-all", partial(fitting.fit, pool, extra, None, params, "all images"))
         _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
         _write_history([*histories, history])
         paths.RUN.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+        shutil.rmtree(paths.TRAINING, ignore_errors=True)
     except BaseException:
         with contextlib.suppress(TrackingError):  # report the error that ended the training instead
             tracking.finish_run(run_id, "FAILED")
@@ -74,17 +78,30 @@ def train(params: Params) -> None:
     except TrackingError as error:
         print(f"train: {error}; the training is kept, and stage report adds its curves", file=sys.stderr)
     accuracy = (logits.argmax(axis=1) == pool.labels).mean()
-    print(f"best epoch {epochs}; out-of-fold accuracy {accuracy:.3f}; MLflow run {run_id}")
+    print(f"out-of-fold accuracy {accuracy:.3f}; MLflow run {run_id}")
 
 
-def _keep_folds(params: Params, checkpoints: Path, epoch: int) -> None:
-    """Write each fold's network of that epoch to FOLD_MODELS."""
-    network = keras.models.load_model(paths.BASE_MODEL, compile=False)
-    shutil.rmtree(paths.FOLD_MODELS, ignore_errors=True)  # an earlier training may have had more folds
-    paths.FOLD_MODELS.mkdir(parents=True)
-    for fold in range(params.prepare.folds):
-        fitting.load_epoch(network, checkpoints, fold, epoch)
-        network.save(paths.fold_model(fold))
+def _key(params: Params) -> str:
+    """A digest of everything that a network depends on."""
+    digest = hashlib.sha256(params.model_dump_json(include={"seed", "prepare", "base_model", "train"}).encode())
+    code = sorted(Path(fitting.__file__).parent.glob("*.py"))
+    for path in (paths.POOL, paths.EXTRA, paths.BASE_MODEL, Path(standard_picture.__file__), *code):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _resume(name: str, fit: Callable[[], tuple[keras.Model, History]]) -> tuple[keras.Model, History]:
+    """The network and the history of that name in TRAINING. If it is not there, fit it and keep it there."""
+    saved = paths.TRAINING / f"{name}.keras"
+    rows = saved.with_suffix(".json")
+    if rows.is_file():  # it is written last
+        print(f"{saved} is of a training that was not finished; it is taken as it is")
+        return keras.models.load_model(saved, compile=False), json.loads(rows.read_text(encoding="utf-8"))
+    network, history = fit()
+    paths.TRAINING.mkdir(parents=True, exist_ok=True)
+    network.save(saved)
+    rows.write_text(json.dumps(history), encoding="utf-8")
+    return network, history
 
 
 def _score_folds(pool: Pool, params: Params) -> NDArray[np.float32]:

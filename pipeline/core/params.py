@@ -29,6 +29,12 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError("the first end should be less than the second")
+    return ends
+
+
 class PhantomCounts(Frozen):
     train: Count
     valid: Count
@@ -63,23 +69,30 @@ class BaseModel(Frozen):
     dropout: BelowOne
 
 
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+
+
 class Augment(Frozen):
     flip: bool
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
-    zoom: BelowOne
-    shift: BelowOne
-    gamma: NotNegative
-    contrast: BelowOne
+    stretch: Annotated[float, Field(ge=1)]
+    crops: Share
+    least_field: Fraction
+    windows: Share
+    window_centre: Range
+    window_width: Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+    clutter: Share
+    degrade: Share
 
 
 class Train(Frozen):
     epochs: Count
-    patience: Count
     batch_size: Count
     learning_rate: Positive
     warmup_epochs: CountOrZero
     weight_decay: NotNegative
     gradient_clip: Positive
+    averaging: BelowOne
     frozen_layers: Share
     frozen_depthwise: bool
     mixed_precision: bool
@@ -135,12 +148,6 @@ class Store(Frozen):
     min_accuracy: Share
     max_calibration_error: Share
     max_flips: Share
-
-
-def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
-    if ends[0] >= ends[1]:
-        raise ValueError("the first end should be less than the second")
-    return ends
 
 
 class Sweep(Frozen):

@@ -13,6 +13,8 @@ LEFT_OUT: Final = Path("reports/left_out.json")
 POOL: Final = Path("data/prepared/pool.npz")
 FACTS: Final = Path("data/prepared/facts.npz")
 """chestct.image.Facts of the images in POOL, one array for each field."""
+EXTRA: Final = Path("data/prepared/extra.npz")
+"""Images of other sources with partial labels (pipeline.network.fitting.Extra)."""
 TEST: Final = Path("data/prepared/test.npz")
 AUDIT: Final = Path("data/prepared/audit.json")
 CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")
@@ -20,6 +22,8 @@ CONTACT_SHEET: Final = Path("reports/audit/contact_sheet.png")
 BASE_MODEL: Final = Path("models/base.keras")
 FEATURES: Final = Path("models/features.npz")
 
+TRAINING: Final = Path("models/training")
+"""Finished networks of a training that was killed, so that the next one goes on from there."""
 FOLD_MODELS: Final = Path("models/folds")
 FINAL_MODEL: Final = Path("models/final.keras")
 OUT_OF_FOLD: Final = Path("models/out_of_fold.npz")

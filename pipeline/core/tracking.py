@@ -52,7 +52,7 @@ SCORE: Final = "out_of_fold_macro_f1"
 """Metric that compares runs. No metric of the test folder does."""
 SIZE: Final = "megabytes"
 """Metric with the size of the graph."""
-BEST_EPOCH: Final = "best_epoch"
+EPOCHS: Final = "epochs"
 """Metric that is logged last, after all curves of a training."""
 
 _SHORT_NAMES: Final = frozenset({"train.learning_rate", "train.batch_size", "prepare.image_size"})
@@ -163,7 +163,7 @@ def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> Non
 def log_training(run_id: str, history: Path, answers: Path) -> None:
     """Add stage train's history.csv, its curves, and its out_of_fold.npz to the run, unless it has them already."""
     with _tracking() as client:
-        if BEST_EPOCH in client.get_run(run_id).data.metrics:
+        if EPOCHS in client.get_run(run_id).data.metrics:
             return
         with history.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -178,7 +178,7 @@ def log_training(run_id: str, history: Path, answers: Path) -> None:
             client.log_batch(run_id, metrics=points[start : start + _BATCH])
         for path in (history, answers):
             client.log_artifact(run_id, str(path))
-        client.log_batch(run_id, metrics=[Metric(BEST_EPOCH, float(rows[-1]["epoch"]), now, 0)])
+        client.log_batch(run_id, metrics=[Metric(EPOCHS, float(rows[-1]["epoch"]), now, 0)])
 
 
 def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:

@@ -2,18 +2,21 @@
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
+from chestct.standard_picture import find_body
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
-from pipeline.network.augmentation import augment
+from pipeline.network.augmentation import Source, augment
 from pipeline.network.build import LOGITS
 
 History = list[dict[str, float]]
@@ -24,22 +27,27 @@ class Pool(NamedTuple):
     """N images of train and valid."""
 
     pixels: NDArray[np.uint8]
-    """[N, S, S, 1]"""
+    """[N, S, S, 1], the standard pictures."""
+    sources: NDArray[np.uint8]
+    """[N, P, P], the pictures as they came, shrunk into P x P at the top left."""
+    source_sizes: NDArray[np.int64]
+    """[N, 2], width and height of each picture in `sources`."""
     labels: NDArray[np.int64]
     """Index of the class, [N]."""
     folds: NDArray[np.int64]
     """Index of the fold, [N]."""
-    clusters: NDArray[np.int64]
-    """Index of the cluster of similar slices, [N]."""
+    scans: NDArray[np.int64]
+    """Index of the scan, [N]."""
     features: NDArray[np.float32]
     """Features by the untrained network, [N, F]."""
 
     @classmethod
     def read(cls) -> "Pool":
         """Read POOL and FEATURES. Raises DataError if one is missing."""
+        names = [name for name in cls._fields if name != "features"]
         try:
             with np.load(paths.POOL) as file, np.load(paths.FEATURES) as cached:
-                return Pool(file["pixels"], file["labels"], file["folds"], file["clusters"], cached["features"])
+                return Pool(**{name: file[name] for name in names}, features=cached["features"])
         except FileNotFoundError as error:
             raise DataError(f"no {error.filename}; `dvc repro base_model` makes it") from error
 
@@ -48,36 +56,40 @@ class Pool(NamedTuple):
         return Pool(**{name: array[chosen] for name, array in self._asdict().items()})
 
 
+class Extra(NamedTuple):
+    """M images of other sources, of which only a part of the label is known. Networks learn from them too."""
+
+    sources: NDArray[np.uint8]
+    """[M, P, P], as in Pool."""
+    source_sizes: NDArray[np.int64]
+    """[M, 2], as in Pool."""
+    allowed: NDArray[np.bool_]
+    """[M, classes], the classes that the image may have: all cancers for `any cancer`."""
+
+    @classmethod
+    def read(cls) -> "Extra":
+        """Read EXTRA. Raises DataError if it is missing."""
+        try:
+            with np.load(paths.EXTRA) as file:
+                return Extra(**{name: file[name] for name in cls._fields})
+        except FileNotFoundError as error:
+            raise DataError(f"no {error.filename}; `dvc repro prepare` makes it") from error
+
+
 def fit_fold(
-    pool: Pool, fold: int, params: Params, name: str, *, checkpoints: Path, base: Path = paths.BASE_MODEL
-) -> History:
-    """Train a network on all folds but `fold`, as `fit` does. `load_epoch` reads its weights from `checkpoints`."""
-    folder = checkpoints / f"fold{fold}"
-    folder.mkdir()
-    learned, held_out = pool.take(pool.folds != fold), pool.take(pool.folds == fold)
-    return fit(learned, held_out, params, name, checkpoints=folder, base=base)[1]
-
-
-def load_epoch(network: keras.Model, checkpoints: Path, fold: int, epoch: int) -> None:
-    """Load the weights that the network of `fold` had after that epoch, counted from 1."""
-    network.load_weights(checkpoints / f"fold{fold}" / f"{epoch:03d}.weights.h5")
+    pool: Pool, extra: Extra, fold: int, params: Params, name: str, *, base: Path = paths.BASE_MODEL
+) -> tuple[keras.Model, History]:
+    """Train a network on all folds but `fold`, as `fit` does."""
+    return fit(pool.take(pool.folds != fold), extra, pool.take(pool.folds == fold), params, name, base=base)
 
 
 def fit(
-    part: Pool,
-    held_out: Pool | None,
-    params: Params,
-    name: str,
-    *,
-    epochs: int | None = None,
-    checkpoints: Path | None = None,
-    base: Path = paths.BASE_MODEL,
+    part: Pool, extra: Extra, held_out: Pool | None, params: Params, name: str, *, base: Path = paths.BASE_MODEL
 ) -> tuple[keras.Model, History]:
-    """Train the network saved at `base` on `part`. Return it after its last epoch, with its history.
+    """Train the network saved at `base` on `part` and `extra`. Return it after its last epoch, with its history.
 
-    With `held_out`, training stops early by the loss on that part. `epochs` shortens the training without changing
-    the schedule of the learning rate. `checkpoints` is a folder for the weights of each epoch. `name` labels the
-    progress bar.
+    The weights are the running mean of those of the last steps. No epoch is chosen: `held_out` is only measured, for
+    the history. `name` labels the progress bar.
     """
     settings = params.train
     keras.utils.set_random_seed(params.seed)
@@ -87,17 +99,9 @@ def fit(
 
     freeze(network, params)
     _compute_in(network, "mixed_bfloat16" if settings.mixed_precision else "float32")
-    batches = Batches(part, weights, params)
+    batches = Batches(part, extra, weights, params)
     _compile(network, params, steps_per_epoch=len(batches))
-    epochs = epochs or settings.epochs
-    callbacks: list[keras.callbacks.Callback] = []
-    if held_out is not None:
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", patience=settings.patience))
-    if checkpoints is not None:
-        callbacks.append(
-            keras.callbacks.ModelCheckpoint(checkpoints / "{epoch:03d}.weights.h5", save_weights_only=True, verbose=0)
-        )
-    with tqdm(total=epochs, desc=name, unit="epoch") as bar:
+    with tqdm(total=settings.epochs, desc=name, unit="epoch") as bar:
 
         def advance(_: int, logs: dict[str, float]) -> None:
             bar.set_postfix({name: f"{value:.3f}" for name, value in logs.items()}, refresh=False)
@@ -105,9 +109,9 @@ def fit(
 
         result = network.fit(
             batches,
-            epochs=epochs,
+            epochs=settings.epochs,
             validation_data=None if held_out is None else (held_out.pixels, one_hot(held_out.labels)),
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=advance), *callbacks],
+            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=advance)],
             verbose=0,
         )
     _compute_in(network, "float32")
@@ -170,13 +174,32 @@ def _compile(network: keras.Model, params: Params, steps_per_epoch: int) -> None
         warmup_target=settings.learning_rate if warmup else None,
         warmup_steps=warmup,
     )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, global_clipnorm=settings.gradient_clip)
+    optimizer = keras.optimizers.AdamW(
+        rate,
+        weight_decay=settings.weight_decay,
+        global_clipnorm=settings.gradient_clip,
+        use_ema=settings.averaging > 0,
+        ema_momentum=settings.averaging,
+    )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    network.compile(optimizer, _loss(params), weighted_metrics=[], metrics=["accuracy"])
+    network.compile(optimizer, _loss(params), weighted_metrics=[], metrics=[accuracy])
 
 
-def _loss(params: Params) -> keras.losses.Loss:
-    return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=params.train.label_smoothing)
+def _loss(params: Params) -> Any:
+    """Cross-entropy of the summed probabilities of the classes that an image may have, with label smoothing."""
+    smoothing = params.train.label_smoothing
+
+    def loss(allowed: Any, logits: Any) -> Any:
+        log_probabilities = ops.log_softmax(logits)
+        known = -ops.logsumexp(ops.where(allowed > 0, log_probabilities, -1e9), axis=-1)
+        return (1 - smoothing) * known - smoothing * ops.mean(log_probabilities, axis=-1)
+
+    return loss
+
+
+def accuracy(allowed: Any, logits: Any) -> Any:
+    """Whether the most probable class is one that the image may have."""
+    return ops.sum(allowed * ops.one_hot(ops.argmax(logits, axis=-1), len(CLASSES)), axis=-1)
 
 
 def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -192,13 +215,19 @@ def one_hot(labels: NDArray[np.int64]) -> NDArray[np.float32]:
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Augmented training batches. The seed decides the order and the changes of every epoch.
 
-    A batch is the pixels uint8 [B, S, S, 1], the one-hot labels float32 [B, classes], and the weights float32 [B].
+    A batch is the pixels uint8 [B, S, S, 1], the classes that an image may have float32 [B, classes], and the weights
+    float32 [B].
     """
 
-    def __init__(self, part: Pool, weights: NDArray[np.float32], params: Params) -> None:
+    def __init__(self, part: Pool, extra: Extra, weights: NDArray[np.float32], params: Params) -> None:
         super().__init__()
-        self._part = part
-        self._weights = weights
+        self._labels = part.labels
+        self._side = part.pixels.shape[1]
+        self._sources = [
+            _source(*each) for images in (part, extra) for each in zip(images.sources, images.source_sizes, strict=True)
+        ]
+        self._allowed = np.concatenate([one_hot(part.labels), extra.allowed.astype(np.float32)])
+        self._weights = np.append(weights[part.labels], np.ones(len(extra.allowed), np.float32))
         self._params = params
         self._epoch = 0
         self._order = self._shuffled()
@@ -210,9 +239,8 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         size = self._params.train.batch_size
         chosen = self._order[index * size : (index + 1) * size]
         rng = np.random.default_rng((self._params.seed, self._epoch, index))
-        labels = self._part.labels[chosen]
-        pixels = augment(self._part.pixels[chosen], self._params.train.augment, rng)
-        return pixels, one_hot(labels), self._weights[labels]
+        pixels = [augment(self._sources[row], self._params.train.augment, self._side, rng) for row in chosen]
+        return np.stack(pixels), self._allowed[chosen], self._weights[chosen]
 
     def on_epoch_end(self) -> None:
         self._epoch += 1
@@ -221,20 +249,13 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def _shuffled(self) -> NDArray[np.int64]:
         """Return the order of the images. Oversampling repeats images until every class is as large as the largest."""
         rng = np.random.default_rng((self._params.seed, self._epoch))
-        labels = self._part.labels
         if self._params.train.balance != "oversample":
-            return rng.permutation(len(labels))
-        largest = np.bincount(labels).max()
-        rows = [np.resize(rng.permutation(np.flatnonzero(labels == c)), largest) for c in range(len(CLASSES))]
-        return rng.permutation(np.concatenate(rows))
+            return rng.permutation(len(self._sources))
+        largest = np.bincount(self._labels).max()
+        rows = [np.resize(rng.permutation(np.flatnonzero(self._labels == c)), largest) for c in range(len(CLASSES))]
+        return rng.permutation(np.concatenate([*rows, np.arange(len(self._labels), len(self._sources))]))
 
 
-def best_epoch(histories: list[History]) -> int:
-    """Return the epoch, counted from 1, with the lowest val_loss summed over the folds.
-
-    Only epochs that every fold reached count. A fold that diverged has NaN from then on, and such an epoch is the best
-    only if there is no other.
-    """
-    losses = [[row["val_loss"] for row in history] for history in histories]
-    sums = np.array([sum(epoch) for epoch in zip(*losses, strict=False)])
-    return int(np.where(np.isnan(sums), np.inf, sums).argmin()) + 1
+def _source(picture: NDArray[np.uint8], size: NDArray[np.int64]) -> Source:
+    grey = Image.fromarray(picture[: size[1], : size[0]])
+    return Source(grey, find_body(grey))
