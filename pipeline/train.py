@@ -119,7 +119,7 @@ def _write_out_of_fold(pool: Pool, logits: NDArray[np.float32]) -> None:
     """Write OUT_OF_FOLD: `logits` [N, classes] with what pairs each image with itself in another run."""
     with np.load(paths.POOL) as file:
         sha256 = file["sha256"]
-    np.savez(paths.OUT_OF_FOLD, logits=logits, labels=pool.labels, folds=pool.folds, scans=pool.clusters, sha256=sha256)
+    np.savez(paths.OUT_OF_FOLD, logits=logits, labels=pool.labels, folds=pool.folds, scans=pool.scans, sha256=sha256)
 
 
 def _require_finite(figures: ArrayLike, what: str) -> None:
