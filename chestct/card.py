@@ -214,6 +214,21 @@ class Rounding(Frozen):
     """Out-of-fold accuracy in float32, minus that with rounding."""
 
 
+class Adaptation(Frozen):
+    """Scaling, thresholds and familiarity limit refitted on a site's slices. The weights are those of the base."""
+
+    base: str
+    """Tag of the model that was adapted."""
+    slices: int
+    """Slices that the numbers were fitted on."""
+    patients: int
+    """Patients of these slices."""
+    data_digest: str
+    """SHA-256 over the sorted (path, SHA-256) of the site's files, which include those held out."""
+    created: str
+    """ISO 8601, UTC."""
+
+
 class Lineage(Frozen):
     """Origin of the model."""
 
@@ -235,6 +250,8 @@ class Lineage(Frozen):
     """SHA-256 of the ONNX file."""
     created: str
     """ISO 8601, UTC."""
+    adapted: Adaptation | None = None
+    """None unless the numbers were refitted on a site's slices."""
 
 
 class ModelCard(JsonFile):

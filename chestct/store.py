@@ -77,15 +77,20 @@ def version_of(tag: str) -> str:
     return tag.partition(":")[2]
 
 
+def tag_of(card: Path) -> str:
+    """The tag of the model with the card in this file. Raises OSError."""
+    return f"{NAME}:{digests.sha256_of(card)[:_VERSION_DIGITS]}"
+
+
 def import_model(folder: Path, *, released: bool = False) -> str:
     """Copy GRAPH and CARD of `folder` into the store, with labels and lineage. Returns the tag.
 
     `released`: the model came with the code, and the model of a later release replaces it.
 
     The version is the card's digest, so a model has the same tag on every machine. If the model is already the newest
-    real or synthetic one, it is not stored again. Before that, card and graph are checked against each other, and
-    against SHA256SUMS, which every released model has. If the import is killed, the store has the whole model or
-    nothing of it. Raises OSError, pydantic's ValidationError or digests.Altered.
+    one of its kind (real, synthetic, adapted), it is not stored again. Before that, card and graph are checked against
+    each other, and against SHA256SUMS, which every released model has. If the import is killed, the store has the whole
+    model or nothing of it. Raises OSError, pydantic's ValidationError or digests.Altered.
     """
     if released or (folder / digests.SUMS).exists():
         digests.check_sums(folder, GRAPH, CARD)
@@ -93,20 +98,21 @@ def import_model(folder: Path, *, released: bool = False) -> str:
     lineage = card.lineage
     digests.check(folder / GRAPH, lineage.model_sha256)
     card_sha256 = digests.sha256_of(folder / CARD)
+    tag = tag_of(folder / CARD)
+    trained_on = "synthetic" if card.synthetic else "real"
     labels = {
-        "trained_on": "synthetic" if card.synthetic else "real",
+        "trained_on": f"{trained_on}, adapted" if lineage.adapted else trained_on,
         "backbone": lineage.backbone,
         "run_id": lineage.run_id,
         **({_RELEASED: "true"} if released else {}),
     }
-    tag = f"{NAME}:{card_sha256[:_VERSION_DIGITS]}"
     newest = _find_newest(labels["trained_on"])
     if newest and newest.tag == tag:
         with contextlib.suppress(AlteredModel):
             newest.verify()
             return tag
     with TemporaryDirectory(prefix="import-", dir=_store_folder().parent) as scratch:
-        metadata = {**lineage.model_dump(), _CARD_SHA256: card_sha256}
+        metadata = {**lineage.model_dump(exclude_none=True), _CARD_SHA256: card_sha256}
         with bentoml.models.create(tag, labels=labels, metadata=metadata, _model_store=ModelStore(scratch)) as model:
             for name in (GRAPH, CARD):
                 shutil.copyfile(folder / name, model.path_of(name))
@@ -119,7 +125,7 @@ def import_model(folder: Path, *, released: bool = False) -> str:
 def find(tag: str | None = None) -> StoredModel:
     """Find the model with this tag, or the newest one that was trained on real images, and check its digests.
 
-    A model trained on phantoms is found only by its tag. Raises NoModel.
+    A model that was trained on phantoms, or adapted to a site, is found only by its tag. Raises NoModel.
     """
     if tag is not None:
         try:
@@ -133,6 +139,25 @@ def find(tag: str | None = None) -> StoredModel:
         found = newest
     found.verify()
     return found
+
+
+def ensure_model(tag: str | None, release: Path) -> str:
+    """Tag of the model that the service uses: the one with this tag, or else the newest real one.
+
+    Imports the folder `release` if no real model is stored, or if the newest one is from an earlier release. Raises
+    NoModel if the model `tag` is not stored or a stored file was changed, and the errors of import_model.
+    """
+    try:
+        stored = find(tag)
+    except AlteredModel:
+        raise
+    except NoModel:
+        if tag is not None:
+            raise
+    else:
+        if tag is not None or not stored.released:
+            return stored.tag
+    return import_model(release, released=True)
 
 
 def _store_folder() -> Path:

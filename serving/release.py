@@ -17,29 +17,10 @@ RELEASE: Final = Path(__file__).parents[1] / "release"
 BAD_INPUT: Final = 2
 
 
-def ensure_model(tag: str | None, release: Path) -> str:
-    """Tag of the model that the service will use.
-
-    Imports the folder `release` if no real model is stored, or if the newest one is from an earlier release. Raises
-    chestct.store.NoModel if the model `tag` is not stored or a stored file was changed, and the errors of import_model.
-    """
-    try:
-        stored = store.find(tag)
-    except store.AlteredModel:
-        raise
-    except store.NoModel:
-        if tag is not None:
-            raise
-    else:
-        if tag is not None or not stored.released:
-            return stored.tag
-    return store.import_model(release, released=True)
-
-
 def main() -> None:
     """Print the tag, or exit with BAD_INPUT and one line."""
     try:
-        print(ensure_model(Settings.read().model, RELEASE))
+        print(store.ensure_model(Settings.read().model, RELEASE))
     except (SettingsError, store.NoModel, Altered, OSError, ValidationError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(BAD_INPUT)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from chestct.card import Scaling
 from chestct.store import GRAPH
 from pipeline.core.params import Params
+from pipeline.graph.scaling import append_scaling
 from pipeline.images.classes import CLASSES
 from pipeline.judging import ood
 from pipeline.judging.calibration import Calibration
@@ -22,30 +23,30 @@ from pipeline.network.backbones import BACKBONES
 from pipeline.network.build import CHANNELS, FEATURES, LOGITS, features_of
 
 OPSET: Final = 18
-OUTPUTS: Final = ("probabilities", "ood_score", "chest_ct", "heatmaps")
-"""Names of the graph's outputs, as chestct.engine describes them. Its input is `pixels`."""
+OUTPUTS: Final = ("logits", "ood_score", "chest_ct", "heatmaps")
+"""Names of what TrustHead gives. chestct.engine describes the graph's outputs; its input is `pixels`."""
 
 
 class TrustHead(keras.layers.Layer):  # type: ignore[misc]
-    """Turns a feature map [N, h, w, F] into calibrated probabilities, OOD scores, `chest_ct` and class-activation maps.
+    """Turns a feature map [N, h, w, F] into logits, OOD scores, `chest_ct` and class-activation maps.
 
-    The mean of a class's map plus its bias is the class's logit, so the maps cost nothing extra.
+    The mean of a class's map plus its bias is the class's logit, so the maps cost nothing extra. The graph turns the
+    logits into probabilities by `scaling`.
     """
 
     def __init__(self, head: keras.layers.Dense, scaling: Scaling, ood_score: ood.Score, probe: LinearProbe) -> None:
         super().__init__(name="trust")
         self._kernel, self._bias = head.get_weights()
-        self._scale, self._shift = np.array(scaling.scale, np.float32), np.array(scaling.shift, np.float32)
+        self.scaling = scaling
         self._ood_score = ood_score
         self._probe = probe
 
     def call(self, maps: Any) -> tuple[Any, Any, Any, Any]:
         activations = ops.matmul(maps, self._kernel)
         logits = ops.mean(activations, axis=(1, 2)) + self._bias
-        probabilities = ops.softmax(logits * self._scale + self._shift)
         features = ops.mean(maps, axis=(1, 2))
         ood_score, chest_ct = self._ood_score(features, ops), self._probe(features, ops)
-        return probabilities, ood_score, chest_ct, ops.transpose(activations, (0, 3, 1, 2))
+        return logits, ood_score, chest_ct, ops.transpose(activations, (0, 3, 1, 2))
 
 
 def serving_graph(
@@ -65,7 +66,7 @@ def serving_graph(
 
 
 def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
-    """Export `network` up to its feature map, then `head`. The batch dimension is free."""
+    """Export `network` up to its feature map, then `head` and its scaling. The batch dimension is free."""
     if BACKBONES[network.name].equal_channels:
         network = _with_one_channel(network)
     serving = keras.Model(network.input, head(network.get_layer(FEATURES).input))
@@ -81,6 +82,7 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
         field[:] = [names.get(name, name) for name in field]
     for output in model.graph.output:
         output.name = names[output.name]
+    append_scaling(model, head.scaling)
     model.doc_string = "chestct. Research and education only. Not a medical device."
     onnx.checker.check_model(model, full_check=True)
     return model

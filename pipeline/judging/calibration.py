@@ -7,7 +7,7 @@ answered with numbers that were fitted on the other folds. Two choices use all f
 docs/explanation/evaluation.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -170,11 +170,11 @@ def fit_scaling(logits: Floats, labels: Ints, method: Method) -> Scaling:
     return Scaling(method=method, scale=tuple(map(float, scale)), shift=tuple(map(float, shift)))
 
 
-def fit_temperature(logits: Floats, labels: Ints) -> float:
-    """The temperature with the lowest cross-entropy, between 0.05 and 20."""
+def fit_temperature(logits: Floats, labels: Ints, loss: Callable[[Floats, Ints], float] = cross_entropy) -> float:
+    """The temperature, 0.05 to 20, with the lowest `loss` of the scaled logits [N, classes] and `labels` [N]."""
 
-    def loss(log_temperature: float) -> float:
-        return cross_entropy(logits / np.exp(log_temperature), labels)
+    def loss_at(log_temperature: float) -> float:
+        return loss(logits / np.exp(log_temperature), labels)
 
     bounds = np.log(_TEMPERATURES)
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
+    return float(np.exp(minimize_scalar(loss_at, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))

@@ -14,10 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from chestct import image
 from chestct.card import InputSpec
-from chestct.dicom_format import is_dicom
-from chestct.image import Picture
 from chestct.invalid_image import InvalidImage
 from serving.processes import die_with_parent
 
@@ -43,10 +40,7 @@ _MAX_GROWTH: Final = 16 * 1024 * 1024
 
 def main() -> None:
     """Decode files until the service closes the socket."""
-    from chestct import dicom  # not at the top: the service imports this module, too, and does without pydicom
-
-    def decode(spec: InputSpec, data: bytes) -> Picture:
-        return image.from_dicom(dicom.read(data), spec) if is_dicom(data) else image.decode(data, spec)
+    from chestct import slice_file  # not at the top: the service imports this module, too, and does without pydicom
 
     connection, worker = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with_parent(worker)  # also while this process is stopped or in native code
@@ -60,7 +54,7 @@ def main() -> None:
             request, data = (stream.read(length) for length in REQUEST.unpack(head))
             signal.setitimer(signal.ITIMER_PROF, MAX_CPU_SECONDS)  # its signal ends the process, also in native code
             try:
-                picture = decode(InputSpec.model_validate_json(request), data)
+                picture = slice_file.read(data, InputSpec.model_validate_json(request))
             except InvalidImage as error:
                 reply: tuple[bytes, object, bytes] = (REFUSAL, [error.code, error.message], b"")
             except MemoryError:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from chestct.card import ModelCard
+from chestct.card import Adaptation, ModelCard
 from tests.graphs import tiny_model
 
 # A separate process, because BentoML fixes the folder of its store at import.
@@ -35,6 +35,10 @@ def run(tmp_path, monkeypatch):
     card = ModelCard.read(tmp_path / "other" / "card.json")
     lineage = card.lineage.model_copy(update={"run_id": "of another run"})
     card.model_copy(update={"lineage": lineage}).write(tmp_path / "other" / "card.json")
+    tiny_model(tmp_path / "adapted")
+    adapted = Adaptation(base="chestct:0", slices=8, patients=4, data_digest="ab", created="2026-01-01T00:00:00Z")
+    lineage = card.lineage.model_copy(update={"adapted": adapted})
+    card.model_copy(update={"lineage": lineage}).write(tmp_path / "adapted" / "card.json")
 
     def run(*lines: str) -> list[str]:
         command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *lines]
@@ -52,6 +56,14 @@ def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run, 
     assert newest_again == f"{second} True local"
     assert second != first
     assert run(f"find={phantom}") == [f"{phantom} True synthetic"]
+
+
+def test_a_model_that_was_adapted_to_a_site_is_found_only_by_its_tag(run, tmp_path):
+    real, adapted = (f"import={tmp_path / name}" for name in ("real", "adapted"))
+    tag, site, newest, again = run(real, adapted, "find=", adapted)
+    assert newest == f"{tag} True local"
+    assert site == again != tag
+    assert run(f"find={site}") == [f"{site} True local"]
 
 
 def test_a_model_that_is_the_newest_of_its_kind_already_is_not_stored_again(run, tmp_path):

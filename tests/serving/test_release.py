@@ -27,34 +27,34 @@ def tiny_release(folder: Path, run_id: str = "5eed") -> Path:
 
 def test_an_empty_store_gets_the_released_model_once(tmp_path: Path) -> None:
     tiny_release(tmp_path / "release")
-    tag = release.ensure_model(None, tmp_path / "release")
+    tag = store.ensure_model(None, tmp_path / "release")
     assert tag == store.find().tag
-    assert release.ensure_model(None, tmp_path / "release") == tag
+    assert store.ensure_model(None, tmp_path / "release") == tag
 
 
 def test_a_stored_real_model_comes_before_the_released_one(tmp_path: Path) -> None:
     tiny_model(tmp_path / "model")
     tag = store.import_model(tmp_path / "model")
-    assert release.ensure_model(None, tmp_path / "absent") == tag
+    assert store.ensure_model(None, tmp_path / "absent") == tag
 
 
 def test_a_later_release_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path: Path) -> None:
     for name in ("first", "second", "own"):
         tiny_release(tmp_path / name, run_id=name)
-    first = release.ensure_model(None, tmp_path / "first")
-    second = release.ensure_model(None, tmp_path / "second")
+    first = store.ensure_model(None, tmp_path / "first")
+    second = store.ensure_model(None, tmp_path / "second")
     assert first != second == store.find().tag
-    assert release.ensure_model(first, tmp_path / "second") == first
+    assert store.ensure_model(first, tmp_path / "second") == first
     own = store.import_model(tmp_path / "own")
-    assert release.ensure_model(None, tmp_path / "first") == own
+    assert store.ensure_model(None, tmp_path / "first") == own
 
 
 def test_a_model_of_phantoms_is_served_by_its_tag_alone(tmp_path: Path) -> None:
     tiny_model(tmp_path / "phantoms", data_source="synthetic")
     tiny_release(tmp_path / "release")
     tag = store.import_model(tmp_path / "phantoms")
-    assert release.ensure_model(None, tmp_path / "release") != tag
-    assert release.ensure_model(tag, tmp_path / "release") == tag
+    assert store.ensure_model(None, tmp_path / "release") != tag
+    assert store.ensure_model(tag, tmp_path / "release") == tag
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_changed_file_is_refused_in_one_line_with_both_digests(
 ) -> None:
     folder = tiny_release(tmp_path / "release")
     if where == "store":
-        folder = model_store / release.ensure_model(None, folder).replace(":", "/")
+        folder = model_store / store.ensure_model(None, folder).replace(":", "/")
     made = sha256_of(folder / name)
     change(folder / name)
     line = refused()
@@ -150,7 +150,7 @@ def test_a_changed_model_of_a_training_does_not_give_way_to_the_release(
     change(model_store / tag.replace(":", "/") / GRAPH)
     assert f"`rm -r {model_store / tag.replace(':', '/')}`" in refused()
     shutil.rmtree(model_store / tag.replace(":", "/"))
-    assert release.ensure_model(None, tmp_path / "release") != tag
+    assert store.ensure_model(None, tmp_path / "release") != tag
 
 
 def test_a_release_without_its_digests_is_refused(tmp_path: Path, refused: Callable[[], str]) -> None:
