@@ -1,5 +1,7 @@
 """Decodes images to the standard picture that the model sees. Training and serving both decode here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Final, NamedTuple
 
@@ -104,13 +106,15 @@ def inspect(data: bytes) -> EncodedImage:
 
 def decode_encoded(encoded: EncodedImage, spec: InputSpec) -> Picture:
     """Decode a picture that `inspect` has read. Raises InvalidImage if its pixels are corrupt."""
-    try:
+    with _as_invalid_image():
         image = _load(encoded, (2 * spec.width, 2 * spec.height))
         return _to_picture(image, _to_grey(image), encoded.width, encoded.height, spec)
-    except MemoryError:
-        raise InvalidImage("image_too_large", "the image takes more memory than is allowed") from None
-    except Exception as error:  # OSError, SyntaxError, ValueError, zlib and struct errors
-        raise undecodable("the image is corrupt: its pixels can't be decoded") from error
+
+
+def decode_grey(encoded: EncodedImage) -> Image.Image:
+    """The whole picture that `inspect` has read, upright, in mode L. Raises InvalidImage if its pixels are corrupt."""
+    with _as_invalid_image():
+        return _to_grey(_load(encoded, (encoded.width, encoded.height)))
 
 
 def from_dicom(levels: NDArray[np.uint8], spec: InputSpec) -> Picture:
@@ -124,6 +128,17 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
     Image.fromarray(grey).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+@contextmanager
+def _as_invalid_image() -> Iterator[None]:
+    """Turn whatever a decoder raises into InvalidImage."""
+    try:
+        yield
+    except MemoryError:
+        raise InvalidImage("image_too_large", "the image takes more memory than is allowed") from None
+    except Exception as error:  # OSError, SyntaxError, ValueError, zlib and struct errors
+        raise undecodable("the image is corrupt: its pixels can't be decoded") from error
 
 
 def _load(encoded: EncodedImage, size: tuple[int, int]) -> Image.Image:

@@ -3,7 +3,7 @@
 Only this stage measures on the test images. Each opening adds a line to TEST_OPENINGS, because a test set that is often
 opened to choose a model no longer tests it. The figures are given for all images and for those without a duplicate in
 train or valid. Only the latter measure new images, so this stage first looks for duplicates again. Intervals come from
-resampling whole clusters of look-alikes, as out-of-fold.
+resampling whole scans, as out-of-fold.
 
 Only this stage records the graph, card, figures, parameters and audit in the MLflow run. DVC may take earlier stages
 from its run cache, but never this one, so the run has exactly these files.
@@ -45,8 +45,8 @@ def report(params: Params) -> None:
     graph = paths.RELEASE / GRAPH
     card = ModelCard.read(paths.RELEASE / CARD)
     with np.load(paths.TEST) as file:
-        pixels, labels, unseen, names = file["pixels"], file["labels"], ~file["twins"], file["paths"]
-        clusters, facts = file["clusters"], input_facts.from_arrays(file)
+        pixels, labels, unseen, names = file["pixels"], file["labels"], ~file["seen"], file["paths"]
+        scans, facts = file["scans"], input_facts.from_arrays(file)
     with np.load(paths.POOL) as file:
         correlation = params.prepare.duplicate_correlation
         require_no_duplicates(pixels[unseen], names[unseen], file["pixels"], file["paths"], correlation)
@@ -68,7 +68,7 @@ def report(params: Params) -> None:
         some = [each for each, wanted in zip(facts, chosen, strict=True) if wanted]
         answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], some, card)
         evaluation = Evaluation(
-            answers, labels[chosen], groups=clusters[chosen], resamples=params.report.bootstrap, seed=params.seed
+            answers, labels[chosen], groups=scans[chosen], resamples=params.report.bootstrap, seed=params.seed
         )
         metrics[name] = evaluation.metrics(words)
         write_key_figures(name, evaluation.key_figures())

@@ -51,14 +51,14 @@ class Data(Frozen):
 class Prepare(Frozen):
     image_size: Annotated[int, Field(ge=32, le=1024)]
     folds: Folds
-    cluster_correlation: Fraction
+    scan_correlation: Fraction
     duplicate_correlation: Fraction
 
     @field_validator("duplicate_correlation")
     @classmethod
-    def _keep_duplicates_in_one_cluster(cls, value: float, others: ValidationInfo) -> float:
-        if value < others.data.get("cluster_correlation", 0):
-            raise ValueError("below prepare.cluster_correlation, so that duplicates reach several folds")
+    def _keep_duplicates_in_one_scan(cls, value: float, others: ValidationInfo) -> float:
+        if value < others.data.get("scan_correlation", 0):
+            raise ValueError("below prepare.scan_correlation, so that duplicates reach several folds")
         return value
 
 

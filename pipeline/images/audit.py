@@ -18,10 +18,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from pipeline.images.classes import CLASSES, NORMAL
-from pipeline.images.duplicates import find_duplicates, thumbnails
+from pipeline.images.duplicates import find_duplicates
 from pipeline.images.input_facts import log_geometry
 from pipeline.images.manifest import SPLITS
 from pipeline.images.slices import Slice, grey_levels
+from pipeline.images.thumbnails import thumbnails
 
 _SUFFIXES: Final = {"PNG": {".png"}, "JPEG": {".jpg", ".jpeg"}}
 
@@ -97,10 +98,10 @@ def describe(
     slices: Sequence[Slice],
     unreadable: Mapping[str, str],
     findings: Findings,
-    clusters: NDArray[np.int64],
+    scans: NDArray[np.int64],
     folds: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """The audit in JSON's types. `clusters` and `folds` int64 [N] are those of `findings.pool`."""
+    """The audit in JSON's types. `scans` and `folds` int64 [N] are those of `findings.pool`."""
     pool, test_duplicates = findings.pool, findings.test_duplicates
     near_duplicates = findings.near_duplicates
     return {
@@ -128,7 +129,7 @@ def describe(
         "near_twins": [_with_correlation(pair) for pair in test_duplicates if not pair.exact],
         "twins_with_another_label": [pair.paths for pair in test_duplicates if pair.conflict],
         "test_look_alikes": [_with_correlation(pair) for pair in findings.test_look_alikes],
-        "clusters": _describe_clusters(pool, clusters),
+        "scans": _describe_scans(pool, scans),
         "folds": {
             str(fold): per_class(pool[int(index)] for index in np.flatnonzero(folds == fold))
             for fold in np.unique(folds)
@@ -143,9 +144,9 @@ def per_class(slices: Iterable[Slice]) -> dict[str, int]:
     return {name: counts[label] for label, name in enumerate(CLASSES)}
 
 
-def clusters_of(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> list[list[Slice]]:
-    """The images of each cluster of two or more, the largest cluster first; `clusters` int64 [N]."""
-    groups = [[pool[int(index)] for index in np.flatnonzero(clusters == each)] for each in np.unique(clusters)]
+def scans_of(pool: Sequence[Slice], scans: NDArray[np.int64]) -> list[list[Slice]]:
+    """The images of each scan of two or more, the largest scan first; `scans` int64 [N]."""
+    groups = [[pool[int(index)] for index in np.flatnonzero(scans == each)] for each in np.unique(scans)]
     return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
 
 
@@ -203,15 +204,15 @@ def _count_pairs(pairs: Iterable[Pair]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _describe_clusters(pool: Sequence[Slice], clusters: NDArray[np.int64]) -> dict[str, Any]:
-    groups = clusters_of(pool, clusters)
+def _describe_scans(pool: Sequence[Slice], scans: NDArray[np.int64]) -> dict[str, Any]:
+    groups = scans_of(pool, scans)
     labels = np.array([item.label for item in pool])
-    number = int(clusters.max()) + 1
+    number = len(np.unique(scans))
     return {
         "number": number,
         "of_one_image": number - len(groups),
         "largest": [len(group) for group in groups[:10]],
-        "per_class": {name: len(np.unique(clusters[labels == label])) for label, name in enumerate(CLASSES)},
+        "per_class": {name: len(np.unique(scans[labels == label])) for label, name in enumerate(CLASSES)},
         "with_several_classes": [_paths(group) for group in groups if several_labels(group)],
     }
 

@@ -11,15 +11,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from chestct.card import InputSpec
-from chestct.image import Facts, decode_encoded, inspect
+from chestct.image import Facts, decode_encoded, decode_grey, inspect
 from chestct.invalid_image import InvalidImage
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.images.classes import label_of
 from pipeline.images.manifest import ImageFile, Manifest
+from pipeline.images.thumbnails import thumbnails
 
 STANDARD: Final = 256
-"""Height and width, in pixels, at which look-alikes are grouped."""
+"""Height and width, in pixels, of the standard picture that thumbnails are made of."""
+SOURCE: Final = 384
+"""Height and width, in pixels, that the original picture is shrunk into."""
 FRAME: Final = 0.03
 """Width of a picture's frame, as a share of its side."""
 
@@ -39,8 +42,10 @@ class Slice(NamedTuple):
     """Pillow's format of the file, PNG or JPEG."""
     greys: NDArray[np.float64]
     """`grey_levels` of the picture before it was resized."""
-    standard: NDArray[np.uint8]
-    """[STANDARD, STANDARD, 1]. Clusters and folds are made from it, so they do not depend on the model's input size."""
+    source: NDArray[np.uint8]
+    """[height, width], the original picture in grey, at most SOURCE high and wide. Training shows it in other ways."""
+    thumbnail: NDArray[np.float32]
+    """[64 * 64] (pipeline.images.thumbnails). It does not depend on the model's input size, nor do scans and folds."""
 
     @property
     def identity(self) -> bytes:
@@ -60,19 +65,22 @@ def read_slices(manifest: Manifest, spec: InputSpec) -> tuple[list[Slice], dict[
         if label is None:
             raise DataError(f"{paths.RAW / file.path}: its folder is none of the classes; run `dvc repro` again")
         try:
-            encoded = inspect(content)
-            picture = decode_encoded(encoded, spec)
+            slices.append(_read_slice(file, label, content, spec))
         except InvalidImage as error:
             unreadable[file.path] = f"{error.code}: {error.message}"
-            continue
-        with Image.open(BytesIO(b"".join(encoded.parts))) as image:
-            mode, kind = image.mode, str(image.format)
-        height, width = (min(max(side, 32), 1024) for side in (picture.facts.height, picture.facts.width))
-        whole = InputSpec(height=height, width=width)  # the original size, within InputSpec's bounds
-        greys = grey_levels(decode_encoded(encoded, whole).pixels)
-        standard = decode_encoded(encoded, InputSpec(height=STANDARD, width=STANDARD)).pixels
-        slices.append(Slice(file, label, *picture, mode, kind, greys, standard))
     return slices, unreadable
+
+
+def _read_slice(file: ImageFile, label: int, content: bytes, spec: InputSpec) -> Slice:
+    encoded = inspect(content)
+    pixels, facts = decode_encoded(encoded, spec)
+    with Image.open(BytesIO(b"".join(encoded.parts))) as image:
+        mode, kind = image.mode, str(image.format)
+    grey = decode_grey(encoded)
+    greys = grey_levels(np.asarray(grey)[:, :, np.newaxis])
+    grey.thumbnail((SOURCE, SOURCE))
+    standard = decode_encoded(encoded, InputSpec(height=STANDARD, width=STANDARD)).pixels
+    return Slice(file, label, pixels, facts, mode, kind, greys, np.array(grey), thumbnails(standard[np.newaxis])[0])
 
 
 def grey_levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
