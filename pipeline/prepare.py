@@ -1,4 +1,4 @@
-"""Stage prepare: decodes and audits the images, drops duplicates, and divides train and valid into folds."""
+"""Stage prepare: decodes and audits the images, drops duplicates, and divides train and valid into folds by scan."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pipeline.images.contact_sheet import Section
 from pipeline.images.folds import make_folds
 from pipeline.images.listing import name_some
 from pipeline.images.manifest import Manifest
-from pipeline.images.scans import find_scans
+from pipeline.images.scans import Curated, number_scans
 from pipeline.images.slices import SOURCE, Slice, read_slices
 
 
@@ -30,7 +30,14 @@ def prepare(params: Params) -> None:
     manifest = Manifest.read()
     settings = params.prepare
     slices, unreadable = read_slices(manifest, InputSpec(height=settings.image_size, width=settings.image_size))
-    findings = audit.find(slices, duplicate=settings.duplicate_correlation, look_alike=settings.scan_correlation)
+    curated = Curated.read()
+    slices = number_scans(slices, curated, settings.scan_correlation)
+    findings = audit.find(
+        slices,
+        duplicate=settings.duplicate_correlation,
+        least_lung=settings.least_lung,
+        without_lung=curated.without_lung,
+    )
     pool, test = findings.pool, findings.test
     _require(pool, settings.folds, f"train and valid; prepare.folds {settings.folds} needs one for each fold")
     _require(test, 1, "test")
@@ -41,36 +48,31 @@ def prepare(params: Params) -> None:
         )
 
     labels = np.array([item.label for item in pool])
-    of_file = dict(zip((item.file.path for item in slices), find_scans(slices, settings.scan_correlation), strict=True))
-    scans, test_scans = (np.array([of_file[item.file.path] for item in part]) for part in (pool, test))
-    known = np.array([scan for path, scan in of_file.items() if not path.startswith("test/")])
-    folds = make_folds(labels, scans, settings.folds, params.seed)
+    folds = make_folds(labels, _scans(pool), settings.folds, params.seed)
 
     paths.POOL.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(paths.POOL, **_arrays(pool), folds=folds, scans=scans)
+    np.savez(paths.POOL, **_arrays(pool), folds=folds)
     # Stage train does not read the facts, so a new fact does not start a new training.
     np.savez(paths.FACTS, **input_facts.to_arrays([item.facts for item in pool]))
     np.savez(
         paths.TEST,
         **_arrays(test),
         **input_facts.to_arrays([item.facts for item in test]),
-        seen=np.isin(test_scans, known),
-        scans=test_scans,
+        seen=~np.isin(_scans(test), _scans(findings.test_unseen)),
     )
-    described = audit.describe(slices, unreadable, findings, scans, folds)
+    described = audit.describe(slices, unreadable, findings, folds)
     lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")
     contact_sheet.draw(
-        _sections(findings, scans),
+        _sections(slices, findings),
         f"Audit of {len(slices)} images ({manifest.source}, data digest {manifest.digest[:12]})",
         paths.CONTACT_SHEET,
     )
-    near = sum(not pair.exact for pair in findings.test_duplicates)
     print(
-        f"prepare: {len(pool)} images in {folds.max() + 1} folds and {len(np.unique(scans))} scans, {len(test)} in test"
-        f" ({len(findings.test_duplicates)} of them duplicates of train or valid, {near} near); {len(unreadable)}"
+        f"prepare: {len(pool)} images of {len(np.unique(_scans(pool)))} scans in {folds.max() + 1} folds, {len(test)}"
+        f" in test, {len(test) - len(findings.test_unseen)} of them of a scan in train or valid, {len(unreadable)}"
         f" unreadable, {len(findings.exact_duplicates)} with exact duplicates, {len(findings.label_conflicts)} with"
-        f" several labels; see {paths.CONTACT_SHEET}"
+        f" several labels, {len(findings.without_lung)} without lung; see {paths.CONTACT_SHEET}"
     )
 
 
@@ -90,22 +92,28 @@ def _arrays(slices: Sequence[Slice]) -> dict[str, Any]:
         "sources": sources,
         "source_sizes": np.array([item.source.shape[::-1] for item in slices], np.int64),
         "labels": np.array([item.label for item in slices], np.int64),
+        "scans": _scans(slices),
         "sha256": np.array([item.file.sha256 for item in slices]),
         "paths": np.array([item.file.path for item in slices]),
     }
 
 
-def _sections(findings: Findings, scans: NDArray[np.int64]) -> list[Section]:
+def _scans(slices: Sequence[Slice]) -> NDArray[np.int64]:
+    return np.array([item.scan for item in slices], np.int64)
+
+
+def _sections(slices: Sequence[Slice], findings: Findings) -> list[Section]:
     """The sections of the contact sheet, the worst faults first."""
-    groups = audit.scans_of(findings.pool, scans)
+    scans = audit.scans_of(slices)
     test_duplicates = sorted(findings.test_duplicates, key=lambda pair: pair.exact)
     return [
         Section("One picture under several labels, left out", findings.label_conflicts),
+        Section("Scans under several labels", list(filter(audit.several_labels, scans))),
+        Section("Without lung; those of train and valid are left out", [[item] for item in findings.without_lung]),
+        Section("Test images of scans that train and valid do not have", [[item] for item in findings.test_unseen]),
         Section("Test images with a duplicate in train or valid, near ones first", _images(test_duplicates)),
-        Section("Test images without one that look like train or valid", _images(findings.test_look_alikes)),
-        Section("Look-alikes under several labels", list(filter(audit.several_labels, groups))),
         Section("Near duplicates: marked, scaled or encoded again", _images(findings.near_duplicates)),
-        Section("Scans, the largest first; each stays in one fold", groups),
+        Section("Scans, the largest first; what of them is in train and valid stays in one fold", scans),
         Section("Exact duplicates in train and valid; only the first is kept", findings.exact_duplicates),
     ]
 

@@ -53,6 +53,7 @@ class Prepare(Frozen):
     folds: Folds
     scan_correlation: Fraction
     duplicate_correlation: Fraction
+    least_lung: BelowOne
 
     @field_validator("duplicate_correlation")
     @classmethod

@@ -1,11 +1,11 @@
-"""Audits a data set: duplicates, label conflicts, test images that were trained on, and shortcuts to the class.
+"""Audits a data set: duplicates, label conflicts, slices without lung, scans on both sides of a split, and shortcuts.
 
 `find` sorts the images, and `describe` turns the findings into numbers. `find` compares the pixels of the test images
 with those of train and valid. Nothing else uses the test images here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import combinations, combinations_with_replacement
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,12 +17,13 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
+from chestct.standard_picture import AIR
 from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.images.duplicates import find_duplicates
 from pipeline.images.input_facts import log_geometry
 from pipeline.images.manifest import SPLITS
+from pipeline.images.scans import compare_bounds
 from pipeline.images.slices import Slice, grey_levels
-from pipeline.images.thumbnails import thumbnails
 
 _SUFFIXES: Final = {"PNG": {".png"}, "JPEG": {".jpg", ".jpeg"}}
 
@@ -52,18 +53,20 @@ class Findings(NamedTuple):
     """The images of a data set, sorted by how they are used, and its faults."""
 
     pool: list[Slice]
-    """The images of train and valid, without exact duplicates and label conflicts."""
+    """The images of train and valid, without exact duplicates, label conflicts and slices without lung."""
     test: list[Slice]
     exact_duplicates: list[list[Slice]]
     """Groups of exact duplicates in train and valid with one label. The first of each group is in the pool."""
     label_conflicts: list[list[Slice]]
     """Groups of exact duplicates in train and valid with several labels. None of them is in the pool."""
+    without_lung: list[Slice]
+    """Slices that show hardly any lung. Those of train and valid are not in the pool."""
     duplicates: list[Pair]
     """Every two files, in any splits, that are exact or near duplicates."""
     test_duplicates: list[Pair]
     """Test images that have an exact or near duplicate in train or valid, each with that duplicate."""
-    test_look_alikes: list[Pair]
-    """Test images without a duplicate that look like an image of train or valid, each with that image."""
+    test_unseen: list[Slice]
+    """Test images of scans that neither train nor valid has."""
 
     @property
     def near_duplicates(self) -> list[Pair]:
@@ -75,22 +78,30 @@ class Findings(NamedTuple):
         return list(first.values())
 
 
-def find(slices: Sequence[Slice], *, duplicate: float, look_alike: float) -> Findings:
-    """Sort the images. `duplicate` and `look_alike` are the lowest thumbnail correlations of each kind of pair."""
+def find(slices: Sequence[Slice], *, duplicate: float, least_lung: float, without_lung: Set[str]) -> Findings:
+    """Sort the images, whose scans are numbered.
+
+    `duplicate` is the lowest thumbnail correlation of duplicates. A slice leaves if less than `least_lung` of its body
+    is lung, or if the SHA-256 of its file is in `without_lung`.
+    """
     groups: dict[bytes, list[Slice]] = {}
     for item in slices:
         if item.file.split != "test":
             groups.setdefault(item.identity, []).append(item)
     kept = [group for group in groups.values() if not several_labels(group)]
-    test_duplicates, test_look_alikes = _compare_test(slices, duplicate, look_alike)
+    lungless = [item for item in slices if item.lung < least_lung or item.file.sha256 in without_lung]
+    left = {item.file.path for item in lungless}
+    known = {item.scan for item in slices if item.file.split != "test"}
+    test = [item for item in slices if item.file.split == "test"]
     return Findings(
-        pool=[group[0] for group in kept],
-        test=[item for item in slices if item.file.split == "test"],
+        pool=[group[0] for group in kept if group[0].file.path not in left],
+        test=test,
         exact_duplicates=[group for group in kept if len(group) > 1],
         label_conflicts=[group for group in groups.values() if several_labels(group)],
+        without_lung=lungless,
         duplicates=_find_pairs(slices, duplicate),
-        test_duplicates=test_duplicates,
-        test_look_alikes=test_look_alikes,
+        test_duplicates=_find_test_duplicates(slices, duplicate),
+        test_unseen=[item for item in test if item.scan not in known],
     )
 
 
@@ -98,12 +109,11 @@ def describe(
     slices: Sequence[Slice],
     unreadable: Mapping[str, str],
     findings: Findings,
-    scans: NDArray[np.int64],
     folds: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """The audit in JSON's types. `scans` and `folds` int64 [N] are those of `findings.pool`."""
+    """The audit in JSON's types. `folds` int64 [N] are those of `findings.pool`."""
     pool, test_duplicates = findings.pool, findings.test_duplicates
-    near_duplicates = findings.near_duplicates
+    near_duplicates, unseen = findings.near_duplicates, {item.scan for item in findings.test_unseen}
     return {
         "images": {part: per_class(item for item in slices if item.file.split == part) for part in SPLITS},
         "pool": per_class(pool),
@@ -118,6 +128,7 @@ def describe(
         "unreadable": dict(unreadable),
         "copies": [_paths(group) for group in findings.exact_duplicates],
         "conflicts": [_paths(group) for group in findings.label_conflicts],
+        "without_lung": {item.file.path: round(item.lung, 4) for item in findings.without_lung},
         "duplicate_pairs": {
             "exact": _count_pairs(pair for pair in findings.duplicates if pair.exact),
             "near": _count_pairs(pair for pair in findings.duplicates if not pair.exact),
@@ -128,8 +139,10 @@ def describe(
         "twins": dict(pair.paths for pair in test_duplicates if pair.exact),
         "near_twins": [_with_correlation(pair) for pair in test_duplicates if not pair.exact],
         "twins_with_another_label": [pair.paths for pair in test_duplicates if pair.conflict],
-        "test_look_alikes": [_with_correlation(pair) for pair in findings.test_look_alikes],
-        "scans": _describe_scans(pool, scans),
+        "test_of_known_scans": per_class(item for item in findings.test if item.scan not in unseen),
+        "test_of_new_scans": _paths(findings.test_unseen),
+        "scans": _describe_scans(slices, pool),
+        "scan_bounds": compare_bounds(pool),
         "folds": {
             str(fold): per_class(pool[int(index)] for index in np.flatnonzero(folds == fold))
             for fold in np.unique(folds)
@@ -144,10 +157,12 @@ def per_class(slices: Iterable[Slice]) -> dict[str, int]:
     return {name: counts[label] for label, name in enumerate(CLASSES)}
 
 
-def scans_of(pool: Sequence[Slice], scans: NDArray[np.int64]) -> list[list[Slice]]:
-    """The images of each scan of two or more, the largest scan first; `scans` int64 [N]."""
-    groups = [[pool[int(index)] for index in np.flatnonzero(scans == each)] for each in np.unique(scans)]
-    return sorted((group for group in groups if len(group) > 1), key=len, reverse=True)
+def scans_of(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The distinct images of each scan of two or more, the largest scan first."""
+    groups: dict[int, dict[bytes, Slice]] = {}
+    for item in slices:
+        groups.setdefault(item.scan, {}).setdefault(item.identity, item)
+    return sorted((list(group.values()) for group in groups.values() if len(group) > 1), key=len, reverse=True)
 
 
 def several_labels(group: Sequence[Slice]) -> bool:
@@ -156,7 +171,7 @@ def several_labels(group: Sequence[Slice]) -> bool:
 
 
 def _find_pairs(slices: Sequence[Slice], correlation: float) -> list[Pair]:
-    vectors = thumbnails(np.stack([item.pixels for item in slices]))
+    vectors = np.stack([item.thumbnail for item in slices])
     correlations = vectors @ vectors.T
     alike = {(int(a), int(b)) for a, b in np.argwhere(np.triu(correlations >= correlation, 1))}
     equal: dict[bytes, list[int]] = {}
@@ -166,22 +181,19 @@ def _find_pairs(slices: Sequence[Slice], correlation: float) -> list[Pair]:
     return [Pair(slices[a], slices[b], float(correlations[a, b])) for a, b in sorted(alike)]
 
 
-def _compare_test(slices: Sequence[Slice], duplicate: float, look_alike: float) -> tuple[list[Pair], list[Pair]]:
-    """The test_duplicates and the test_look_alikes of Findings."""
+def _find_test_duplicates(slices: Sequence[Slice], duplicate: float) -> list[Pair]:
+    """The test_duplicates of Findings."""
     test = [item for item in slices if item.file.split == "test"]
     known = [item for item in slices if item.file.split != "test"]
     if not test or not known:
-        return [], []
+        return []
     pixels, known_pixels = (np.stack([item.pixels for item in part]) for part in (test, known))
-    correlations = thumbnails(pixels) @ thumbnails(known_pixels).T
-    nearest = correlations.argmax(axis=1)
-    duplicates, look_alikes = [], []
-    for row, index in enumerate(find_duplicates(pixels, known_pixels, duplicate)):
-        if index >= 0:
-            duplicates.append(Pair(test[row], known[index], float(correlations[row, index])))
-        elif correlations[row, nearest[row]] >= look_alike:
-            look_alikes.append(Pair(test[row], known[nearest[row]], float(correlations[row, nearest[row]])))
-    return duplicates, look_alikes
+    found = find_duplicates(pixels, known_pixels, duplicate)
+    return [
+        Pair(one, known[index], float(one.thumbnail @ known[index].thumbnail))
+        for one, index in zip(test, found, strict=True)
+        if index >= 0
+    ]
 
 
 def _paths(slices: Iterable[Slice]) -> list[str]:
@@ -204,16 +216,17 @@ def _count_pairs(pairs: Iterable[Pair]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _describe_scans(pool: Sequence[Slice], scans: NDArray[np.int64]) -> dict[str, Any]:
-    groups = scans_of(pool, scans)
-    labels = np.array([item.label for item in pool])
-    number = len(np.unique(scans))
+def _describe_scans(slices: Sequence[Slice], pool: Sequence[Slice]) -> dict[str, Any]:
+    groups = scans_of(pool)
+    number = len({item.scan for item in pool})
     return {
         "number": number,
         "of_one_image": number - len(groups),
         "largest": [len(group) for group in groups[:10]],
-        "per_class": {name: len(np.unique(scans[labels == label])) for label, name in enumerate(CLASSES)},
-        "with_several_classes": [_paths(group) for group in groups if several_labels(group)],
+        "per_class": {
+            name: len({item.scan for item in pool if item.label == label}) for label, name in enumerate(CLASSES)
+        },
+        "with_several_classes": [_paths(group) for group in scans_of(slices) if several_labels(group)],
     }
 
 
@@ -226,13 +239,14 @@ def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[st
     """How well simple features predict the class. A network could learn these shortcuts instead of the lesion.
 
     A linear discriminant with equal priors is fitted and tested over the folds. It gives the accuracy and, as
-    `balanced`, the mean accuracy of the classes. `file_` features describe the original picture; `input_` features
-    describe the model's input, which no longer has the file's width and height.
+    `balanced`, the mean accuracy of the classes. `file_` features describe the original picture. `input_` features
+    describe the standard picture, so they show what of the file's style is left in what the model sees.
     """
     labels = np.array([item.label for item in pool])
     geometry = log_geometry([item.facts for item in pool])
     before = np.stack([item.greys for item in pool])
     after = np.stack([grey_levels(item.pixels) for item in pool])
+    outline = np.stack([_outline(item.pixels) for item in pool])
     probes = {
         "majority_class": np.zeros((len(pool), 1)),
         "file_geometry": geometry,
@@ -242,7 +256,8 @@ def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[st
         "input_mean_grey": after[:, :1],
         "input_grey_levels": after[:, :4],
         "input_frame": after[:, 4:],
-        "input_all": after,
+        "input_outline": outline,
+        "input_all": np.hstack([after, outline]),
     }
     tasks = {"four_classes": labels, "normal_or_cancer": (labels == CLASSES.index(NORMAL)).astype(np.int64)}
     scores: dict[str, dict[str, float]] = {}
@@ -256,3 +271,10 @@ def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[st
             scores[name][task] = round(float(accuracy_score(truth, predicted)), 4)
             scores[name][f"{task}_balanced"] = round(float(balanced_accuracy_score(truth, predicted)), 4)
     return scores
+
+
+def _outline(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The logarithm of the body's width by its height, and its share of the standard picture [S, S, 1]; float64 [2]."""
+    body = pixels[:, :, 0] != AIR
+    width, height = (max(1, int(body.any(axis=axis).sum())) for axis in (0, 1))
+    return np.array([np.log(width / height), body.mean()])

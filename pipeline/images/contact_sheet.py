@@ -10,16 +10,16 @@ from chestct.card import DISCLAIMER
 from pipeline.images.classes import CLASSES, TITLES
 from pipeline.images.slices import Slice
 
-GROUPS: Final = 48
+GROUPS: Final = 64
 """Groups that are drawn in a section, at most. The heading says how many there are."""
-IMAGES: Final = 10
-"""Images that are drawn of a group, at most."""
+IMAGES: Final = 14
+"""Images of a group that are drawn side by side, at most. The next ones are in the next row."""
 
 _SIDE: Final = 112
 _GAP: Final = 8
 _LINE: Final = 12
 _TILE: Final = (_SIDE + _GAP, _SIDE + 3 * _LINE + 2 * _GAP)
-_WIDTH: Final = 14 * _TILE[0] + 2 * _GAP
+_WIDTH: Final = IMAGES * _TILE[0] + 2 * _GAP
 _HEADING: Final = 44
 _PAPER, _INK, _BOX = 255, 30, 225
 
@@ -37,7 +37,8 @@ def draw(sections: Sequence[Section], title: str, path: Path) -> None:
         shown = f", {GROUPS} of them shown" if len(section.groups) > GROUPS else ""
         rows.append(_heading(f"{section.title}: {len(section.groups) or 'none'}{shown}"))
         left = _WIDTH
-        for strip in map(_draw_group, section.groups[:GROUPS]):
+        parts = [part for group in section.groups[:GROUPS] for part in _divide(group)]
+        for strip in map(_draw_part, parts):
             if left + strip.width > _WIDTH - _GAP:
                 rows.append(Image.new("L", (_WIDTH, _TILE[1]), _PAPER))
                 left = _GAP
@@ -58,22 +59,24 @@ def _heading(text: str) -> Image.Image:
     return row
 
 
-def _draw_group(group: Sequence[Slice]) -> Image.Image:
-    drawn = group[:IMAGES]
-    strip = Image.new("L", (len(drawn) * _TILE[0], _TILE[1]), _PAPER)
-    for index, item in enumerate(drawn):
-        last = index == len(drawn) - 1 < len(group) - 1
-        strip.paste(_draw_image(item, f" (+{len(group) - len(drawn)} more)" if last else ""), (index * _TILE[0], 0))
+def _divide(group: Sequence[Slice]) -> list[Sequence[Slice]]:
+    return [group[start : start + IMAGES] for start in range(0, len(group), IMAGES)]
+
+
+def _draw_part(part: Sequence[Slice]) -> Image.Image:
+    strip = Image.new("L", (len(part) * _TILE[0], _TILE[1]), _PAPER)
+    for index, item in enumerate(part):
+        strip.paste(_draw_image(item), (index * _TILE[0], 0))
     box = (0, 0, strip.width - _GAP // 2, strip.height - _GAP // 2)
     ImageDraw.Draw(strip).rectangle(box, outline=_BOX)
     return strip
 
 
-def _draw_image(item: Slice, note: str) -> Image.Image:
-    """The image and three lines of text, which are cut at the tile's edge; `note` follows the split."""
+def _draw_image(item: Slice) -> Image.Image:
+    """The image and three lines of text, which are cut at the tile's edge."""
     tile = Image.new("L", _TILE, _PAPER)
     tile.paste(Image.fromarray(item.pixels[:, :, 0]).resize((_SIDE, _SIDE)), (2, 2))
-    lines = (TITLES[CLASSES[item.label]], item.file.split + note, PurePosixPath(item.file.path).name)
+    lines = (TITLES[CLASSES[item.label]], f"{item.file.split}, scan {item.scan}", PurePosixPath(item.file.path).name)
     for number, line in enumerate(lines):
         ImageDraw.Draw(tile).text((2, _SIDE + 3 + number * _LINE), line, _INK, ImageFont.load_default(10))
     return tile

@@ -16,11 +16,12 @@ from chestct.invalid_image import InvalidImage
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.images.classes import label_of
+from pipeline.images.lung import lung_share
 from pipeline.images.manifest import ImageFile, Manifest
 from pipeline.images.thumbnails import thumbnails
 
 STANDARD: Final = 256
-"""Height and width, in pixels, of the standard picture that thumbnails are made of."""
+"""Height and width, in pixels, of the standard picture that thumbnails and lungs are measured on."""
 SOURCE: Final = 384
 """Height and width, in pixels, that the original picture is shrunk into."""
 FRAME: Final = 0.03
@@ -46,6 +47,10 @@ class Slice(NamedTuple):
     """[height, width], the original picture in grey, at most SOURCE high and wide. Training shows it in other ways."""
     thumbnail: NDArray[np.float32]
     """[64 * 64] (pipeline.images.thumbnails). It does not depend on the model's input size, nor do scans and folds."""
+    lung: float
+    """Share of the body that is lung (pipeline.images.lung)."""
+    scan: int = -1
+    """Number of the patient's scan, once pipeline.images.scans has found it."""
 
     @property
     def identity(self) -> bytes:
@@ -80,7 +85,18 @@ def _read_slice(file: ImageFile, label: int, content: bytes, spec: InputSpec) ->
     greys = grey_levels(np.asarray(grey)[:, :, np.newaxis])
     grey.thumbnail((SOURCE, SOURCE))
     standard = decode_encoded(encoded, InputSpec(height=STANDARD, width=STANDARD)).pixels
-    return Slice(file, label, pixels, facts, mode, kind, greys, np.array(grey), thumbnails(standard[np.newaxis])[0])
+    return Slice(
+        file,
+        label,
+        pixels,
+        facts,
+        mode,
+        kind,
+        greys,
+        source=np.array(grey),
+        thumbnail=thumbnails(standard[np.newaxis])[0],
+        lung=lung_share(standard),
+    )
 
 
 def grey_levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
