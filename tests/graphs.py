@@ -1,8 +1,9 @@
 """A model small enough to build in a test, with the contract's inputs and outputs and answers one can foretell.
 
-The picture is cut into horizontal bands, one a class: the class whose band is brightest wins. `tiny_picture` draws
-one for a class. An evenly grey picture is a close call, a white one is no chest CT, and one that is white but for a
-few dark rows (`unfamiliar_picture`) is unfamiliar.
+Its pictures are drawn as standard pictures, so decoding does not change them: a body with walls of soft tissue around a
+lung. The lung is cut into horizontal bands, one a class. The class whose band is solid wins; `tiny_picture` draws it.
+Two solid bands (np.maximum of two pictures) are a close call, a body without a lung (`unfamiliar_picture`) is
+unfamiliar, and a body so narrow that it leaves the sides of the picture empty (`narrow_picture`) is no chest CT.
 """
 
 from collections.abc import Sequence
@@ -31,30 +32,70 @@ from chestct.card import (
     Thresholds,
 )
 from chestct.image import Facts
+from chestct.standard_picture import AIR, TISSUE
 from chestct.store import CARD, GRAPH
 from pipeline.images.classes import CLASSES, TITLES
 
-GAIN = 8.0
+GAIN = 12.0
 """Logit of a class = GAIN * mean of its band, with grey levels scaled to 0..1."""
-OOD_LIMIT = 0.9
+OOD_LIMIT = 0.55
 """`ood_score` is the mean grey level, scaled to 0..1."""
-CHEST_CT_LIMIT = 0.25
-"""`chest_ct` is 1 - the darkest grey level, scaled to 0..1."""
+CHEST_CT_LIMIT = 0.3
+"""`chest_ct` is the mean grey level of the columns of the body's left wall, scaled to 0..1."""
 
 
-def tiny_picture(label: int, size: int = 32, classes: int = 4, dark: int = 20, bright: int = 235) -> NDArray[np.uint8]:
-    """Return a dark picture with a bright band for the class `label`, uint8 [size, size, 1]."""
-    picture = np.full((size, size, 1), dark, np.uint8)
-    band = size // classes
-    picture[label * band : (label + 1) * band] = bright
-    return picture
+def tiny_picture(label: int, size: int = 32, classes: int = 4, marks: int = 0) -> NDArray[np.uint8]:
+    """Return a picture with a solid band for the class `label`, uint8 [size, size, 1]. `size`: a multiple of 32.
+
+    `marks` more pixels are solid in the band of the next class, up to 100 at the size 32. So answers can differ.
+    """
+    picture = _body(size)
+    edge = size // 32 + size // 16
+    lung = picture[edge:-edge, edge:-edge]
+    lung[:] = AIR
+    picture[_band(label, size, classes), edge:-edge] = TISSUE
+    other = picture[_band((label + 1) % classes, size, classes), edge:-edge]
+    rows, columns = np.nonzero(other == AIR)
+    other[rows[:marks], columns[:marks]] = TISSUE
+    return picture[:, :, np.newaxis]
 
 
 def unfamiliar_picture(size: int = 32) -> NDArray[np.uint8]:
-    """Return a white picture with a black edge at the top, which is unfamiliar, uint8 [size, size, 1]."""
-    picture = np.full((size, size, 1), 255, np.uint8)
-    picture[: size // 16] = 0
+    """Return a body without a lung, uint8 [size, size, 1]."""
+    return _body(size)[:, :, np.newaxis]
+
+
+def narrow_picture(size: int = 32) -> NDArray[np.uint8]:
+    """Return a body a quarter as wide as the picture, uint8 [size, size, 1]."""
+    picture = _body(size)
+    picture[:, : 3 * size // 8] = picture[:, 5 * size // 8 :] = AIR
+    return picture[:, :, np.newaxis]
+
+
+def tiny_scores(pixels: NDArray[np.uint8], classes: int = 4) -> tuple[NDArray[np.float32], float, float]:
+    """Return the tiny model's probabilities [classes], `ood_score` and `chest_ct` of one image [size, size, 1]."""
+    levels = pixels[:, :, 0].astype(np.float32) / 255
+    logits = GAIN * levels.reshape(classes, -1).mean(axis=1)
+    exponents = np.exp(logits - logits.max())
+    size = len(levels)
+    wall = levels[:, size // 32 : size // 32 + size // 16]
+    return exponents / exponents.sum(), float(levels.mean()), float(wall.mean())
+
+
+def _body(size: int) -> NDArray[np.uint8]:
+    """A solid body with the round corners of a standard picture."""
+    picture = np.full((size, size), AIR, np.uint8)
+    edge = size // 32
+    picture[edge:-edge, edge:-edge] = TISSUE
+    corners = np.ix_([edge, size - edge - 1], [edge, size - edge - 1])
+    picture[corners] = AIR
     return picture
+
+
+def _band(label: int, size: int, classes: int) -> slice:
+    """The band's rows in the body."""
+    edge, height = size // 32, size // classes
+    return slice(max(edge, label * height), min(size - edge, (label + 1) * height))
 
 
 def plain_facts(**changes: Any) -> Facts:
@@ -75,7 +116,7 @@ def plain_facts(**changes: Any) -> Facts:
 
 
 def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
-    """Write the graph. `size` must be a multiple of `classes`."""
+    """Write the graph. `size` must be a multiple of 32 and of `classes`."""
     band = size // classes
     masks = np.zeros((1, classes, classes, classes), np.float32)
     for label in range(classes):
@@ -89,8 +130,8 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         helper.make_node("ReduceMean", ["heatmaps"], ["logits"], axes=[2, 3], keepdims=0),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
         helper.make_node("ReduceMean", ["planes"], ["ood_score"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("ReduceMin", ["planes"], ["darkest"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Sub", ["one", "darkest"], ["chest_ct"]),
+        helper.make_node("Slice", ["planes", "wall_from", "wall_to", "across"], ["wall"]),
+        helper.make_node("ReduceMean", ["wall"], ["chest_ct"], axes=[1, 2, 3], keepdims=0),
     ]
     graph = helper.make_graph(
         nodes,
@@ -104,7 +145,9 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         ],
         [
             numpy_helper.from_array(np.array(255, np.float32), "white"),
-            numpy_helper.from_array(np.array(1, np.float32), "one"),
+            numpy_helper.from_array(np.array([size // 32]), "wall_from"),
+            numpy_helper.from_array(np.array([size // 32 + size // 16]), "wall_to"),
+            numpy_helper.from_array(np.array([3]), "across"),
             numpy_helper.from_array(masks, "masks"),
         ],
     )

@@ -34,7 +34,7 @@ from serving.http.request_recording import RequestRecording
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
 from serving.settings import Settings
-from tests.graphs import GAIN, tiny_card, tiny_model, tiny_picture
+from tests.graphs import tiny_card, tiny_model, tiny_picture, tiny_scores
 from tests.server import ROOT, Server, environment, serve
 
 PNG = {"Content-Type": "image/png"}
@@ -198,17 +198,13 @@ PROTOCOLS: tuple[Ask, ...] = (
 
 def tiny_sample(index: int) -> Sample:
     """A sample. The first 200 have different probabilities."""
-    pixels = tiny_picture(index % 4, dark=index % 50, bright=100 + 3 * (index // 4))
+    pixels = tiny_picture(index % 4, marks=index // 4)
     return Sample(encode_png(pixels[:, :, 0]), pixels)
 
 
 def foretell(sample: Sample) -> Answer:
     """The right answer of the tiny model."""
-    weights = np.exp(GAIN * sample.pixels.reshape(4, -1).mean(axis=1) / 255)
-    probabilities = (weights / weights.sum()).astype(np.float32)
-    levels = sample.pixels / 255
-    ood_score, chest_ct = float(levels.mean()), float(1 - levels.min())
-    prediction = decide(tiny_card(), probabilities, ood_score, chest_ct, None, request_id="", model="")
+    prediction = decide(tiny_card(), *tiny_scores(sample.pixels), None, request_id="", model="")
     return Answer(prediction.decision, list(prediction.probabilities.values()))
 
 

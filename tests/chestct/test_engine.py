@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 
+from chestct.card import InputSpec
 from chestct.engine import Engine
-from tests.graphs import CHEST_CT_LIMIT, OOD_LIMIT, tiny_graph, tiny_picture, unfamiliar_picture
+from chestct.image import decode, encode_png
+from tests.graphs import (
+    CHEST_CT_LIMIT,
+    OOD_LIMIT,
+    narrow_picture,
+    tiny_graph,
+    tiny_picture,
+    tiny_scores,
+    unfamiliar_picture,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +32,18 @@ def test_any_number_of_images_gets_its_own_scores(engine, count):
 
 
 def test_each_output_is_read_by_its_name(engine):
-    pictures = np.stack([tiny_picture(2), unfamiliar_picture(), np.full((32, 32, 1), 255, np.uint8)])
+    pictures = np.stack([tiny_picture(2), unfamiliar_picture(), narrow_picture()])
     scores = engine.infer(pictures)
-    assert scores.ood_score == pytest.approx(pictures.mean(axis=(1, 2, 3)) / 255)
-    assert scores.chest_ct == pytest.approx([1 - 20 / 255, 1, 0])
-    assert scores.ood_score[1] > OOD_LIMIT
+    for row, expected in enumerate(map(tiny_scores, pictures)):
+        assert scores.probabilities[row] == pytest.approx(expected[0], abs=1e-5)
+        assert (scores.ood_score[row], scores.chest_ct[row]) == pytest.approx(expected[1:])
+    assert (scores.ood_score > OOD_LIMIT).tolist() == [False, True, False]
     assert (scores.chest_ct < CHEST_CT_LIMIT).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("picture", [*map(tiny_picture, range(4)), unfamiliar_picture(), tiny_picture(1, marks=49)])
+def test_the_pictures_of_the_tests_are_standard_pictures(picture):
+    assert np.array_equal(decode(encode_png(picture[:, :, 0]), InputSpec(height=32, width=32)).pixels, picture)
 
 
 def test_scores_stay_as_they_were_when_the_engine_runs_again(engine):

@@ -20,7 +20,7 @@ from pipeline.ingest import ingest
 from pipeline.judging.metrics import KEY_FIGURES
 from pipeline.prepare import prepare
 from pipeline.report import Reported, main, report
-from tests.graphs import plain_facts, tiny_model, tiny_picture
+from tests.graphs import plain_facts, tiny_model, tiny_picture, unfamiliar_picture
 from tests.pipeline.conftest import start_run
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
@@ -94,11 +94,12 @@ def test_if_every_image_is_a_duplicate_there_are_no_figures_without_them(exporte
 
 
 def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
-    grey, white = np.full((32, 32, 1), 90, np.uint8), np.full((32, 32, 1), 255, np.uint8)
-    save_test_images(np.stack([tiny_picture(0), tiny_picture(1), grey, white]), [0, 1, 2, 3], [0, 0, 0, 0])
+    close_call = np.maximum(tiny_picture(0), tiny_picture(3))
+    pictures = [tiny_picture(0), tiny_picture(1), close_call, unfamiliar_picture()]
+    save_test_images(np.stack(pictures), [0, 1, 2, 3], [0, 0, 0, 0])
     report(exported)
     metrics = reported()["test"]
-    assert (metrics.referred, metrics.rejected) == (0.25, 0.25)
+    assert (metrics.referred, metrics.rejected) == (0.5, 0.0)
 
 
 def test_a_rule_on_the_input_counts_as_a_rejection(exported: Params) -> None:

@@ -24,7 +24,7 @@ from serving.http.app import create_app
 from serving.http.request_recording import RequestRecording
 from serving.memory_budget import REQUEST_BYTES, Holder, MemoryBudget
 from serving.telemetry import metrics
-from tests.graphs import CHEST_CT_LIMIT, tiny_picture, unfamiliar_picture
+from tests.graphs import CHEST_CT_LIMIT, narrow_picture, tiny_picture, unfamiliar_picture
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import (
     LIMIT,
@@ -83,7 +83,7 @@ def test_a_form_is_answered_like_the_raw_image(client: Client) -> None:
 @pytest.mark.parametrize(
     ("picture", "decision", "reason"),
     [
-        (np.full((32, 32, 1), 255, np.uint8), "reject", "not_chest_ct"),
+        (narrow_picture(), "reject", "not_chest_ct"),
         (unfamiliar_picture(), "refer", "unfamiliar"),
     ],
     ids=["rejected", "unfamiliar"],
@@ -116,7 +116,7 @@ def test_an_image_that_breaks_input_rules_is_rejected_with_the_reason_of_each_ru
     strip.save(buffer, "PNG")
     answer = client.post("/v1/predict", files=files("image", buffer.getvalue())).json()
     assert (answer["decision"], answer["label"]) == ("reject", None)
-    assert answer["reasons"] == ["not_grey", "extreme_aspect"]
+    assert answer["reasons"] == ["not_grey", "extreme_aspect", "not_chest_ct"]
     words = client.get("/v1/model").json()["rules"]
     assert "a CT slice is grey" in words["not_grey"]
 
