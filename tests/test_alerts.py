@@ -69,6 +69,12 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         counter("chestct_predictions_total", 'decision="accept"', 60, stops=False),
         counter("chestct_predictions_total", 'decision="reject"', 40, stops=True),
     ],
+    "ChestctUnfamiliar": [
+        MODEL,
+        counter("chestct_predictions_total", 'decision="accept"', 60, stops=False),
+        counter("chestct_predictions_total", 'decision="refer"', 40, stops=True),
+        counter("chestct_reasons_total", 'decision="refer",reason="unfamiliar"', 40, stops=True),
+    ],
 }
 # A healthy namespace, which must not hide the fault in this one.
 STAGING = [
@@ -108,6 +114,11 @@ def test_clients_whose_own_short_deadline_passes_are_no_fault_and_hide_none(tmp_
     good = counter("chestct_requests_total", 'code="200"', 900, stops=False)
     play("ChestctFailingFast", [MODEL, good, late], tmp_path, {FAULT_MINUTES - 5: False})
     play("ChestctFailingFast", [*FAILING, late], tmp_path, {FAULT_MINUTES - 5: True})
+
+
+def test_rejected_and_unfamiliar_pictures_raise_each_their_own_alert(tmp_path: Path) -> None:
+    play("ChestctUnfamiliar", FAULTS["ChestctRejecting"], tmp_path, {FAULT_MINUTES - 5: False})
+    play("ChestctRejecting", FAULTS["ChestctUnfamiliar"], tmp_path, {FAULT_MINUTES - 5: False})
 
 
 @pytest.mark.parametrize(
