@@ -42,7 +42,7 @@ _TURNS: Final = {
 
 _SIDE: Final = 64
 """Rows and columns that the facts are measured on, sampled from the whole picture. That is enough for means."""
-_RING: Final = np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True)
+_RING: Final = np.flatnonzero(np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True))
 _BLACK: Final = 16
 _BAND: Final = 4
 """Grey levels that count as one in flat areas, because JPEG shifts levels a little."""
@@ -174,20 +174,20 @@ def _measure(
     image: Image.Image, grey: Image.Image, width: int, height: int, body: Body, pixels: NDArray[np.uint8]
 ) -> Facts:
     levels = _sample(grey, _SIDE)
-    bands = np.bincount(levels[_RING] // _BAND, minlength=256 // _BAND)
+    bands = np.bincount(levels.take(_RING) // _BAND, minlength=256 // _BAND)
     left, top, right, bottom = body.box
-    coarse = np.asarray(Image.fromarray(pixels).resize((LAYOUT, LAYOUT), Image.Resampling.BOX), np.float64)
+    coarse = _sample(Image.fromarray(pixels), _SIDE).reshape(LAYOUT, _SIDE // LAYOUT, LAYOUT, _SIDE // LAYOUT)
     return Facts(
         width=width,
         height=height,
         colour=0.0 if image.mode in _GREY else _colour(image),
         contrast=float(levels.std()),
-        frame=float(bands[_BLACK // _BAND :].max() / _RING.sum()),
+        frame=float(bands[_BLACK // _BAND :].max() / len(_RING)),
         bodies=body.bodies,
         body=(right - left) * (bottom - top),
         air=float(body.air),
         tissue=float(body.tissue),
-        layout=coarse,
+        layout=coarse.mean(axis=(1, 3)),
     )
 
 

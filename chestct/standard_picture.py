@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-GRID: Final = 64
-"""Rows and columns of the coarse grid on which the body is found."""
+from chestct import cells
+from chestct.cells import GRID
+
 AIR: Final = 32
 """Grey level of the lung, and of everything outside of the body, in the standard picture."""
 TISSUE: Final = 176
@@ -21,26 +22,22 @@ MARGIN: Final = 1 / 32
 
 _BODY_FROM: Final = 0.15
 """Position between dark and soft tissue from which on a grid cell is solid. Fat lies above it in any window."""
-_THIN: Final = 2
-"""Parts of an object that are up to twice as many cells wide are cut off: a table, a bar, an arrow."""
 _LUNG_TO: Final = 0.4
 """Position between dark and soft tissue up to which a cell in the body is lung."""
 _LEAST_LUNG: Final = 0.03
 """Share of the body's cells that are lung, at least. Otherwise its level is that of the air outside."""
-_STRIDE: Final = GRID + 3
-"""Cells in a row of bits: the grid, a copy of its edge on each side, and an empty one."""
 _LEAST_BODY: Final = 0.08
 """Share of the picture that a body fills at least."""
 _LEAST_RANGE: Final = 12
 """Grey levels between dark and soft tissue, at least."""
 _OTHER_BODY: Final = 0.4
 """An object of this share of the largest one's cells is another body."""
-_MOST_OBJECTS: Final = 400
-"""Objects that are looked at, at most. Noise has more."""
-_SPECK: Final = 40
-"""Cells of the largest object that is too small for a body."""
 _FLAT: Final = 12
 """Grey levels between the darkest and the lightest cell of a margin."""
+_LEVELS: Final = np.arange(256)
+_WHOLE: Final = np.ones((GRID, GRID), bool)
+_INSIDE: Final = 97
+"""Level from which on a point of the enlarged mask is inside of the body; the mask has 0 outside and 255 inside."""
 
 
 class Body(NamedTuple):
@@ -64,48 +61,23 @@ def find_body(grey: Image.Image) -> Body:
     The second look, inside of what the first one found, leaves out air that is lighter than a black surround.
     """
     levels = np.asarray(grey.resize((GRID, GRID), Image.Resampling.BOX))
-    whole = np.ones((GRID, GRID), bool)
-    air, tissue = _anchors(levels, whole, 0.5)
+    air, tissue = _anchors(levels.ravel(), 0.5)
     if tissue - air < _LEAST_RANGE:
-        return Body(whole, (0, 0, 1, 1), 0, air, max(tissue, air + 1))
+        return Body(_WHOLE, (0, 0, 1, 1), 0, air, max(tissue, air + 1))
     solid = levels > air + _BODY_FROM * (tissue - air)
-    _clear_light_border(solid, levels)
-    first, bodies = _largest(solid)
-    inner_air, inner_tissue = _anchors(levels, first, 0.25)
-    mask, _ = _largest(first & (levels > inner_air + _BODY_FROM * (inner_tissue - inner_air)))
-    if _count(mask) < _LEAST_BODY * GRID * GRID:
-        return Body(whole, (0, 0, 1, 1), 0, air, max(tissue, air + 1))
-    air, tissue = _refine(np.bincount(levels[mask], minlength=256), air, tissue)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (columns[0] / GRID, rows[0] / GRID, (columns[-1] + 1) / GRID, (rows[-1] + 1) / GRID)
-    return Body(mask, box, bodies, air, max(tissue, air + 1))
-
-
-def _anchors(levels: NDArray[np.uint8], inside: NDArray[np.bool_], share: float) -> tuple[int, int]:
-    """The levels of air or lung and of soft tissue: a quantile of the dark cells and the median of the light ones."""
-    counts = np.bincount(levels[inside], minlength=256)
-    light = _otsu(counts)
-    return _quantile(counts[: light + 1], share), light + 1 + _quantile(counts[light + 1 :], 0.5)
-
-
-def _refine(counts: NDArray[np.int64], air: int, tissue: int) -> tuple[int, int]:
-    """The levels of the lung, if there is one, and of the soft tissue without fat as far as the window shows it."""
-    lung = counts[: int(air + _LUNG_TO * (tissue - air)) + 1]
-    if lung.sum() >= _LEAST_LUNG * counts.sum():
-        air = _quantile(lung, 0.25)  # fat that a narrow window shows nearly black is not lung
-    soft_from = int(air + _LUNG_TO * (tissue - air)) + 1
-    if counts[soft_from:].any():
-        tissue = soft_from + _quantile(counts[soft_from:], 0.5)
-    return air, tissue
-
-
-def _largest(solid: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
-    """The largest object, filled and without thin parts, and the number of objects of about its size."""
-    objects = sorted(_find_objects(solid), key=_count, reverse=True)
-    if not objects:
-        return np.zeros_like(solid), 0
-    bodies = sum(_count(each) >= _OTHER_BODY * _count(objects[0]) for each in objects)
-    return _cut_thin_parts(_fill(objects[0])), bodies
+    light = cells.from_array(solid)
+    if cells.fill_an_edge(light):
+        light = cells.from_array(_without_light_border(solid, levels))
+    first, bodies = _largest(light)
+    inside = cells.to_array(first)
+    inner_air, inner_tissue = _anchors(levels[inside], 0.25)
+    found, _ = _largest(cells.from_array(inside & (levels > inner_air + _BODY_FROM * (inner_tissue - inner_air))))
+    if found.bit_count() < _LEAST_BODY * GRID * GRID:
+        return Body(_WHOLE, (0, 0, 1, 1), 0, air, max(tissue, air + 1))
+    mask = cells.to_array(found)
+    air, tissue = _refine(levels[mask], air, tissue)
+    left, top, right, bottom = (edge / GRID for edge in cells.box(found))
+    return Body(mask, (left, top, right, bottom), bodies, air, max(tissue, air + 1))
 
 
 def standardise(grey: Image.Image, body: Body, width: int, height: int) -> NDArray[np.uint8]:
@@ -113,114 +85,72 @@ def standardise(grey: Image.Image, body: Body, width: int, height: int) -> NDArr
     left, top, right, bottom = (share * edge for share, edge in zip(body.box, grey.size * 2, strict=True))
     scale = (1 - 2 * MARGIN) * min(width / (right - left), height / (bottom - top))
     columns, rows = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
-    cropped = np.asarray(grey.resize((columns, rows), Image.Resampling.BILINEAR, (left, top, right, bottom)))
-    cells = Image.fromarray(body.mask.view(np.uint8) * np.uint8(255))
-    left, top, right, bottom = (share * GRID for share in body.box)
-    inside = np.asarray(cells.resize((columns, rows), Image.Resampling.BILINEAR, (left, top, right, bottom))) > 96
+    cropped = grey.resize((columns, rows), Image.Resampling.BILINEAR, (left, top, right, bottom))
+    levels = np.frombuffer(cropped.tobytes().translate(_table(body)), np.uint8).reshape(rows, columns)
     picture = np.full((height, width), AIR, np.uint8)
     x, y = (width - columns) // 2, (height - rows) // 2
-    np.copyto(picture[y : y + rows, x : x + columns], _table(body)[cropped], where=inside)
+    np.copyto(picture[y : y + rows, x : x + columns], levels, where=_inside(body, rows, columns))
     return picture
 
 
-def _table(body: Body) -> NDArray[np.uint8]:
+def _table(body: Body) -> bytes:
     """The new grey level of each old one."""
-    share = (np.arange(256) - body.air) / max(body.tissue - body.air, 1)
-    return np.asarray((AIR + share * (TISSUE - AIR)).clip(0, 255).round(), np.uint8)
+    share = (_LEVELS - body.air) / max(body.tissue - body.air, 1)
+    return (AIR + share * (TISSUE - AIR)).clip(0, 255).round().astype(np.uint8).tobytes()
 
 
-def _quantile(counts: NDArray[np.int64], share: float) -> int:
-    """The level up to which `share` of all counts lie."""
-    sums = counts.cumsum()
-    return int(np.searchsorted(sums, share * sums[-1])) if len(sums) else 0
+def _inside(body: Body, rows: int, columns: int) -> NDArray[np.bool_]:
+    """The points [rows, columns] of the body's box that are inside of the body."""
+    mask = Image.fromarray(body.mask.view(np.uint8) * np.uint8(255))
+    left, top, right, bottom = (share * GRID for share in body.box)
+    return np.asarray(mask.resize((columns, rows), Image.Resampling.BILINEAR, (left, top, right, bottom))) >= _INSIDE
 
 
-def _otsu(counts: NDArray[np.int64]) -> int:
-    """The grey level that divides the levels into two groups with the least variance within them (Otsu, 1979)."""
-    below = counts.cumsum().astype(np.float64)
-    sums = (counts * np.arange(256)).cumsum()
-    between = (sums[-1] * below - sums * below[-1]) ** 2 / np.maximum(below * (below[-1] - below), 1)
-    return int(between.argmax())
+def _largest(solid: int) -> tuple[int, int]:
+    """The largest object, filled and without thin parts, and the number of objects of about its size."""
+    objects = cells.parts(solid, _OTHER_BODY)
+    if not objects:
+        return 0, 0
+    bodies = sum(each.bit_count() >= _OTHER_BODY * objects[0].bit_count() for each in objects)
+    return cells.cut_thin(cells.fill(objects[0])), bodies
 
 
-def _count(cells: NDArray[np.bool_]) -> int:
-    return int(np.count_nonzero(cells))
+def _anchors(levels: NDArray[np.uint8], share: float) -> tuple[int, int]:
+    """The levels of air or lung and of soft tissue: a quantile of the dark cells and the median of the light ones.
 
-
-def _clear_light_border(solid: NDArray[np.bool_], levels: NDArray[np.uint8]) -> None:
-    """Clear the outer rows and columns of one light level: a page's margin or a viewer's frame."""
-    for lines, grey in ((solid.copy(), levels), (solid.T.copy(), levels.T)):
-        if lines[0].all() or lines[-1].all():
-            flat = lines.all(axis=1) & (np.ptp(grey, axis=1) < _FLAT)
-            first, last = (GRID if flat.all() else int(each.argmin()) for each in (flat, flat[::-1]))
-            target = solid if lines.base is None and grey is levels else solid.T
-            target[: first + 1 if first else 0] = False  # the last line is partly margin
-            target[GRID - last - 1 if last else GRID :] = False
-
-
-def _find_objects(solid: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """The connected objects of more than a few cells."""
-    left, objects = _to_bits(solid), []
-    for _ in range(_MOST_OBJECTS):
-        if not left:
-            break
-        part = _flood(left & -left, left)
-        left ^= part
-        if part.bit_count() > _SPECK:
-            objects.append(_to_cells(part))
-    return objects
-
-
-def _flood(seed: int, cells: int) -> int:
-    """The cells that are connected with the seed."""
-    part = 0
-    while seed != part:
-        part = seed
-        seed = _dilate(part) & cells
-    return part
-
-
-def _dilate(cells: int) -> int:
-    return cells | cells << 1 | cells >> 1 | cells << _STRIDE | cells >> _STRIDE
-
-
-def _cut_thin_parts(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest part that is left without the thin ones."""
-    cells = _to_bits(mask)
-    core = cells
-    for _ in range(_THIN):
-        core &= core << 1 & core >> 1 & core << _STRIDE & core >> _STRIDE
-    if not core:
-        return np.zeros_like(mask)
-    parts = []
-    while core:
-        parts.append(_flood(core & -core, core))
-        core ^= parts[-1]
-    largest = max(parts, key=int.bit_count)
-    for _ in range(_THIN):
-        largest = _dilate(largest) & cells
-    return _to_cells(largest)
-
-
-def _to_bits(cells: NDArray[np.bool_]) -> int:
-    """The cells as the bits of one number, so that all neighbours are found by shifting.
-
-    The edge is repeated outside, so that erosion does not thin out a body that the picture cuts.
+    The level between dark and light leaves the least variance within the two (Otsu, 1979).
     """
-    padded = np.zeros((GRID + 2, _STRIDE), bool)
-    padded[:, :-1] = np.pad(cells, 1, mode="edge")
-    return int.from_bytes(np.packbits(padded.ravel(), bitorder="little").tobytes(), "little")
+    counts = np.bincount(levels, minlength=256)
+    sums, moments = counts.cumsum(), (counts * _LEVELS).cumsum()
+    below = sums.astype(np.float64)
+    between = (moments[-1] * below - moments * below[-1]) ** 2 / np.maximum(below * (below[-1] - below), 1)
+    light = int(between.argmax()) + 1
+    return _quantile(sums, 0, light, share), _quantile(sums, light, 256, 0.5)
 
 
-def _to_cells(bits: int) -> NDArray[np.bool_]:
-    count = (GRID + 2) * _STRIDE
-    data = np.frombuffer(bits.to_bytes((count + 7) // 8, "little"), np.uint8)
-    return np.unpackbits(data, count=count, bitorder="little").reshape(-1, _STRIDE)[1:-1, 1:-2].view(bool)
+def _refine(levels: NDArray[np.uint8], air: int, tissue: int) -> tuple[int, int]:
+    """The levels of the lung, if there is one, and of the soft tissue without fat as far as the window shows it."""
+    sums = np.bincount(levels, minlength=256).cumsum()
+    soft = int(air + _LUNG_TO * (tissue - air)) + 1
+    if sums[soft - 1] >= _LEAST_LUNG * sums[-1]:
+        air = _quantile(sums, 0, soft, 0.25)  # fat that a narrow window shows nearly black is not lung
+        soft = int(air + _LUNG_TO * (tissue - air)) + 1
+    return air, _quantile(sums, soft, 256, 0.5) if sums[-1] > sums[soft - 1] else tissue
 
 
-def _fill(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill what lies between cells of a row and also between cells of a column: the lungs."""
-    maximum = np.logical_or.accumulate
-    rows = maximum(cells, axis=1) & maximum(cells[:, ::-1], axis=1)[:, ::-1]
-    columns = maximum(cells, axis=0) & maximum(cells[::-1], axis=0)[::-1]
-    return rows & columns
+def _quantile(sums: NDArray[np.int64], first: int, end: int, share: float) -> int:
+    """The level from `first` to before `end` up to which `share` of their counts lie. `sums` are up to each level."""
+    before = int(sums[first - 1]) if first else 0
+    counts = int(sums[end - 1]) - before
+    return first + int(sums[first:end].searchsorted(before + share * counts))
+
+
+def _without_light_border(solid: NDArray[np.bool_], levels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The solid cells without outer rows and columns of one light level: a page's margin or a viewer's frame."""
+    inner = solid.copy()
+    for lines, grey, target in ((solid, levels, inner), (solid.T, levels.T, inner.T)):
+        flat = lines.all(axis=1) & (np.ptp(grey, axis=1) < _FLAT)
+        first, last = (GRID if flat.all() else int(each.argmin()) for each in (flat, flat[::-1]))
+        target[: first + 1 if first else 0] = False  # the last line is partly margin
+        target[GRID - last - 1 if last else GRID :] = False
+    return inner
