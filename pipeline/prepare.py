@@ -14,6 +14,7 @@ from pipeline.core.params import Params
 from pipeline.images import audit, contact_sheet, input_facts
 from pipeline.images.audit import Findings, Pair
 from pipeline.images.contact_sheet import Section
+from pipeline.images.extra import read_extra
 from pipeline.images.folds import make_folds
 from pipeline.images.listing import name_some
 from pipeline.images.manifest import Manifest
@@ -22,7 +23,7 @@ from pipeline.images.slices import SOURCE, Slice, read_slices
 
 
 def prepare(params: Params) -> None:
-    """Write POOL and FACTS (train and valid, with folds), TEST, AUDIT and CONTACT_SHEET from data/raw.
+    """Write POOL and FACTS (train and valid, with folds), EXTRA, TEST, AUDIT and CONTACT_SHEET from data/raw.
 
     Raises DataError if data/raw is not what the manifest says, if a class has too few images for the folds, or if more
     than data.max_left_out of the images can't be read.
@@ -54,6 +55,7 @@ def prepare(params: Params) -> None:
     np.savez(paths.POOL, **_arrays(pool), folds=folds)
     # Stage train does not read the facts, so a new fact does not start a new training.
     np.savez(paths.FACTS, **input_facts.to_arrays([item.facts for item in pool]))
+    np.savez(paths.EXTRA, **read_extra(params.data.extra))
     np.savez(
         paths.TEST,
         **_arrays(test),

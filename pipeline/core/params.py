@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from chestct.card import Frozen, InputRules
 from pipeline.core import paths
 from pipeline.core.errors import ParamsError
+from pipeline.images.classes import CLASSES
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -41,10 +42,21 @@ class PhantomCounts(Frozen):
     test: Count
 
 
+ANY_CANCER: Final = "any_cancer"
+"""Label of a slice of a cancer patient whose kind of cancer is not known."""
+
+
+class ExtraSource(Frozen):
+    path: Path
+    labels: Annotated[dict[str, Literal[CLASSES] | Literal["any_cancer"]], Field(min_length=1)]  # type: ignore[valid-type]
+    """The label of each folder below `path`: a class or `any_cancer`."""
+
+
 class Data(Frozen):
     source: Literal["kaggle", "local", "synthetic"]
     path: Path | None
     max_left_out: Share
+    extra: tuple[ExtraSource, ...]
     phantoms: PhantomCounts
 
 
