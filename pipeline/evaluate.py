@@ -17,7 +17,7 @@ from pipeline.core import paths, runner
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.images import input_facts
-from pipeline.judging import baselines, rejection
+from pipeline.judging import baselines, rejection, style_table
 from pipeline.judging.calibration import (
     METHODS,
     Answers,
@@ -61,11 +61,17 @@ def evaluate(params: Params) -> None:
     evaluation = Evaluation(answers, labels, groups=scans, checks=checks, **resampling)
     split = f"out-of-fold on train + valid, {len(np.unique(folds))} folds by scan"
     by_fold = evaluation.within(folds)
+    with np.load(paths.STYLES) as file:
+        before = calibration.scaling.apply(scored.logits).argmax(axis=1)
+        styles = style_table.measure(file, before, wanted.ood_score, calibration, scans)
     summary = {
         **evaluation.summary(),
         **{f"loss_with_{each}_scaling": round(loss, 4) for each, loss in losses.items()},
         **mean_costs(answers.probabilities, answers.accepted, labels, wanted.costs),
         **_spread(by_fold),
+        **{
+            f"style_{style}_{name}": round(each.value, 4) for style, row in styles.items() for name, each in row.items()
+        },
     }
     predicted = baselines.predict(pixels, facts, features, labels, folds)
     card = OutOfFold(
@@ -73,6 +79,7 @@ def evaluate(params: Params) -> None:
         folds=by_fold,
         baselines={name: baselines.measure(each, labels, scans, **resampling) for name, each in predicted.items()},
         checks={name: evaluation.figures[name] for name in checks},
+        styles=styles,
         others=rejection.count_rejected(trust, wanted.ood_score, calibration, wanted.ood_false_rejection),
         ood_scores=rejection.count_scores(trust, wanted.ood_score, calibration.thresholds.ood_limit),
     )
@@ -90,6 +97,12 @@ def evaluate(params: Params) -> None:
         f"calibration error {figures['calibration_error'].value:.3f} by {method} scaling, "
         f"referred {figures['referred'].value:.1%}, flipped by small changes {figures['flips'].value:.1%}"
     )
+    for style, row in styles.items():
+        kept, otherwise = row["kept"], row["accepted_otherwise"]
+        print(
+            f"shown as {style}: label kept {kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%}), accepted with another "
+            f"label {otherwise.value:.1%}, unfamiliar {row['unfamiliar'].value:.1%}"
+        )
 
 
 def _require_telling_sets(answers: Answers, labels: NDArray[np.int64], coverage: float) -> None:

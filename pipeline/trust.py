@@ -1,9 +1,11 @@
 """Stage trust: tests the folds' networks on images that they were not trained on.
 
-Each held-out image gets its out-of-distribution scores. It is changed a little, to see whether its label stays, and its
-heat map is tested. Pictures that are not chest CT get the scores too. Stage evaluate judges the results without Keras.
+Each held-out image gets its out-of-distribution scores. It is changed a little and shown in other styles, to see
+whether its label stays, and its heat map is tested. Pictures that are not chest CT get the scores too. Stage evaluate
+judges the results without Keras.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import keras
@@ -21,7 +23,10 @@ from pipeline.judging import ood
 from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
 from pipeline.judging.other_pictures import draw_other_pictures
 from pipeline.judging.small_changes import CHANGES
+from pipeline.judging.styles import STYLES, show
+from pipeline.network.augmentation import Source
 from pipeline.network.build import FEATURES, LOGITS
+from pipeline.network.fitting import source_of
 
 BATCH: Final = 32
 SHOWN_WRONGLY: Final = 48
@@ -63,9 +68,13 @@ class Trained(NamedTuple):
 
 
 def trust(params: Params) -> None:
-    """Write TRUST: arrays of the images in POOL [N], of the small changes [C, N] and of other pictures [folds, M]."""
+    """Write TRUST: arrays of the images in POOL [N], of the small changes [C, N] and of other pictures [folds, M].
+
+    Write STYLES: arrays [styles, N] of the images shown in other styles.
+    """
     with np.load(paths.POOL) as file:
         pixels, labels, folds = file["pixels"], file["labels"], file["folds"]
+        sources = [source_of(*each) for each in zip(file["sources"], file["source_sizes"], strict=True)]
     spec = InputSpec(height=pixels.shape[1], width=pixels.shape[2])
     shown = pixels[np.linspace(0, len(pixels) - 1, min(SHOWN_WRONGLY, len(pixels))).astype(int)]
     drawn = list(draw_other_pictures(shown, params.seed))
@@ -82,24 +91,50 @@ def trust(params: Params) -> None:
         **{f"other_ood_{kind}": np.zeros((params.prepare.folds, len(drawn)), np.float32) for kind in ood.KINDS},
         **input_facts.to_arrays([picture.facts for picture in pictures]),
     }
+    styled = _show_in_styles(sources, spec)
     for fold in range(params.prepare.folds):
         network, held_out = Trained.load(fold), folds == fold
         features = network.features(pixels, f"fold {fold + 1}: features")
         other_features = network.features(other_pixels, f"fold {fold + 1}: other pictures")
-        for kind in ood.KINDS:
-            score = ood.fit(kind, features[~held_out], labels[~held_out], len(CLASSES))
+        scores = {kind: ood.fit(kind, features[~held_out], labels[~held_out], len(CLASSES)) for kind in ood.KINDS}
+        for kind, score in scores.items():
             arrays[f"ood_{kind}"][held_out] = score(features[held_out])
             arrays[f"other_ood_{kind}"][fold] = score(other_features)
+        for index, style in enumerate(STYLES):
+            features = network.features(styled["pixels"][index, held_out], style)
+            styled["logits"][index, held_out] = features @ network.kernel + network.bias
+            for kind, score in scores.items():
+                styled[f"ood_{kind}"][index, held_out] = score(features)
         for index, change in enumerate(CHANGES):
             changed = np.stack([change(image, params.trust) for image in pixels[held_out]])
             arrays["changed_logits"][index, held_out] = network.logits(changed, change.__name__)
         for name, values in _explain(network, pixels[held_out], params.seed).items():
             arrays[name][held_out] = values
     np.savez(paths.TRUST, **arrays)
+    del styled["pixels"]
+    np.savez(paths.STYLES, **styled)
     print(
         f"heat maps: {arrays['in_body'].mean():.0%} on the body, which fills {arrays['body_area'].mean():.0%}; "
         f"hiding what they point at agrees on {arrays['occlusion_agrees'].mean():.0%} of the images"
     )
+
+
+def _show_in_styles(sources: Sequence[Source], spec: InputSpec) -> dict[str, Any]:
+    """The slices in each style: `pixels` [styles, N, S, S, 1], their input facts [styles * N], and room for scores."""
+    shape = (len(STYLES), len(sources))
+    bar = tqdm(total=shape[0] * shape[1], desc="showing in styles", unit="image")
+    pictures = []
+    for style in STYLES:
+        for source in sources:
+            pictures.append(show(source, style, spec))
+            bar.update()
+    return {
+        "styles": np.array(list(STYLES)),
+        "pixels": np.stack([picture.pixels for picture in pictures]).reshape(*shape, spec.height, spec.width, 1),
+        "logits": np.zeros((*shape, len(CLASSES)), np.float32),
+        **{f"ood_{kind}": np.zeros(shape, np.float32) for kind in ood.KINDS},
+        **input_facts.to_arrays([picture.facts for picture in pictures]),
+    }
 
 
 def _explain(network: Trained, pixels: Pixels, seed: int) -> dict[str, Any]:

@@ -37,6 +37,8 @@ SWEEP_SCRATCH: Final = Path("models/sweep")
 """Networks of the current trial."""
 
 TRUST: Final = Path("models/trust.npz")
+STYLES: Final = Path("models/styles.npz")
+"""Scores and input facts of the held-out images, shown in other styles."""
 
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")

@@ -53,6 +53,7 @@ class OutOfFold(JsonFile):
     folds: tuple[Fold, ...]
     baselines: dict[str, dict[str, Estimate]]
     checks: dict[str, Estimate]
+    styles: dict[str, dict[str, Estimate]]
     others: dict[str, OtherPictures]
     ood_scores: ScoreCounts
 

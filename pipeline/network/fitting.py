@@ -224,7 +224,9 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         self._labels = part.labels
         self._side = part.pixels.shape[1]
         self._sources = [
-            _source(*each) for images in (part, extra) for each in zip(images.sources, images.source_sizes, strict=True)
+            source_of(*each)
+            for images in (part, extra)
+            for each in zip(images.sources, images.source_sizes, strict=True)
         ]
         self._allowed = np.concatenate([one_hot(part.labels), extra.allowed.astype(np.float32)])
         self._weights = np.append(weights[part.labels], np.ones(len(extra.allowed), np.float32))
@@ -256,6 +258,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         return rng.permutation(np.concatenate([*rows, np.arange(len(self._labels), len(self._sources))]))
 
 
-def _source(picture: NDArray[np.uint8], size: NDArray[np.int64]) -> Source:
+def source_of(picture: NDArray[np.uint8], size: NDArray[np.int64]) -> Source:
+    """One of the `sources` and `source_sizes` of Pool, with the body in it."""
     grey = Image.fromarray(picture[: size[1], : size[0]])
     return Source(grey, find_body(grey))
