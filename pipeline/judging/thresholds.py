@@ -10,9 +10,6 @@ from chestct.prediction import cancer_probability
 from pipeline.core.params import Costs, Evaluate
 from pipeline.images.classes import CLASSES, NORMAL
 
-MIN_ACCEPTED: Final = 0.5
-"""Share of answers that the refer margin always accepts, even if their risk is above the target."""
-
 _NORMAL: Final = CLASSES.index(NORMAL)
 _ROUNDING: Final = 1e-6
 
@@ -22,37 +19,37 @@ Ints = NDArray[np.int64]
 
 def fit_thresholds(probabilities: Floats, ood_scores: Floats, labels: Ints, wanted: Evaluate) -> Thresholds:
     """Fit every threshold on calibrated `probabilities` [N, classes], `ood_scores` [N] and true `labels` [N]."""
+    least_confidence = fit_least_confidence(probabilities, labels, wanted.costs)
+    any_cancer = fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity)
+    predicted = probabilities.argmax(axis=1)
+    confident = probabilities.max(axis=1) >= np.asarray(least_confidence)[predicted]
+    suspect = (predicted == _NORMAL) & (cancer_probability(probabilities, _NORMAL) >= any_cancer)
     return Thresholds(
         ood_limit=float(np.quantile(ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
         chest_ct_limit=0.5,
-        refer_margin=fit_refer_margin(probabilities, labels, wanted.refer_risk),
-        any_cancer=fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity),
-        least_confidence=fit_least_confidence(probabilities, labels, wanted.costs),
+        refer_margin=fit_refer_margin(probabilities, labels, wanted.refer_risk, standing=confident & ~suspect),
+        any_cancer=any_cancer,
+        least_confidence=least_confidence,
         conformal_quantile=fit_conformal_quantile(probabilities, labels, wanted.conformal_coverage),
         conformal_coverage=wanted.conformal_coverage,
     )
 
 
-def fit_refer_margin(probabilities: Floats, labels: Ints, risk: float) -> float:
+def fit_refer_margin(probabilities: Floats, labels: Ints, risk: float, standing: NDArray[np.bool_]) -> float:
     """The smallest margin between the two highest probabilities with at most `risk` errors among accepted answers.
 
-    If no margin that accepts MIN_ACCEPTED of the answers meets `risk`, the one of them with the lowest risk.
+    `standing` [N] are the answers that all other rules accept. If no margin meets `risk`, it is 1: none is accepted.
     """
-    margins = margin(probabilities)
-    wrong = probabilities.argmax(axis=1) != labels
+    margins = margin(probabilities)[standing]
+    wrong = (probabilities.argmax(axis=1) != labels)[standing]
+    if wrong.sum() <= risk * len(wrong):
+        return 0.0
     widest_first = np.argsort(-margins, kind="stable")
-    accepted = np.arange(1, len(labels) + 1)
-    risks = np.cumsum(wrong[widest_first]) / accepted
+    risks = np.cumsum(wrong[widest_first]) / np.arange(1, len(wrong) + 1)
     margins = margins[widest_first]
     last_of_ties = np.append(margins[1:] != margins[:-1], True)  # equal margins are accepted together
-    allowed = last_of_ties & (accepted >= MIN_ACCEPTED * len(labels))
-    if risks[-1] <= risk:
-        return 0.0
-    good = np.flatnonzero(allowed & (risks <= risk))
-    if len(good):
-        return float(margins[good[-1]])
-    candidates = np.flatnonzero(allowed)
-    return float(margins[candidates[np.argmin(risks[candidates])]])
+    good = np.flatnonzero(last_of_ties & (risks <= risk))
+    return float(margins[good[-1]]) if len(good) else 1.0
 
 
 def fit_any_cancer(probabilities: Floats, labels: Ints, sensitivity: float) -> float:

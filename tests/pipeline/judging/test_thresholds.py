@@ -27,22 +27,28 @@ def rows(*first_class: float) -> NDArray[np.float64]:
 def test_the_refer_margin_is_the_smallest_that_meets_the_risk() -> None:
     probabilities = rows(0.95, 0.9, 0.85, 0.8, 0.75)  # margins 0.9, 0.8, 0.7, 0.6, 0.5
     labels = np.array([0, 0, 0, 1, 0])  # one error of five; the fourth
-    assert fit_refer_margin(probabilities, labels, risk=0.2) == 0
-    assert fit_refer_margin(probabilities, labels, risk=0.1) == pytest.approx(0.7)
+    everything = np.ones(5, bool)
+    assert fit_refer_margin(probabilities, labels, risk=0.2, standing=everything) == 0
+    assert fit_refer_margin(probabilities, labels, risk=0.1, standing=everything) == pytest.approx(0.7)
+
+
+def test_answers_that_other_rules_refer_do_not_move_the_margin() -> None:
+    probabilities, labels = rows(0.95, 0.9, 0.85, 0.8, 0.75), np.array([0, 0, 0, 1, 0])
+    assert fit_refer_margin(probabilities, labels, risk=0.1, standing=np.arange(5) != 3) == 0
+    assert fit_refer_margin(probabilities, labels, risk=0.1, standing=np.zeros(5, bool)) == 0
 
 
 def test_a_margin_that_several_answers_share_accepts_all_or_none_of_them() -> None:
     probabilities = rows(0.95, 0.95, 0.95, 0.8, 0.8, 0.8)
     labels = np.array([0, 0, 0, 0, 1, 1])  # the fourth, being right, can't be accepted without the wrong ones
-    assert fit_refer_margin(probabilities, labels, risk=0.1) == pytest.approx(0.9)
+    assert fit_refer_margin(probabilities, labels, risk=0.1, standing=np.ones(6, bool)) == pytest.approx(0.9)
 
 
-def test_a_risk_that_cannot_be_met_leaves_half_accepted() -> None:
+def test_a_risk_that_no_margin_meets_leaves_nothing_accepted() -> None:
     logits, _, _ = draw(200)
     always_wrong = (logits.argmax(axis=1) + 1) % 4
-    margin = fit_refer_margin(softmax(logits, axis=1), always_wrong, risk=0.05)
-    highest = np.sort(softmax(logits, axis=1), axis=1)
-    assert (highest[:, -1] - highest[:, -2] >= margin).mean() >= 0.5
+    everything = np.ones(200, bool)
+    assert fit_refer_margin(softmax(logits, axis=1), always_wrong, risk=0.05, standing=everything) == 1
 
 
 def rule_fires(probabilities: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
