@@ -34,6 +34,7 @@ from chestct.card import (
 from chestct.image import Facts
 from chestct.standard_picture import AIR, TISSUE
 from chestct.store import CARD, GRAPH
+from pipeline.graph.scaling import append_scaling
 from pipeline.images.classes import CLASSES, TITLES
 
 GAIN = 12.0
@@ -128,7 +129,6 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         helper.make_node("AveragePool", ["planes"], ["bands"], kernel_shape=[band, band], strides=[band, band]),
         helper.make_node("Mul", ["bands", "masks"], ["heatmaps"]),
         helper.make_node("ReduceMean", ["heatmaps"], ["logits"], axes=[2, 3], keepdims=0),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
         helper.make_node("ReduceMean", ["planes"], ["ood_score"], axes=[1, 2, 3], keepdims=0),
         helper.make_node("Slice", ["planes", "wall_from", "wall_to", "across"], ["wall"]),
         helper.make_node("ReduceMean", ["wall"], ["chest_ct"], axes=[1, 2, 3], keepdims=0),
@@ -138,7 +138,7 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         "tiny",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", size, size, 1])],
         [
-            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", classes]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes]),
             helper.make_tensor_value_info("ood_score", TensorProto.FLOAT, ["N"]),
             helper.make_tensor_value_info("chest_ct", TensorProto.FLOAT, ["N"]),
             helper.make_tensor_value_info("heatmaps", TensorProto.FLOAT, ["N", classes, classes, classes]),
@@ -152,6 +152,7 @@ def tiny_graph(path: Path, size: int = 32, classes: int = 4) -> Path:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    append_scaling(model, Scaling(method="temperature", scale=(1.0,) * classes, shift=(0.0,) * classes))
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path

@@ -163,6 +163,21 @@ class Store(Frozen):
     max_flips: Share
 
 
+class Bar(Frozen):
+    """For each figure, what it must reach, and what the worse end of its interval must reach."""
+
+    labelled: tuple[Share, Share]
+    accepted_accuracy: tuple[Share, Share]
+    missed_cancers: tuple[Share, Share]
+    false_alarms: tuple[Share, Share]
+
+
+class Site(Frozen):
+    bar: Bar
+    min_patients: Count
+    bootstrap: Resamples
+
+
 class Sweep(Frozen):
     trials: Count
     folds: Folds
@@ -187,6 +202,7 @@ class Params(Frozen):
     export: Export
     report: Report
     store: Store
+    site: Site
     sweep: Sweep
 
     @classmethod

@@ -55,6 +55,11 @@ TEST_METRICS: Final = Path("reports/test.json")
 TEST_PLOTS: Final = Path("reports/test")
 TEST_OPENINGS: Final = Path("reports/test_openings.jsonl")
 
+EXTERNAL: Final = Path("reports/external")
+EXTERNAL_OPENINGS: Final = Path("reports/external_openings.jsonl")
+"""When slices of other sources were opened, and with which model."""
+SITE: Final = Path("reports/site")
+
 
 def fold_model(fold: int) -> Path:
     """Return the path of the network that never saw the images of `fold`, counted from 0."""
