@@ -83,6 +83,7 @@ def test_train_depends_only_on_what_it_learns_from() -> None:
     """A new plot or audit of the data set does not cost hours of training."""
     assert {path for path in STAGES["train"]["deps"] if not path.endswith(".py")} == {
         "data/manifest.json",
+        "data/prepared/extra.npz",
         "data/prepared/pool.npz",
         "models/base.keras",
         "models/features.npz",
