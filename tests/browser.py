@@ -4,13 +4,12 @@ import shutil
 from io import BytesIO
 from typing import Final
 
-import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, expect
 
 from chestct.image import encode_png
-from tests.graphs import tiny_picture
+from tests.graphs import narrow_picture, tiny_picture, unfamiliar_picture
 
 CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -33,8 +32,17 @@ def jpeg(label: int) -> bytes:
     return buffer.getvalue()
 
 
-def grey(level: int) -> bytes:
-    return encode_png(np.full((64, 64), level, np.uint8))
+def close_call() -> bytes:
+    """Return a PNG file between CLASSES[1], the label, and CLASSES[2], which is normal."""
+    return encode_png(tiny_picture(1, 64, marks=800)[:, :, 0])
+
+
+def unfamiliar() -> bytes:
+    return encode_png(unfamiliar_picture(64)[:, :, 0])
+
+
+def no_chest_ct() -> bytes:
+    return encode_png(narrow_picture(64)[:, :, 0])
 
 
 def upload(data: bytes, name: str = "slice.png", mime: str = "image/png") -> FilePayload:

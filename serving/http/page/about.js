@@ -13,8 +13,8 @@ const FIGURES = [
   ["calibration_error", "Calibration error", false],
 ];
 const SHARES = [
-  ["referred", "“A person should look”"],
-  ["rejected", "“Not a chest CT”"],
+  ["referred", "Referred to a person"],
+  ["rejected", "Rejected"],
 ];
 
 export function drawAbout(model) {
@@ -72,7 +72,7 @@ function comparisons(model) {
   const others = Object.entries(model.others ?? {});
   if (others.length) {
     const rows = others.map(([name, kind]) => tableRow(plain(name), [element("td", {}, percent(kind.rejected))], `${kind.images} images`));
-    parts.push(...titled("Pictures that are no chest CT, or shown wrongly", [head("Answered “Not a chest CT”")], rows));
+    parts.push(...titled("Pictures that are no chest CT, or shown wrongly", [head("Rejected")], rows));
   }
   return parts;
 }
@@ -90,7 +90,7 @@ function figures(splits) {
     tableRow(title, splits.map(([, metrics]) => estimate(metrics[key], drawn))),
   );
   const shares = SHARES.map(([key, title]) =>
-    tableRow(`Answered ${title}`, splits.map(([, metrics]) => element("td", {}, percent(metrics[key])))),
+    tableRow(title, splits.map(([, metrics]) => element("td", {}, percent(metrics[key])))),
   );
   return table(heads, [...rows, ...shares]);
 }

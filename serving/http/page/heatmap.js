@@ -1,4 +1,4 @@
-/** Draws the heat map over the picture, for the chosen class and opacity. */
+/** Draws the heat map over what the model saw, for the chosen class and opacity. */
 
 import { byId, element, pngUrl } from "./elements.js";
 import { percent, titleOf } from "./words.js";
@@ -15,17 +15,24 @@ const RAMP = [[0, 0, 0], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255,
 
 let drawing = 0;
 
-/** Offer the prediction's heat maps and show the label's. Without a label they mean nothing, so none is offered. */
-export function offerHeatmaps(prediction, model) {
+/**
+ * Offer the prediction's heat maps and show the label's. Without a label they mean nothing, so none is offered.
+ *
+ * `look(true)` must show the standard picture, on which the maps lie, and `look(false)` the file. It returns a promise.
+ */
+export function offerHeatmaps(prediction, model, look) {
   const maps = (prediction?.label && prediction.heatmaps) || {};
   const names = Object.keys(maps);
   controls.hidden = names.length === 0;
   canvas.hidden = true;
   drawing += 1;
-  if (!names.length) return;
+  if (!names.length) {
+    look(false);
+    return;
+  }
   choices.replaceChildren(...["", ...names].map((name) => choice(name, name === prediction.label, model)));
-  choices.onchange = (event) => show(maps[event.target.value]);
-  show(maps[prediction.label]);
+  choices.onchange = (event) => show(maps[event.target.value], look);
+  show(maps[prediction.label], look);
 }
 
 function choice(name, checked, model) {
@@ -33,14 +40,15 @@ function choice(name, checked, model) {
   return element("label", {}, input, element("span", {}, name ? titleOf(model, name) : "Off"));
 }
 
-async function show(png) {
+async function show(png, look) {
   const turn = (drawing += 1);
   canvas.hidden = true;
+  const looking = look(Boolean(png));
   if (!png) return;
   const image = new Image();
   image.src = pngUrl(png);
   try {
-    await image.decode();
+    await Promise.all([image.decode(), looking]);
   } catch {
     return;
   }

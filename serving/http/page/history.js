@@ -2,7 +2,7 @@
 
 import { byId, element, pngUrl } from "./elements.js";
 import { items, open } from "./queue.js";
-import { bytes, DECISIONS, errorWords, outcome, percentages, reasonsOf, titleOf, warningsOf } from "./words.js";
+import { bytes, errorWords, meaningOf, outcome, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
 
 const rows = new Map();
 
@@ -22,6 +22,14 @@ export function drawHistory(item) {
   }
   byId("history").hidden = false;
   rows.get(item).replaceChildren(...cells(item));
+  byId("history-counts").textContent = counts();
+}
+
+/** Say how many pictures got each answer. */
+function counts() {
+  const titles = items.filter((item) => item.prediction).map((item) => verdictOf(item.prediction).title);
+  const each = [...new Set(titles)].map((title) => `${title}: ${titles.filter((other) => other === title).length}`);
+  return each.length ? `${each.join(", ")}.` : "";
 }
 
 export function clearHistory() {
@@ -34,7 +42,7 @@ const time = (item) => item.at.toLocaleTimeString("en-GB");
 
 function cells(item) {
   const { prediction, error } = item;
-  const decision = prediction ? DECISIONS[prediction.decision].title : outcome(item, current).words;
+  const decision = prediction ? verdictOf(prediction).title : outcome(item, current).words;
   const label = prediction?.label ? titleOf(current, prediction.label) : "";
   const sure = prediction?.label ? percentages(prediction)[prediction.label] : "";
   const id = prediction?.request_id ?? error?.requestId ?? "";
@@ -54,10 +62,10 @@ function field(value) {
 function csv() {
   const done = items.filter((item) => !open(item));
   const classes = current?.classes ?? Object.keys(done.find((item) => item.prediction)?.prediction.probabilities ?? {});
-  const head = ["time", "file", "synthetic", "decision", "label", "confidence", ...classes, "ood_score", "prediction_set", "reasons", "warnings", "error", "message", "model", "request_id", "disclaimer"];
+  const head = ["time", "file", "synthetic", "decision", "label", "confidence", ...classes, "ood_score", "chest_ct", "prediction_set", "reasons", "warnings", "error", "message", "model", "request_id", "disclaimer"];
   const lines = done.map(({ at, name, synthetic, prediction: p, error }) => [
     at.toISOString(), name, synthetic, p?.decision, p?.label, p?.confidence, ...classes.map((name) => p?.probabilities[name]),
-    p?.ood_score, p?.prediction_set.join(" "), p?.reasons.join(" "), p?.warnings.join(" "), error?.code, error?.message,
+    p?.ood_score, p?.chest_ct, p?.prediction_set.join(" "), p?.reasons.join(" "), p?.warnings.join(" "), error?.code, error?.message,
     p?.model, p?.request_id ?? error?.requestId, p?.disclaimer ?? byId("disclaimer").textContent,
   ]);
   return [head, ...lines].map((line) => `${line.map(field).join(",")}\r\n`).join("");
@@ -74,14 +82,14 @@ byId("export").addEventListener("click", () => {
 function entry(item) {
   const { prediction, error } = item;
   const picture = prediction?.preview && element("img", { src: pngUrl(prediction.preview), alt: `What the model saw of ${item.name}` });
-  const said = prediction ? DECISIONS[prediction.decision].title : errorWords(error)[0];
+  const said = prediction ? verdictOf(prediction).title : errorWords(error)[0];
   const lines = [`${time(item)}, ${bytes(item.file.size)}${item.synthetic ? ". Synthetic: drawn, not of any patient" : ""}.`];
   if (prediction) {
     const shares = percentages(prediction);
     if (prediction.label) lines.push(`${titleOf(current, prediction.label)}, ${shares[prediction.label]} confidence.`);
     const each = Object.entries(shares).map(([name, share]) => `${titleOf(current, name)} ${share}`);
     const words = [...reasonsOf(prediction, current), ...warningsOf(prediction, current)];
-    lines.push(`Probabilities: ${each.join(", ")}.`, ...words, `Model ${prediction.model}, request ${prediction.request_id}.`);
+    lines.push(`${meaningOf(prediction)}: ${each.join(", ")}.`, ...words, `Model ${prediction.model}, request ${prediction.request_id}.`);
   }
   const text = element("div", {}, element("h3", {}, item.name), element("p", {}, element("b", {}, said)), ...lines.map((line) => element("p", {}, line)));
   return element("article", {}, ...(picture ? [picture] : []), text);

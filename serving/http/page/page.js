@@ -11,7 +11,7 @@ import { offerSamples } from "./samples.js";
 import { drawSnippets } from "./snippets.js";
 import { clearThumbnails, drawThumbnails, mark, onChoose } from "./thumbnails.js";
 import { showPicture } from "./viewer.js";
-import { DECISIONS, errorWords, titleOf } from "./words.js";
+import { errorWords, titleOf, verdictOf } from "./words.js";
 
 const main = byId("main");
 const input = byId("file");
@@ -48,15 +48,14 @@ function select(item) {
 
 /** Show the selected item in its current state. */
 function draw() {
-  showPicture(selected);
   const { state, prediction, error } = selected ?? { state: "empty" };
-  offerHeatmaps(prediction, model);
+  offerHeatmaps(prediction, model, (standard) => showPicture(selected, standard));
   if (state === "empty") {
-    show("empty", { title: "One slice, one of three answers", symbol: "info", said: "" });
+    show("empty", { title: "One slice, one of four answers", symbol: "info", said: "" });
   } else if (state === "result") {
     const said = drawResult(selected, model);
     byId("disclaimer").textContent = prediction.disclaimer;
-    show("result", { title: DECISIONS[prediction.decision].title, symbol: prediction.decision, tone: prediction.decision, said });
+    show("result", { title: verdictOf(prediction).title, symbol: prediction.decision, tone: prediction.decision, said });
   } else if (error) {
     drawError(selected);
   } else {

@@ -1,12 +1,12 @@
 /** Draws one prediction: the answer, the probabilities with their limits, and the evidence for and against it. */
 
 import { byId, element, icon, onTrack, row } from "./elements.js";
-import { chance, DECISIONS, list, percent, percentages, reasonsOf, titleOf, warningsOf } from "./words.js";
+import { chance, list, meaningOf, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
 
 /** Fill the result panel. Returns the sentence for screen readers. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
   const { decision, label } = prediction;
-  const { title, explain } = DECISIONS[decision];
+  const { title, explain } = verdictOf(prediction);
   const shown = percentages(prediction);
   const sure = shown[label];
 
@@ -16,9 +16,8 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
     byId("confidence").textContent = sure;
   }
   byId("explain").textContent = explain;
-  byId("explain").hidden = !explain;
   byId("synthetic").hidden = !synthetic;
-  byId("bars-title").textContent = label ? "Probabilities" : "Probabilities, meaningless for this picture";
+  byId("bars-title").textContent = meaningOf(prediction);
   byId("bars").classList.toggle("muted", !label);
   byId("bars").replaceChildren(...Object.keys(shown).map((name) => bar(prediction, model, name, shown[name])), ...cancers(prediction, model));
   byId("bars-key").hidden = !label || !model;
@@ -102,16 +101,20 @@ function message(tone, words) {
 function evidence(prediction, model) {
   const pro = [];
   const contra = reasonsOf(prediction, model);
-  const { label, between = [], prediction_set: set, ood_score: score } = prediction;
+  const { label, decision, between = [], prediction_set: set, ood_score: score, chest_ct: chest } = prediction;
   if (between.length) contra.push(`The answer is between ${between.map((name) => titleOf(model, name).toLowerCase()).join(" and ")}.`);
   if (label && !prediction.reasons.length && model) pro.push(`None of the ${Object.keys(model.rules).length} rules objects.`);
   if (model) {
-    const { ood_limit: limit, conformal_coverage: coverage } = model.thresholds;
-    const like = score <= limit;
-    (like ? pro : contra).push([
-      `${like ? "It looks like" : "It is far from"} the CT slices the model knows: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
-      meter(score, limit),
-    ]);
+    const { ood_limit: limit, chest_ct_limit: least, conformal_coverage: coverage } = model.thresholds;
+    if (decision !== "reject") {
+      const like = score <= limit;
+      (like ? pro : contra).push([
+        `${like ? "It looks like" : "It is far from"} the CT slices the model knows: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
+        meter(score, limit, 1.25 * Math.max(score, limit)),
+      ]);
+    } else if (chest < least) {
+      contra.push([`Its probability to be a chest CT slice is ${chance(chest)}, and must be ${percent(least)}.`, meter(chest, least, 1)]);
+    }
     if (set.length) {
       const held = list(set.map((name) => titleOf(model, name).toLowerCase()));
       const odds = `a set calibrated to hold the right class for ${percent(coverage, 0)} of slices like the training ones, without a guarantee`;
@@ -125,8 +128,7 @@ function evidence(prediction, model) {
   return { pro, contra };
 }
 
-function meter(score, limit) {
-  const most = 1.25 * Math.max(score, limit);
+function meter(score, limit, most) {
   const fill = onTrack("fill", { width: Math.max(0, score) / most });
   return element("span", { className: "bar-track", ariaHidden: "true" }, fill, tick(limit / most));
 }

@@ -15,36 +15,50 @@ let shown = null;
 let pan = [0, 0];
 let held = null;
 
-/** Show the item's file. If the browser can't read it (DICOM), show what the model saw of it. */
-export async function showPicture(item) {
+/** Show the item's file; if `standard`, or if the browser can't read it (DICOM), show what the model saw of it. */
+export async function showPicture(item, standard = false) {
   const preview = item?.prediction?.preview;
-  if (shown?.item === item && (shown?.drawn || shown?.preview === preview)) return;
-  if (shown?.item !== item) reset();
-  const mine = (shown = { item, preview, drawn: false });
-  byId("preview-note").hidden = byId("no-preview").hidden = slice.hidden = true;
-  if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
-  picture.removeAttribute("src");
-  byId("view-controls").hidden = true;
+  const fresh = shown?.item !== item;
+  const same = !fresh && shown.standard === standard;
+  if (same && (shown.preview === preview || (shown.drawn && !standard))) return shown.done;
+  if (fresh) reset();
+  shown = { item, preview, standard, drawn: false };
+  return (shown.done = drawPicture(shown, fresh));
+}
+
+async function drawPicture(mine, fresh) {
+  const { item, preview, standard } = mine;
+  byId("preview-note").hidden = byId("no-preview").hidden = true;
+  if (fresh) {
+    slice.hidden = byId("view-controls").hidden = true;
+    release();
+    picture.removeAttribute("src");
+  }
   if (!item) return;
   byId("file-name").textContent = item.name;
   byId("file-facts").textContent = bytes(item.file.size);
   picture.alt = `The picture ${item.name}`;
-  const url = URL.createObjectURL(item.file);
-  mine.drawn = await load(url);
-  if (!mine.drawn) URL.revokeObjectURL(url);
+  if (!standard || !item.size) mine.drawn = await load(URL.createObjectURL(item.file));
   if (mine !== shown) return;
-  const readable = mine.drawn || (preview && (await load(pngUrl(preview))));
+  if (mine.drawn) item.size = `${picture.naturalWidth} × ${picture.naturalHeight}`;
+  const seen = Boolean(preview) && (standard || !mine.drawn) && (await load(pngUrl(preview)));
   if (mine !== shown) return;
-  byId("preview-note").hidden = mine.drawn || !readable;
-  byId("no-preview").hidden = Boolean(readable);
+  byId("preview-note").hidden = !seen;
+  const readable = seen || mine.drawn;
+  byId("no-preview").hidden = readable;
   slice.hidden = byId("view-controls").hidden = !readable;
   if (!readable) return;
-  const { naturalWidth: width, naturalHeight: height } = picture;
-  screen.style.setProperty("--ratio", width / height);
-  if (mine.drawn) byId("file-facts").textContent = `${width} × ${height} · ${bytes(item.file.size)}`;
+  screen.style.setProperty("--ratio", picture.naturalWidth / picture.naturalHeight);
+  if (item.size) byId("file-facts").textContent = `${item.size} · ${bytes(item.file.size)}`;
 }
 
+function release() {
+  if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
+}
+
+/** Load the URL into the picture. Returns whether it is one that the browser can read. */
 function load(url) {
+  release();
   picture.src = url;
   return picture.decode().then(() => true, () => false);
 }

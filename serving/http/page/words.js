@@ -1,10 +1,19 @@
 /** The words that people read: titles, errors, percentages and sizes. */
 
-export const DECISIONS = {
+const VERDICTS = {
   accept: { title: "The label stands", explain: "No rule objects to this answer. It is still a model’s answer, not a finding." },
   refer: { title: "A person should look", explain: "This is the most probable class, but not firm enough to go by." },
-  reject: { title: "Not a chest CT", explain: "" },
+  unfamiliar: { title: "Unfamiliar chest CT", explain: "There is no label. A person should look." },
+  reject: { title: "Not a chest CT", explain: "There is no label." },
+  unusable: { title: "Not usable as it is", explain: "There is no label. What is named below must change first." },
 };
+
+/** Return the title and the explanation of an answer. An unfamiliar slice is referred, but has no label. */
+export function verdictOf({ decision, label, reasons }) {
+  if (decision === "refer" && !label) return VERDICTS.unfamiliar;
+  if (decision === "reject" && !reasons.includes("not_chest_ct")) return VERDICTS.unusable;
+  return VERDICTS[decision];
+}
 
 const AGAIN = "The picture is still here: Retry sends it again.";
 const SAVE = "It is not read here. Save it as PNG or JPEG.";
@@ -74,6 +83,9 @@ export function list(items) {
   return items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} or ${items.at(-1)}`;
 }
 
+/** Return the heading of the probabilities. Without a label they mean nothing. */
+export const meaningOf = ({ label }) => (label ? "Probabilities" : "Probabilities, meaningless for this picture");
+
 /** Return the rules that object, and the warnings about the file, in the card's words. */
 export const reasonsOf = ({ reasons }, model) => reasons.map((name) => model?.rules?.[name] ?? plain(name));
 export const warningsOf = ({ warnings }, model) => warnings.map((name) => model?.warnings?.[name] ?? plain(name));
@@ -84,7 +96,8 @@ export function outcome(item, model) {
   if (state === "busy") return { words: "Reading", tone: "busy" };
   if (state === "waiting") return { words: due ? "Waits for a retry" : "Waiting", tone: "busy" };
   if (state === "error") return { words: errorWords(error)[0], tone: "error" };
-  const words = prediction.label ? titleOf(model, prediction.label) : DECISIONS.reject.title;
-  const look = prediction.decision === "refer" ? `${DECISIONS.refer.title}: ` : "";
-  return { words: look + words, tone: prediction.decision };
+  const { title } = verdictOf(prediction);
+  const label = prediction.label && titleOf(model, prediction.label);
+  const referred = label && prediction.decision === "refer";
+  return { words: referred ? `${title}: ${label}` : label || title, tone: prediction.decision };
 }

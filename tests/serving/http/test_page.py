@@ -2,21 +2,24 @@
 
 import re
 from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Route, expect
 
 from chestct.card import DISCLAIMER
 from chestct.prediction import RULES, WARNINGS
 from pipeline.images.classes import CLASSES, TITLES
 from serving.http.web import PAGE
-from tests.browser import PHONE, WIDE, Visit, grey, jpeg, needs_chromium, png, upload
+from tests.browser import PHONE, WIDE, Visit, close_call, jpeg, needs_chromium, no_chest_ct, png, unfamiliar, upload
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import Server
 
 pytestmark = needs_chromium
+WORDS = {rule.name: rule.words for rule in RULES}
 
 
 def test_a_chosen_picture_is_shown_with_its_answer(visit: Visit) -> None:
@@ -33,13 +36,13 @@ def test_a_chosen_picture_is_shown_with_its_answer(visit: Visit) -> None:
     width = visit.page.locator("#bars li.first i").evaluate("bar => bar.offsetWidth / bar.parentElement.offsetWidth")
     assert width == pytest.approx(bars[TITLES[CLASSES[1]]] / 100, abs=0.01)
     expect(visit.page.locator("#picture")).to_be_visible()
-    assert visit.page.locator("#picture").evaluate("image => image.naturalWidth") == 64
+    expect(visit.page.locator("#file-facts")).to_contain_text("64 \u00d7 64")
     # The card's bin holds 30 answers, 97 % of them right. The page shows counts: a rounded share could read 100 %.
     pro = visit.page.locator("#for")
     expect(pro).to_contain_text("Of 30 unseen images answered about as confidently, 29 got")
     expect(pro).to_contain_text(f"None of the {len(RULES)} rules objects.")
     expect(pro).to_contain_text("Only one class is left")
-    expect(pro).to_contain_text("the limit 0.90")
+    expect(pro).to_contain_text("the limit 0.55")
     assert visit.failed_loads == []
 
 
@@ -50,34 +53,69 @@ def test_of_a_dicom_file_the_page_shows_what_the_model_saw(visit: Visit) -> None
     visit.sees("result", "The label stands")
     expect(visit.page.locator("#picture")).to_be_visible()
     assert visit.page.locator("#picture").evaluate("image => image.naturalWidth") == 32
-    expect(visit.page.locator("#against")).to_contain_text(WARNINGS["dicom_windowing"])
+    expect(visit.page.locator("#against-part")).to_be_hidden()
     expect(visit.page.get_by_text("What the model saw of this file")).to_be_visible()
 
 
 def test_a_close_call_says_that_a_person_should_look_and_why(visit: Visit) -> None:
-    visit.choose(upload(grey(100)))
+    visit.choose(upload(close_call()))
 
     visit.sees("result", "A person should look")
-    words = next(rule.words for rule in RULES if rule.name == "close_call")
-    expect(visit.page.locator("#against")).to_contain_text(words)
+    expect(visit.page.locator("#against")).to_contain_text(WORDS["close_call"])
     expect(visit.page.locator("#against")).to_contain_text("More than one class is left")
     # The second class reaches into the band below the label, both drawn and in words.
-    band = visit.page.locator("#bars li:nth-child(2) .refer-band")
+    band = visit.page.locator("#bars li:nth-child(3) .refer-band")
     assert band.evaluate("band => band.offsetWidth / band.parentElement.offsetWidth") == pytest.approx(0.2, abs=0.02)
-    expect(visit.page.locator("#bars li:nth-child(2)")).to_contain_text("within the refer band")
+    expect(visit.page.locator("#bars li:nth-child(3)")).to_contain_text("within the refer band")
     expect(visit.page.locator("#label")).to_be_visible()
-    expect(visit.page.get_by_role("status")).to_contain_text(f"A person should look. {TITLES[CLASSES[0]]}")
+    expect(visit.page.get_by_role("status")).to_contain_text(f"A person should look. {TITLES[CLASSES[1]]}")
+
+
+def without_a_label(visit: Visit) -> None:
+    """Check that the page shows no label and no heat map, and calls the probabilities meaningless."""
+    for part in ("#answer", "#heat-controls", "#heat", "#bars-key"):
+        expect(visit.page.locator(part)).to_be_hidden()
+    expect(visit.page.locator("#bars-title")).to_contain_text("meaningless")
+    expect(visit.page.locator("#bars")).to_have_class("bars muted")
+    expect(visit.page.locator("#against-title")).to_have_text("Why")
+    expect(visit.page.locator("#against")).to_contain_text(WARNINGS["meaningless_probabilities"])
 
 
 def test_a_picture_that_is_no_ct_gets_no_label_and_no_heat_map(visit: Visit) -> None:
-    visit.choose(upload(grey(255)))
+    visit.choose(upload(no_chest_ct()))
 
     visit.sees("result", "Not a chest CT")
-    words = next(rule.words for rule in RULES if rule.name == "out_of_distribution")
-    expect(visit.page.locator("#against")).to_contain_text(words)
-    expect(visit.page.locator("#label")).to_be_hidden()
-    expect(visit.page.locator("#heat-controls")).to_be_hidden()
-    expect(visit.page.locator("#bars-title")).to_contain_text("meaningless")
+    without_a_label(visit)
+    expect(visit.page.locator("#against")).to_contain_text(WORDS["not_chest_ct"])
+    expect(visit.page.locator("#against")).to_contain_text("and must be 30.0\u00a0%")
+    assert not visit.page.get_by_text("distance").is_visible()
+
+
+def test_an_unfamiliar_slice_is_no_other_kind_of_picture_and_gets_no_label(visit: Visit) -> None:
+    visit.choose(upload(unfamiliar()))
+
+    visit.sees("result", "Unfamiliar chest CT")
+    without_a_label(visit)
+    result = visit.page.locator("[data-panel=result]")
+    expect(result).to_contain_text(WORDS["unfamiliar"])
+    expect(result).to_contain_text("A person should look")
+    expect(result).to_contain_text("far from the CT slices the model knows")
+    expect(result).not_to_contain_text("Not a chest CT")
+    expect(visit.page.locator("#for-part")).to_be_hidden()
+    expect(visit.page.get_by_role("status")).to_contain_text(f"Unfamiliar chest CT. {WORDS['unfamiliar']}")
+    assert visit.page.locator("#picture").evaluate("image => image.naturalWidth") == 64
+
+
+def test_a_slice_that_is_rejected_for_another_reason_is_not_called_no_chest_ct(visit: Visit) -> None:
+    red = Image.fromarray(tiny_picture(1, 64)[:, :, 0]).convert("RGB")
+    red.paste((255, 0, 0), (0, 0, 64, 20))
+    file = BytesIO()
+    red.save(file, "PNG")
+    visit.choose(upload(file.getvalue()))
+
+    visit.sees("result", "Not usable as it is")
+    without_a_label(visit)
+    expect(visit.page.locator("#against")).to_contain_text(WORDS["not_grey"])
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
@@ -201,7 +239,7 @@ def test_the_disclaimer_stays_in_view_and_nothing_overflows(visit: Visit) -> Non
 
 def test_the_page_is_small_and_names_no_other_host() -> None:
     files = [path for path in PAGE.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 100_000
+    assert sum(path.stat().st_size for path in files) <= 103_000
     for path in files:
         hosts = set(re.findall(r"https?://[\w.]+", path.read_text(encoding="utf-8")))
         assert hosts <= {"http://www.w3.org"}, path.name

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from load_tests.server import free_ports
 from pipeline.images.classes import CLASSES, TITLES
 from serving import api_keys
-from tests.browser import PHONE, WIDE, Visit, grey, needs_chromium, png, upload
+from tests.browser import PHONE, WIDE, Visit, close_call, needs_chromium, no_chest_ct, png, unfamiliar, upload
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import Server, import_tiny_model, serve
@@ -44,8 +44,9 @@ def test_axe_finds_nothing_in_any_state(browser: Browser, server: Server, size: 
     assert violations(visit.page) == []
     for file, state, title in (
         (upload(png(1)), "result", "The label stands"),
-        (upload(grey(100)), "result", "A person should look"),
-        (upload(grey(255)), "result", "Not a chest CT"),
+        (upload(close_call()), "result", "A person should look"),
+        (upload(unfamiliar()), "result", "Unfamiliar chest CT"),
+        (upload(no_chest_ct()), "result", "Not a chest CT"),
         (upload(b"", "empty.png"), "error", "The file is empty"),
     ):
         visit.choose(file)

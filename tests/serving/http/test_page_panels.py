@@ -5,16 +5,44 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from chestct.card import DISCLAIMER
+from chestct.image import encode_png
 from chestct.prediction import RULES
+from chestct.standard_picture import AIR
 from pipeline.images.classes import CLASSES, TITLES
-from tests.browser import Visit, grey, needs_chromium, png, upload
+from tests.browser import Visit, close_call, needs_chromium, no_chest_ct, png, unfamiliar, upload
+from tests.graphs import CHEST_CT_LIMIT, tiny_picture
 from tests.server import needs_curl
 
 pytestmark = needs_chromium
+
+
+def test_the_heat_map_lies_on_what_the_model_saw_and_not_on_the_file(visit: Visit) -> None:
+    wide = np.pad(tiny_picture(1, 64)[:, :, 0], ((0, 0), (64, 0)), constant_values=AIR)  # the body is in its right half
+    picture, note = visit.page.locator("#picture"), visit.page.get_by_text("What the model saw of this file")
+    width = "image => image.naturalWidth"
+    visit.choose(upload(encode_png(wide)))
+    visit.sees("result", "The label stands")
+    expect(visit.page.locator("#heat")).to_be_visible()
+    expect(note).to_be_visible()
+    assert picture.evaluate(width) == 32
+    box = picture.bounding_box()
+    assert box is not None
+    assert box["width"] == pytest.approx(box["height"], abs=1)
+    expect(visit.page.locator("#file-facts")).to_contain_text("128 \u00d7 64")
+
+    visit.page.locator("#heat-classes").get_by_text("Off").click()
+    expect(note).to_be_hidden()
+    expect(visit.page.locator("#heat")).to_be_hidden()
+    assert picture.evaluate(width) == 128
+    visit.page.locator("#heat-classes").get_by_text(TITLES[CLASSES[2]]).click()
+    expect(note).to_be_visible()
+    expect(visit.page.locator("#heat")).to_be_visible()
+    assert picture.evaluate(width) == 32
 
 
 def test_the_heat_map_follows_the_chosen_class_and_the_slider(visit: Visit) -> None:
@@ -100,7 +128,7 @@ def test_a_sample_is_labelled_synthetic_and_shows_what_the_model_says(visit: Vis
 
     samples.filter(has_text="Landscape").dblclick()
 
-    visit.sees("result", "Not a chest CT")
+    visit.sees("result", "Not usable as it is")
     words = next(rule.words for rule in RULES if rule.name == "not_grey")
     expect(visit.page.locator("#against")).to_contain_text(words)
     expect(visit.page.get_by_text("This picture is synthetic")).to_be_visible()
@@ -110,28 +138,47 @@ def test_a_sample_is_labelled_synthetic_and_shows_what_the_model_says(visit: Vis
 def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
     page = visit.page
     page.set_input_files(
-        "#file", [upload(png(1), "=1+1.png"), upload(grey(255), "white, and flat.png"), upload(b"", "x.png")]
+        "#file",
+        [
+            upload(png(1), "=1+1.png"),
+            upload(no_chest_ct(), "narrow, and tall.png"),
+            upload(b"", "x.png"),
+            upload(unfamiliar(), "lungless.png"),
+        ],
     )
-    expect(page.locator("#progress-words")).to_have_text("3 of 3 pictures done, 1 failed")
-    expect(page.locator("#history-rows tr")).to_have_count(3)
+    expect(page.locator("#progress-words")).to_have_text("4 of 4 pictures done, 1 failed")
+    expect(page.locator("#history-rows tr")).to_have_count(4)
+    answers = ["The label stands", "Not a chest CT", "The file is empty", "Unfamiliar chest CT"]
+    assert page.locator("#history-rows td:nth-child(3)").all_inner_texts() == answers
+    assert page.locator("#history-rows td:nth-child(4)").all_inner_texts() == [TITLES[CLASSES[1]], "", "", ""]
+    counts = page.locator("#history-counts")
+    for words in ("The label stands: 1", "Not a chest CT: 1", "Unfamiliar chest CT: 1"):
+        expect(counts).to_contain_text(words)
+    said = page.locator(".thumb-words").all_inner_texts()
+    assert (said[1], said[3]) == ("Not a chest CT", "Unfamiliar chest CT")
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Export as CSV").click()
     with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
-        first, second, third = csv.DictReader(file)
+        first, second, third, fourth = csv.DictReader(file)
     assert (first["file"], first["decision"], first["label"]) == ("'=1+1.png", "accept", CLASSES[1])
     assert float(first[CLASSES[1]]) == float(first["confidence"]) > 0.9
-    assert (second["file"], second["decision"], second["label"]) == ("white, and flat.png", "reject", "")
-    assert second["reasons"] == "out_of_distribution"
+    assert (second["file"], second["decision"], second["label"]) == ("narrow, and tall.png", "reject", "")
+    assert (second["reasons"], second["warnings"]) == ("not_chest_ct", "meaningless_probabilities")
+    assert float(second["chest_ct"]) < CHEST_CT_LIMIT < float(first["chest_ct"])
+    assert (fourth["decision"], fourth["label"], fourth["confidence"]) == ("refer", "", "")
+    assert fourth["reasons"] == "unfamiliar"
     assert third["error"] == "empty_body"
-    assert {line["disclaimer"] for line in (first, second, third)} == {DISCLAIMER}
+    assert {line["disclaimer"] for line in (first, second, third, fourth)} == {DISCLAIMER}
 
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     report = page.locator("#report")
     expect(report.get_by_text(DISCLAIMER)).to_be_visible()
-    expect(report.locator("article")).to_have_count(3)
+    expect(report.locator("article")).to_have_count(4)
     expect(report).to_contain_text(f"{TITLES[CLASSES[1]]}, ")
+    expect(report.locator("article").last).to_contain_text("Unfamiliar chest CT")
+    expect(report.locator("article").last).to_contain_text("Probabilities, meaningless for this picture: ")
     assert all(page.locator(part).is_hidden() for part in ("main", "header", "aside", "footer"))
     page.emulate_media(media="screen")
 
@@ -145,7 +192,7 @@ def test_in_forced_colours_what_is_chosen_and_the_bars_can_be_seen(visit: Visit)
     features = [{"name": "forced-colors", "value": "active"}]
     session = visit.page.context.new_cdp_session(visit.page)
     session.send("Emulation.setEmulatedMedia", {"features": features})
-    visit.choose(upload(grey(100)))
+    visit.choose(upload(close_call()))
     visit.sees("result", "A person should look")
 
     def colours(selector: str) -> tuple[str, str]:
