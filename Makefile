@@ -39,7 +39,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients train sweep store bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients train report sweep store bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -70,6 +70,9 @@ clients: $(development) .venv-clients/.clients ## ask a test server with tritonc
 train: $(training) ## run the pipeline, then store the model; DATA=folder takes images from there, in Kaggle's layout
 	$(if $(value DATA),$(experiment) -S data.source=local -S "$$(python -m pipeline.override data.path $(call quote,$(value DATA)))",dvc repro)
 	@python -m pipeline.store
+
+report: $(training) ## open the test folder: measure the graph of the last training on it; each opening is counted
+	@python -m pipeline.report
 
 sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; it resumes after a stop
 	dvc repro base_model

@@ -96,7 +96,8 @@ IMAGE: Final = (
     ("Change it a little, compare its heat maps", "pipeline/trust.py"),
     ("Fit temperature and thresholds on its out-of-fold scores", "pipeline/evaluate.py"),
     ("Write graph and card, check them against the network", "pipeline/export.py -> card.json"),
-    ("If it is of the test folder: score it once, with the released graph", "pipeline/report.py"),
+    ("Put graph, card and figures into the MLflow run", "pipeline/record.py"),
+    ("On request, if it is of the test folder: score it, and count the opening", "pipeline/report.py"),
 )
 
 

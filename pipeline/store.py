@@ -2,17 +2,19 @@
 
 The best model has the highest out-of-fold macro F1 of the finished runs on the current data whose graph has at most
 `store.max_megabytes`. Test figures never decide. The model must pass the gate, section `store` of params.yaml.
+If the test folder was opened for this graph (`make report`), its figures are added to the card. Otherwise the card has
+none, and a line says so.
 Exit code 2: there is no such run. Exit code 3: the best run is below the gate, and nothing is stored.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Mapping
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final
 
 from chestct.card import ModelCard
 from chestct.digests import SUMS, Altered, check, check_sums, write_sums
@@ -22,6 +24,12 @@ from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params, Store
 from pipeline.images.manifest import Manifest
+from pipeline.report import Reported
+
+_NO_REPORT: Final = (
+    "the test folder was not opened for its graph, so the card has no figure of it; to add them on purpose, run "
+    "`make report` where this run was trained, then `make store`"
+)
 
 
 def store(params: Params, release: Path | None = None) -> None:
@@ -44,7 +52,7 @@ def store(params: Params, release: Path | None = None) -> None:
 
     with TemporaryDirectory() as folder:
         model = tracking.fetch(best.run_id, "release", Path(folder))
-        _finish_card(model, tracking.fetch(best.run_id, f"reports/{paths.TEST_METRICS.name}", Path(folder)))
+        _finish_card(model, _fetch_report(best.run_id, Path(folder)))
         tag = import_model(model)
         if release is not None:
             audit = tracking.fetch(best.run_id, paths.AUDIT.name, Path(folder))
@@ -74,8 +82,19 @@ def below_gate(metrics: Mapping[str, float], gate: Store) -> list[str]:
     return [f"{'out-of-fold figure':<20}{'wanted':>10}{'got':>10}", *rows] if rows else []
 
 
-def _finish_card(model: Path, test_metrics: Path) -> None:
-    """Add the test figures to the card in folder `model`, after a check that both belong to the graph there."""
+def _fetch_report(run_id: str, folder: Path) -> Reported | None:
+    """The figures of the test folder that the run holds, or None."""
+    name = f"reports/{paths.TEST_METRICS.name}"
+    if name not in tracking.artifacts(run_id, "reports"):
+        return None
+    return Reported.read(tracking.fetch(run_id, name, folder))
+
+
+def _finish_card(model: Path, reported: Reported | None) -> None:
+    """Add the test figures to the card in folder `model`, if they are of the graph there.
+
+    Raises StageError if the card is not of that graph, or if one of them was changed.
+    """
     card = ModelCard.read(model / CARD)
     try:
         if (model / SUMS).exists():  # older runs have none
@@ -83,14 +102,10 @@ def _finish_card(model: Path, test_metrics: Path) -> None:
         digest = check(model / GRAPH, card.lineage.model_sha256)
     except Altered as error:
         raise StageError(f"run {card.lineage.run_id}: {error}; export again") from error
-    reported = json.loads(test_metrics.read_bytes())
-    if reported.get("model_sha256") != digest:
-        raise StageError(
-            f"run {card.lineage.run_id}: its {test_metrics.name} is of another graph than its {GRAPH}; report again"
-        )
-    content = card.model_dump(mode="json")
-    content["metrics"] |= reported["metrics"]
-    ModelCard.model_validate(content).write(model / CARD)
+    if reported is None or reported.model_sha256 != digest:
+        print(f"run {card.lineage.run_id}: {_NO_REPORT}", file=sys.stderr)
+        return
+    card.model_copy(update={"metrics": card.metrics | reported.metrics}).write(model / CARD)
     write_sums(model, GRAPH, CARD)
 
 

@@ -76,7 +76,7 @@ def train(params: Params) -> None:
     try:
         tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
     except TrackingError as error:
-        print(f"train: {error}; the training is kept, and stage report adds its curves", file=sys.stderr)
+        print(f"train: {error}; the training is kept, and stage record adds its curves", file=sys.stderr)
     accuracy = (logits.argmax(axis=1) == pool.labels).mean()
     print(f"out-of-fold accuracy {accuracy:.3f}; MLflow run {run_id}")
 

@@ -90,14 +90,23 @@ def test_train_depends_only_on_what_it_learns_from() -> None:
     }
 
 
+def test_no_stage_opens_the_test_folder_and_dvc_has_no_figure_of_it() -> None:
+    test_images = "data/prepared/test.npz"
+    assert "report" not in STAGES
+    assert [name for name, stage in STAGES.items() if test_images in stage["deps"]] == []
+    assert [name for name, stage in STAGES.items() if test_images in stage.get("outs", [])] == ["prepare"]
+    assert {path for stage in STAGES.values() for path in stage.get("metrics", [])} == {
+        "reports/key_figures/out_of_fold.json"
+    }
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stages_module_function_and_params_share_its_name(name: str) -> None:
     assert STAGES[name]["cmd"] == f"python -m pipeline.{name}"
     module = ast.parse((ROOT / "pipeline" / f"{name}.py").read_text(encoding="utf-8"))
     assert {name, "main"} <= {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
     section = "data" if name == "ingest" else name
-    assert section in STAGES[name]["params"]
-    assert section in Params.model_fields
+    assert (section in STAGES[name].get("params", [])) == (section in Params.model_fields) == (name != "record")
 
 
 def modules_in_deps(name: str) -> set[str]:

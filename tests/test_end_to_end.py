@@ -124,14 +124,24 @@ def test_the_metrics_are_a_table_that_a_terminal_can_show(project: Project) -> N
     head, *rows = project.run("dvc", "metrics", "show").splitlines()
     shown = ["Path", "accepted", "accuracy", "calibration_error", "images", "macro_f1", "roc_auc"]
     assert head.split() == shown
-    assert [Path(row.split()[0]).stem for row in rows] == ["out_of_fold", "test", "test_without_twins"]
+    assert [Path(row.split()[0]).stem for row in rows] == ["out_of_fold"]
     assert max(map(len, [head, *rows])) <= 120
 
 
-def test_a_small_network_tells_held_out_phantoms_apart(project: Project) -> None:
+def test_the_pipeline_leaves_the_test_folder_closed_until_it_is_opened_on_purpose(project: Project) -> None:
+    openings = (ROOT / paths.TEST_OPENINGS).read_bytes()
+    assert not (project.folder / paths.TEST_METRICS).exists()
+    assert (project.folder / paths.TEST_OPENINGS).read_bytes() == openings
+    project.run("python", "-m", "pipeline.report")
     metrics = json.loads((project.folder / paths.TEST_METRICS).read_bytes())["metrics"]
     assert metrics["test"]["images"] >= 80
-    assert metrics["test"]["accuracy"]["value"] >= 0.80
+    assert metrics["test"]["accuracy"]["value"] >= 0.80, "a small network tells held-out phantoms apart"
+    assert len((project.folder / paths.TEST_OPENINGS).read_bytes().splitlines()) == len(openings.splitlines()) + 1
+    for command in (("metrics", "show"), ("exp", "show", "--csv")):
+        shown = project.run("dvc", *command)
+        assert "out_of_fold" in shown or "macro_f1" in shown
+        assert "test_without_twins" not in shown
+        assert not re.search(r"\btest\b.*0\.\d", shown)
 
 
 def test_heat_maps_point_at_what_changes_the_answer_and_depend_on_the_head(project: Project) -> None:

@@ -135,7 +135,7 @@ def start_run(
 ) -> str:
     """Open a run with the parameters of the training, the data's digest and the git commit. Return its id.
 
-    The parameters of later stages may still change, and MLflow does not let them; stage report adds params.yaml as a
+    The parameters of later stages may still change, and MLflow does not let them; stage record adds params.yaml as a
     file. MLflow makes up a missing `name`. `parent` is the id of a run to show this one below.
     """
     with _tracking() as client:
