@@ -132,7 +132,7 @@ class Answers(NamedTuple):
     """Out-of-fold answers for N images."""
 
     labels: NDArray[np.int64]
-    clusters: NDArray[np.int64]
+    scans: NDArray[np.int64]
     best: dict[Variant, NDArray[np.int64]]
     """The most probable class, by variant."""
 
@@ -147,7 +147,7 @@ def answer_held_out(folder: Path) -> Answers:
         raise LoadError(f"expected {', '.join(missing)}, which `make train` leaves; run it first")
     params = Params.read(Path("params.yaml"))
     with np.load(paths.POOL) as pool:
-        pixels, labels, folds, clusters = (pool[name] for name in ("pixels", "labels", "folds", "clusters"))
+        pixels, labels, folds, scans = (pool[name] for name in ("pixels", "labels", "folds", "scans"))
         files = [paths.RAW / str(name) for name in pool["paths"]]
     calibration = Calibration.read(paths.CALIBRATION)
     trained = params.prepare.image_size
@@ -167,7 +167,7 @@ def answer_held_out(folder: Path) -> Answers:
         for variant, answers in best.items():
             run = variant.compile(_of_size(keep / f"{variant.graph}.onnx", variant.size), 1)
             answers[held_out] = [run(image[np.newaxis]).argmax() for image in sized[variant.size][held_out]]
-    return Answers(labels, clusters, best)
+    return Answers(labels, scans, best)
 
 
 def _decoded(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
@@ -249,11 +249,11 @@ def _rate(run: Run, size: int, batch: int) -> float:
 def accuracies(answers: Answers) -> dict[Variant, tuple[float, float, float, float]]:
     """Return by variant: accuracy, its difference from the first variant's, and both ends of its 95 % interval.
 
-    Differences are in percentage points, paired by image and resampled by cluster.
+    Differences are in percentage points, paired by image and resampled by scan.
     """
-    clusters, members = np.unique(answers.clusters, return_inverse=True)
+    scans, members = np.unique(answers.scans, return_inverse=True)
     rng = np.random.default_rng(0)
-    weights = rng.multinomial(len(clusters), np.full(len(clusters), 1 / len(clusters)), RESAMPLES)[:, members]
+    weights = rng.multinomial(len(scans), np.full(len(scans), 1 / len(scans)), RESAMPLES)[:, members]
     right = {variant: best == answers.labels for variant, best in answers.best.items()}
     base = next(iter(right.values())).astype(float)
     found = {}
@@ -274,7 +274,7 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         f"Written by `python -m benchmarks.engines` on {today}. Research and education only. Not a medical device.",
         "",
         f"- **Accuracy** is out of fold, on {len(answers.labels)} images of train and valid without exact duplicates.",
-        "- **Points** is the difference from the first row, paired, with a 95 % interval by cluster.",
+        "- **Points** is the difference from the first row, paired, with a 95 % interval by scan.",
         "- **Same label** is the share of images with the first row's label.",
         f"- **Batch** columns are images a second, of one core and the graph alone, medians of {ROUNDS} turns.",
         "",

@@ -136,11 +136,10 @@ class Metrics(Frozen):
     """Figures of the model on one split, with the curves that the web page draws."""
 
     split: str
-    """Description, such as `out-of-fold on train + valid, 3 folds by visual cluster`."""
+    """Description, such as `out-of-fold on train + valid, 3 folds by scan`."""
     images: int
-    clusters: int | None = None
-    """Clusters of look-alikes, which the intervals resample as a whole. None in older cards, whose intervals on the
-    test folder resample single images."""
+    scans: int
+    """Scans that the images are of, as far as known. The intervals resample whole scans."""
     loss: Estimate
     """Cross-entropy in nats of the calibrated probabilities."""
     accuracy: Estimate
@@ -271,7 +270,7 @@ class ModelCard(JsonFile):
     thresholds: Thresholds
     input_limits: InputLimits
     metrics: dict[str, Metrics]
-    """By split: `out_of_fold`, `test`, `test_without_twins`."""
+    """By split: `out_of_fold`, `test`, `test_new_scans`."""
     folds: tuple[Fold, ...] = ()
     """The parts of `out_of_fold`; empty in older cards."""
     baselines: dict[str, dict[str, Estimate]]

@@ -101,14 +101,13 @@ def _values(card: ModelCard) -> dict[str, Any]:
     columns = _columns(audit) if audit else {}
     totals = {name: sum(counts.values()) for name, counts in columns.items()}
     if audit:
-        totals["clusters of these"] = audit["clusters"]["number"]  # less than the sum if one has several classes
+        totals["scans of these"] = audit["scans"]["number"]  # less than the sum if one has several classes
     scores = dict.fromkeys(score for each in card.others.values() for score in each.rejected_by)
     return {
         "card": card,
         "audit": audit,
         "words": words,
         "known": known,
-        "clustered": all(m.clusters is not None for name, m in card.metrics.items() if name != "out_of_fold"),
         "sizes": [f"{words['splits'][name]} ({_size(m)})" for name, m in known.items()],
         "megabytes": f"{(paths.RELEASED / GRAPH).stat().st_size / 1e6:.1f}",
         "scores": [f"by {score} alone" for score in scores],
@@ -125,8 +124,8 @@ def _columns(audit: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {
         **audit["images"],
         "train and valid, distinct": audit["pool"],
-        "clusters of these": audit["clusters"]["per_class"],
-        "test images with a duplicate": audit["twins_per_class"],
+        "scans of these": audit["scans"]["per_class"],
+        "test images of these scans": audit["test_of_known_scans"],
     }
 
 
@@ -139,7 +138,7 @@ def _openings(card: ModelCard) -> list[dict[str, str]] | None:
 
 
 def _size(metrics: Metrics) -> str:
-    return f"{metrics.images}" if metrics.clusters is None else f"{metrics.images} in {metrics.clusters} clusters"
+    return f"{metrics.images} of {metrics.scans} scans"
 
 
 def _row(*cells: object) -> str:

@@ -34,14 +34,14 @@ class Reported(JsonFile):
     model_sha256: str
     """Digest of the graph that answered."""
     metrics: dict[str, Metrics]
-    """`test`, and `test_without_twins` if there are test images without a duplicate."""
+    """`test`, and `test_new_scans` if there are test images of a scan that was not found in train or valid."""
 
 
 def report(params: Params) -> None:
     """Add to TEST_OPENINGS, write TEST_METRICS and TEST_PLOTS, and copy both into the MLflow run.
 
-    Raises DataError, before anything is counted or written, if there is no graph, or if an image listed without a
-    duplicate has one.
+    Raises DataError, before anything is counted or written, if there is no graph, or if an image that is listed as of a
+    new scan has a duplicate.
     """
     card = _read_card()
     graph = paths.RELEASE / GRAPH
@@ -58,7 +58,7 @@ def report(params: Params) -> None:
     scores = engine.infer(pixels)
     splits = {
         "test": (np.ones_like(unseen), "test folder, all images"),
-        "test_without_twins": (unseen, "test folder, images of scans that were not found in train or valid"),
+        "test_new_scans": (unseen, "test folder, images of scans that were not found in train or valid"),
     }
     metrics: dict[str, Metrics] = {}
     shutil.rmtree(paths.TEST_PLOTS, ignore_errors=True)  # plots of an earlier opening
@@ -89,7 +89,7 @@ def _read_card() -> ModelCard:
         raise DataError(f"no {error.filename}; `make train` makes the graph that is measured") from error
 
 
-def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_duplicate: int) -> None:
+def _count_opening(lineage: Lineage, model_sha256: str, images: int, of_new_scans: int) -> None:
     paths.TEST_OPENINGS.parent.mkdir(parents=True, exist_ok=True)
     before = 0
     if paths.TEST_OPENINGS.exists():
@@ -101,7 +101,7 @@ def _count_opening(lineage: Lineage, model_sha256: str, images: int, without_dup
         "data_source": lineage.data_source,
         "data_digest": lineage.data_digest,
         "images": images,
-        "images_without_twins": without_duplicate,
+        "images_of_new_scans": of_new_scans,
     }
     with paths.TEST_OPENINGS.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -173,8 +173,9 @@ def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metric
     count = len(classes)
     confusion = 9 * np.eye(count, dtype=int) + np.roll(np.eye(count, dtype=int), 1, axis=1)
     return Metrics(
-        split="out-of-fold on train + valid, 3 folds by visual cluster",
+        split="out-of-fold on train + valid, 3 folds by scan",
         images=10 * count,
+        scans=5 * count,
         loss=estimate(0.3),
         accuracy=estimate(value),
         macro_f1=estimate(value),

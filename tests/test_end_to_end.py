@@ -140,7 +140,7 @@ def test_the_pipeline_leaves_the_test_folder_closed_until_it_is_opened_on_purpos
     for command in (("metrics", "show"), ("exp", "show", "--csv")):
         shown = project.run("dvc", *command)
         assert "out_of_fold" in shown or "macro_f1" in shown
-        assert "test_without_twins" not in shown
+        assert "test_new_scans" not in shown
         assert not re.search(r"\btest\b.*0\.\d", shown)
 
 

@@ -55,7 +55,7 @@ def test_it_was_trained_on_real_images_by_committed_code(card: ModelCard) -> Non
     assert not card.lineage.git_commit.endswith("-dirty")
     assert not card.lineage.trained_commit.endswith("-dirty")
     assert card.disclaimer == DISCLAIMER
-    assert {"out_of_fold", "test", "test_without_twins"} <= card.metrics.keys()
+    assert {"out_of_fold", "test", "test_new_scans"} <= card.metrics.keys()
 
 
 def test_probabilities_follow_from_the_heat_maps_the_bias_and_the_temperature(card: ModelCard, engine: Engine) -> None:

@@ -37,9 +37,10 @@ class Evaluation:
     """The figures of N answers.
 
     An interval is the middle 95 % of the figure over bootstrap resamples. A resample draws whole groups of images with
-    replacement, because slices of one scan are not independent; without groups, it draws single images. A share of 0 or
-    1 does not vary over resamples, so its interval is the exact binomial one over the groups it was counted on. A mean
-    over classes leaves out classes without images. The figures of such a class are 0, with an interval of 0 to 1.
+    replacement: scans, because slices of one scan are not independent. Without groups, each image counts as a scan. A
+    share of 0 or 1 does not vary over resamples, so its interval is the exact binomial one over the groups it was
+    counted on. A mean over classes leaves out classes without images. The figures of such a class are 0, with an
+    interval of 0 to 1.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Evaluation:
         less_confident = np.searchsorted(np.sort(self._confidence), self._confidence)
         self._bins = less_confident * BINS // len(labels)
         groups = np.arange(len(labels)) if groups is None else groups
-        self._clusters = len(np.unique(groups))
+        self._scans = len(np.unique(groups))
         everything = np.ones((1, len(labels)))
         values, resampled = self._measure(everything), self._measure(resample(groups, resamples, seed))
         self.figures = {name: _estimate(float(values[name][0]), resampled[name]) for name in values}
@@ -87,7 +88,7 @@ class Evaluation:
         return Metrics(
             split=split,
             images=len(self._labels),
-            clusters=self._clusters,
+            scans=self._scans,
             **estimates,
             classes={
                 name: ClassMetrics(

@@ -14,7 +14,7 @@ from tests.graphs import tiny_card, tiny_graph
 EXACT, FASTER = Variant("OpenVINO", "float32", 256), Variant("OpenVINO", "bfloat16", 256)
 
 
-def test_differences_are_paired_with_the_first_variant_and_resampled_by_cluster() -> None:
+def test_differences_are_paired_with_the_first_variant_and_resampled_by_scan() -> None:
     labels = np.arange(40) % 4
     worse = labels.copy()
     worse[:4] = (labels[:4] + 1) % 4
@@ -22,7 +22,7 @@ def test_differences_are_paired_with_the_first_variant_and_resampled_by_cluster(
     assert found[EXACT] == (1, 0, 0, 0)
     accuracy, difference, low, high = found[FASTER]
     assert (accuracy, difference) == (pytest.approx(0.9), pytest.approx(-10))
-    assert low <= -20, "all four errors are of one cluster of ten, which is drawn twice or more"
+    assert low <= -20, "all four errors are of one scan of ten, which is drawn twice or more"
     assert high == 0, "or never"
 
 

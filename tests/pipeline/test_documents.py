@@ -121,7 +121,7 @@ def test_an_audit_of_other_data_is_named_as_such() -> None:
 @pytest.mark.usefixtures("workspace")
 def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_ones() -> None:
     counts = dict.fromkeys(("chest_ct", "noise"), (3, 5, 2))
-    metrics = dict.fromkeys(("out_of_fold", "test", "test_without_twins"), tiny_metrics())
+    metrics = dict.fromkeys(("out_of_fold", "test", "test_new_scans"), tiny_metrics())
     scores = ScoreCounts(kind="mahalanobis", edges=(0.3, 0.6, OOD_LIMIT, 1.2), counts=counts)
     folds = (Fold(images=20, accuracy=0.9, macro_f1=0.7), Fold(images=20, accuracy=0.8, macro_f1=0.9))
     plant(audit=AUDIT | NEAR, metrics=metrics, ood_scores=scores, folds=folds)

@@ -30,24 +30,24 @@ def exported(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) ->
     """The workspace after stage export: eight test images, the last four duplicates. The model errs on two of these."""
     params = write_params({"report.bootstrap": 50})
     tiny_model(paths.RELEASE, data_source="synthetic", run_id=start_run(params))
-    write_test_images(drawn=[0, 1, 2, 3, 0, 1, 3, 2], labels=[0, 1, 2, 3, 0, 1, 2, 3], twins=[0, 0, 0, 0, 1, 1, 1, 1])
+    write_test_images(drawn=[0, 1, 2, 3, 0, 1, 3, 2], labels=[0, 1, 2, 3, 0, 1, 2, 3], seen=[0, 0, 0, 0, 1, 1, 1, 1])
     return params
 
 
-def write_test_images(drawn: list[int], labels: list[int], twins: list[int]) -> None:
-    save_test_images(np.stack([tiny_picture(label) for label in drawn]), labels, twins)
+def write_test_images(drawn: list[int], labels: list[int], seen: list[int]) -> None:
+    save_test_images(np.stack([tiny_picture(label) for label in drawn]), labels, seen)
 
 
-def save_test_images(pixels: np.ndarray, labels: list[int], twins: list[int]) -> None:
-    """Write TEST, with a cluster for each image, and a POOL without duplicates of them."""
+def save_test_images(pixels: np.ndarray, labels: list[int], seen: list[int]) -> None:
+    """Write TEST, with a scan for each image, and a POOL without duplicates of them."""
     paths.TEST.parent.mkdir(parents=True, exist_ok=True)
     names = [f"test/{index}.png" for index in range(len(labels))]
     np.savez(
         paths.TEST,
         pixels=pixels,
         labels=np.array(labels),
-        twins=np.array(twins, bool),
-        clusters=np.arange(len(labels)),
+        seen=np.array(seen, bool),
+        scans=np.arange(len(labels)),
         paths=np.array(names),
         **input_facts.to_arrays([plain_facts()] * len(labels)),
     )
@@ -63,19 +63,19 @@ def run_id() -> str:
     return ModelCard.read(paths.RELEASE / CARD).lineage.run_id
 
 
-def test_figures_are_given_for_all_images_and_for_those_without_a_duplicate(exported: Params) -> None:
+def test_figures_are_given_for_all_images_and_for_those_of_new_scans(exported: Params) -> None:
     report(exported)
     metrics = reported()
     assert {name: (each.images, each.accuracy.value) for name, each in metrics.items()} == {
         "test": (8, 0.75),
-        "test_without_twins": (4, 1.0),
+        "test_new_scans": (4, 1.0),
     }
     assert metrics["test"].confusion[2] == (0, 0, 1, 1)
-    assert "without images in which a duplicate of train or valid was found" in metrics["test_without_twins"].split
+    assert metrics["test_new_scans"].split == "test folder, images of scans that were not found in train or valid"
 
 
-def test_if_every_image_is_a_duplicate_there_are_no_figures_without_them(exported: Params) -> None:
-    write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], twins=[1, 1, 1, 1])
+def test_if_every_scan_is_known_there_are_no_figures_of_new_ones(exported: Params) -> None:
+    write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], seen=[1, 1, 1, 1])
     report(exported)
     assert set(reported()) == {"test"}
 
@@ -97,19 +97,19 @@ def test_a_rule_on_the_input_counts_as_a_rejection(exported: Params) -> None:
     assert reported()["test"].rejected == 0.25
 
 
-def test_intervals_resample_clusters_of_look_alikes(exported: Params) -> None:
+def test_intervals_resample_whole_scans(exported: Params) -> None:
     report(exported)
     alone = reported()
     with np.load(paths.TEST) as file:
         arrays = dict(file)
-    np.savez(paths.TEST, **{**arrays, "clusters": np.array([0, 1, 2, 3, 0, 1, 4, 4])})  # both errors in one
+    np.savez(paths.TEST, **{**arrays, "scans": np.array([0, 1, 2, 3, 0, 1, 4, 4])})  # both errors in one
     report(exported)
     together = reported()
-    assert {name: (each.images, each.clusters) for name, each in alone.items()} == {
+    assert {name: (each.images, each.scans) for name, each in alone.items()} == {
         "test": (8, 8),
-        "test_without_twins": (4, 4),
+        "test_new_scans": (4, 4),
     }
-    assert (together["test"].clusters, together["test_without_twins"].clusters) == (5, 4)
+    assert (together["test"].scans, together["test_new_scans"].scans) == (5, 4)
     assert together["test"].accuracy.value == alone["test"].accuracy.value
     assert together["test"].accuracy.low < alone["test"].accuracy.low
 
@@ -132,12 +132,12 @@ def test_a_planted_duplicate_that_is_not_marked_ends_the_report_before_there_is_
     prepare(params)
     with np.load(paths.TEST) as file:
         arrays = dict(file)
-    assert arrays["paths"][arrays["twins"]].tolist() == [f"test/normal/{name}"]
+    assert arrays["paths"][arrays["seen"]].tolist() == [f"test/normal/{name}"]
     report(params)
     openings = paths.TEST_OPENINGS.read_text(encoding="utf-8")
     paths.TEST_METRICS.unlink()
 
-    np.savez(paths.TEST, **{**arrays, "twins": np.zeros_like(arrays["twins"])})
+    np.savez(paths.TEST, **{**arrays, "seen": np.zeros_like(arrays["seen"])})
     with pytest.raises(SystemExit) as caught:
         main()
 
@@ -169,7 +169,7 @@ def test_each_opening_of_the_test_folder_is_counted(exported: Params, capsys: py
             "data_source": "synthetic",
             "data_digest": lineage.data_digest,
             "images": 8,
-            "images_without_twins": 4,
+            "images_of_new_scans": 4,
         }.items()
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", lines[0]["opened"])
@@ -197,8 +197,8 @@ def test_the_run_receives_the_figures_as_a_file_and_not_as_metrics(exported: Par
 
 def test_plots_of_an_earlier_opening_are_gone(exported: Params) -> None:
     report(exported)
-    assert (paths.TEST_PLOTS / "test_without_twins").is_dir()
-    write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], twins=[1, 1, 1, 1])
+    assert (paths.TEST_PLOTS / "test_new_scans").is_dir()
+    write_test_images(drawn=[0, 1, 2, 3], labels=[0, 1, 2, 3], seen=[1, 1, 1, 1])
     report(exported)
     assert [path.name for path in paths.TEST_PLOTS.iterdir()] == ["test"]
 

@@ -75,7 +75,7 @@ def plant(
         (folder / GRAPH).write_bytes((folder / GRAPH).read_bytes() + b"\0")
     if test is not None:
         report = Path("planted", run_id, "test.json")
-        metrics = {"test": tiny_metrics(value=test), "test_without_twins": tiny_metrics()}
+        metrics = {"test": tiny_metrics(value=test), "test_new_scans": tiny_metrics()}
         reported = Reported(model_sha256="cd" * 32 if swap_figures else digest, metrics=metrics)
         report.write_text(reported.model_dump_json(), encoding="utf-8")
         tracking.log_artifact(run_id, report, "reports")
@@ -126,7 +126,7 @@ def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(params: Pa
     assert tag == f"chestct:{folder.name}"
     card = ModelCard.read(folder / CARD)
     assert card.lineage.run_id == best_on_folds
-    assert set(card.metrics) == {"out_of_fold", "test", "test_without_twins"}
+    assert set(card.metrics) == {"out_of_fold", "test", "test_new_scans"}
     assert card.metrics["test"].accuracy.value == 0.75
     assert ModelCard.read(Path("release", CARD)) == card
     assert Path("release", GRAPH).read_bytes() == (folder / GRAPH).read_bytes()

@@ -83,7 +83,7 @@ def test_the_networks_stay_if_mlflow_stops_answering(
     assert all(path.is_file() for path in (paths.FINAL_MODEL, paths.OUT_OF_FOLD, paths.HISTORY, paths.RUN))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train: MLflow at sqlite:////dev/null/gone.db")
-    assert line.endswith("the training is kept, and stage report adds its curves")
+    assert line.endswith("the training is kept, and stage record adds its curves")
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking.artifacts(run_id) == set()

@@ -49,7 +49,6 @@ function details(splits, model) {
       element("div", { className: "charts" }, reliability(metrics), riskCoverage(metrics), confusion(metrics, model)),
     );
   };
-  choice.value = ["test_without_twins", "test"].find((key) => key in model.metrics) ?? splits[0][0];
   choice.addEventListener("change", draw);
   draw();
   return [element("h3", {}, "Class by class"), element("p", { className: "note" }, element("label", { htmlFor: "split" }, "On "), choice), body];

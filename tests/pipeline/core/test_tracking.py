@@ -394,7 +394,7 @@ def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> N
     curve = [(point.step, point.value) for point in client.get_metric_history(run_id, "final_loss")]
     assert curve == [(1, 0.5), (2, 0.125)]
     metrics = read_back(run_id).data.metrics
-    assert metrics["best_epoch"] == 2
+    assert metrics["epochs"] == 2
     assert metrics["fold_1_val_accuracy"] == 0.7
     assert "final_val_loss" not in metrics
     for path in (history, answers):

@@ -84,7 +84,7 @@ def test_the_request_on_the_page_gives_the_answer_on_the_page(visit: Visit, tmp_
 def test_about_tells_figures_intervals_splits_caveats_and_lineage(visit: Visit) -> None:
     about = visit.page.locator("#about")
     figures = ("90.0\u00a0%", "85.0\u201395.0", "40 images")
-    for words in (*figures, "3 folds by visual cluster", "brightness of bands", "5eed"):
+    for words in (*figures, "3 folds by scan", "brightness of bands", "5eed"):
         expect(about).to_contain_text(words)
 
 
