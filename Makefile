@@ -10,6 +10,8 @@ SCENARIO  ?= steady
 USERS     ?=
 SECONDS   ?=
 P99       ?= 200
+MODEL     ?=
+ADAPT     ?=
 # The oldest Kubernetes with every field that the manifests use, and the newest that was checked.
 KUBERNETES = 1.30 1.37
 # Parameters of `make demo` and the end-to-end test: a small network, trained from scratch on drawn phantoms.
@@ -39,7 +41,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients train report sweep store bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -80,6 +82,12 @@ sweep: $(training) ## search train's parameters on held-out folds, as params.yam
 
 store: $(training) ## put the best run into the model store, if it passes the gate, and into RELEASE=folder
 	@python -m pipeline.store $(if $(value RELEASE),--release=$(call quote,$(value RELEASE)))
+
+external: $(training) ## ask the served model, or MODEL=tag, about slices of other sources in DATA=folder; see reports/external/
+	@$(folder) && python -m pipeline.external $(asked) -- $(call quote,$(value DATA))
+
+site: $(training) ## check the served model on your own labelled slices in DATA=folder; ADAPT=1 refits its numbers; see reports/site/
+	@$(folder) && python -m pipeline.site $(if $(value ADAPT),--adapt) $(asked) -- $(call quote,$(value DATA))
 
 bento: $(serving) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build --label version=$(version)
@@ -156,6 +164,8 @@ clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --only-binary :all: --generate-hashes \
   --no-header --no-emit-index-url --no-emit-find-links
 
+folder = $(if $(value DATA),true,{ echo 'error: name a folder of slices: make $@ DATA=folder' >&2; exit 2; })
+asked = $(if $(value MODEL),--model=$(call quote,$(value MODEL)))
 commit = $(shell git describe --always --abbrev=40 --dirty --exclude='*')
 version = $$(python -c 'import chestct; print(chestct.__version__)')
 image = $(call quote,$(value IMAGE))

@@ -120,6 +120,27 @@ def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -
     assert tuned[3:] == [f"--p99={text}"]
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_folder_of_slices_reaches_its_command_as_typed(make: Make, text: str) -> None:
+    ((asked, _),) = make("external", f"DATA={text}")
+    assert asked == ["python", "-m", "pipeline.external", "--", text]
+    ((checked, _),) = make("site", f"DATA={text}", f"MODEL={text}", "ADAPT=1")
+    assert checked == ["python", "-m", "pipeline.site", "--adapt", f"--model={text}", "--", text]
+
+
+@pytest.mark.parametrize("command", ["external", "site"])
+def test_a_check_without_a_folder_says_how_to_name_one(command: str) -> None:
+    done = subprocess.run(
+        ["make", "-o", ".venv/.development", "-o", ".venv/.training", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == f"error: name a folder of slices: make {command} DATA=folder"
+
+
 def test_bento_and_image_are_labelled_with_the_version_that_the_package_says(make: Make) -> None:
     ask = ["python", "-c", "import chestct; print(chestct.__version__)"]
     calls = [call for call, _ in make("image", "IMAGE=chestct:test", "builder=docker")]

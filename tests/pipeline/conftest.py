@@ -1,22 +1,14 @@
 import shutil
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image, UnidentifiedImageError
 
-from chestct import slice_file
-from chestct.card import InputSpec
-from chestct.image import Picture
-from chestct.invalid_image import undecodable
 from pipeline.core import tracking
 from pipeline.core.params import Params, PhantomCounts
 from pipeline.images.phantoms import draw_phantoms
-from tests.graphs import plain_facts
 from tests.server import ROOT
 
 
@@ -112,18 +104,3 @@ def tracked(workspace: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name, raising=False)
     shutil.copyfile(new_store, workspace / tracking.STORE)
     return workspace
-
-
-@pytest.fixture
-def read_as_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that a test draws is the model's input as it is, and no rule objects to it."""
-
-    def read(data: bytes, spec: InputSpec) -> Picture:
-        try:
-            with Image.open(BytesIO(data)) as image:
-                pixels = np.asarray(image.convert("L").resize((spec.width, spec.height)))
-        except UnidentifiedImageError:
-            raise undecodable("it is no picture") from None
-        return Picture(pixels[:, :, np.newaxis], plain_facts())
-
-    monkeypatch.setattr(slice_file, "read", read)

@@ -15,7 +15,7 @@ from pipeline.core.params import Params
 from pipeline.external import external, main
 from pipeline.foreign.answering import ACCEPTED_CANCER, ACCEPTED_NORMAL, NOT_CHEST_CT, UNFAMILIAR, UNREADABLE
 from pipeline.foreign.tally import Tally
-from tests.graphs import tiny_model, tiny_picture, unfamiliar_picture
+from tests.graphs import narrow_picture, tiny_model, tiny_picture, unfamiliar_picture
 from tests.server import ROOT
 
 NORMAL = 2
@@ -38,7 +38,7 @@ def abroad(workspace: Path) -> Path:
         "clinic/LUSC/P3_a": unfamiliar_picture(),
         "screening/normal/Q1_a": tiny_picture(NORMAL),
         "screening/normal/Q2_a": tiny_picture(0),
-        "head/not_chest/1": 0 * unfamiliar_picture() + 255,
+        "head/not_chest/1": narrow_picture(),
     }
     for name, pixels in pictures.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,6 @@ def lines_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.usefixtures("read_as_drawn")
 def test_the_table_says_what_became_of_each_sources_slices(
     abroad: Path, model: str, write_params: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,18 +82,22 @@ def test_the_table_says_what_became_of_each_sources_slices(
     assert "slices of another disease accepted as a cancer  no such slices" in shown
     assert "The normal slices come from another source (screening) than the cancers (clinic)" in shown
     assert "2 slices name no patient" in shown
-    assert "not readable: 1 undecodable_image: it is no picture" in shown
+    assert (
+        "not readable: 1 undecodable_image: expected a PNG or JPEG image, got 10 bytes that are none of them" in shown
+    )
     assert DISCLAIMER in shown
     with (paths.EXTERNAL / "slices.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert rows["clinic/LUSC/P3_a.png"]["reasons"] == "unfamiliar"
     assert rows["clinic/LUSC/P1_a.png"]["label"] == "squamous_cell_carcinoma"
-    assert rows["head/not_chest/2.png"]["problem"] == "undecodable_image: it is no picture"
+    assert (
+        rows["head/not_chest/2.png"]["problem"]
+        == "undecodable_image: expected a PNG or JPEG image, got 10 bytes that are none of them"
+    )
     with Image.open(paths.EXTERNAL / "outcomes.png") as picture:
         assert picture.width > 800
 
 
-@pytest.mark.usefixtures("read_as_drawn")
 def test_each_opening_is_recorded_with_model_and_files(
     abroad: Path, model: str, write_params: Callable[..., Params], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +143,6 @@ def test_what_is_not_known_is_refused_before_anything_is_opened(
     assert not paths.EXTERNAL_OPENINGS.exists()
 
 
-@pytest.mark.usefixtures("read_as_drawn")
 def test_a_file_of_sources_overrides_what_names_say(
     abroad: Path, model: str, write_params: Callable[..., Params]
 ) -> None:

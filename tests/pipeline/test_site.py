@@ -10,6 +10,7 @@ from chestct import store
 from chestct.card import DISCLAIMER
 from chestct.digests import write_sums
 from chestct.engine import Engine
+from chestct.standard_picture import TISSUE
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths
 from pipeline.core.errors import DataError, StageError
@@ -20,7 +21,7 @@ from pipeline.site import main, site
 from tests.graphs import tiny_model, tiny_picture, unfamiliar_picture
 
 pytestmark = [
-    pytest.mark.usefixtures("model_store", "read_as_drawn"),
+    pytest.mark.usefixtures("model_store"),
     pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # BentoML's, in pathspec
 ]
 NORMAL = CLASSES.index("normal")
@@ -53,9 +54,8 @@ def put(workspace: Path) -> Callable[..., Path]:
         folder = workspace / "site" / label
         folder.mkdir(parents=True, exist_ok=True)
         for place, class_ in enumerate(shown):
-            pixels = (
-                unfamiliar_picture() if class_ is None else tiny_picture(class_, bright=int(rng.integers(120, 236)))
-            )
+            marks = int(rng.integers(40))
+            pixels = unfamiliar_picture() if class_ is None else tiny_picture(class_, marks=marks)
             Image.fromarray(pixels[:, :, 0]).save(folder / f"{label}{place:02}_1.png")
         return workspace / "site"
 
@@ -87,7 +87,7 @@ def test_a_site_where_the_model_is_right_reaches_the_bar(put: Callable[..., Path
     pictures = {path.name for path in paths.SITE.glob("*.png")}
     assert {"outcomes.png", "cancer.png", "confusion.png", "reliability.png"} <= pictures
     assert set(re.findall(r"!\[\w+\]\((.*)\)", text)) == pictures
-    assert found.grey_levels[0].tissue == (110, 110, 110)
+    assert found.grey_levels[0].tissue == (TISSUE,) * 3
     assert found.refitted is not None
     assert found.refitted.tag == ""
     assert "would not reach the bar: normal slices that are accepted as a cancer (too few patients to tell)" in text
@@ -185,5 +185,5 @@ def test_a_site_without_any_readable_slice_still_gets_its_report(workspace: Path
     (workspace / "site" / "cancer" / "1.png").write_bytes(b"no picture")
     with pytest.raises(StageError, match="Do not use this model here"):
         site(params, workspace / "site")
-    assert "Not readable: 1 files, undecodable_image: it is no picture" in page()
+    assert "Not readable: 1 files, undecodable_image: " in page()
     assert report().figures.shares["labelled"] is not None
