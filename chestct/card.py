@@ -146,6 +146,8 @@ class Metrics(Frozen):
     macro_f1: Estimate
     roc_auc: Estimate
     """Mean over the classes of one class against the rest."""
+    cancer_auc: Estimate
+    """Area under the ROC curve of the cancers' summed probability, any cancer against normal."""
     brier: Estimate
     """Mean squared distance of the probabilities from the truth, summed over the classes: 0 to 2."""
     calibration_error: Estimate

@@ -180,6 +180,7 @@ def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metric
         accuracy=estimate(value),
         macro_f1=estimate(value),
         roc_auc=estimate(0.98),
+        cancer_auc=estimate(0.99),
         brier=estimate(0.15),
         calibration_error=estimate(0.03),
         calibration_error_if_perfect=estimate(0.02),

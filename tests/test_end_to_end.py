@@ -122,7 +122,7 @@ def test_the_contact_sheet_is_kept_by_dvc_and_by_mlflow_and_never_by_git(project
 
 def test_the_metrics_are_a_table_that_a_terminal_can_show(project: Project) -> None:
     head, *rows = project.run("dvc", "metrics", "show").splitlines()
-    shown = ["Path", "accepted", "accuracy", "calibration_error", "images", "macro_f1", "roc_auc"]
+    shown = ["Path", "accepted", "accuracy", "calibration_error", "cancer_auc", "images", "macro_f1", "roc_auc"]
     assert head.split() == shown
     assert [Path(row.split()[0]).stem for row in rows] == ["out_of_fold"]
     assert max(map(len, [head, *rows])) <= 120

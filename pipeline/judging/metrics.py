@@ -23,7 +23,7 @@ COVERAGES: Final = np.arange(1, 21) / 20
 
 KEY_FIGURES: Final = Path("reports/key_figures")
 """A file for each split, with the few figures that `dvc metrics show` compares."""
-_KEY: Final = ("accuracy", "macro_f1", "roc_auc", "calibration_error")
+_KEY: Final = ("accuracy", "macro_f1", "cancer_auc", "roc_auc", "calibration_error")
 
 _COUNT: Final = len(CLASSES)
 _NORMAL: Final = CLASSES.index(NORMAL)
@@ -175,6 +175,7 @@ class Evaluation:
             figures |= {f"{kind}_{name}": values[:, label] for label, name in enumerate(CLASSES)}
         figures["macro_f1"] = _mean_over_classes(f1)
         figures["roc_auc"] = _mean_over_classes(auc)
+        figures["cancer_auc"] = auc[:, _NORMAL]  # the cancers' sum and the normal probability order images alike
         return figures
 
     def _shares(self) -> dict[str, NDArray[np.bool_]]:

@@ -85,7 +85,9 @@ def test_the_dvc_metrics_and_the_card_have_the_same_figures(
     short = json.loads((KEY_FIGURES / "out_of_fold.json").read_text(encoding="utf-8"))
     assert short.pop("images") == IMAGES
     assert short.pop("accepted") == pytest.approx(1 - summary["rejected"] - summary["referred"], abs=2e-4)
-    assert short == {name: summary[name] for name in ("accuracy", "macro_f1", "roc_auc", "calibration_error")}
+    assert short == {
+        name: summary[name] for name in ("accuracy", "macro_f1", "cancer_auc", "roc_auc", "calibration_error")
+    }
     assert f"macro F1 {metrics.macro_f1.value:.3f}" in capsys.readouterr().out
 
 

@@ -7,7 +7,8 @@ import { percent, plain, sentence, titleOf } from "./words.js";
 const FIGURES = [
   ["accuracy", "Accuracy", true],
   ["macro_f1", "Macro F1", true],
-  ["roc_auc", "ROC AUC", true],
+  ["cancer_auc", "ROC AUC, any cancer or normal", true],
+  ["roc_auc", "ROC AUC, one class against the rest", true],
   ["cancer_sensitivity", "Cancers found", true],
   ["cancer_specificity", "Normal recognised", true],
   ["calibration_error", "Calibration error", false],

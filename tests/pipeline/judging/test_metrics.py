@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score, roc_auc_score
 
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.judging.calibration import Answers
 from pipeline.judging.metrics import Evaluation
 
@@ -92,6 +92,8 @@ def test_the_figures_are_those_of_scikit_learn() -> None:
     figures = evaluate(probabilities, labels).figures
     assert figures["macro_f1"].value == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert figures["roc_auc"].value == pytest.approx(roc_auc_score(labels, probabilities, multi_class="ovr"))
+    cancer = labels != CLASSES.index(NORMAL)
+    assert figures["cancer_auc"].value == pytest.approx(roc_auc_score(cancer, -probabilities[:, CLASSES.index(NORMAL)]))
     assert figures["loss"].value == pytest.approx(log_loss(labels, probabilities), abs=1e-6)
     each = zip(
         CLASSES,
