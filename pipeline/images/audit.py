@@ -19,7 +19,6 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from chestct.standard_picture import AIR
 from pipeline.images.classes import CLASSES, NORMAL
-from pipeline.images.duplicates import find_duplicates
 from pipeline.images.input_facts import log_geometry
 from pipeline.images.manifest import SPLITS
 from pipeline.images.scans import compare_bounds
@@ -91,6 +90,7 @@ def find(slices: Sequence[Slice], *, duplicate: float, least_lung: float, withou
     kept = [group for group in groups.values() if not several_labels(group)]
     lungless = [item for item in slices if item.lung < least_lung or item.file.sha256 in without_lung]
     left = {item.file.path for item in lungless}
+    duplicates = _find_pairs(slices, duplicate)
     known = {item.scan for item in slices if item.file.split != "test"}
     test = [item for item in slices if item.file.split == "test"]
     return Findings(
@@ -99,8 +99,8 @@ def find(slices: Sequence[Slice], *, duplicate: float, least_lung: float, withou
         exact_duplicates=[group for group in kept if len(group) > 1],
         label_conflicts=[group for group in groups.values() if several_labels(group)],
         without_lung=lungless,
-        duplicates=_find_pairs(slices, duplicate),
-        test_duplicates=_find_test_duplicates(slices, duplicate),
+        duplicates=duplicates,
+        test_duplicates=_find_test_duplicates(duplicates),
         test_unseen=[item for item in test if item.scan not in known],
     )
 
@@ -181,19 +181,17 @@ def _find_pairs(slices: Sequence[Slice], correlation: float) -> list[Pair]:
     return [Pair(slices[a], slices[b], float(correlations[a, b])) for a, b in sorted(alike)]
 
 
-def _find_test_duplicates(slices: Sequence[Slice], duplicate: float) -> list[Pair]:
-    """The test_duplicates of Findings."""
-    test = [item for item in slices if item.file.split == "test"]
-    known = [item for item in slices if item.file.split != "test"]
-    if not test or not known:
-        return []
-    pixels, known_pixels = (np.stack([item.pixels for item in part]) for part in (test, known))
-    found = find_duplicates(pixels, known_pixels, duplicate)
-    return [
-        Pair(one, known[index], float(one.thumbnail @ known[index].thumbnail))
-        for one, index in zip(test, found, strict=True)
-        if index >= 0
-    ]
+def _find_test_duplicates(pairs: Iterable[Pair]) -> list[Pair]:
+    """The test_duplicates of Findings. Of several duplicates, an exact one comes first, then the most alike."""
+    best: dict[str, Pair] = {}
+    for pair in pairs:
+        one, other = sorted(pair[:2], key=lambda item: item.file.split != "test")
+        if one.file.split == "test" != other.file.split:
+            found = Pair(one, other, pair.correlation)
+            known = best.setdefault(one.file.path, found)
+            if (found.exact, found.correlation) > (known.exact, known.correlation):
+                best[one.file.path] = found
+    return list(best.values())
 
 
 def _paths(slices: Iterable[Slice]) -> list[str]:

@@ -10,12 +10,15 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from chestct.card import InputSpec
+from chestct.digests import sha256_of
 from chestct.image import decode
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
 from pipeline.images.manifest import Manifest
+from pipeline.images.phantoms import draw_phantom
+from pipeline.images.scans import Curated
 from pipeline.ingest import ingest
 from pipeline.prepare import main, prepare
 
@@ -79,6 +82,19 @@ def in_other_bytes(path: Path) -> bytes:
     return buffer.getvalue()
 
 
+def other_phantom() -> Image.Image:
+    """A slice, in mode L, that is not in the data set."""
+    return draw_phantom(NORMAL, np.random.default_rng(5)).convert("L")
+
+
+def noisy(image: Image.Image, share: float) -> Image.Image:
+    """The picture with coarse noise, in multiples of its own standard deviation."""
+    grey = np.asarray(image.convert("L"), np.float32)
+    noise = np.random.default_rng(0).normal(0, share * grey.std(), (16, 16))
+    fine = np.asarray(Image.fromarray(noise).resize(grey.shape[::-1]))
+    return Image.fromarray((grey + fine).clip(0, 255).astype(np.uint8))
+
+
 def test_a_data_set_without_faults_is_kept_whole(run: Callable[..., Prepared], data_set: Path) -> None:
     prepared = run()
 
@@ -86,12 +102,12 @@ def test_a_data_set_without_faults_is_kept_whole(run: Callable[..., Prepared], d
     assert pool["pixels"].shape == (24, SIZE, SIZE, 1)
     assert test["pixels"].shape == (4, SIZE, SIZE, 1)
     assert pool["pixels"].dtype == test["pixels"].dtype == np.uint8
-    for name in ("labels", "folds", "clusters"):
+    for name in ("labels", "folds", "scans"):
         assert pool[name].dtype == np.int64
         assert pool[name].shape == (24,)
     assert np.bincount(pool["labels"]).tolist() == [6, 6, 6, 6]
     assert set(pool["folds"]) == {0, 1}
-    assert not test["twins"].any()
+    assert not test["seen"].any()
     shas = {file.path: file.sha256 for file in Manifest.read().files}
     for arrays in (pool, test):
         assert [shas[path] for path in arrays["paths"]] == arrays["sha256"].tolist()
@@ -105,7 +121,7 @@ def test_a_data_set_without_faults_is_kept_whole(run: Callable[..., Prepared], d
         "near_duplicates",
         "near_conflicts",
     }
-    clean |= {"twins_with_another_label", "test_look_alikes"}
+    clean |= {"twins_with_another_label", "without_lung"}
     assert not any(prepared.audit[name] for name in clean)
 
 
@@ -128,8 +144,7 @@ def test_the_beginning_of_a_folder_gives_the_class_in_every_split(run: Callable[
 @pytest.mark.parametrize("mode", ["RGBA", "RGB", "L", "P", "LA", "1"])
 def test_every_mode_of_png_is_read(run: Callable[..., Prepared], data_set: Path, mode: str) -> None:
     path = folder_of(data_set, "train", NORMAL) / "mode.png"
-    grey = Image.effect_noise((90, 70), 60).convert(mode)
-    grey.save(path)
+    other_phantom().convert(mode).save(path)
 
     prepared = run()
 
@@ -139,7 +154,7 @@ def test_every_mode_of_png_is_read(run: Callable[..., Prepared], data_set: Path,
 
 def test_a_jpeg_named_png_is_read_and_named(run: Callable[..., Prepared], data_set: Path) -> None:
     path = folder_of(data_set, "train", NORMAL) / "n7.png"
-    Image.effect_noise((90, 70), 60).save(path, "JPEG")
+    other_phantom().save(path, "JPEG")
 
     prepared = run()
 
@@ -222,7 +237,7 @@ def test_duplicates_in_test_are_marked_and_never_dropped(run: Callable[..., Prep
 
     prepared = run()
 
-    marked = prepared.test["paths"][prepared.test["twins"]]
+    marked = prepared.test["paths"][prepared.test["seen"]]
     assert sorted(marked) == sorted(path_of(data_set, duplicate) for duplicate in duplicates)
     assert len(prepared.test["paths"]) == 6
     assert prepared.audit["twins_per_class"]["normal"] == 2
@@ -236,7 +251,7 @@ def test_a_duplicate_of_a_label_conflict_is_marked_in_test(run: Callable[..., Pr
 
     prepared = run()
 
-    assert prepared.test["paths"][prepared.test["twins"]].tolist() == ["test/large.cell.carcinoma/l4.png"]
+    assert prepared.test["paths"][prepared.test["seen"]].tolist() == ["test/large.cell.carcinoma/l4.png"]
 
 
 ENCODINGS: dict[str, Callable[[Image.Image, Path], None]] = {
@@ -254,38 +269,35 @@ ENCODINGS: dict[str, Callable[[Image.Image, Path], None]] = {
 def test_a_training_image_that_is_encoded_again_in_test_is_a_near_duplicate(
     run: Callable[..., Prepared], data_set: Path, encoding: str
 ) -> None:
-    original = first(data_set, "train", SQUAMOUS)
+    original = folder_of(data_set, "train", SQUAMOUS) / "0001.png"  # its body is found alike in all encodings
     ENCODINGS[encoding](Image.open(original), folder_of(data_set, "test", LARGE_CELL) / "renamed.png")
 
     prepared = run()
 
     (planted,) = data_set.glob("test/large*/renamed.*")
     pair = [path_of(data_set, planted), path_of(data_set, original)]
-    assert prepared.test["paths"][prepared.test["twins"]].tolist() == pair[:1]
+    assert prepared.test["paths"][prepared.test["seen"]].tolist() == pair[:1]
     assert [found["paths"] for found in prepared.audit["near_twins"]] == [pair]
     assert prepared.audit["twins_with_another_label"] == [pair]
     assert prepared.audit["duplicate_pairs"]["near"]["train test"]["several"] == 1
     assert len(prepared.pool["paths"]) == 24
 
 
-def test_a_test_image_that_only_looks_like_a_training_image_is_listed_and_no_duplicate(
+def test_a_test_image_of_a_scan_in_train_is_marked_though_it_is_no_duplicate(
     run: Callable[..., Prepared], data_set: Path
 ) -> None:
     original = first(data_set, "train", NORMAL)
-    grey = np.asarray(Image.open(original).convert("L"), np.float32)
-    rng = np.random.default_rng(0)
-    noise = np.asarray(Image.fromarray(rng.normal(0, 0.3 * grey.std(), (16, 16))).resize(grey.shape[::-1]))
-    Image.fromarray((grey + noise).clip(0, 255).astype(np.uint8)).save(folder_of(data_set, "test", NORMAL) / "like.png")
+    noisy(Image.open(original), 0.3).save(folder_of(data_set, "test", NORMAL) / "like.png")
 
     prepared = run()
 
-    assert [found["paths"] for found in prepared.audit["test_look_alikes"]] == [
-        ["test/normal/like.png", path_of(data_set, original)]
-    ]
-    assert not prepared.test["twins"].any()
+    assert prepared.test["paths"][prepared.test["seen"]].tolist() == ["test/normal/like.png"]
+    assert prepared.audit["test_of_known_scans"] == dict.fromkeys(CLASSES, 0) | {"normal": 1}
+    assert len(prepared.audit["test_of_new_scans"]) == 4
+    assert not prepared.audit["near_twins"]
 
 
-def test_near_duplicates_in_train_and_valid_are_listed_once_and_kept_in_one_cluster(
+def test_near_duplicates_in_train_and_valid_are_listed_once_and_kept_in_one_scan(
     run: Callable[..., Prepared], data_set: Path
 ) -> None:
     original = first(data_set, "train", NORMAL)
@@ -300,7 +312,7 @@ def test_near_duplicates_in_train_and_valid_are_listed_once_and_kept_in_one_clus
     assert prepared.audit["near_conflicts"] == [pair]
     assert prepared.audit["duplicate_pairs"]["near"]["train valid"]["several"] == 2
     assert prepared.audit["duplicate_pairs"]["exact"]["valid valid"]["large_cell_carcinoma"] == 1
-    assert prepared.audit["clusters"]["with_several_classes"] == [pair]
+    assert prepared.audit["scans"]["with_several_classes"] == [pair]
 
 
 def test_the_contact_sheet_shows_what_was_found(run: Callable[..., Prepared], data_set: Path) -> None:
@@ -314,7 +326,7 @@ def test_the_contact_sheet_shows_what_was_found(run: Callable[..., Prepared], da
         assert found.height > height
 
 
-def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_look_alikes_are_one_scan_and_stay_in_one_fold(run: Callable[..., Prepared], data_set: Path) -> None:
     original = Image.open(first(data_set, "train", ADENOCARCINOMA)).convert("L")
     near = []
     for index, factor in enumerate((0.9, 0.95, 1.05)):
@@ -326,11 +338,11 @@ def test_look_alikes_are_one_cluster_and_stay_in_one_fold(run: Callable[..., Pre
     group = np.isin(pool["paths"], [path_of(data_set, path) for path in near])
     group |= pool["paths"] == path_of(data_set, first(data_set, "train", ADENOCARCINOMA))
     assert group.sum() == 4
-    assert len(np.unique(pool["clusters"][group])) == 1
+    assert len(np.unique(pool["scans"][group])) == 1
     assert len(np.unique(pool["folds"][group])) == 1
 
 
-def test_look_alikes_in_test_are_one_cluster_too(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_look_alikes_in_test_are_one_scan_too(run: Callable[..., Prepared], data_set: Path) -> None:
     original = first(data_set, "test", NORMAL)
     planted = original.with_name("brighter.png")
     ImageEnhance.Brightness(Image.open(original).convert("L")).enhance(1.05).save(planted)
@@ -339,20 +351,18 @@ def test_look_alikes_in_test_are_one_cluster_too(run: Callable[..., Prepared], d
 
     pair = np.isin(test["paths"], [path_of(data_set, path) for path in (original, planted)])
     assert pair.sum() == 2
-    assert len(np.unique(test["clusters"][pair])) == 1
-    assert len(np.unique(test["clusters"])) == 4, "one a class"
+    assert len(np.unique(test["scans"][pair])) == 1
+    assert len(np.unique(test["scans"])) == 4, "one a class"
 
 
-def test_clusters_and_folds_are_the_same_at_every_size_of_the_input(
-    run: Callable[..., Prepared], data_set: Path
-) -> None:
+def test_scans_and_folds_are_the_same_at_every_size_of_the_input(run: Callable[..., Prepared], data_set: Path) -> None:
     whole = Image.open(first(data_set, "train", SQUAMOUS)).convert("L")
     fine = np.asarray(whole).astype(np.int64)
     fine += np.random.default_rng(0).integers(-200, 201, fine.shape)
     Image.fromarray(fine.clip(0, 255).astype(np.uint8)).save(folder_of(data_set, "train", SQUAMOUS) / "noisy.png")
     # At 32 pixels the two correlate by 0.997, at 96 by 0.986.
-    coarse, finer = (run(image_size=size, cluster_correlation=0.99, duplicate_correlation=0.99) for size in (32, 96))
-    for name in ("clusters", "folds", "paths"):
+    coarse, finer = (run(image_size=size, scan_correlation=0.99, duplicate_correlation=0.99) for size in (32, 96))
+    for name in ("scans", "folds", "paths"):
         assert np.array_equal(coarse.pool[name], finer.pool[name])
 
 
@@ -366,13 +376,13 @@ def test_a_class_with_fewer_images_than_folds_is_named(run: Callable[..., Prepar
     assert not paths.POOL.exists()
 
 
-def test_a_class_that_is_one_cluster_is_named(run: Callable[..., Prepared], data_set: Path) -> None:
+def test_a_class_that_is_one_scan_is_named(run: Callable[..., Prepared], data_set: Path) -> None:
     original = Image.open(first(data_set, "train", NORMAL)).convert("L")
     images = sorted(data_set.glob("train/normal/*")) + sorted(data_set.glob("valid/normal/*"))
     for index, path in enumerate(images):
         path.unlink()
         ImageEnhance.Brightness(original).enhance(0.9 + index / 50).save(path)
-    with pytest.raises(DataError, match="normal: its images form 1 clusters and reach 1 of 2 folds"):
+    with pytest.raises(DataError, match="normal: its images are of 1 scans and reach 1 of 2 folds"):
         run()
     with pytest.raises(SystemExit) as caught:
         main()
@@ -435,7 +445,7 @@ def test_the_audit_counts_and_probes_for_shortcuts(run: Callable[..., Prepared],
     assert sum(sum(fold.values()) for fold in audit["folds"].values()) == 24
     assert sum(audit["formats"].values()) == 28
     assert audit["width"]["most"] == 900
-    assert audit["clusters"]["number"] == 24
+    assert audit["scans"]["number"] == 24
     shortcuts = audit["shortcuts"]
     assert shortcuts["majority_class"] == {
         "four_classes": 0.25,
@@ -447,7 +457,7 @@ def test_the_audit_counts_and_probes_for_shortcuts(run: Callable[..., Prepared],
     assert shortcuts["input_mean_grey"]["four_classes"] < 0.7
 
 
-def test_a_frame_around_a_class_is_found_as_a_shortcut_before_and_after_preprocessing(
+def test_a_frame_around_a_class_is_a_shortcut_in_the_files_but_not_in_the_standard_pictures(
     run: Callable[..., Prepared], data_set: Path
 ) -> None:
     for part in ("train", "valid"):
@@ -460,8 +470,68 @@ def test_a_frame_around_a_class_is_found_as_a_shortcut_before_and_after_preproce
 
     shortcuts = run().audit["shortcuts"]
 
-    for probe in ("file_frame", "input_frame"):
-        assert shortcuts[probe]["normal_or_cancer_balanced"] > 0.9
+    assert shortcuts["file_frame"]["normal_or_cancer_balanced"] > 0.9
+    assert shortcuts["input_frame"]["normal_or_cancer_balanced"] < 0.7
+
+
+def test_slices_without_lung_leave_train_and_valid_and_stay_in_test(
+    run: Callable[..., Prepared], data_set: Path
+) -> None:
+    abdomen = np.full((120, 160), 5, np.uint8)
+    rows, columns = np.mgrid[:120, :160]
+    abdomen[((rows - 60) / 50) ** 2 + ((columns - 80) / 70) ** 2 < 1] = 120
+    abdomen[55:60, 60:66] = 10  # gas
+    planted = [folder_of(data_set, part, LARGE_CELL) / "abdomen.png" for part in ("valid", "test")]
+    for path in planted:
+        Image.fromarray(abdomen).save(path)
+
+    prepared = run()
+
+    listed = prepared.audit["without_lung"]
+    assert sorted(listed) == sorted(path_of(data_set, path) for path in planted)
+    assert all(share < 0.013 for share in listed.values())
+    assert len(prepared.pool["paths"]) == 24
+    assert path_of(data_set, planted[1]) in prepared.test["paths"]
+    assert prepared.test["seen"].sum() == 1
+
+
+def test_training_gets_the_pictures_as_they_came(run: Callable[..., Prepared], data_set: Path) -> None:
+    wide = folder_of(data_set, "train", NORMAL) / "wide.png"
+    other_phantom().resize((800, 500)).save(wide)
+
+    pool = run().pool
+
+    assert pool["sources"].shape == (25, 384, 384)
+    assert pool["sources"].dtype == np.uint8
+    sizes = dict(zip(pool["paths"].tolist(), pool["source_sizes"].tolist(), strict=True))
+    assert sizes[path_of(data_set, wide)] == [384, 240]
+    for path, source in zip(pool["paths"], pool["sources"], strict=True):
+        with Image.open(paths.RAW / path) as image:
+            grey = np.asarray(image.convert("L"))
+        width, height = sizes[path]
+        if max(grey.shape) <= 384:
+            assert (height, width) == grey.shape
+            assert np.array_equal(source[:height, :width], grey)
+        assert not source[height:].any()
+        assert not source[:, width:].any()
+
+
+def test_files_that_a_person_has_grouped_stay_in_one_fold(
+    run: Callable[..., Prepared], data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(folder_of(data_set, "train", NORMAL).iterdir())[:3]
+    digests = {sha256_of(path): "s001" for path in files}
+    grouped = Curated.read().model_copy(update={"scans": digests, "without_lung": {sha256_of(files[0])}})
+    monkeypatch.setattr(Curated, "read", lambda: grouped)
+
+    prepared = run()
+
+    pool = prepared.pool
+    kept = np.isin(pool["paths"], [path_of(data_set, path) for path in files])
+    assert kept.sum() == 2
+    assert len(np.unique(pool["scans"][kept])) == len(np.unique(pool["folds"][kept])) == 1
+    assert list(prepared.audit["without_lung"]) == [path_of(data_set, files[0])]
+    assert prepared.audit["scans"]["number"] == 22
 
 
 def test_two_runs_write_the_same_bytes(run: Callable[..., Prepared]) -> None:

@@ -68,7 +68,7 @@ def params(tracked: Path, new_sweeps: Path, write_params: Write) -> Params:
     labels = np.arange(24) % 4
     drawn = [draw_phantom(int(label), np.random.default_rng(index)) for index, label in enumerate(labels)]
     pixels = np.stack([np.asarray(each.convert("L").resize((32, 32)), np.uint8)[..., np.newaxis] for each in drawn])
-    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.zeros(24, np.int64), clusters=np.arange(24))
+    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.zeros(24, np.int64), scans=np.arange(24))
     np.savez(paths.FEATURES, features=np.zeros((24, 96), np.float32))
     Manifest(source="synthetic", digest=DIGEST, files=()).write()
     return write_params(QUICK)

@@ -25,7 +25,7 @@ def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> P
         path.parent.mkdir(parents=True, exist_ok=True)
     pixels, fours = np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4
     names = np.array([f"{index:064d}" for index in range(8)])
-    np.savez(paths.POOL, pixels=pixels, labels=fours, folds=np.arange(8) % 2, clusters=np.arange(8), sha256=names)
+    np.savez(paths.POOL, pixels=pixels, labels=fours, folds=np.arange(8) % 2, scans=np.arange(8), sha256=names)
     np.savez(paths.FEATURES, features=np.zeros((8, 3), np.float32))
     paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
     return write_params({"prepare.folds": 2})

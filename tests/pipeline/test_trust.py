@@ -15,7 +15,7 @@ def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(worksp
     params = small_params(prepare__folds=3)
     for path in (paths.POOL, paths.fold_model(0)):
         path.parent.mkdir(parents=True)
-    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, clusters=np.arange(24))
+    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, scans=np.arange(24))
     network = build(params)
     for fold in range(3):
         network.save(paths.fold_model(fold))

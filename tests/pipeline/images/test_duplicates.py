@@ -2,29 +2,11 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import DataError
-from pipeline.images.duplicates import cluster, find_duplicates, require_no_duplicates
+from pipeline.images.duplicates import find_duplicates, require_no_duplicates
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (count, 64, 64, 1)).astype(np.uint8)
-
-
-def test_clusters_are_connected_through_a_third_image() -> None:
-    rng = np.random.default_rng(0)
-    left, right, apart = rng.normal(0, 40, (3, 64, 64))
-    images = np.stack([left, (left + right) / 2**0.5, right, apart]) + 128
-    pixels = images.clip(0, 255).astype(np.uint8)[..., np.newaxis]
-
-    assert len(np.unique(cluster(pixels, 0.6)[:3])) == 1
-    assert len(np.unique(cluster(pixels, 0.6))) == 2
-    assert len(np.unique(cluster(pixels, 0.95))) == 4
-
-
-def test_a_blank_picture_is_a_cluster_of_its_own() -> None:
-    pixels = np.zeros((3, 64, 64, 1), np.uint8)
-    pixels[1] = 90
-    pixels[2] = np.random.default_rng(0).integers(0, 255, (64, 64, 1))
-    assert len(np.unique(cluster(pixels, 0.9))) == 3
 
 
 def test_an_exact_duplicate_comes_before_the_picture_that_is_most_alike() -> None:

@@ -48,7 +48,7 @@ def trained_graph(params: Params) -> tuple[keras.Model, onnx.ModelProto]:
     """Train a network for one step on phantoms. Return it and its graph."""
     pixels, labels = phantoms()
     paths.POOL.parent.mkdir(parents=True)
-    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.arange(8) % 2, clusters=np.arange(8))
+    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.arange(8) % 2, scans=np.arange(8))
     base_model(params)
     network, history = fit(Pool.read(), None, params, params.base_model.backbone)
     assert np.isfinite(history[0]["loss"])

@@ -17,7 +17,7 @@ LITE0 = {"base_model__backbone": "efficientnet_lite0", "base_model__weights": "i
 def prepared(workspace):
     """The workspace after stage prepare."""
     paths.POOL.parent.mkdir(parents=True)
-    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, clusters=np.arange(24))
+    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, scans=np.arange(24))
     return workspace
 
 
