@@ -9,9 +9,7 @@ The figures go into TEST_METRICS and, as a file, into the MLflow run of the grap
 DVC, so no table of experiments shows them.
 """
 
-import json
 import shutil
-from datetime import UTC, datetime
 
 import numpy as np
 
@@ -19,7 +17,7 @@ from chestct.card import JsonFile, Lineage, Metrics, ModelCard
 from chestct.digests import sha256_of
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
-from pipeline.core import paths, runner, tracking
+from pipeline.core import openings, paths, runner, tracking
 from pipeline.core.errors import DataError
 from pipeline.core.params import Params
 from pipeline.images import input_facts
@@ -90,21 +88,15 @@ def _read_card() -> ModelCard:
 
 
 def _count_opening(lineage: Lineage, model_sha256: str, images: int, of_new_scans: int) -> None:
-    paths.TEST_OPENINGS.parent.mkdir(parents=True, exist_ok=True)
-    before = 0
-    if paths.TEST_OPENINGS.exists():
-        before = len(paths.TEST_OPENINGS.read_text(encoding="utf-8").splitlines())
-    line = {
-        "opened": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run_id": lineage.run_id,
-        "model_sha256": model_sha256,
-        "data_source": lineage.data_source,
-        "data_digest": lineage.data_digest,
-        "images": images,
-        "images_of_new_scans": of_new_scans,
-    }
-    with paths.TEST_OPENINGS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    before = openings.record(
+        paths.TEST_OPENINGS,
+        run_id=lineage.run_id,
+        model_sha256=model_sha256,
+        data_source=lineage.data_source,
+        data_digest=lineage.data_digest,
+        images=images,
+        images_of_new_scans=of_new_scans,
+    )
     print(f"the test folder was opened {before} times before this")
 
 
