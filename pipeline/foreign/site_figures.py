@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 
 from chestct.card import Estimate, Frozen, ReliabilityBin
 from pipeline.core.params import Bar
-from pipeline.foreign.answering import ACCEPTED_CANCER, ACCEPTED_NORMAL, OUTCOMES, Answered, number_patients
+from pipeline.foreign.answering import (
+    ACCEPTED_CANCER,
+    ACCEPTED_NORMAL,
+    NOT_CHEST_CT,
+    OUTCOMES,
+    REFERRED,
+    REFUSED,
+    UNFAMILIAR,
+    Answered,
+    number_patients,
+)
 from pipeline.foreign.tally import any_cancer
 from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.judging.calibration import Answers
@@ -45,6 +55,9 @@ class SiteFigures(Frozen):
 MEANINGS: Final = {
     "labelled": "slices that get a label, accepted or referred",
     "accepted": "slices whose label is accepted",
+    "referred": "slices that are referred with a label",
+    "unfamiliar": "slices that are unfamiliar, so referred without a label",
+    "rejected": "slices that are rejected",
     "accepted_accuracy": "accepted slices whose label is right",
     "missed_cancers": "slices with cancer that are accepted as normal",
     "false_alarms": "normal slices that are accepted as a cancer",
@@ -93,6 +106,9 @@ def measure(answered: Sequence[Answered], *, two: bool, resamples: int, seed: in
     chosen = {
         "labelled": (np.ones_like(cancer), labelled),
         "accepted": (np.ones_like(cancer), accepted),
+        "referred": (np.ones_like(cancer), outcomes == REFERRED),
+        "unfamiliar": (np.ones_like(cancer), outcomes == UNFAMILIAR),
+        "rejected": (np.ones_like(cancer), np.isin(outcomes, (NOT_CHEST_CT, REFUSED))),
         "accepted_accuracy": (accepted, right),
         "missed_cancers": (cancer, outcomes == ACCEPTED_NORMAL),
         "false_alarms": (~cancer, outcomes == ACCEPTED_CANCER),

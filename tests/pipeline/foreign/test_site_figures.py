@@ -35,6 +35,9 @@ def test_each_figure_counts_what_its_words_say() -> None:
     assert counts(figures) == {
         "labelled": (6, 9, 8),
         "accepted": (5, 9, 8),
+        "referred": (1, 9, 8),
+        "unfamiliar": (1, 9, 8),
+        "rejected": (1, 9, 8),
         "accepted_accuracy": (2, 5, 4),
         "missed_cancers": (1, 5, 4),
         "false_alarms": (1, 4, 4),
@@ -82,6 +85,9 @@ def test_without_a_label_or_a_side_some_figures_are_missing() -> None:
     assert counts(figures) == {
         "labelled": (0, 2, 2),
         "accepted": (0, 2, 2),
+        "referred": (0, 2, 2),
+        "unfamiliar": (1, 2, 2),
+        "rejected": (0, 2, 2),
         "accepted_accuracy": None,
         "missed_cancers": (0, 2, 2),
         "false_alarms": None,
