@@ -173,6 +173,8 @@ class Metrics(Frozen):
     """Share of the images with the decision `reject`."""
     referred: Probability
     """Share of the images with the decision `refer`."""
+    unfamiliar: Probability
+    """Share of the images referred as `unfamiliar`, without a label."""
 
 
 class Fold(Frozen):

@@ -201,6 +201,7 @@ def tiny_metrics(classes: Sequence[str] = CLASSES, value: float = 0.9) -> Metric
         risk_coverage=(RiskPoint(coverage=0.5, risk=0.0), RiskPoint(coverage=1.0, risk=0.1)),
         rejected=0.01,
         referred=0.1,
+        unfamiliar=0.02,
     )
 
 

@@ -153,6 +153,7 @@ def to_answers(answered: Sequence[Answered]) -> tuple[Answers, Ints, Ints]:
         np.array([[prediction.probabilities[name] for name in CLASSES] for _, prediction in found]),
         np.array([prediction.decision == "accept" for _, prediction in found]),
         np.zeros(len(found), bool),
+        np.zeros(len(found), bool),
         sets,
         np.array([_possible_cancer(each) for each, _ in found]),
     )

@@ -51,7 +51,7 @@ def measure(predicted: Ints, labels: Ints, scans: Ints, *, resamples: int, seed:
     """Accuracy and macro F1 of a baseline's labels [N], with intervals from resampling whole scans."""
     certain = np.eye(len(CLASSES))[predicted]
     every = np.ones(len(labels), bool)
-    answers = Answers(certain, every, ~every, certain > 0, ~every)
+    answers = Answers(certain, every, ~every, ~every, certain > 0, ~every)
     figures = Evaluation(answers, labels, groups=scans, resamples=resamples, seed=seed).figures
     return {name: figures[name] for name in ("accuracy", "macro_f1")}
 

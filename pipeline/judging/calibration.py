@@ -84,6 +84,8 @@ class Answers(NamedTuple):
     """[N]"""
     rejected: NDArray[np.bool_]
     """[N]. Answers that are neither accepted nor rejected are referred."""
+    unfamiliar: NDArray[np.bool_]
+    """[N], referred without a label."""
     sets: NDArray[np.bool_]
     """[N, classes], the prediction sets."""
     possible_cancer: NDArray[np.bool_]
@@ -133,12 +135,14 @@ def answer(
         Evidence(row, float(score), 1.0, normal, numbers.thresholds, each, numbers.input_limits)
         for row, score, each in zip(probabilities, ood_scores, facts, strict=True)
     ]
-    decisions = np.array([judge(each)[0] for each in evidence])
+    judged = [judge(each) for each in evidence]
+    decisions = np.array([decision for decision, _ in judged])
+    unfamiliar = np.array([any(rule.withholds for rule in rules) for _, rules in judged])
     sets = np.zeros(probabilities.shape, bool)
     for row, each in enumerate(evidence):
         sets[row, prediction_set(each)] = True
     cancers = np.array([possible_cancer(each) for each in evidence])
-    return Answers(probabilities, decisions == "accept", decisions == "reject", sets, cancers)
+    return Answers(probabilities, decisions == "accept", decisions == "reject", unfamiliar, sets, cancers)
 
 
 def average_layout(facts: Sequence[Facts]) -> tuple[float, ...]:

@@ -104,6 +104,7 @@ class Evaluation:
             risk_coverage=self._risk_coverage(),
             rejected=figures["rejected"].value,
             referred=figures["referred"].value,
+            unfamiliar=figures["unfamiliar"].value,
         )
 
     def within(self, parts: NDArray[np.int64]) -> tuple[Fold, ...]:
@@ -151,6 +152,7 @@ class Evaluation:
             "brier": brier,
             "rejected": answers.rejected,
             "referred": ~(answers.accepted | answers.rejected),
+            "unfamiliar": answers.unfamiliar,
             "set_coverage": answers.sets[rows, labels],
             "set_size": answers.sets.sum(axis=1),
             **self._checks,
@@ -183,7 +185,7 @@ class Evaluation:
         everything = np.ones(len(self._labels), bool)
         covered = everything.copy()
         covered[self._widest_first[int(np.ceil(COVERAGE * len(covered))) :]] = False
-        shares = dict.fromkeys(("accuracy", "rejected", "referred", "set_coverage"), everything)
+        shares = dict.fromkeys(("accuracy", "rejected", "referred", "unfamiliar", "set_coverage"), everything)
         shares |= {"accepted_accuracy": self._answers.accepted, "error_at_80_coverage": covered}
         shares |= {"cancer_sensitivity": self._labels != _NORMAL, "cancer_specificity": self._labels == _NORMAL}
         shares |= {name: everything for name, values in self._checks.items() if np.isin(values, (0, 1)).all()}

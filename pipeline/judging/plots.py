@@ -136,7 +136,7 @@ def _draw_ood(axes: Axes, scores: ScoreCounts, limit: float) -> None:
         within = edges[1:] <= limit + 1e-9
         for chosen, colour in ((within, _ACCENT), (~within, _MUTED)):
             axes.bar(edges[:-1][chosen], heights[chosen], np.diff(edges)[chosen], place, align="edge", color=colour)
-    axes.axvline(limit, color=_ALARM, linewidth=1.2, label=f"limit {limit:.2f}: scores above it are rejected")
+    axes.axvline(limit, color=_ALARM, linewidth=1.2, label=f"limit {limit:.2f}: chest CT above it is unfamiliar")
     axes.set_yticks(places, [re.sub(r"\bct\b", "CT", name.replace("_", " ")) for name in scores.counts], va="bottom")
     axes.tick_params(axis="y", length=0)
     axes.set_title("A higher score is less like the training images")

@@ -37,8 +37,7 @@ def measure(
         scores = styles[f"ood_{serving}"][index]
         answers = answer(probabilities, scores, facts[index * shape[1] : (index + 1) * shape[1]], calibration)
         kept = probabilities.argmax(axis=1) == labels_before
-        unfamiliar = (scores > calibration.thresholds.ood_limit) & ~answers.rejected
-        shares = (kept, kept | unfamiliar, answers.accepted & ~kept, unfamiliar, answers.rejected)
+        shares = (kept, kept | answers.unfamiliar, answers.accepted & ~kept, answers.unfamiliar, answers.rejected)
         table[style] = {name: _estimate(share, scans) for name, share in zip(FIGURES, shares, strict=True)}
     return table
 

@@ -86,7 +86,7 @@ def test_decisions_are_those_of_the_cards_thresholds(exported: Params) -> None:
     save_test_images(np.stack(pictures), [0, 1, 2, 3], [0, 0, 0, 0])
     report(exported)
     metrics = reported()["test"]
-    assert (metrics.referred, metrics.rejected) == (0.5, 0.0)
+    assert (metrics.referred, metrics.unfamiliar, metrics.rejected) == (0.5, 0.25, 0.0)
 
 
 def test_a_rule_on_the_input_counts_as_a_rejection(exported: Params) -> None:

@@ -15,6 +15,7 @@ const FIGURES = [
 ];
 const SHARES = [
   ["referred", "Referred to a person"],
+  ["unfamiliar", "of these unfamiliar"],
   ["rejected", "Rejected"],
 ];
 

@@ -68,7 +68,9 @@ def answers(best: list[int], rejected: list[int]) -> Answers:
     probabilities = np.full((len(best), 4), 0.01)
     probabilities[np.arange(len(best)), best] = 0.97
     reject = np.isin(np.arange(len(best)), rejected)
-    return Answers(probabilities, ~reject, reject, probabilities > 0.5, np.zeros(len(best), bool))
+    return Answers(
+        probabilities, ~reject, reject, np.zeros_like(reject), probabilities > 0.5, np.zeros(len(best), bool)
+    )
 
 
 def test_accuracy_agreement_and_decisions_are_compared() -> None:

@@ -43,7 +43,9 @@ def test_a_trainings_own_figures_are_those_of_its_evaluation() -> None:
     predicted = wrong_on(0, 5, 9, 21, 22)
     certain = np.eye(4)[predicted]
     every = np.ones(COUNT, bool)
-    figures = Evaluation(Answers(certain, every, ~every, certain > 0, ~every), LABELS, resamples=200, seed=3).figures
+    figures = Evaluation(
+        Answers(certain, every, ~every, ~every, certain > 0, ~every), LABELS, resamples=200, seed=3
+    ).figures
     found = compare_answers(answers(predicted), answers(LABELS), resamples=200, seed=3)
     for name in ("accuracy", "macro_f1"):
         one, same = getattr(found, name).first, figures[name]

@@ -14,7 +14,7 @@ from pipeline.judging.metrics import Evaluation
 
 def answers_of(probabilities: NDArray[np.float64]) -> Answers:
     nothing = np.zeros(len(probabilities), bool)
-    return Answers(probabilities, ~nothing, nothing, probabilities > 0.1, nothing)
+    return Answers(probabilities, ~nothing, nothing, nothing, probabilities > 0.1, nothing)
 
 
 def evaluate(probabilities: NDArray[np.float64], labels: NDArray[np.int64], **options: NDArray[np.int64]) -> Evaluation:
@@ -162,14 +162,16 @@ def test_a_class_without_images_is_left_out_of_the_means() -> None:
     assert evaluate(probabilities[some], labels[some]).metrics("x").classes["large_cell_carcinoma"].images == 0
 
 
-def test_rejected_referred_and_accepted_are_counted() -> None:
+def test_rejected_referred_unfamiliar_and_accepted_are_counted() -> None:
     probabilities, labels = draw(10)
     accepted = np.arange(10) < 6
     rejected = np.arange(10) == 9
-    answers = Answers(probabilities, accepted, rejected, np.eye(4, dtype=bool)[labels], ~accepted)
+    unfamiliar = np.arange(10) == 8
+    answers = Answers(probabilities, accepted, rejected, unfamiliar, np.eye(4, dtype=bool)[labels], ~accepted)
     figures = Evaluation(answers, labels, resamples=20, seed=1).figures
     assert figures["rejected"].value == pytest.approx(0.1)
     assert figures["referred"].value == pytest.approx(0.3)
+    assert figures["unfamiliar"].value == pytest.approx(0.1)
     assert figures["accepted_accuracy"].value == (probabilities.argmax(axis=1) == labels)[:6].mean()
     assert figures["set_coverage"].value == figures["set_size"].value == 1
 
