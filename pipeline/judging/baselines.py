@@ -1,14 +1,12 @@
 """Baselines: simple ways to answer, measured on the same folds as the network to put its figures into context."""
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -16,11 +14,9 @@ from chestct.card import Estimate
 from chestct.image import Facts
 from pipeline.images.classes import CLASSES
 from pipeline.images.input_facts import log_geometry
+from pipeline.images.thumbnails import thumbnails
 from pipeline.judging.calibration import Answers
 from pipeline.judging.metrics import Evaluation
-
-THUMBNAIL: Final = 32
-"""Largest height and width of the pictures that are compared pixel by pixel."""
 
 Ints = NDArray[np.int64]
 
@@ -34,17 +30,36 @@ def predict(
 ) -> dict[str, Ints]:
     """Each baseline's labels [N]. Each fold is predicted by a model that was fitted on the other folds.
 
-    `pixels` [N, S, S, 1], N `facts` of the files, `features` [N, F] of the pretrained backbone.
+    `pixels` uint8 [N, S, S, 1] are the standard pictures, N `facts` those of their files, and `features` [N, F] those
+    of the network before training.
     """
-    step = max(1, pixels.shape[1] // THUMBNAIL)
-    thumbnails = pixels[:, ::step, ::step, 0].reshape(len(pixels), -1).astype(np.float32)
     held_out = PredefinedSplit(folds)
     return {
-        "majority_class": cross_val_predict(DummyClassifier(), thumbnails, labels, cv=held_out),
-        "geometry_alone": cross_val_predict(_logistic(), log_geometry(facts), labels, cv=held_out),
-        "nearest_pixels": cross_val_predict(KNeighborsClassifier(1), thumbnails, labels, cv=held_out),
+        "majority_class": cross_val_predict(DummyClassifier(), features, labels, cv=held_out),
+        "style_alone": cross_val_predict(_logistic(), style(facts), labels, cv=held_out),
+        "nearest_picture": nearest_label(thumbnails(pixels), labels, folds),
         "frozen_features": cross_val_predict(_logistic(), features, labels, cv=held_out),
     }
+
+
+def style(facts: Sequence[Facts]) -> NDArray[np.float64]:
+    """What N files look like without a look at the lung, [N, 7].
+
+    The logarithms of width, height and aspect; the grey levels of soft tissue and air; the share of the outer eighth
+    that is a flat frame, and the share of the picture that the body fills, which tells of a border or a table.
+    """
+    levels = [[each.tissue, each.air, each.frame, each.body] for each in facts]
+    return np.hstack([log_geometry(facts), levels])
+
+
+def nearest_label(vectors: NDArray[np.float32], labels: Ints, folds: Ints) -> Ints:
+    """For each image, the label of the image in another fold that correlates with it most.
+
+    `vectors` float32 [N, P] have length 1, `labels` and `folds` [N].
+    """
+    correlations = vectors @ vectors.T
+    correlations[folds[:, np.newaxis] == folds] = -np.inf
+    return np.asarray(labels[correlations.argmax(axis=1)])
 
 
 def measure(predicted: Ints, labels: Ints, scans: Ints, *, resamples: int, seed: int) -> dict[str, Estimate]:

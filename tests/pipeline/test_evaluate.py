@@ -134,7 +134,7 @@ def test_the_card_has_baselines_and_histograms_of_the_scores(out_of_fold: Params
     assert sum(card.ood_scores.counts["chest_ct"][beyond:]) == rejected
     assert (card.ood_scores.counts["noise"][0], card.ood_scores.counts["noise"][-1]) == (3, 3)
     baselines = card.baselines
-    assert set(baselines) == {"majority_class", "geometry_alone", "nearest_pixels", "frozen_features"}
+    assert set(baselines) == {"majority_class", "style_alone", "nearest_picture", "frozen_features"}
     assert baselines["frozen_features"]["accuracy"].value > baselines["majority_class"]["accuracy"].value
 
 
