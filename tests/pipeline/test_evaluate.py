@@ -55,6 +55,13 @@ def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params
         **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0], (3, 1)) for kind in KINDS},
         **input_facts.to_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
     )
+    np.savez(
+        paths.STYLES,
+        styles=np.array(["lung_window", "padded"]),
+        logits=changed,
+        **{f"ood_{kind}": rng.gamma(4, 1, (2, IMAGES)).astype(np.float32) for kind in KINDS},
+        **input_facts.to_arrays(slices * 2),
+    )
     return params
 
 
