@@ -62,7 +62,7 @@ def prepare(params: Params) -> None:
         **input_facts.to_arrays([item.facts for item in test]),
         seen=~np.isin(_scans(test), _scans(findings.test_unseen)),
     )
-    described = audit.describe(slices, unreadable, findings, folds)
+    described = audit.describe(slices, unreadable, findings, folds, curated.scans.keys())
     lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")
     contact_sheet.draw(

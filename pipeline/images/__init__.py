@@ -1,1 +1,1 @@
-"""The data set: its files, classes, duplicates, clusters of look-alikes and folds, and drawn phantoms."""
+"""The data set: its files, classes, duplicates, scans and folds, and drawn phantoms."""

@@ -110,8 +110,12 @@ def describe(
     unreadable: Mapping[str, str],
     findings: Findings,
     folds: NDArray[np.int64],
+    looked_at: Set[str],
 ) -> dict[str, Any]:
-    """The audit in JSON's types. `folds` int64 [N] are those of `findings.pool`."""
+    """The audit in JSON's types.
+
+    `folds` int64 [N] are those of `findings.pool`; `looked_at` has the SHA-256 of the files that a person has grouped.
+    """
     pool, test_duplicates = findings.pool, findings.test_duplicates
     near_duplicates, unseen = findings.near_duplicates, {item.scan for item in findings.test_unseen}
     return {
@@ -141,7 +145,7 @@ def describe(
         "twins_with_another_label": [pair.paths for pair in test_duplicates if pair.conflict],
         "test_of_known_scans": per_class(item for item in findings.test if item.scan not in unseen),
         "test_of_new_scans": _paths(findings.test_unseen),
-        "scans": _describe_scans(slices, pool),
+        "scans": _describe_scans(slices, pool) | {"looked_at": sum(item.file.sha256 in looked_at for item in slices)},
         "scan_bounds": compare_bounds(pool),
         "folds": {
             str(fold): per_class(pool[int(index)] for index in np.flatnonzero(folds == fold))

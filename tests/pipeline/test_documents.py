@@ -33,9 +33,27 @@ AUDIT: dict[str, Any] = {
     "unreadable": {},
     "copies": [["train/normal/a.png", "train/normal/b.png"]],
     "conflicts": [["train/normal/c.png", "train/squamous/d.png"]],
-    "twins_per_class": each(1),
     "twins": {"test/normal/e.png": "train/normal/f.png"},
-    "clusters": {
+    "near_duplicates": [{"paths": ["train/normal/i.png", "valid/normal/j.png"], "correlation": 0.99}],
+    "near_conflicts": [],
+    "near_twins": [{"paths": ["test/normal/k.png", "train/normal/l.png"], "correlation": 0.9984}],
+    "without_lung": {"valid/normal/pelvis.png": 0.0049},
+    "test_of_known_scans": each(1),
+    "test_of_new_scans": ["test/normal/new.png"],
+    "scan_bounds": [
+        {
+            "correlation": 0.9,
+            "groups": 34,
+            "largest": 3,
+            "groups_with_several_labels": 1,
+            "pairs": 50,
+            "one_label": 0.98,
+            "one_scan": 0.97,
+            "scans_divided": 6,
+        }
+    ],
+    "scans": {
+        "looked_at": 12,
         "number": 30,
         "of_one_image": 20,
         "largest": [5, 2],
@@ -43,12 +61,6 @@ AUDIT: dict[str, Any] = {
         "with_several_classes": [["train/normal/g.png", "train/squamous/h.png"]],
     },
     "shortcuts": {"file_geometry": {"four_classes_balanced": 0.5034, "normal_or_cancer_balanced": 0.8387}},
-}
-NEAR = {
-    "near_duplicates": [{"paths": ["train/normal/i.png", "valid/normal/j.png"], "correlation": 0.99}],
-    "near_conflicts": [],
-    "near_twins": [{"paths": ["test/normal/k.png", "train/normal/l.png"], "correlation": 0.9984}],
-    "test_look_alikes": [],
 }
 
 
@@ -90,14 +102,6 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_an_audit_without_near_duplicates_says_so() -> None:
-    plant(audit=AUDIT)
-    sheet = documents.texts()[documents.DATA_SHEET]
-    assert "near duplicates: not measured" in sheet
-    assert "in all folders: not measured; with different labels: not measured." in sheet
-
-
-@pytest.mark.usefixtures("workspace")
 def test_intervals_on_the_test_folder_that_leave_out_clusters_are_called_too_narrow() -> None:
     plain = tiny_metrics()
     clustered = plain.model_copy(update={"clusters": 30})
@@ -124,7 +128,7 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     metrics = dict.fromkeys(("out_of_fold", "test", "test_new_scans"), tiny_metrics())
     scores = ScoreCounts(kind="mahalanobis", edges=(0.3, 0.6, OOD_LIMIT, 1.2), counts=counts)
     folds = (Fold(images=20, accuracy=0.9, macro_f1=0.7), Fold(images=20, accuracy=0.8, macro_f1=0.9))
-    plant(audit=AUDIT | NEAR, metrics=metrics, ood_scores=scores, folds=folds)
+    plant(audit=AUDIT, metrics=metrics, ood_scores=scores, folds=folds)
     before = replace_part("Before.\n\n", "python -m pipeline.documents", "stale\n")
     documents.README.write_text(f"{before}\nAfter.\n", encoding="utf-8")
     paths.TEST_OPENINGS.parent.mkdir()
@@ -157,10 +161,13 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     assert "On these data: 1 opening, for 1 training run; for this graph: no openings." in card
     assert "| all | 32 | 8 | 16 | 36 | 30 | 4 |" in sheet
     assert "| the file's width and height | 0.50 | 0.84 |" in sheet
-    assert (
-        "near duplicates: `test/normal/k.png` (0.998). The model card's figures without duplicates are of 40 images."
-        in sheet
-    )
+    assert "near duplicates: `test/normal/k.png` (0.998)." in sheet
+    assert "**Test images of patients in train or valid**: 4 of 16." in sheet
+    assert "Images of new scans: `test/normal/new.png`." in sheet
+    assert "`valid/normal/pelvis.png` (0.5%)" in sheet
+    assert "**Scans with several labels**: `train/normal/g.png` and 1 other images." in sheet
+    assert "A person has grouped 12 of the 56 files by looking" in sheet
+    assert "| 0.90 | 34 | 3 | 1 | 50 | 98.0% | 97.0% | 6 |" in sheet
     assert "`train/normal/c.png`, `train/squamous/d.png`" in sheet
     assert documents.texts()[documents.README] == readme
 
