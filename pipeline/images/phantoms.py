@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from pipeline.core.params import PhantomCounts
+from pipeline.images.canvas import (
+    AIR,
+    BONE,
+    CANVAS,
+    FAT,
+    LUNG,
+    MUSCLE,
+    Plane,
+    Y,
+    ellipse,
+    harmonics,
+    paint,
+    to_pixels,
+)
 from pipeline.images.classes import CLASSES
-
-Plane = NDArray[np.float32]
-
-CANVAS: Final = 256
-"""Side of the square on which a slice is drawn, in pixels. Coordinates run from -1 to 1 across it."""
-
-_Y, _X = (axis.astype(np.float32) for axis in np.mgrid[-1 : 1 : CANVAS * 1j, -1 : 1 : CANVAS * 1j])
-
-AIR, LUNG, FAT, MUSCLE, BONE = -1000.0, -850.0, -100.0, 50.0, 500.0
-"""Densities in Hounsfield units."""
 
 
 class Lung(NamedTuple):
@@ -67,9 +70,9 @@ def draw_phantom(label: int, rng: np.random.Generator) -> Image.Image:
 def _draw_slice(rng: np.random.Generator) -> tuple[Plane, tuple[Lung, Lung]]:
     hounsfield = np.full((CANVAS, CANVAS), AIR, np.float32)
     width, height = rng.uniform(0.80, 0.95), rng.uniform(0.58, 0.76)
-    _paint(hounsfield, _ellipse(0, 0, width, height, power=2.5), FAT)
+    paint(hounsfield, ellipse(0, 0, width, height, power=2.5), FAT)
     wall = rng.uniform(0.03, 0.11)
-    _paint(hounsfield, _ellipse(0, 0, width - wall, height - wall, power=2.5), MUSCLE)
+    paint(hounsfield, ellipse(0, 0, width - wall, height - wall, power=2.5), MUSCLE)
 
     gap, rise = rng.uniform(0.14, 0.22), rng.uniform(-0.06, 0.04)
     lung_height = (height - wall) * rng.uniform(0.72, 0.86)
@@ -88,9 +91,9 @@ def _draw_slice(rng: np.random.Generator) -> tuple[Plane, tuple[Lung, Lung]]:
 
 
 def _draw_lung(hounsfield: Plane, lung: Lung, texture: Plane, rng: np.random.Generator) -> None:
-    shape = _ellipse(*lung[:4], power=rng.uniform(2.0, 2.6), wobble=_harmonics(rng, 4, 0.05))
-    dependent = rng.uniform(0, 120) * (_Y - lung.y)  # gravity draws blood to the back
-    _paint(hounsfield, shape, LUNG + rng.uniform(-60, 90) + texture + dependent)
+    shape = ellipse(*lung[:4], power=rng.uniform(2.0, 2.6), wobble=harmonics(rng, 4, 0.05))
+    dependent = rng.uniform(0, 120) * (Y - lung.y)  # gravity draws blood to the back
+    paint(hounsfield, shape, LUNG + rng.uniform(-60, 90) + texture + dependent)
 
     vessels = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(vessels)
@@ -98,11 +101,11 @@ def _draw_lung(hounsfield: Plane, lung: Lung, texture: Plane, rng: np.random.Gen
         angle = rng.uniform(-1.3, 1.3) + (0 if lung.outward > 0 else np.pi)
         _draw_vessel(pen, *lung.at(-0.75, rng.uniform(-0.2, 0.2)), angle, rng.uniform(2.2, 3.8), rng)
     for _ in range(rng.integers(15, 35)):  # vessels that cross the slice
-        x, y = _to_pixels(*lung.at(rng.uniform(-0.8, 0.8), rng.uniform(-0.8, 0.8)))
+        x, y = to_pixels(*lung.at(rng.uniform(-0.8, 0.8), rng.uniform(-0.8, 0.8)))
         radius = rng.uniform(0.5, 1.3)
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=int(rng.integers(110, 220)))
     mask = gaussian_filter(np.asarray(vessels, np.float32) / 255, 0.7)
-    _paint(hounsfield, mask * shape, MUSCLE)
+    paint(hounsfield, mask * shape, MUSCLE)
 
 
 def _draw_vessel(
@@ -113,7 +116,7 @@ def _draw_vessel(
         length = rng.uniform(0.05, 0.10)
         end = x + length * np.cos(angle), y + length * np.sin(angle)
         grey = int(min(230, 90 + 40 * thickness))
-        pen.line((*_to_pixels(x, y), *_to_pixels(*end)), fill=grey, width=max(1, round(thickness)))
+        pen.line((*to_pixels(x, y), *to_pixels(*end)), fill=grey, width=max(1, round(thickness)))
         (x, y), thickness, angle = end, thickness * rng.uniform(0.68, 0.9), angle + rng.normal(0, 0.22)
         if rng.random() < 0.4:
             _draw_vessel(pen, x, y, angle + rng.choice([-0.7, 0.7]), thickness * 0.75, rng)
@@ -126,38 +129,38 @@ def _draw_ribs(hounsfield: Plane, width: float, height: float, rng: np.random.Ge
         x, y = (width - 0.035) * np.cos(angle), (height - 0.035) * np.sin(angle)
         tangent = np.arctan2(height * np.cos(angle), -width * np.sin(angle))
         length, thickness = rng.uniform(0.05, 0.11), rng.uniform(0.017, 0.026)
-        _paint(hounsfield, _ellipse(x, y, length, thickness, turn=tangent), BONE + rng.uniform(-200, 200))
-        _paint(hounsfield, _ellipse(x, y, length * 0.7, thickness * 0.45, turn=tangent), 180)
+        paint(hounsfield, ellipse(x, y, length, thickness, turn=tangent), BONE + rng.uniform(-200, 200))
+        paint(hounsfield, ellipse(x, y, length * 0.7, thickness * 0.45, turn=tangent), 180)
 
 
 def _draw_mediastinum(hounsfield: Plane, height: float, gap: float, rng: np.random.Generator) -> None:
     """Draw heart or great vessels, aorta, airways, sternum and vertebra. Contrast medium brightens the blood."""
     blood = MUSCLE + rng.choice([0.0, rng.uniform(60, 250)])
-    _paint(hounsfield, _ellipse(0, 0, gap * 1.05, height * 0.95, wobble=_harmonics(rng, 3, 0.08)), 0)
+    paint(hounsfield, ellipse(0, 0, gap * 1.05, height * 0.95, wobble=harmonics(rng, 3, 0.08)), 0)
     heart = rng.uniform(0, 1)  # 0 above the heart, 1 through its middle
     x, y = 0.04 + 0.12 * heart, -0.12 * height
     size = 0.12 + 0.20 * heart
-    _paint(hounsfield, _ellipse(x, y, size * 1.05, size * 0.9, turn=0.6, wobble=_harmonics(rng, 3, 0.06)), MUSCLE)
-    _paint(hounsfield, _ellipse(x + 0.02, y, size * 0.75, size * 0.6, turn=0.6), blood)
+    paint(hounsfield, ellipse(x, y, size * 1.05, size * 0.9, turn=0.6, wobble=harmonics(rng, 3, 0.06)), MUSCLE)
+    paint(hounsfield, ellipse(x + 0.02, y, size * 0.75, size * 0.6, turn=0.6), blood)
     for side in (-1, 1):
         reach = gap * rng.uniform(0.9, 1.2)
-        _paint(hounsfield, _ellipse(side * reach, 0.05, 0.055, 0.075, wobble=_harmonics(rng, 3, 0.15)), blood)
+        paint(hounsfield, ellipse(side * reach, 0.05, 0.055, 0.075, wobble=harmonics(rng, 3, 0.15)), blood)
 
-    _paint(hounsfield, _ellipse(0.10, height * 0.42, 0.065, 0.065), blood)
+    paint(hounsfield, ellipse(0.10, height * 0.42, 0.065, 0.065), blood)
     airway = rng.uniform(0.028, 0.05)
     apart = 0 if heart < 0.35 else rng.uniform(0.07, 0.11)
     for side in (-1, 1):
-        _paint(hounsfield, _ellipse(side * apart, 0.10, airway, airway * rng.uniform(0.8, 1.2)), AIR + 30)
+        paint(hounsfield, ellipse(side * apart, 0.10, airway, airway * rng.uniform(0.8, 1.2)), AIR + 30)
 
-    _paint(hounsfield, _ellipse(0, -height + 0.06, rng.uniform(0.06, 0.12), 0.03), BONE - 150)
+    paint(hounsfield, ellipse(0, -height + 0.06, rng.uniform(0.06, 0.12), 0.03), BONE - 150)
     spine = height * rng.uniform(0.66, 0.74)
     size = rng.uniform(0.10, 0.135)
     for side in (-1, 1):
-        _paint(hounsfield, _ellipse(side * size * 1.2, spine + size, size * 0.8, 0.03, turn=-side * 0.5), BONE - 50)
-    _paint(hounsfield, _ellipse(0, spine + size * 1.7, 0.022, size * 0.7), BONE - 50)
-    _paint(hounsfield, _ellipse(0, spine, size, size * 0.85, power=2.4), BONE + rng.uniform(-150, 200))
-    _paint(hounsfield, _ellipse(0, spine, size * 0.86, size * 0.7, power=2.4), rng.uniform(150, 300))
-    _paint(hounsfield, _ellipse(0, spine + size * 1.05, size * 0.42, size * 0.34), 30)
+        paint(hounsfield, ellipse(side * size * 1.2, spine + size, size * 0.8, 0.03, turn=-side * 0.5), BONE - 50)
+    paint(hounsfield, ellipse(0, spine + size * 1.7, 0.022, size * 0.7), BONE - 50)
+    paint(hounsfield, ellipse(0, spine, size, size * 0.85, power=2.4), BONE + rng.uniform(-150, 200))
+    paint(hounsfield, ellipse(0, spine, size * 0.86, size * 0.7, power=2.4), rng.uniform(150, 300))
+    paint(hounsfield, ellipse(0, spine + size * 1.05, size * 0.42, size * 0.34), 30)
 
 
 def _draw_adenocarcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
@@ -165,35 +168,35 @@ def _draw_adenocarcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator
     x, y = lung.at(rng.uniform(0.5, 0.75), rng.uniform(-0.45, 0.45))
     if rng.random() < 0.35:
         size = rng.uniform(0.13, 0.18)
-        glass = _ellipse(x, y, size, size * rng.uniform(0.75, 1.2), wobble=_harmonics(rng, 6, 0.15))
+        glass = ellipse(x, y, size, size * rng.uniform(0.75, 1.2), wobble=harmonics(rng, 6, 0.15))
         haze = gaussian_filter(glass, 2.5) * (hounsfield < -300)
         hounsfield += haze * rng.uniform(450, 600)
         core = size * rng.uniform(0.2, 0.4)
-        _paint(hounsfield, _ellipse(x, y, core, core, wobble=_harmonics(rng, 5, 0.2)), 0)
+        paint(hounsfield, ellipse(x, y, core, core, wobble=harmonics(rng, 5, 0.2)), 0)
         return
     size = rng.uniform(0.095, 0.135)
     spicules = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(spicules)
-    centre = _to_pixels(x, y)
+    centre = to_pixels(x, y)
     for angle in rng.uniform(0, 2 * np.pi, int(rng.integers(12, 22))):
         reach = size * rng.uniform(1.2, 1.9)
-        end = _to_pixels(x + reach * np.cos(angle), y + reach * np.sin(angle))
+        end = to_pixels(x + reach * np.cos(angle), y + reach * np.sin(angle))
         pen.line((*centre, *end), fill=int(rng.integers(120, 230)), width=int(rng.integers(1, 3)))
-    _paint(hounsfield, gaussian_filter(np.asarray(spicules, np.float32) / 255, 0.9), MUSCLE)
-    _paint(hounsfield, _ellipse(x, y, size, size * rng.uniform(0.8, 1.2), wobble=_harmonics(rng, 9, 0.13)), MUSCLE)
+    paint(hounsfield, gaussian_filter(np.asarray(spicules, np.float32) / 255, 0.9), MUSCLE)
+    paint(hounsfield, ellipse(x, y, size, size * rng.uniform(0.8, 1.2), wobble=harmonics(rng, 9, 0.13)), MUSCLE)
 
 
 def _draw_large_cell_carcinoma(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
     """Draw a large solid mass with a lobulated edge and a darker necrosis."""
     x, y = lung.at(rng.uniform(-0.1, 0.45), rng.uniform(-0.35, 0.35))
     size = rng.uniform(0.17, 0.23)
-    mass = _ellipse(x, y, size, size * rng.uniform(0.85, 1.15), wobble=_harmonics(rng, 5, 0.08))
+    mass = ellipse(x, y, size, size * rng.uniform(0.85, 1.15), wobble=harmonics(rng, 5, 0.08))
     for angle in rng.uniform(0, 2 * np.pi, int(rng.integers(5, 10))):
         lobe, reach = size * rng.uniform(0.3, 0.65), size * rng.uniform(0.55, 0.9)
-        np.maximum(mass, _ellipse(x + reach * np.cos(angle), y + reach * np.sin(angle), lobe, lobe), out=mass)
-    mass *= _ellipse(lung.x, lung.y, lung.half_width * 1.08, lung.half_height * 1.08)
-    _paint(hounsfield, mass, MUSCLE + rng.uniform(-20, 30))
-    _paint(hounsfield, _ellipse(x, y, size * 0.5, size * 0.35, turn=rng.uniform(0, 3)) * 0.6, 5)
+        np.maximum(mass, ellipse(x + reach * np.cos(angle), y + reach * np.sin(angle), lobe, lobe), out=mass)
+    mass *= ellipse(lung.x, lung.y, lung.half_width * 1.08, lung.half_height * 1.08)
+    paint(hounsfield, mass, MUSCLE + rng.uniform(-20, 30))
+    paint(hounsfield, ellipse(x, y, size * 0.5, size * 0.35, turn=rng.uniform(0, 3)) * 0.6, 5)
 
 
 def _draw_normal(hounsfield: Plane, lung: Lung, rng: np.random.Generator) -> None:
@@ -204,9 +207,9 @@ def _draw_squamous_cell_carcinoma(hounsfield: Plane, lung: Lung, rng: np.random.
     """Draw a central lesion at the root of the lung: a thick, uneven wall around a cavity of air."""
     x, y = lung.at(rng.uniform(-0.45, -0.15), rng.uniform(-0.3, 0.3))
     size, cavity = rng.uniform(0.13, 0.18), rng.uniform(0.5, 0.65)
-    _paint(hounsfield, _ellipse(x, y, size, size * rng.uniform(0.85, 1.2), wobble=_harmonics(rng, 6, 0.1)), MUSCLE)
+    paint(hounsfield, ellipse(x, y, size, size * rng.uniform(0.85, 1.2), wobble=harmonics(rng, 6, 0.1)), MUSCLE)
     x, y = x + rng.uniform(-0.15, 0.15) * size, y + rng.uniform(-0.15, 0.15) * size
-    _paint(hounsfield, _ellipse(x, y, size * cavity, size * cavity, wobble=_harmonics(rng, 5, 0.16)), AIR + 40)
+    paint(hounsfield, ellipse(x, y, size * cavity, size * cavity, wobble=harmonics(rng, 5, 0.16)), AIR + 40)
 
 
 _LESIONS: Final[tuple[Callable[[Plane, Lung, np.random.Generator], None], ...]] = (
@@ -233,49 +236,3 @@ def _photograph(hounsfield: Plane, rng: np.random.Generator) -> Image.Image:
     noisy = np.asarray(image, np.float32) + noise * rng.uniform(4, 14)
     mode = str(rng.choice(["RGBA", "RGB", "L"], p=[0.8, 0.15, 0.05]))
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).convert(mode)
-
-
-def _paint(hounsfield: Plane, mask: Plane, value: float | Plane) -> None:
-    """Blend `value` into `hounsfield`; `mask` is its opacity, 0 to 1."""
-    hounsfield += mask * (value - hounsfield)
-
-
-def _ellipse(
-    x: float,
-    y: float,
-    half_width: float,
-    half_height: float,
-    *,
-    power: float = 2.0,
-    turn: float = 0.0,
-    wobble: tuple[tuple[float, float], ...] = (),
-) -> Plane:
-    """The mask of an ellipse, float32 [CANVAS, CANVAS]: 1 inside, with an edge two pixels wide.
-
-    A `power` above 2 makes it boxier, and `turn` rotates it, in radians. `wobble` disturbs the outline by waves with
-    these amplitudes and phases. The first wave has two periods around the ellipse, and each next one has one more.
-    """
-    reach = 1.5 * max(half_width, half_height)
-    box = tuple(
-        slice(max(0, int((centre - reach + 1) / 2 * CANVAS)), max(0, int((centre + reach + 1) / 2 * CANVAS) + 2))
-        for centre in (y, x)
-    )
-    dx, dy = _X[box] - np.float32(x), _Y[box] - np.float32(y)
-    if turn:
-        dx, dy = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-    radius = (np.abs(dx / half_width) ** power + np.abs(dy / half_height) ** power) ** (1 / power)
-    if wobble:
-        angle = np.arctan2(dy, dx)
-        radius = radius * (1 + sum(a * np.cos(n * angle + phase) for n, (a, phase) in enumerate(wobble, start=2)))
-    edge = CANVAS / 4 * min(half_width, half_height)
-    mask = np.zeros((CANVAS, CANVAS), np.float32)
-    mask[box] = np.clip((1 - radius) * edge + 0.5, 0, 1)
-    return mask
-
-
-def _harmonics(rng: np.random.Generator, count: int, amplitude: float) -> tuple[tuple[float, float], ...]:
-    return tuple((rng.normal(0, amplitude) / (1 + n / 2), rng.uniform(0, 2 * np.pi)) for n in range(count))
-
-
-def _to_pixels(x: float, y: float) -> tuple[float, float]:
-    return (x + 1) / 2 * CANVAS, (y + 1) / 2 * CANVAS
