@@ -97,7 +97,11 @@ def open_model(name: str | None) -> Model:
         else:
             stored = find(ensure_model(name, paths.RELEASED))
             folder, tag, card = stored.folder, stored.tag, stored.read_card()
-    except (NoModel, Altered, OSError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise StageError(f"{name or paths.RELEASED}: this version can't read the model's card ({where})") from error
+    except (NoModel, Altered, OSError) as error:
         raise StageError(" ".join(str(error).split())) from error
     if card.classes != CLASSES:
         raise StageError(f"{tag}: expected a model of the classes {', '.join(CLASSES)}, got {', '.join(card.classes)}")

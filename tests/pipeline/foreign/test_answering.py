@@ -145,7 +145,15 @@ def test_a_missing_or_changed_model_and_one_of_other_classes_are_refused_in_one_
     lineage = card.lineage.model_copy(update={"model_sha256": "0" * 64})
     card.model_copy(update={"lineage": lineage}).write(tmp_path / "changed" / CARD)
     tiny_model(tmp_path / "two", classes=("cancer", "normal"))
-    for name, words in (("chestct:none", "no model"), ("changed", "was changed"), ("two", "a model of the classes")):
+    tiny_model(tmp_path / "older")
+    (tmp_path / "older" / CARD).write_text('{"name": "chestct"}', encoding="utf-8")
+    refusals = {
+        "chestct:none": "no model",
+        "changed": "was changed",
+        "two": "a model of the classes",
+        "older": r"older: this version can't read the model's card \(classes: Field required\)",
+    }
+    for name, words in refusals.items():
         with pytest.raises(StageError, match=words) as refused:
             open_model(name if ":" in name else str(tmp_path / name))
         assert "\n" not in str(refused.value)
