@@ -102,6 +102,7 @@ def _values(card: ModelCard) -> dict[str, Any]:
     totals = {name: sum(counts.values()) for name, counts in columns.items()}
     if audit:
         totals["scans of these"] = audit["scans"]["number"]  # less than the sum if one has several classes
+        words["splits"]["test"] += _of_known_scans(audit)
     scores = dict.fromkeys(score for each in card.others.values() for score in each.rejected_by)
     return {
         "card": card,
@@ -110,6 +111,7 @@ def _values(card: ModelCard) -> dict[str, Any]:
         "known": known,
         "sizes": [f"{words['splits'][name]} ({_size(m)})" for name, m in known.items()],
         "megabytes": f"{(paths.RELEASED / GRAPH).stat().st_size / 1e6:.1f}",
+        "styles": [name.replace("_", " ") for name in next(iter(card.styles.values()), {})],
         "scores": [f"by {score} alone" for score in scores],
         "columns": columns,
         "totals": totals.values(),
@@ -127,6 +129,12 @@ def _columns(audit: dict[str, Any]) -> dict[str, dict[str, int]]:
         "scans of these": audit["scans"]["per_class"],
         "test images of these scans": audit["test_of_known_scans"],
     }
+
+
+def _of_known_scans(audit: dict[str, Any]) -> str:
+    """What the name of the test folder adds, so that none of its figures is taken for one of new patients."""
+    known, every = (sum(counts.values()) for counts in (audit["test_of_known_scans"], audit["images"]["test"]))
+    return f", {known} of {every} of scans in train or valid" if known else ""
 
 
 def _openings(card: ModelCard) -> list[dict[str, str]] | None:

@@ -28,27 +28,13 @@ from pipeline.core.params import Params
 from pipeline.graph.rounding import round_weights, spread
 from pipeline.graph.rounding_cost import agreement, check, check_difference, infer, measure
 from pipeline.graph.to_onnx import serving_graph
-from pipeline.images import input_facts
+from pipeline.images import input_facts, origin
 from pipeline.images.classes import CLASSES, NORMAL, TITLES
 from pipeline.judging.calibration import Calibration, OutOfFold
 from pipeline.judging.chest_ct import UNFITTED
 from pipeline.network.build import LOGITS
 
 CHECKED_IMAGES: Final = 64
-
-CAVEATS: Final = (
-    "One public collection of single slices without patient identifiers. Similar slices are kept together, but slices "
-    "of one patient may not be, so figures on new patients are likely lower.",
-    "Normal slices come from other sources than the cancers and differ in size and windowing. The model may use that.",
-    "The test split shares images with train and valid. Judge by the figures without these duplicates.",
-    "Only chest CT of these four classes. The model does not know other diseases and may give them any label.",
-)
-PHANTOM_CAVEATS: Final = ("Trained and measured on drawn phantoms. The figures say nothing about chest CT.",)
-LICENCE: Final = (
-    "Code: MIT. Weights derived from the Kaggle data set mohamedhanyyy/chest-ctscan-images, stated there as ODbL with "
-    "contents copyright of their original authors, and from ImageNet weights named in the lineage."
-)
-PHANTOM_LICENCE: Final = "Code and drawn phantoms: MIT."
 
 
 def export(params: Params) -> None:
@@ -115,9 +101,13 @@ def _card(
     """Build the card from the files of earlier stages. `bfloat16` is what it costs, or None if it is not allowed."""
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
-    synthetic = manifest["source"] == "synthetic"
+    source = manifest["source"]
+    audit = json.loads(paths.AUDIT.read_text(encoding="utf-8"))
+    with np.load(paths.EXTRA) as file:
+        extra = len(file["allowed"])
     size = params.prepare.image_size
     found = OutOfFold.read(paths.OUT_OF_FOLD_CARD)
+    accuracies = {name: baseline["accuracy"].value for name, baseline in found.baselines.items()}
     return ModelCard(
         classes=CLASSES,
         normal=NORMAL,
@@ -127,13 +117,13 @@ def _card(
         bfloat16=bfloat16,
         **dict(calibration),
         **{**dict(found), "metrics": {"out_of_fold": found.metrics}},
-        caveats=PHANTOM_CAVEATS if synthetic else CAVEATS,
-        licence=PHANTOM_LICENCE if synthetic else LICENCE,
+        caveats=origin.caveats(source, audit, accuracies, extra),
+        licence=origin.licence(source, params.base_model.weights, extra),
         lineage=Lineage(
             run_id=run_id,
             git_commit=tracking.git_commit(),
             trained_commit=tracking.trained_commit(run_id),
-            data_source=manifest["source"],
+            data_source=source,
             data_digest=manifest["digest"],
             backbone=params.base_model.backbone,
             weights=params.base_model.weights,

@@ -1,18 +1,18 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
 
-from chestct.card import Fold, ScoreCounts
+from chestct.card import Estimate, Fold, ScoreCounts
 from chestct.store import CARD
 from pipeline import documents
 from pipeline.core import paths
 from pipeline.core.pages import replace_part
 from pipeline.images.classes import CLASSES
 from pipeline.judging.plots import NOTE
-from tests.graphs import OOD_LIMIT, tiny_metrics, tiny_model
+from tests.graphs import OOD_LIMIT, tiny_card, tiny_metrics, tiny_model
 from tests.server import ROOT
 
 WRITE = "run python -m pipeline.documents"
@@ -102,18 +102,57 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
-def test_intervals_on_the_test_folder_that_leave_out_clusters_are_called_too_narrow() -> None:
-    plain = tiny_metrics()
-    clustered = plain.model_copy(update={"clusters": 30})
-    plant(metrics={"out_of_fold": clustered, "test": plain})
-    assert (
-        "On the test folder it draws single images, so these intervals are too narrow."
-        in documents.texts()[documents.MODEL_CARD]
-    )
-    plant(metrics={"out_of_fold": clustered, "test": clustered})
+def test_the_test_folder_is_said_to_have_scans_of_train_wherever_its_figures_are() -> None:
+    metrics = {name: tiny_metrics() for name in ("out_of_fold", "test")}
+    plant(audit=AUDIT, metrics=metrics)
+    documents.README.write_text("Read me.\n", encoding="utf-8")
+    texts = documents.texts()
+    name = "test folder, 4 of 16 of scans in train or valid"
+    assert f"| figure | out-of-fold (40 of 20 scans) | {name} (40 of 20 scans) |" in texts[documents.MODEL_CARD]
+    assert f"\nT{name[1:]}:\n\n| class | images |" in texts[documents.MODEL_CARD]
+    assert f"| {name} | 40 | 20 | 0.900" in texts[documents.README]
+    assert "4 of the 16 test images are of scans that are also in train or valid" in texts[documents.README]
+
+    plant(audit=AUDIT | {"test_of_known_scans": each(0)}, metrics=metrics)
+    texts = documents.texts()
+    assert "| test folder (40 of 20 scans) |" in texts[documents.MODEL_CARD]
+    assert "scans that are also in train" not in texts[documents.README]
+    plant(audit=AUDIT)
+    assert "test images are of scans" not in documents.texts()[documents.README], "it was not opened"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"), [("local", "images of a local folder"), ("kaggle", "Kaggle's chest CT-scan images")]
+)
+@pytest.mark.usefixtures("workspace")
+def test_kaggle_is_named_only_for_its_own_images(source: Literal["local", "kaggle"], words: str) -> None:
+    plant(audit=AUDIT, lineage=tiny_card(data_source=source).lineage)
+    documents.README.write_text("Read me.\n", encoding="utf-8")
+    texts = documents.texts()
+    assert words in texts[documents.DATA_SHEET]
+    named = [path for path, text in texts.items() if "kaggle" in text.lower()]
+    assert named == ([documents.MODEL_CARD, documents.DATA_SHEET] if source == "kaggle" else [])
+
+
+@pytest.mark.usefixtures("workspace")
+def test_no_document_claims_what_is_not_known() -> None:
+    for source in ("local", "kaggle", "synthetic"):
+        plant(audit=AUDIT, lineage=tiny_card(data_source=source).lineage)
+        for text in documents.texts().values():
+            for claim in ("chose nothing", "Every choice", "no look-alike of it", "did not set any threshold"):
+                assert claim not in text
+
+
+@pytest.mark.usefixtures("workspace")
+def test_slices_in_other_styles_have_a_table() -> None:
+    kept = {name: Estimate(value=0.9, low=0.8, high=0.95) for name in ("kept", "accepted_otherwise")}
+    plant(styles={"lung_window": kept, "padded": kept})
     text = documents.texts()[documents.MODEL_CARD]
-    assert "too narrow" not in text
-    assert "| figure | out-of-fold (40 in 30 clusters) | Kaggle's test folder (40 in 30 clusters) |" in text
+    assert "| style | kept | accepted otherwise |" in text
+    assert "| lung window | 0.900 (0.800 to 0.950) | 0.900 (0.800 to 0.950) |" in text
+    plant()
+    assert "in another style" in documents.texts()[documents.MODEL_CARD]
+    assert "dangerous case.\n\nNot measured." in documents.texts()[documents.MODEL_CARD]
 
 
 @pytest.mark.usefixtures("workspace")
@@ -147,8 +186,8 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     card, sheet, readme = (
         path.read_text(encoding="utf-8") for path in (documents.MODEL_CARD, documents.DATA_SHEET, documents.README)
     )
-    row = "| Kaggle's test folder | 40 | 0.900 (0.850 to 0.950) | 0.900 (0.850 to 0.950) | 0.980 (0.930 to 1.000) |"
-    assert row in readme
+    figures = "40 | 20 | 0.900 (0.850 to 0.950) | 0.900 (0.850 to 0.950) |"
+    assert f"| test folder, 4 of 16 of scans in train or valid | {figures}" in readme
     assert readme.startswith("Before.")
     assert readme.endswith("After.\n")
     assert "stale" not in readme
@@ -162,11 +201,11 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     assert "| all | 32 | 8 | 16 | 36 | 30 | 4 |" in sheet
     assert "| the file's width and height | 0.50 | 0.84 |" in sheet
     assert "near duplicates: `test/normal/k.png` (0.998)." in sheet
-    assert "**Test images of patients in train or valid**: 4 of 16." in sheet
+    assert "**Test images of patients in train or valid**: 4 of 16. These images are no test of new patients." in sheet
     assert "Images of new scans: `test/normal/new.png`." in sheet
     assert "`valid/normal/pelvis.png` (0.5%)" in sheet
     assert "**Scans with several labels**: `train/normal/g.png` and 1 other images." in sheet
-    assert "A person has grouped 12 of the 56 files by looking" in sheet
+    assert "A person has grouped 12 of the 56 readable files by looking" in sheet
     assert "| 0.90 | 34 | 3 | 1 | 50 | 98.0% | 97.0% | 6 |" in sheet
     assert "`train/normal/c.png`, `train/squamous/d.png`" in sheet
     assert documents.texts()[documents.README] == readme

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestct.card import Fold
+from chestct.card import Estimate, Fold
 from pipeline import export
 from pipeline.core import paths, tracking
 from pipeline.core.params import Params
@@ -22,12 +22,18 @@ def evaluated(tracked: Path) -> Params:
     """Parameters in a workspace with the files that the card needs. The run started from the commit c0ffee."""
     params = Params.read(ROOT / "params.yaml")
     card = tiny_card()
-    for path in (paths.MANIFEST, paths.RUN, paths.OUT_OF_FOLD_CARD):
+    for path in (paths.AUDIT, paths.RUN, paths.OUT_OF_FOLD_CARD):
         path.parent.mkdir(parents=True)
     Manifest(source="local", digest="ab" * 32, files=()).write()
     paths.RUN.write_text(json.dumps({"run_id": start_run(params)}), encoding="utf-8")
     counts = {"kind": "mahalanobis", "edges": (0.0, 1.0), "counts": {"chest_ct": (1,)}}
-    found = {"metrics": card.metrics["out_of_fold"], "baselines": {}, "checks": {}, "others": {}, "ood_scores": counts}
+    accuracy = Estimate(value=0.4, low=0.3, high=0.5)
+    baselines = {name: {"accuracy": accuracy} for name in ("majority_class", "style_alone")}
+    found = {"metrics": card.metrics["out_of_fold"], "baselines": baselines, "checks": {}, "others": {}}
+    found |= {"styles": {}, "ood_scores": counts}
+    audit = {"formats": {"PNG L": 9}, "images": {"test": {"normal": 1}}, "test_of_known_scans": {"normal": 1}}
+    paths.AUDIT.write_text(json.dumps({**audit, "scans": {"looked_at": 0}}), encoding="utf-8")
+    np.savez(paths.EXTRA, allowed=np.ones((2, 4), bool))
     folds = (Fold(images=8, accuracy=0.9, macro_f1=0.8),)
     paths.OUT_OF_FOLD_CARD.write_text(OutOfFold(**found, folds=folds).model_dump_json(), encoding="utf-8")
     return params
@@ -43,3 +49,6 @@ def test_the_card_names_the_commit_that_trained_and_the_one_that_exported(
     card = export._card(evaluated, calibration, bias, tiny_graph(Path("model.onnx")), 8, None)
     assert (card.lineage.trained_commit, card.lineage.git_commit) == ("c0ffee", "ca5cade")
     assert [fold.accuracy for fold in card.folds] == [0.9]
+    assert "images of a local folder" in card.licence
+    assert "Kaggle" not in card.model_dump_json()
+    assert any("learned from 2 images of other sources" in caveat for caveat in card.caveats)
