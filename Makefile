@@ -17,10 +17,11 @@ KUBERNETES = 1.30 1.37
 # Parameters of `make demo` and the end-to-end test: a small network, trained from scratch on drawn phantoms.
 PHANTOMS = data.source=synthetic data.phantoms.train=200 data.phantoms.test=25 prepare.image_size=64 prepare.folds=2 \
   base_model.backbone=small base_model.weights=none base_model.dropout=0 train.head_epochs=0 train.epochs=14 \
-  train.patience=8 train.batch_size=32 train.learning_rate=5e-3 train.warmup_epochs=2 \
-  train.augment.rotation_degrees=0 train.augment.zoom=0 train.augment.shift=0 train.augment.gamma=0.25 \
-  train.augment.contrast=0.2 evaluate.bootstrap=200 export.arithmetic=float32 report.bootstrap=200 \
-  store.min_macro_f1=0.7 store.min_accuracy=0.7 store.max_calibration_error=0.15 store.max_flips=0.2
+  train.batch_size=32 train.learning_rate=5e-3 train.warmup_epochs=2 train.averaging=0.9 \
+  train.augment.rotation_degrees=0 train.augment.stretch=1 train.augment.crops=0 train.augment.windows=0.5 \
+  train.augment.clutter=0 train.augment.degrade=0 evaluate.bootstrap=200 export.arithmetic=float32 \
+  report.bootstrap=200 store.min_cancer_auc=0.7 store.max_calibration_error=0.2 store.min_style_kept=0.3 \
+  store.max_style_accepted_otherwise=0.5
 
 # $(call quote,$(value NAME)) quotes what the user typed as one word of the shell. Without `value`, make would expand its
 # dollar signs.

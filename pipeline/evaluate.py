@@ -85,7 +85,8 @@ def evaluate(params: Params) -> None:
     )
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)
     paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    write_key_figures("out_of_fold", evaluation.key_figures())
+    worst_style = {name: round(value, 4) for name, value in style_table.worst(styles).items()}
+    write_key_figures("out_of_fold", {**evaluation.key_figures(), **worst_style})
     card.write(paths.OUT_OF_FOLD_CARD)
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)

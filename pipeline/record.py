@@ -14,6 +14,7 @@ from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
 from pipeline.core.params import Params
+from pipeline.judging import style_table
 
 
 def record(_: Params) -> None:
@@ -58,9 +59,12 @@ def _numbers(split: str, card: ModelCard) -> dict[str, float]:
         **card.checks,
     }
     return {
-        f"{split}_{name}{suffix}": number
-        for name, figure in figures.items()
-        for suffix, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
+        **{
+            f"{split}_{name}{suffix}": number
+            for name, figure in figures.items()
+            for suffix, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
+        },
+        **{f"{split}_{name}": value for name, value in style_table.worst(card.styles).items()},
     }
 
 

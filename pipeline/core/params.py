@@ -157,10 +157,10 @@ class Report(Frozen):
 
 class Store(Frozen):
     max_megabytes: Positive
-    min_macro_f1: Share
-    min_accuracy: Share
+    min_cancer_auc: Share
     max_calibration_error: Share
-    max_flips: Share
+    min_style_kept: Share
+    max_style_accepted_otherwise: Share
 
 
 class Bar(Frozen):

@@ -48,7 +48,7 @@ SWEEPS: Final = "chestct-sweeps"
 """Experiment of the sweeps. `best_run` ignores it, because a trial leaves no model to store."""
 STORE: Final = Path("mlflow.db")
 ARTIFACTS: Final = Path("mlartifacts")
-SCORE: Final = "out_of_fold_macro_f1"
+SCORE: Final = "out_of_fold_cancer_auc"
 """Metric that compares runs. No metric of the test folder does."""
 SIZE: Final = "megabytes"
 """Metric with the size of the graph."""

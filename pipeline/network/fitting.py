@@ -127,7 +127,7 @@ def _fit_head(network: keras.Model, part: Pool, weights: NDArray[np.float32], pa
     features = keras.Input(part.features.shape[1:])
     dropped = keras.layers.Dropout(params.base_model.dropout, seed=params.seed)(features)
     head = keras.Model(features, network.get_layer(LOGITS)(dropped))
-    head.compile(keras.optimizers.Adam(settings.head_learning_rate), _loss(params))
+    head.compile(keras.optimizers.Adam(settings.head_learning_rate), make_loss(params))
     head.fit(
         part.features,
         one_hot(part.labels),
@@ -182,10 +182,10 @@ def _compile(network: keras.Model, params: Params, steps_per_epoch: int) -> None
         ema_momentum=settings.averaging,
     )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    network.compile(optimizer, _loss(params), weighted_metrics=[], metrics=[accuracy])
+    network.compile(optimizer, make_loss(params), weighted_metrics=[], metrics=[accuracy])
 
 
-def _loss(params: Params) -> Any:
+def make_loss(params: Params) -> Any:
     """Cross-entropy of the summed probabilities of the classes that an image may have, with label smoothing."""
     smoothing = params.train.label_smoothing
 

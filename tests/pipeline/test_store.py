@@ -31,10 +31,10 @@ def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> P
     Manifest(source="local", digest=DIGEST, files=()).write()
     return write_params(
         {
-            "store.min_macro_f1": 0.7,
-            "store.min_accuracy": 0.7,
+            "store.min_cancer_auc": 0.7,
             "store.max_calibration_error": 0.15,
-            "store.max_flips": 0.08,
+            "store.min_style_kept": 0.9,
+            "store.max_style_accepted_otherwise": 0.02,
         }
     )
 
@@ -58,10 +58,10 @@ def plant(
     tracking.log_metrics(
         run_id,
         {
-            "out_of_fold_macro_f1": out_of_fold,
-            "out_of_fold_accuracy": out_of_fold,
+            "out_of_fold_cancer_auc": out_of_fold,
             "out_of_fold_calibration_error": calibration_error,
-            "out_of_fold_flips": 0.02,
+            "out_of_fold_style_kept_or_unfamiliar": 0.95,
+            "out_of_fold_style_accepted_otherwise": 0.01,
             tracking.SIZE: megabytes,
         },
     )
@@ -142,9 +142,8 @@ def test_below_the_gate_it_ends_with_3_and_a_table_of_what_missed_and_stores_not
     assert done.returncode == 3
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        "out-of-fold figure      wanted       got",
-        "macro_f1              >= 0.700     0.690",
-        "accuracy              >= 0.700     0.690",
+        "out-of-fold figure            wanted       got",
+        "cancer_auc                  >= 0.700     0.690",
         f"store: the best run, {run_id}, is below the gate of params.yaml; nothing was stored",
     ]
     assert stored() == []
@@ -230,5 +229,6 @@ def test_without_test_figures_of_its_graph_a_model_is_stored_without_them_and_a_
 
 
 def test_a_run_without_a_figure_of_the_gate_misses_it(params: Params) -> None:
-    missed = store.below_gate({"out_of_fold_macro_f1": 0.9, "out_of_fold_accuracy": 0.9}, params.store)
-    assert [line.split()[0] for line in missed] == ["out-of-fold", "calibration_error", "flips"]
+    found = {"out_of_fold_cancer_auc": 0.9, "out_of_fold_style_accepted_otherwise": 0.0}
+    missed = store.below_gate(found, params.store)
+    assert [line.split()[0] for line in missed] == ["out-of-fold", "calibration_error", "style_kept_or_unfamiliar"]

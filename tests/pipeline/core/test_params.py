@@ -19,7 +19,7 @@ def test_the_projects_own_params_are_accepted() -> None:
 def test_every_unknown_missing_and_wrong_key_is_named_in_one_line(tmp_path: Path) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     content["train"]["epoch"] = content["train"].pop("epochs")
-    content["train"]["augment"]["zoom"] = "much"
+    content["train"]["augment"]["stretch"] = "much"
     content["extra"] = 1
     del content["store"]
     path = tmp_path / "params.yaml"
@@ -31,7 +31,7 @@ def test_every_unknown_missing_and_wrong_key_is_named_in_one_line(tmp_path: Path
     message = str(caught.value)
     assert "train.epoch is unknown" in message
     assert "train.epochs is missing" in message
-    assert "train.augment.zoom: input should be a valid number" in message
+    assert "train.augment.stretch: input should be a valid number" in message
     assert "extra is unknown" in message
     assert "store is missing" in message
     assert "\n" not in message
@@ -120,7 +120,7 @@ def test_a_stage_that_fails_prints_one_line_and_exits_with_its_code(
         ("sweep.uniform", {"train.zoom": [0, 1]}, "sweep: train.zoom is unknown"),
         ("sweep.uniform", {"prepare.folds": [2, 3]}, "prepare.folds is neither of train nor base_model.dropout"),
         ("sweep.uniform", {"base_model.dropout": [0.5, 1]}, "sweep: base_model.dropout: .* less than 1, got 1.0"),
-        ("sweep.uniform", {"train.augment.zoom": [0.3, 0.1]}, "sweep.uniform.train.augment.zoom: .* less than"),
+        ("sweep.uniform", {"train.augment.stretch": [1.3, 1.1]}, "sweep.uniform.train.augment.stretch: .* less than"),
         ("sweep.log_uniform", {"train.weight_decay": [0, 1]}, "sweep.log_uniform.train.weight_decay.0: .* greater"),
         ("sweep.log_uniform", {"train.label_smoothing": [0.1, 0.2]}, "sweep: train.label_smoothing is named twice"),
         ("sweep.choices", {"train.balance": ["weights", "luck"]}, "sweep: train.balance: .* got 'luck'"),
@@ -137,8 +137,8 @@ def test_a_sweep_over_what_cannot_work_is_refused(
 
 def test_changed_parameters_are_checked(write_params: Callable[[dict[str, Any]], Params]) -> None:
     params = write_params({})
-    changed = params.changed({"train.augment.zoom": 0.5, "base_model.dropout": 0.25})
-    assert (changed.get("train.augment.zoom"), changed.base_model.dropout) == (0.5, 0.25)
-    assert changed.changed({key: params.get(key) for key in ("train.augment.zoom", "base_model.dropout")}) == params
+    changed = params.changed({"train.augment.stretch": 1.1, "base_model.dropout": 0.25})
+    assert (changed.get("train.augment.stretch"), changed.base_model.dropout) == (1.1, 0.25)
+    assert changed.changed({key: params.get(key) for key in ("train.augment.stretch", "base_model.dropout")}) == params
     with pytest.raises(ParamsError, match=r"train\.augment\.blur is unknown"):
         params.changed({"train.augment.blur": 1})
