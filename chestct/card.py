@@ -47,8 +47,9 @@ class InputSpec(Frozen):
 class Scaling(Frozen):
     """Calibration of the logits, which the graph applies: softmax(scale * logits + shift), class by class."""
 
-    method: Literal["temperature", "vector"]
-    """`temperature`: one scale for all classes and no shift."""
+    method: Literal["temperature", "normal_apart"]
+    """`temperature`: one scale for all classes and no shift. `normal_apart`: one scale for the cancers, and another
+    scale and a shift for normal."""
     scale: tuple[Annotated[float, Field(gt=0)], ...]
     shift: tuple[float, ...]
 

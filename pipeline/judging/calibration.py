@@ -34,7 +34,7 @@ from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.judging.thresholds import Floats, Ints, fit_thresholds
 
 _TEMPERATURES: Final = (0.05, 20.0)
-Method = Literal["temperature", "vector"]
+Method = Literal["temperature", "normal_apart"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 
@@ -158,20 +158,29 @@ def cross_entropy(logits: Floats, labels: Ints) -> float:
 
 
 def fit_scaling(logits: Floats, labels: Ints, method: Method) -> Scaling:
-    """The scaling with the lowest cross-entropy: one temperature, or a scale and a shift for each class."""
+    """The scaling with the lowest cross-entropy: one temperature, or other numbers for normal than for the cancers.
+
+    A network can be sure that a slice shows a cancer and not know which one. One temperature can't say both. The order
+    of the cancers stays in either.
+    """
     temperature = fit_temperature(logits, labels)
     classes = logits.shape[1]
     scale, shift = np.full(classes, 1 / temperature), np.zeros(classes)
-    if method == "vector":
+    if method == "normal_apart":
+        normal = np.arange(classes) == CLASSES.index(NORMAL)
+
+        def unpack(parameters: Floats) -> tuple[Floats, Floats]:
+            cancers, apart, moved = parameters
+            return np.where(normal, np.exp(apart), np.exp(cancers)), np.where(normal, moved, 0)
 
         def loss(parameters: Floats) -> float:
-            scaled = logits * np.exp(parameters[:classes]) + np.append(parameters[classes:], 0)
-            return cross_entropy(scaled, labels)
+            by, plus = unpack(parameters)
+            return cross_entropy(logits * by + plus, labels)
 
-        start = np.concatenate([np.log(scale), shift[1:]])  # shifting all classes alike would change nothing
-        bounds = [tuple(-np.log(_TEMPERATURES)[::-1])] * classes + [(-5.0, 5.0)] * (classes - 1)
-        found = minimize(loss, start, method="L-BFGS-B", bounds=bounds).x
-        scale, shift = np.exp(found[:classes]), np.append(found[classes:], 0)
+        bound = tuple(-np.log(_TEMPERATURES)[::-1])
+        start = np.array([np.log(scale[0]), np.log(scale[0]), 0])
+        found = minimize(loss, start, method="L-BFGS-B", bounds=[bound, bound, (-5.0, 5.0)]).x
+        scale, shift = unpack(found)
     return Scaling(method=method, scale=tuple(map(float, scale)), shift=tuple(map(float, shift)))
 
 

@@ -71,6 +71,8 @@ def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> t
     """For each class, the lowest probability at which its label is accepted: the one with the least total cost.
 
     An answer below it costs `costs.refer`; an accepted answer costs its error. Of equal costs, the lowest probability.
+    It is never below the probability at which an answer that is as often right as it says costs as much as a referral:
+    a few patients who happen to be answered rightly do not prove more.
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     table = costs_of_errors(costs)
@@ -81,7 +83,8 @@ def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> t
         errors = table[labels[chosen], label]
         total = np.append(0, np.cumsum(costs.refer - errors)) + errors.sum()  # if the k least confident are referred
         candidates = [0.0, *confidence[chosen][1:], 1.0]
-        thresholds.append(float(candidates[int(np.argmin(total))]))
+        worth = max(0.0, 1 - costs.refer / float(table[:, label].max()))
+        thresholds.append(max(worth, float(candidates[int(np.argmin(total))])))
     return tuple(thresholds)
 
 

@@ -20,7 +20,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 1), dtype=np.uint
 SCALINGS = (
     Scaling(method="temperature", scale=(1.0,) * 4, shift=(0.0,) * 4),
     Scaling(method="temperature", scale=(2.5,) * 4, shift=(0.0,) * 4),
-    Scaling(method="vector", scale=(0.6, 1.0, 3.0, 0.2), shift=(0.1, 0.0, -2.0, 1.5)),
+    Scaling(method="normal_apart", scale=(0.6, 1.0, 3.0, 0.2), shift=(0.1, 0.0, -2.0, 1.5)),
 )
 
 

@@ -14,7 +14,7 @@ from tests.pipeline.conftest import small_params
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
 LABELS = np.arange(24) % 4
-SCALING = Scaling(method="vector", scale=(0.6, 0.5, 0.7, 0.6), shift=(0.1, 0.0, -0.2, 0.0))
+SCALING = Scaling(method="normal_apart", scale=(0.6, 0.5, 0.7, 0.6), shift=(0.1, 0.0, -0.2, 0.0))
 
 
 @pytest.fixture(scope="module")

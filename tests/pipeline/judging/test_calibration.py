@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 from chestct.prediction import decide
 from pipeline.core.params import Params
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.judging.calibration import (
     METHODS,
     Calibration,
@@ -71,7 +71,7 @@ def test_answers_equal_those_of_the_service() -> None:
             assert {CLASSES[i] for i in np.flatnonzero(answers.sets[row])} == set(served.prediction_set)
 
 
-@pytest.mark.parametrize("method", ["temperature", "vector"])
+@pytest.mark.parametrize("method", ["temperature", "normal_apart"])
 def test_cross_fitting_answers_a_fold_without_having_seen_it(method: Method) -> None:
     images = scored(300)
     folds = np.arange(300) % 3
@@ -88,24 +88,39 @@ def test_cross_fitting_keeps_the_order_of_the_images() -> None:
     assert np.array_equal(answers.probabilities.argmax(axis=1), images.logits.argmax(axis=1))
 
 
-def test_vector_scaling_corrects_a_favoured_class_and_changes_nothing_otherwise() -> None:
+def test_normal_apart_corrects_a_favoured_normal_and_changes_nothing_otherwise() -> None:
     logits, _, labels = draw(4000)
-    favoured = logits * [1, 1, 1, 2] + [1.5, 0, 0, 0]
-    scaling = fit_scaling(favoured, labels, "vector")
-    assert np.array(scaling.scale) == pytest.approx([1, 1, 1, 0.5], rel=0.15)
-    assert scaling.shift[0] - scaling.shift[1] == pytest.approx(-1.5, abs=0.25)
+    normal = CLASSES.index(NORMAL)
+    favoured = logits.copy()
+    favoured[:, normal] = 2 * favoured[:, normal] + 1.5
+    scaling = fit_scaling(favoured, labels, "normal_apart")
+    expected = [0.5 if name == NORMAL else 1 for name in CLASSES]
+    assert np.array(scaling.scale) == pytest.approx(expected, rel=0.15)
+    assert scaling.shift[normal] == pytest.approx(-0.75, abs=0.2)
+    assert {shift for label, shift in enumerate(scaling.shift) if label != normal} == {0}
     folds = np.arange(4000) % 3
     loss = {
         (name, method): cross_fitted_loss(scored(0)._replace(logits=each, labels=labels), folds, method)
         for name, each in (("favoured", favoured), ("fair", logits))
         for method in METHODS
     }
-    assert loss["favoured", "vector"] < loss["favoured", "temperature"] - 0.1
-    assert loss["fair", "vector"] == pytest.approx(loss["fair", "temperature"], abs=0.005)
+    assert loss["favoured", "normal_apart"] < loss["favoured", "temperature"] - 0.1
+    assert loss["fair", "normal_apart"] == pytest.approx(loss["fair", "temperature"], abs=0.005)
+
+
+def test_normal_apart_says_sure_of_cancer_and_unsure_of_its_kind() -> None:
+    rng = np.random.default_rng(0)
+    normal, labels = CLASSES.index(NORMAL), np.arange(800) % 4
+    logits = rng.normal(0, 3, (800, 4))  # of the kinds, the network is sure and knows nothing
+    logits[:, normal] = np.where(labels == normal, 8, -8)
+    probabilities = softmax(fit_scaling(logits, labels, "normal_apart").apply(logits), axis=1)
+    assert probabilities[labels != normal, normal].max() < 0.02
+    assert probabilities[labels != normal].max() < 0.5
+    assert probabilities[labels == normal, normal].min() > 0.95
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    calibration = fit(scored(100), WANTED, "vector")
+    calibration = fit(scored(100), WANTED, "normal_apart")
     calibration.write(path)
     assert Calibration.read(path) == calibration

@@ -98,20 +98,24 @@ def test_the_conformal_quantile_is_corrected_for_finitely_many_images() -> None:
 
 
 def test_a_label_is_accepted_from_the_probability_at_which_accepting_costs_less_than_referring() -> None:
-    probabilities = rows(0.55, 0.6, 0.7, 0.8, 0.9, 0.95)
+    probabilities = rows(0.76, 0.8, 0.85, 0.9, 0.95, 0.99)
     wrong_below = np.array([1, 1, 0, 0, 0, 0])
-    first, *others = fit_least_confidence(probabilities, wrong_below, COSTS)
-    assert first == pytest.approx(0.7)
-    assert others == [0, 0, 0]
-    assert fit_least_confidence(probabilities, np.zeros(6, np.int64), COSTS)[0] == 0
+    assert fit_least_confidence(probabilities, wrong_below, COSTS)[0] == pytest.approx(0.85)
     assert fit_least_confidence(probabilities, np.ones(6, np.int64), COSTS)[0] == 1
 
 
+def test_luck_does_not_lower_a_bound_below_what_an_honest_probability_would_be_worth() -> None:
+    always_right = np.zeros(6, np.int64)
+    least = dict(zip(CLASSES, fit_least_confidence(rows(*[0.4] * 6), always_right, COSTS), strict=True))
+    assert least[CLASSES[0]] == pytest.approx(1 - 1 / 4)
+    assert least[NORMAL] == pytest.approx(1 - 1 / 20)
+
+
 def test_one_missed_cancer_outweighs_many_referrals() -> None:
-    probabilities = np.roll(rows(*np.linspace(0.5, 0.95, 12)), CLASSES.index(NORMAL), axis=1)
+    probabilities = np.roll(rows(*np.linspace(0.951, 0.99, 12)), CLASSES.index(NORMAL), axis=1)
     labels = np.full(12, CLASSES.index(NORMAL))
     labels[7] = 0
     least = fit_least_confidence(probabilities, labels, COSTS)[CLASSES.index(NORMAL)]
     assert least == pytest.approx(probabilities[8].max())
     cheap = COSTS.model_copy(update={"missed_cancer": 4})
-    assert fit_least_confidence(probabilities, labels, cheap)[CLASSES.index(NORMAL)] == 0
+    assert fit_least_confidence(probabilities, labels, cheap)[CLASSES.index(NORMAL)] == pytest.approx(0.75)
