@@ -62,15 +62,21 @@ def test_images_are_answered_by_name_and_by_version(edge: ModuleType, client: An
     assert identity == "scan-17"
 
 
-def test_pixels_are_answered(edge: ModuleType, client: Any) -> None:
+def test_pixels_are_answered_and_unfamiliar_ones_without_a_label(edge: ModuleType, client: Any) -> None:
     (size,) = {tensor[1] for tensor in shapes(edge, client)}
-    pixels = np.full((1, size, size, 1), 20, np.uint8)
-    pixels[:, size // 2 : 3 * size // 4] = 235
+    pixels = np.full((2, size, size, 1), 40, np.uint8)
+    pixels[0, size // 2 : 3 * size // 4] = 235
+    pixels[1] = 255  # unfamiliar
     tensor = edge.InferInput("pixels", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels)
     answer = client.infer("chestct", [tensor])
-    assert answer.as_numpy("label").tolist() == [b"normal"]
-    assert json.loads(answer.as_numpy("warnings")[0]) == ["pixels_input"]
+    assert answer.as_numpy("label").tolist() == [b"normal", b""]
+    assert answer.as_numpy("decision").tolist() == [b"accept", b"refer"]
+    assert json.loads(answer.as_numpy("reasons")[1]) == ["unfamiliar"]
+    assert answer.as_numpy("confidence")[1] == 0
+    assert answer.as_numpy("chest_ct").tolist() == pytest.approx([88.75 / 255, 1])
+    warned = [json.loads(warnings) for warnings in answer.as_numpy("warnings")]
+    assert warned == [["pixels_input"], ["pixels_input", "meaningless_probabilities"]]
 
 
 def shapes(edge: ModuleType, client: Any) -> list[list[int]]:
