@@ -62,7 +62,7 @@ def _find_source(data: Data) -> Path | None:
     """The folder that holds the splits, or None if they have to be drawn."""
     match data.source:
         case "kaggle":
-            return _find_splits(_download())
+            return _find_splits(_download() if data.path is None else _local_folder(data.path))
         case "local":
             return _find_splits(_local_folder(data.path))
         case "synthetic":

@@ -26,7 +26,9 @@ def record(_: Params) -> None:
     if paths.HISTORY.exists():
         # if MLflow did not answer when the training ended
         tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
-    tracking.log_metrics(run_id, {tracking.SIZE: graph.stat().st_size / 1e6, **_numbers("out_of_fold", card)})
+    figures = _numbers("out_of_fold", card)
+    sizes = {tracking.SIZE: graph.stat().st_size / 1e6, tracking.SCANS: float(card.metrics["out_of_fold"].scans)}
+    tracking.log_metrics(run_id, {**sizes, **figures})
     for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
         tracking.log_artifact(run_id, path)
     tracking.log_artifact(run_id, paths.OUT_OF_FOLD_PLOTS, "reports/out_of_fold")

@@ -52,6 +52,8 @@ SCORE: Final = "out_of_fold_cancer_auc"
 """Metric that compares runs. No metric of the test folder does."""
 SIZE: Final = "megabytes"
 """Metric with the size of the graph."""
+SCANS: Final = "scans"
+"""Metric with the number of scans that the folds keep whole. Runs before scans were known lack it."""
 EPOCHS: Final = "epochs"
 """Metric that is logged last, after all curves of a training."""
 
@@ -229,13 +231,16 @@ def fail_unfinished(parent: str | None = None) -> None:
 
 
 def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
-    """Return the finished run with the highest SCORE, of those on these data with a small enough graph."""
+    """Return the finished run with the highest SCORE, of those on these data with a small enough graph.
+
+    Runs whose folds did not keep scans whole are left out: their score is too high.
+    """
     with _tracking() as client:
         found = _search(
             client,
             EXPERIMENT,
             f"attributes.status = 'FINISHED' and tags.data_digest = '{data_digest}' and metrics.{SCORE} >= 0"
-            f" and metrics.{SIZE} <= {max_megabytes}",
+            f" and metrics.{SIZE} <= {max_megabytes} and metrics.{SCANS} >= 1",
             order_by=[f"metrics.{SCORE} DESC", "attributes.start_time DESC"],
             max_results=1,
         )

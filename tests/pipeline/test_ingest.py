@@ -38,6 +38,18 @@ def test_a_local_folder_is_copied_and_every_file_is_in_the_manifest(write_params
     assert str(data_set) not in paths.MANIFEST.read_text(encoding="utf-8")
 
 
+def test_a_copy_of_kaggles_set_is_taken_from_its_folder_and_stays_kaggles(
+    write_params: WriteParams, data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> str:
+        raise AssertionError(f"{name} was asked for")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", refuse)
+    ingest(write_params({"data.source": "kaggle", "data.path": str(data_set)}))
+    assert snapshot(paths.RAW) == snapshot(data_set)
+    assert Manifest.read().source == "kaggle"
+
+
 def test_kaggles_archive_is_found_below_the_folder_that_it_is_unpacked_to(
     write_params: WriteParams, data_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

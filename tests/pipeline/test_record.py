@@ -48,6 +48,7 @@ def test_the_run_receives_the_figures_the_release_and_the_parameters_and_is_fini
     figures = run().data.metrics
     assert run().info.status == "FINISHED"
     assert (figures["final_loss"], figures["epochs"]) == (0.5, 1)  # as train had no answer from MLflow
+    assert figures["scans"] == 20
     assert figures["megabytes"] == (paths.RELEASE / GRAPH).stat().st_size / 1e6
     assert not [name for name in figures if name.startswith("test")]
     card = ModelCard.read(paths.RELEASE / CARD)

@@ -63,6 +63,7 @@ def plant(
             "out_of_fold_style_kept_or_unfamiliar": 0.95,
             "out_of_fold_style_accepted_otherwise": 0.01,
             tracking.SIZE: megabytes,
+            tracking.SCANS: 20,
         },
     )
     folder = Path("planted", run_id)

@@ -39,7 +39,7 @@ def start(params: Params, digest: str = DIGEST) -> str:
 
 def finished(params: Params, score: float, digest: str = DIGEST, megabytes: float = 8) -> str:
     run_id = start(params, digest)
-    tracking.log_metrics(run_id, {tracking.SCORE: score, tracking.SIZE: megabytes})
+    tracking.log_metrics(run_id, {tracking.SCORE: score, tracking.SIZE: megabytes, tracking.SCANS: 20})
     tracking.finish_run(run_id, "FINISHED")
     return run_id
 
@@ -143,10 +143,21 @@ def test_runs_on_other_data_and_unfinished_and_failed_runs_are_never_the_best(tr
     finished(params, 0.99, digest="cd" * 32)
     unfinished, failed = start(params), start(params)
     for run_id in (unfinished, failed):
-        tracking.log_metrics(run_id, {tracking.SCORE: 0.99, tracking.SIZE: 8})
+        tracking.log_metrics(run_id, {tracking.SCORE: 0.99, tracking.SIZE: 8, tracking.SCANS: 20})
     tracking.finish_run(failed, "FAILED")
     tracking.finish_run(start(params), "FINISHED")  # without a score
     assert tracking.best_run(DIGEST, 10) is None
+
+
+def test_a_run_whose_folds_divided_scans_is_never_the_best(tracked: Path, params: Params) -> None:
+    old = start(params)
+    tracking.log_metrics(old, {tracking.SCORE: 0.99, tracking.SIZE: 8})
+    tracking.finish_run(old, "FINISHED")
+    assert tracking.best_run(DIGEST, 10) is None
+    best = finished(params, 0.7)
+    record = tracking.best_run(DIGEST, 10)
+    assert record is not None
+    assert record.run_id == best
 
 
 def test_runs_of_a_killed_training_are_closed_but_not_those_of_another_checkout(
