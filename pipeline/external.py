@@ -4,7 +4,7 @@
 what is known: `cancer`, a cancer's class, `LUAD` or `LUSC` (a cancer patient), `normal`, `other_disease`, `covid` and
 the like, or `not_chest`. `sources.yaml` in the folder, or --sources, names others: `mystery: other disease`.
 
-Nothing is chosen by these figures. Each opening adds a line to EXTERNAL_OPENINGS.
+No command chooses anything by these figures. Each opening adds a line to EXTERNAL_OPENINGS.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
 A network that was trained on the other folds predicts each fold's images. Together, these out-of-fold predictions cover
 train and valid. The released numbers are fitted on all of them. The reported figures are cross-fitted: each fold is
-answered with numbers that were fitted on the other folds. Two choices use all folds: the number of epochs
-(pipeline.train) and the scaling method. The figures are therefore slightly optimistic: see
-docs/explanation/evaluation.md.
+answered with numbers that were fitted on the other folds. One choice uses all folds, the scaling method. The
+figures are therefore slightly optimistic: see docs/explanation/evaluation.md.
 """
 
 from collections.abc import Callable, Sequence
