@@ -55,6 +55,7 @@ def _table(runs: tuple[RunRecord, RunRecord], found: Comparison) -> Iterator[str
     yield _row("out of fold", *heads, "B - A, points")
     yield _row("accuracy", *_cells(found.accuracy))
     yield _row("macro F1", *_cells(found.macro_f1))
+    yield _row("any cancer, ROC AUC", *_cells(found.cancer_auc))
     yield (
         f"of {found.images} images in {found.scans} scans, A alone gets {found.first_alone} right, B alone "
         f"{found.second_alone}, both {found.both_right}, neither {found.neither}"
@@ -84,7 +85,7 @@ def _changes(runs: tuple[RunRecord, RunRecord]) -> Iterator[str]:
 
 def _row(*cells: str) -> str:
     name, *rest = cells
-    return f"{name:<12}" + "".join(f"{cell:>24}" for cell in rest)
+    return f"{name:<20}" + "".join(f"{cell:>24}" for cell in rest)
 
 
 def main() -> None:

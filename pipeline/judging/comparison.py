@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from chestct.card import Estimate
-from pipeline.images.classes import CLASSES
-from pipeline.judging.metrics import resample
+from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.judging.metrics import resample, weighted_auc
 
+_NORMAL = CLASSES.index(NORMAL)
 _INTERVAL = (2.5, 97.5)
 
 Floats = NDArray[np.float64]
@@ -24,7 +26,9 @@ class OutOfFoldAnswers(NamedTuple):
     labels: Ints
     """[N], the true classes."""
     predicted: Ints
-    """[N], the most probable classes before calibration. One temperature does not change them."""
+    """[N], the most probable classes before calibration."""
+    cancer_scores: Floats
+    """[N], the log odds of any cancer against normal before calibration."""
     folds: Ints
     """[N], the number of the first image of the same fold."""
     scans: Ints
@@ -38,7 +42,9 @@ class OutOfFoldAnswers(NamedTuple):
             sha256, labels, logits, folds, scans = (
                 file[name][order] for name in ("sha256", "labels", "logits", "folds", "scans")
             )
-        return cls(sha256, labels, logits.argmax(axis=1), _first_of_part(folds), _first_of_part(scans))
+        logits = logits.astype(np.float64)
+        odds = logsumexp(np.delete(logits, _NORMAL, axis=1), axis=1) - logits[:, _NORMAL]
+        return cls(sha256, labels, logits.argmax(axis=1), odds, _first_of_part(folds), _first_of_part(scans))
 
     def differences(self, other: "OutOfFoldAnswers") -> list[str]:
         """What of `images`, `labels`, `folds` and `scans` is not the same, so that the answers can't be paired."""
@@ -64,6 +70,8 @@ class Comparison(NamedTuple):
     scans: int
     accuracy: Figure
     macro_f1: Figure
+    cancer_auc: Figure
+    """Area under the ROC curve of any cancer against normal."""
     both_right: int
     first_alone: int
     """Images that only the first training gets right."""
@@ -83,6 +91,7 @@ def compare_answers(first: OutOfFoldAnswers, second: OutOfFoldAnswers, *, resamp
         scans=len(np.unique(first.scans)),
         accuracy=_figure(*(_accuracy(answers, weights) for answers in (first, second))),
         macro_f1=_figure(*(_macro_f1(answers, weights) for answers in (first, second))),
+        cancer_auc=_figure(*(_cancer_auc(answers, weights) for answers in (first, second))),
         both_right=int((right & right_too).sum()),
         first_alone=int((right & ~right_too).sum()),
         second_alone=int((~right & right_too).sum()),
@@ -105,15 +114,21 @@ def _macro_f1(answers: OutOfFoldAnswers, weights: Floats) -> Floats:
     return np.asarray(np.nanmean(np.where(of_class > 0, f1, np.nan), axis=1))
 
 
+def _cancer_auc(answers: OutOfFoldAnswers, weights: Floats) -> Floats:
+    """The ROC AUC [R], NaN for a weighting of `weights` [R, N] without cancers or without normal slices."""
+    with np.errstate(invalid="ignore"):
+        return weighted_auc(answers.cancer_scores, answers.labels != _NORMAL, weights)
+
+
 def _figure(first: Floats, second: Floats) -> Figure:
     """The figure of two trainings [1 + R]: of all images, then of each resample."""
     return Figure(_estimate(first), _estimate(second), _estimate(second - first))
 
 
 def _estimate(values: Floats) -> Estimate:
-    """The first value, and the middle 95 % of the others, widened to include it."""
+    """The first value, and the middle 95 % of the others without NaN, widened to include it."""
     value = float(values[0])
-    low, high = (float(end) for end in np.percentile(values[1:], _INTERVAL))
+    low, high = (float(end) for end in np.nanpercentile(values[1:], _INTERVAL))
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 

@@ -54,11 +54,12 @@ def test_two_runs_are_compared_image_by_image(
     first, second = trained(params, 4), trained(params.changed({"train.epochs": 7}), 6)
     monkeypatch.setattr(sys, "argv", ["compare", first, second[:16]])
     compare.main()
-    head, accuracy, macro_f1, counts, same, *changes = capsys.readouterr().out.splitlines()
+    head, accuracy, macro_f1, cancer_auc, counts, same, *changes = capsys.readouterr().out.splitlines()
     assert head.split() == ["out", "of", "fold", "A", first[:8], "B", second[:8], "B", "-", "A,", "points"]
     interval = r"\(0\.\d{3} to [01]\.\d{3}\)"
     assert re.fullmatch(rf"accuracy +0\.900 {interval} +0\.850 {interval} +-5\.0 \(-1\d\.\d to \+0\.0\)", accuracy)
     assert re.fullmatch(rf"macro F1 +0\.900 {interval} +0\.8\d\d {interval} +-5\.\d \(-\d+\.\d to \+0\.\d\)", macro_f1)
+    assert re.fullmatch(rf"any cancer, ROC AUC +0\.\d{{3}} {interval} +0\.\d{{3}} {interval} .*", cancer_auc)
     assert counts == "of 40 images in 20 scans, A alone gets 2 right, B alone 0, both 34, neither 4"
     assert same == "same data (abababababab), images, labels, folds and scans"
     assert changes == [f"train.epochs: {params.train.epochs} -> 7"]

@@ -5,18 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.images.classes import CLASSES
 from pipeline.judging.calibration import Answers
 from pipeline.judging.comparison import OutOfFoldAnswers, compare_answers
 from pipeline.judging.metrics import Evaluation
 
 COUNT = 120
 LABELS = np.arange(COUNT) % 4
+NORMAL = CLASSES.index("normal")
 NAMES = np.array([f"{index:064d}" for index in range(COUNT)])
 
 
 def answers(predicted: np.ndarray, scans: np.ndarray | None = None) -> OutOfFoldAnswers:
+    scores = 1.0 * (predicted != NORMAL)
     return OutOfFoldAnswers(
-        NAMES, LABELS, predicted, np.zeros(COUNT, int), np.arange(COUNT) if scans is None else scans
+        NAMES, LABELS, predicted, scores, np.zeros(COUNT, int), np.arange(COUNT) if scans is None else scans
     )
 
 
@@ -71,9 +74,26 @@ def test_images_of_one_scan_count_together() -> None:
 
 
 def test_macro_f1_leaves_out_a_class_that_a_draw_lacks() -> None:
-    few = OutOfFoldAnswers(NAMES[:4], LABELS[:4], LABELS[:4], np.zeros(4, int), np.arange(4))
+    labels = LABELS[:4]
+    few = OutOfFoldAnswers(NAMES[:4], labels, labels, 1.0 * (labels != NORMAL), np.zeros(4, int), np.arange(4))
     found = compare_answers(few, few, resamples=50, seed=1)
     assert (found.macro_f1.first.low, found.macro_f1.first.value) == (1, 1)
+    assert (found.cancer_auc.first.low, found.cancer_auc.first.value) == (1, 1), "draws without one side are left out"
+
+
+def test_any_cancer_is_told_from_normal_by_the_odds(tmp_path: Path) -> None:
+    logits = np.zeros((COUNT, 4))
+    logits[:, NORMAL] = np.where(LABELS == NORMAL, 2.0, -2.0)
+    exact = written(tmp_path / "one.npz", logits=logits)
+    is_normal = LABELS == NORMAL
+    assert exact.cancer_scores[is_normal] == pytest.approx(np.log(3) - 2)
+    assert exact.cancer_scores[~is_normal] == pytest.approx(np.log(3) + 2)
+    logits[np.flatnonzero(is_normal)[:15], NORMAL] = -4.0  # half of the normal slices seem to be cancers
+    other = written(tmp_path / "other.npz", logits=logits)
+    found = compare_answers(exact, other, resamples=200, seed=1).cancer_auc
+    assert (found.first.value, found.second.value) == (1, pytest.approx(0.5))
+    assert found.difference.value == pytest.approx(-0.5)
+    assert found.difference.low < -0.5 < found.difference.high < 0
 
 
 def written(path: Path, **changes: np.ndarray) -> OutOfFoldAnswers:
