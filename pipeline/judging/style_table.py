@@ -9,11 +9,13 @@ from scipy.special import softmax
 
 from chestct.card import Estimate
 from pipeline.images import input_facts
+from pipeline.images.classes import CLASSES, NORMAL
 from pipeline.judging.calibration import Calibration, answer
 from pipeline.judging.ood import Kind
 from pipeline.judging.shares import Share
 
-FIGURES: Final = ("kept", "kept_or_unfamiliar", "accepted_otherwise", "unfamiliar", "rejected")
+_NORMAL: Final = CLASSES.index(NORMAL)
+FIGURES: Final = ("kept", "kept_normal_or_cancer", "kept_or_unfamiliar", "accepted_otherwise", "unfamiliar", "rejected")
 
 
 def measure(
@@ -26,7 +28,7 @@ def measure(
     """For each style in the arrays of STYLES, the share of N slices for each of FIGURES, with its interval by scan.
 
     `labels_before` [N] are the most probable classes of the slices as they came, `scans` [N] their scans. `kept`: the
-    most probable class is the same, whatever the decision. `accepted_otherwise`: accepted with another label, which is
+    most probable class is the same, whatever the decision. `kept_normal_or_cancer`: it is on the same side. `accepted_otherwise`: accepted with another label, which is
     the dangerous case.
     """
     shape = styles["logits"].shape[:2]
@@ -36,8 +38,17 @@ def measure(
         probabilities = softmax(calibration.scaling.apply(styles["logits"][index].astype(np.float64)), axis=1)
         scores = styles[f"ood_{serving}"][index]
         answers = answer(probabilities, scores, facts[index * shape[1] : (index + 1) * shape[1]], calibration)
-        kept = probabilities.argmax(axis=1) == labels_before
-        shares = (kept, kept | answers.unfamiliar, answers.accepted & ~kept, answers.unfamiliar, answers.rejected)
+        after = probabilities.argmax(axis=1)
+        kept = after == labels_before
+        side_kept = (after == _NORMAL) == (labels_before == _NORMAL)
+        shares = (
+            kept,
+            side_kept,
+            kept | answers.unfamiliar,
+            answers.accepted & ~kept,
+            answers.unfamiliar,
+            answers.rejected,
+        )
         table[style] = {name: _estimate(share, scans) for name, share in zip(FIGURES, shares, strict=True)}
     return table
 

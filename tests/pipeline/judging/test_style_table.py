@@ -14,10 +14,10 @@ from tests.pipeline.conftest import small_params
 
 
 def test_each_slice_is_counted_by_its_label_and_decision_in_the_style() -> None:
-    same, other, close = [9.0, 0, 0, 0], [0, 9.0, 0, 0], [0.1, 0, 0, 0]
+    same, other, normal, close = [9.0, 0, 0, 0], [0, 9.0, 0, 0], [0, 0, 9.0, 0], [0.1, 0, 0, 0]
     styles: dict[str, Any] = {
         "styles": np.array(["a", "b"]),
-        "logits": np.array([[same, same, same, same], [same, other, other, close]]),
+        "logits": np.array([[same, same, same, same], [same, other, normal, close]]),
         "ood_mahalanobis": np.array([[0.0, 0, 0, 2], [0, 0, 2, 0]]),
         **input_facts.to_arrays([plain_facts()] * 8),
     }
@@ -36,7 +36,21 @@ def test_each_slice_is_counted_by_its_label_and_decision_in_the_style() -> None:
     table = style_table.measure(styles, np.zeros(4, np.int64), "mahalanobis", numbers, np.arange(4))
     values = {style: {name: each.value for name, each in row.items()} for style, row in table.items()}
     assert values == {
-        "a": {"kept": 1, "kept_or_unfamiliar": 1, "accepted_otherwise": 0, "unfamiliar": 0.25, "rejected": 0},
-        "b": {"kept": 0.5, "kept_or_unfamiliar": 0.75, "accepted_otherwise": 0.25, "unfamiliar": 0.25, "rejected": 0},
+        "a": {
+            "kept": 1,
+            "kept_normal_or_cancer": 1,
+            "kept_or_unfamiliar": 1,
+            "accepted_otherwise": 0,
+            "unfamiliar": 0.25,
+            "rejected": 0,
+        },
+        "b": {
+            "kept": 0.5,
+            "kept_normal_or_cancer": 0.75,
+            "kept_or_unfamiliar": 0.75,
+            "accepted_otherwise": 0.25,
+            "unfamiliar": 0.25,
+            "rejected": 0,
+        },
     }
     assert table["a"]["kept"].low == pytest.approx(0.025 ** (1 / 4), abs=0.01)
