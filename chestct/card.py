@@ -283,8 +283,9 @@ class ModelCard(JsonFile):
     checks: dict[str, Estimate]
     """Out-of-fold results of checks: how often small changes flip the label, and tests of the heat maps."""
     styles: dict[str, dict[str, Estimate]] = {}
-    """Out-of-fold shares of the slices by the style that they are shown in: `kept` (the most probable class stays), `kept_normal_or_cancer` (it stays normal, or any cancer),
-    `kept_or_unfamiliar`, `accepted_otherwise` (accepted with another label), `unfamiliar`, `rejected`."""
+    """Out-of-fold shares of the slices by the style that they are shown in: `kept` (the most probable class stays),
+    `kept_normal_or_cancer` (it stays normal, or any cancer), `kept_or_unfamiliar`, `accepted_otherwise` (accepted with
+    another label), `unfamiliar`, `rejected`."""
     others: dict[str, OtherPictures]
     """By the kind of picture."""
     ood_scores: ScoreCounts | None = None

@@ -28,8 +28,8 @@ def measure(
     """For each style in the arrays of STYLES, the share of N slices for each of FIGURES, with its interval by scan.
 
     `labels_before` [N] are the most probable classes of the slices as they came, `scans` [N] their scans. `kept`: the
-    most probable class is the same, whatever the decision. `kept_normal_or_cancer`: it is on the same side. `accepted_otherwise`: accepted with another label, which is
-    the dangerous case.
+    most probable class is the same, whatever the decision. `kept_normal_or_cancer`: it is on the same side.
+    `accepted_otherwise`: accepted with another label, which is the dangerous case.
     """
     shape = styles["logits"].shape[:2]
     facts = input_facts.from_arrays(styles)
