@@ -164,7 +164,8 @@ def fit_scaling(logits: Floats, labels: Ints, method: Method) -> Scaling:
     """
     temperature = fit_temperature(logits, labels)
     classes = logits.shape[1]
-    scale, shift = np.full(classes, 1 / temperature), np.zeros(classes)
+    scale: Floats = np.full(classes, 1 / temperature)
+    shift: Floats = np.zeros(classes)
     if method == "normal_apart":
         normal = np.arange(classes) == CLASSES.index(NORMAL)
 
