@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import Fold
+from chestct.card import Estimate, Fold
 from pipeline.core import paths, runner
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
@@ -28,9 +28,10 @@ from pipeline.judging.calibration import (
     cross_fitted_loss,
     fit,
 )
-from pipeline.judging.metrics import Evaluation, write_key_figures
-from pipeline.judging.plots import draw_ood
+from pipeline.judging.metrics import Evaluation
+from pipeline.judging.plots import draw_ood, in_words
 from pipeline.judging.thresholds import mean_costs
+from pipeline.judging.worst_style import worst_style
 
 
 def evaluate(params: Params) -> None:
@@ -84,26 +85,13 @@ def evaluate(params: Params) -> None:
         ood_scores=rejection.count_scores(trust, wanted.ood_score, calibration.thresholds.ood_limit),
     )
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)
-    paths.OUT_OF_FOLD_METRICS.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    worst_style = {name: round(value, 4) for name, value in style_table.worst(styles).items()}
-    write_key_figures("out_of_fold", {**evaluation.key_figures(), **worst_style})
+    for path, numbers in ((paths.OUT_OF_FOLD_METRICS, summary), (paths.KEY_FIGURES, _key_figures(evaluation, styles))):
+        path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     card.write(paths.OUT_OF_FOLD_CARD)
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)
-
-    figures = evaluation.figures
-    print(
-        f"out-of-fold: macro F1 {figures['macro_f1'].value:.3f} ({figures['macro_f1'].low:.3f} to "
-        f"{figures['macro_f1'].high:.3f}), accuracy {figures['accuracy'].value:.3f}, "
-        f"calibration error {figures['calibration_error'].value:.3f} by {method} scaling, "
-        f"referred {figures['referred'].value:.1%}, flipped by small changes {figures['flips'].value:.1%}"
-    )
-    for style, row in styles.items():
-        kept, otherwise = row["kept"], row["accepted_otherwise"]
-        print(
-            f"shown as {style}: label kept {kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%}), accepted with another "
-            f"label {otherwise.value:.1%}, unfamiliar {row['unfamiliar'].value:.1%}"
-        )
+    print(f"calibrated by {method} scaling")
+    _print_figures(evaluation.figures, styles)
 
 
 def _require_telling_sets(answers: Answers, labels: NDArray[np.int64], coverage: float) -> None:
@@ -118,6 +106,29 @@ def _require_telling_sets(answers: Answers, labels: NDArray[np.int64], coverage:
             f"evaluate.conformal_coverage {coverage:g}: every prediction set is the label alone, so the sets say "
             f"nothing; raise it above the accuracy, {accuracy:.3f}",
             3,
+        )
+
+
+def _key_figures(evaluation: Evaluation, styles: Mapping[str, Mapping[str, Estimate]]) -> dict[str, float]:
+    """The key figures, with those of the worst style: labels kept, and slices accepted with another label."""
+    worst = worst_style(styles)
+    in_style = {"style_kept": worst["style_kept"], "style_wrong": worst["style_accepted_otherwise"]}
+    return {**evaluation.key_figures(), **{name: round(value, 4) for name, value in in_style.items()}}
+
+
+def _print_figures(figures: Mapping[str, Estimate], styles: Mapping[str, Mapping[str, Estimate]]) -> None:
+    """Print the main figures, and what becomes of the labels in other styles."""
+    print(
+        f"out-of-fold: any cancer against normal, ROC AUC {in_words(figures['cancer_auc'])}, accuracy "
+        f"{in_words(figures['accuracy'])}, macro F1 {in_words(figures['macro_f1'])}, calibration error "
+        f"{figures['calibration_error'].value:.3f}, referred {figures['referred'].value:.1%}, flipped by small changes "
+        f"{figures['flips'].value:.1%}"
+    )
+    for style, row in styles.items():
+        kept, otherwise = row["kept"], row["accepted_otherwise"]
+        print(
+            f"shown as {style}: label kept {kept.value:.1%} ({kept.low:.1%} to {kept.high:.1%}), accepted with another "
+            f"label {otherwise.value:.1%}, unfamiliar {row['unfamiliar'].value:.1%}"
         )
 
 

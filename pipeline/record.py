@@ -14,7 +14,7 @@ from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
 from pipeline.core.params import Params
-from pipeline.judging import style_table
+from pipeline.judging.worst_style import worst_style
 
 
 def record(_: Params) -> None:
@@ -66,7 +66,7 @@ def _numbers(split: str, card: ModelCard) -> dict[str, float]:
             for name, figure in figures.items()
             for suffix, number in (("", figure.value), ("_low", figure.low), ("_high", figure.high))
         },
-        **{f"{split}_{name}": value for name, value in style_table.worst(card.styles).items()},
+        **{f"{split}_{name}": value for name, value in worst_style(card.styles).items()},
     }
 
 

@@ -1,6 +1,5 @@
 """Measures a set of answers: every figure with its 95 % interval, and the plots of them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +20,7 @@ COVERAGE: Final = 0.8
 COVERAGES: Final = np.arange(1, 21) / 20
 """Shares of the images in the risk-coverage curve."""
 
-KEY_FIGURES: Final = Path("reports/key_figures")
-"""A file for each split, with the few figures that `dvc metrics show` compares."""
-_KEY: Final = ("accuracy", "macro_f1", "cancer_auc", "roc_auc", "calibration_error")
+_KEY: Final = ("accuracy", "macro_f1", "cancer_auc", "calibration_error")
 
 _COUNT: Final = len(CLASSES)
 _NORMAL: Final = CLASSES.index(NORMAL)
@@ -127,10 +124,10 @@ class Evaluation:
         return numbers
 
     def key_figures(self) -> dict[str, float]:
-        """The rounded figures for `write_key_figures`."""
+        """The few rounded figures by which trainings are compared."""
         values = {name: self.figures[name].value for name in _KEY}
         values["accepted"] = 1 - self.figures["rejected"].value - self.figures["referred"].value
-        return {"images": len(self._labels), **{name: round(value, 4) for name, value in values.items()}}
+        return {name: round(value, 4) for name, value in values.items()}
 
     def draw(self, folder: Path, split: str) -> None:
         """Write the plots of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""
@@ -236,12 +233,6 @@ class Evaluation:
         return tuple(
             RiskPoint(coverage=float(count / len(wrong)), risk=float(wrong[:count].mean())) for count in counts
         )
-
-
-def write_key_figures(split: str, figures: Mapping[str, float]) -> None:
-    """Write the split's file in KEY_FIGURES."""
-    KEY_FIGURES.mkdir(parents=True, exist_ok=True)
-    (KEY_FIGURES / f"{split}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def weighted_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_], weights: Floats) -> Floats:

@@ -53,17 +53,6 @@ def measure(
     return table
 
 
-def worst(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, float]:
-    """The figure of the worst style: the least `kept` and `kept_or_unfamiliar`, and the most `accepted_otherwise`."""
-    if not table:
-        return {}
-    return {
-        "style_kept": min(row["kept"].value for row in table.values()),
-        "style_kept_or_unfamiliar": min(row["kept_or_unfamiliar"].value for row in table.values()),
-        "style_accepted_otherwise": max(row["accepted_otherwise"].value for row in table.values()),
-    }
-
-
 def _estimate(hits: NDArray[np.bool_], scans: NDArray[np.int64]) -> Estimate:
     share = Share.of(hits, scans)
     assert share is not None, "there are images"
