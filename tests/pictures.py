@@ -5,10 +5,11 @@ import zlib
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from chestct.card import InputSpec
-from chestct.image import decode
+from chestct.image import decode, decode_grey, inspect
 from chestct.invalid_image import InvalidImage
 
 SPEC = InputSpec(height=32, width=48)
@@ -80,6 +81,11 @@ def exif(*entries: bytes, order: str = "<", rest: bytes = b"\0\0\0\0") -> bytes:
 
 def orientation(value: int, order: str = "<") -> bytes:
     return entry(0x0112, 3, 1, struct.pack(f"{order}H", value), order)
+
+
+def grey_levels(data: bytes) -> NDArray[np.int64]:
+    """Return the grey levels in a file, int64 [height, width], before they become a standard picture."""
+    return np.asarray(decode_grey(inspect(data)), np.int64)
 
 
 def refusal(data: bytes) -> tuple[str, str]:
