@@ -98,9 +98,10 @@ def _resume(name: str, fit: Callable[[], tuple[keras.Model, History]]) -> tuple[
         print(f"{saved} is of a training that was not finished; it is taken as it is")
         return keras.models.load_model(saved, compile=False), json.loads(rows.read_text(encoding="utf-8"))
     network, history = fit()
-    paths.TRAINING.mkdir(parents=True, exist_ok=True)
-    network.save(saved)
-    rows.write_text(json.dumps(history), encoding="utf-8")
+    if np.isfinite(history[-1]["loss"]):  # a network that diverged is fitted again
+        paths.TRAINING.mkdir(parents=True, exist_ok=True)
+        network.save(saved)
+        rows.write_text(json.dumps(history), encoding="utf-8")
     return network, history
 
 

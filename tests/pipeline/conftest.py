@@ -3,11 +3,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
-from pipeline.core import tracking
+from pipeline.core import paths, tracking
 from pipeline.core.params import Params, PhantomCounts
+from pipeline.images.extra import read_extra
 from pipeline.images.phantoms import draw_phantoms
 from tests.server import ROOT
 
@@ -44,6 +47,23 @@ def small_params(**changes: object) -> Params:
     small = {"prepare.image_size": 64, "base_model.backbone": "small", "base_model.weights": "none"}
     changed = {key.replace("__", "."): value for key, value in changes.items()}
     return Params.read(ROOT / "params.yaml").changed(small | changed)
+
+
+def write_pool(pixels: NDArray[np.uint8], labels: NDArray[np.int64], folds: NDArray[np.int64]) -> None:
+    """Write POOL and an empty EXTRA, as stage prepare does. `pixels` uint8 [N, S, S, 1] are also the sources."""
+    count, side = pixels.shape[:2]
+    paths.POOL.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        paths.POOL,
+        pixels=pixels,
+        sources=pixels[:, :, :, 0],
+        source_sizes=np.full((count, 2), side),
+        labels=labels,
+        folds=folds,
+        scans=np.arange(count),
+        sha256=np.array([f"{index:064x}" for index in range(count)]),
+    )
+    np.savez(paths.EXTRA, **read_extra(()))
 
 
 def start_run(

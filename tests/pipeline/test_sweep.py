@@ -26,6 +26,7 @@ from pipeline.core.errors import DataError, StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.manifest import Manifest
 from pipeline.images.phantoms import draw_phantom
+from tests.pipeline.conftest import write_pool
 from tests.server import ROOT
 
 DIGEST = "ab" * 32
@@ -63,12 +64,11 @@ def new_sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def params(tracked: Path, new_sweeps: Path, write_params: Write) -> Params:
     """Parameters in a workspace with six small phantoms of each class after stage base_model."""
     shutil.copyfile(new_sweeps, paths.SWEEP)
-    paths.POOL.parent.mkdir(parents=True)
     paths.FEATURES.parent.mkdir(parents=True)
     labels = np.arange(24) % 4
     drawn = [draw_phantom(int(label), np.random.default_rng(index)) for index, label in enumerate(labels)]
     pixels = np.stack([np.asarray(each.convert("L").resize((32, 32)), np.uint8)[..., np.newaxis] for each in drawn])
-    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.zeros(24, np.int64), scans=np.arange(24))
+    write_pool(pixels, labels, np.zeros(24, np.int64))
     np.savez(paths.FEATURES, features=np.zeros((24, 96), np.float32))
     Manifest(source="synthetic", digest=DIGEST, files=()).write()
     return write_params(QUICK)
@@ -143,7 +143,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
     """Losses after each fold by trial number, instead of training. Other trials have 1."""
     made: dict[int, list[float]] = {}
 
-    def train_folds(pool: object, params: Params, name: str) -> Iterator[dict[str, float]]:
+    def train_folds(pool: object, extra: object, params: Params, name: str) -> Iterator[dict[str, float]]:
         for loss in made.get(int(name.removeprefix("trial ")), [1.0, 1.0]):
             if np.isnan(loss):
                 raise MemoryError("too large")

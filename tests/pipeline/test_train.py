@@ -5,30 +5,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import mlflow
 import numpy as np
 import pytest
 
 from pipeline import train
+from pipeline.base_model import base_model
 from pipeline.core import paths, runner, tracking
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.network import fitting
 from pipeline.store import store
-from tests.pipeline.conftest import start_run
+from tests.pipeline.conftest import start_run, write_pool
 
 
 @pytest.fixture
 def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
     """Parameters in a workspace with every file that train reads."""
-    for path in (paths.POOL, paths.FEATURES, paths.MANIFEST):
+    for path in (paths.FEATURES, paths.MANIFEST):
         path.parent.mkdir(parents=True, exist_ok=True)
-    pixels, fours = np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4
-    names = np.array([f"{index:064d}" for index in range(8)])
-    np.savez(paths.POOL, pixels=pixels, labels=fours, folds=np.arange(8) % 2, scans=np.arange(8), sha256=names)
+    write_pool(np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4, np.arange(8) % 2)
+    paths.BASE_MODEL.write_bytes(b"untrained")
     np.savez(paths.FEATURES, features=np.zeros((8, 3), np.float32))
     paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
-    return write_params({"prepare.folds": 2})
+    small = {"prepare.image_size": 32, "base_model.backbone": "small", "base_model.weights": "none"}
+    return write_params({"prepare.folds": 2, **small})
 
 
 def test_an_interrupted_training_leaves_no_network_and_no_run_to_store(
@@ -72,7 +74,6 @@ def test_the_networks_stay_if_mlflow_stops_answering(
     params: Params, tracked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fitting, "fit", lambda *_, **__: (Saved(), [{"loss": 0.5, "val_loss": 0.5}]))
-    monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
 
     def score(*_: object) -> np.ndarray:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/gone.db")
@@ -89,10 +90,10 @@ def test_the_networks_stay_if_mlflow_stops_answering(
     assert tracking.artifacts(run_id) == set()
     tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
-    assert client.get_run(run_id).data.metrics.items() >= {"final_loss": 0.5, "best_epoch": 1}.items()
+    assert client.get_run(run_id).data.metrics.items() >= {"final_loss": 0.5, "epochs": 1}.items()
     with np.load(tracking.fetch(run_id, paths.OUT_OF_FOLD.name, tracked)) as answers:
         arrays = dict(answers)
-    assert arrays["sha256"].tolist() == [f"{index:064d}" for index in range(8)]
+    assert arrays["sha256"].tolist() == [f"{index:064x}" for index in range(8)]
     for name, values in {"labels": np.arange(8) % 4, "folds": np.arange(8) % 2, "scans": np.arange(8)}.items():
         assert arrays[name].tolist() == values.tolist()
     assert arrays["logits"].shape == (8, 4)
@@ -116,9 +117,36 @@ def test_the_error_that_ended_a_training_is_reported_even_if_mlflow_fails_too(
 def test_a_training_that_diverged_ends_and_leaves_no_final_network(
     params: Params, monkeypatch: pytest.MonkeyPatch, logit: float, loss: float, what: str
 ) -> None:
-    monkeypatch.setattr(fitting, "fit", lambda *_, **__: (None, [{"loss": loss, "val_loss": 0.5}]))
-    monkeypatch.setattr(train, "_keep_folds", lambda *_: None)
+    monkeypatch.setattr(fitting, "fit", lambda *_, **__: (Saved(), [{"loss": loss, "val_loss": 0.5}]))
     monkeypatch.setattr(train, "_score_folds", lambda *_: np.full((8, 4), logit, np.float32))
     with pytest.raises(StageError, match=f"{what} diverged.*lower train.learning_rate"):
         train.train(params)
     assert not any(path.exists() for path in (paths.FINAL_MODEL, paths.RUN))
+
+
+def test_a_killed_training_continues_behind_the_last_network_that_it_finished(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_model(params)
+    fitted: list[str] = []
+
+    def fit(*arguments: object, **_: object) -> tuple[keras.Model, list[dict[str, float]]]:
+        fitted.append(str(arguments[-1]))
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        return keras.models.load_model(paths.BASE_MODEL, compile=False), [{"loss": 0.5, "val_loss": 0.5}]
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(params)
+    train.train(params)
+    assert fitted == ["fold 1 of 2", "fold 2 of 2", "fold 2 of 2", "all images"]
+    assert not paths.TRAINING.exists()
+    train.train(params)
+    assert fitted[4:] == ["fold 1 of 2", "fold 2 of 2", "all images"], "a finished training leaves nothing to take"
+
+
+def test_another_parameter_starts_a_training_anew(params: Params) -> None:
+    paths.BASE_MODEL.write_bytes(b"untrained")
+    assert train._key(params) == train._key(params.changed({"report.bootstrap": 10}))
+    assert train._key(params) != train._key(params.changed({"train.epochs": 3}))

@@ -5,7 +5,7 @@ from pipeline import trust
 from pipeline.core import paths
 from pipeline.judging import ood
 from pipeline.network.build import build, features_of
-from tests.pipeline.conftest import small_params
+from tests.pipeline.conftest import small_params, write_pool
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
 LABELS = np.arange(24) % 4
@@ -13,9 +13,8 @@ LABELS = np.arange(24) % 4
 
 def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(workspace):
     params = small_params(prepare__folds=3)
-    for path in (paths.POOL, paths.fold_model(0)):
-        path.parent.mkdir(parents=True)
-    np.savez(paths.POOL, pixels=PIXELS, labels=LABELS, folds=np.arange(24) % 3, scans=np.arange(24))
+    paths.fold_model(0).parent.mkdir(parents=True)
+    write_pool(PIXELS, LABELS, np.arange(24) % 3)
     network = build(params)
     for fold in range(3):
         network.save(paths.fold_model(fold))
