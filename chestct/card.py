@@ -187,13 +187,27 @@ class Fold(Frozen):
 
 
 class OtherPictures(Frozen):
-    """Rejections of one group of pictures that are not chest CT, or are chest CT shown wrongly."""
+    """Answers to one kind of pictures that are not chest CT, or are chest CT shown wrongly."""
 
     images: int
     rejected_by: dict[str, Probability]
-    """Share that each OOD score alone would reject, at its own limit."""
+    """Share that `chest_ct` alone, by a probe that was fitted without this kind, and that the rules on the input alone
+    reject."""
     rejected: Probability
-    """Share with the decision `reject`, by the served OOD score or a rule on the input."""
+    """Share with the decision `reject`."""
+    unfamiliar: Probability
+    """Share that is not rejected, but `unfamiliar`."""
+
+
+class ProbeSource(Frozen):
+    """A folder whose pictures the probe "is it a chest CT" was fitted on, beside the data set."""
+
+    name: str
+    chest_ct: bool
+    """Whether they are chest CT slices."""
+    images: int
+    digest: str
+    """SHA-256 over the sorted SHA-256 of its files."""
 
 
 class ScoreCounts(Frozen):
@@ -288,6 +302,8 @@ class ModelCard(JsonFile):
     another label), `unfamiliar`, `rejected`."""
     others: dict[str, OtherPictures]
     """By the kind of picture."""
+    probe_sources: tuple[ProbeSource, ...] = ()
+    """Folders that the probe `chest_ct` was fitted on, beside the data set and `others`."""
     ood_scores: ScoreCounts | None = None
     """None in older cards."""
     bfloat16: Rounding | None = None

@@ -117,6 +117,8 @@ class Train(Frozen):
 
 
 class Trust(Frozen):
+    chest_ct: tuple[Path, ...]
+    not_chest_ct: tuple[Path, ...]
     rotation_degrees: Positive
     scale: Fraction
     jpeg_quality: Annotated[int, Field(ge=1, le=95)]
@@ -133,6 +135,7 @@ class Costs(Frozen):
 class Evaluate(Frozen):
     ood_score: Literal["mahalanobis", "neighbours"]
     ood_false_rejection: Fraction
+    chest_ct_false_rejection: Fraction
     conformal_coverage: Fraction
     cancer_sensitivity: Fraction
     refer_risk: Fraction

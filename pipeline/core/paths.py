@@ -37,6 +37,8 @@ SWEEP_SCRATCH: Final = Path("models/sweep")
 """Networks of the current trial."""
 
 TRUST: Final = Path("models/trust.npz")
+PROBE_PICTURES: Final = Path("models/probe_pictures.npz")
+"""What the probe "is it a chest CT" is fitted on (pipeline.judging.probe_pictures)."""
 STYLES: Final = Path("models/styles.npz")
 """Scores and input facts of the held-out images, shown in other styles."""
 

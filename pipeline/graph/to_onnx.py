@@ -20,7 +20,8 @@ from pipeline.judging import ood
 from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import LinearProbe
 from pipeline.network.backbones import BACKBONES
-from pipeline.network.build import CHANNELS, FEATURES, LOGITS, features_of
+from pipeline.network.build import CHANNELS, LOGITS, features_of
+from pipeline.network.summary import inputs_of, sum_up
 
 OPSET: Final = 18
 OUTPUTS: Final = ("logits", "ood_score", "chest_ct", "heatmaps")
@@ -28,9 +29,10 @@ OUTPUTS: Final = ("logits", "ood_score", "chest_ct", "heatmaps")
 
 
 class TrustHead(keras.layers.Layer):  # type: ignore[misc]
-    """Turns a feature map [N, h, w, F] into logits, OOD scores, `chest_ct` and class-activation maps.
+    """Turns pipeline.network.summary's inputs into logits, OOD scores, `chest_ct` and class-activation maps.
 
-    The mean of a class's map plus its bias is the class's logit, so the maps cost nothing extra. The graph turns the
+    The last input is the feature map. The mean of a class's map plus its bias is the class's logit, so the maps cost
+    nothing extra. The graph turns the
     logits into probabilities by `scaling`.
     """
 
@@ -41,11 +43,12 @@ class TrustHead(keras.layers.Layer):  # type: ignore[misc]
         self._ood_score = ood_score
         self._probe = probe
 
-    def call(self, maps: Any) -> tuple[Any, Any, Any, Any]:
+    def call(self, inputs: list[Any]) -> tuple[Any, Any, Any, Any]:
+        maps = inputs[-1]
         activations = ops.matmul(maps, self._kernel)
         logits = ops.mean(activations, axis=(1, 2)) + self._bias
-        features = ops.mean(maps, axis=(1, 2))
-        ood_score, chest_ct = self._ood_score(features, ops), self._probe(features, ops)
+        ood_score = self._ood_score(ops.mean(maps, axis=(1, 2)), ops)
+        chest_ct = self._probe(sum_up(*inputs), ops)
         return logits, ood_score, chest_ct, ops.transpose(activations, (0, 3, 1, 2))
 
 
@@ -69,7 +72,7 @@ def to_onnx(network: keras.Model, head: TrustHead) -> onnx.ModelProto:
     """Export `network` up to its feature map, then `head` and its scaling. The batch dimension is free."""
     if BACKBONES[network.name].equal_channels:
         network = _with_one_channel(network)
-    serving = keras.Model(network.input, head(network.get_layer(FEATURES).input))
+    serving = keras.Model(network.input, head(inputs_of(network)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, GRAPH)
         signature = [keras.InputSpec(shape=network.input.shape, dtype="uint8", name="pixels")]

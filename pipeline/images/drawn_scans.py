@@ -1,4 +1,4 @@
-"""Draws scans that are not chest CT: other parts of the body, and other ways to look at it.
+"""Draws scans that are not transverse slices of the chest: of other parts of the body, and coronal ones.
 
 They are schematic, like the phantoms, and differ in size, tilt, noise and window. The probe "is it a chest CT" learns
 from them what near misses look like (pipeline.judging.chest_ct).
@@ -8,54 +8,14 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from pipeline.images.canvas import AIR, BONE, CANVAS, FAT, MUSCLE, Plane, X, Y, ellipse, harmonics, paint
 
 Draw = Callable[[np.random.Generator], Image.Image]
-BRAIN, WATER = 36.0, 5.0
-"""Densities in Hounsfield units."""
-_WINDOWS: Final = ((40, 80), (40, 400), (60, 300), (300, 1500), (450, 2000), (-100, 1200), (-500, 1600))
+_WINDOWS: Final = ((40, 400), (60, 300), (300, 1500), (450, 2000), (-100, 1200), (-500, 1600))
 """Centres and widths in Hounsfield units."""
-
-
-def draw_head(rng: np.random.Generator) -> Image.Image:
-    """A head: skin, a bright skull, and brain with ventricles, or the base of the skull with its air."""
-    plane = np.full((CANVAS, CANVAS), AIR, np.float32)
-    width, height = rng.uniform(0.5, 0.68), rng.uniform(0.65, 0.85)
-    shape = {"power": rng.uniform(2, 2.3), "wobble": harmonics(rng, 3, 0.02)}
-    skin, skull = rng.uniform(0.03, 0.07), rng.uniform(0.035, 0.08)
-    paint(plane, ellipse(0, 0, width, height, **shape), rng.uniform(-20, 60))
-    paint(plane, ellipse(0, 0, width - skin, height - skin, **shape), BONE + rng.uniform(200, 700))
-    inner = width - skin - skull, height - skin - skull
-    paint(plane, ellipse(0, 0, *inner, **shape), BRAIN + _texture(rng, 4, 6))
-    if rng.random() < 0.7:
-        _draw_ventricles(plane, inner, rng)
-    else:
-        _draw_skull_base(plane, inner, rng)
-    return _show(plane, rng)
-
-
-def _draw_ventricles(plane: Plane, inner: tuple[float, float], rng: np.random.Generator) -> None:
-    paint(plane, ellipse(0, 0, 0.012, inner[1] * 0.95), WATER + 15)
-    size = rng.uniform(0.1, 0.3)
-    for side in (-1, 1):
-        for y, turn in ((-size, side * 0.35), (size, -side * 0.5)):
-            paint(plane, ellipse(side * size * 0.5, y * 0.8, size * 0.22, size * 0.8, turn=turn), WATER)
-    if rng.random() < 0.3:
-        at = rng.uniform(-0.5, 0.5, 2) * inner
-        paint(plane, ellipse(*at, *rng.uniform(0.05, 0.2, 2), wobble=harmonics(rng, 4, 0.15)), rng.choice([15.0, 70.0]))
-
-
-def _draw_skull_base(plane: Plane, inner: tuple[float, float], rng: np.random.Generator) -> None:
-    for side in (-1, 1):
-        turn = side * rng.uniform(0.4, 0.8)
-        paint(plane, ellipse(side * inner[0] * 0.6, inner[1] * 0.25, 0.3, 0.09, turn=turn), BONE + 600)
-        paint(plane, ellipse(side * inner[0] * 0.4, -inner[1] * 0.62, 0.17, 0.2), rng.uniform(-20, 40))
-        paint(plane, ellipse(side * inner[0] * 0.75, inner[1] * 0.4, 0.1, 0.07), AIR + 150)
-    for x in np.linspace(-0.14, 0.14, 5):
-        paint(plane, ellipse(float(x), -inner[1] * 0.55, 0.026, 0.22), AIR + 50)
 
 
 def draw_abdomen(rng: np.random.Generator) -> Image.Image:
@@ -128,37 +88,6 @@ def draw_legs(rng: np.random.Generator) -> Image.Image:
     return _show(plane, rng)
 
 
-def draw_x_ray(rng: np.random.Generator) -> Image.Image:
-    """A chest X-ray from the front or the side: dark lungs, and ribs across them."""
-    light = np.full((CANVAS, CANVAS), rng.uniform(0.5, 0.7), np.float32)
-    light += 0.25 * gaussian_filter(ellipse(0, 0.2, 0.95, 1.1, power=3), 12)
-    frontal = rng.random() < 0.7
-    lungs = ((-0.42, 0.34), (0.42, 0.32)) if frontal else ((0.0, 0.5),)
-    field = np.zeros_like(light)
-    for x, half in lungs:
-        lung = ellipse(x, -0.05, half, rng.uniform(0.68, 0.8), power=2.4, wobble=harmonics(rng, 3, 0.06))
-        field = np.maximum(field, gaussian_filter(lung * (rng.uniform(0.35, 0.55) + 0.35 * (X - x) ** 2 > Y), 3))
-    light -= field * rng.uniform(0.35, 0.5)
-    for index in range(10):
-        middle = -0.8 + 0.15 * index
-        rise = 0.25 * (np.abs(X) - 0.4) * (1 if index % 2 else -1)
-        light += 0.06 * np.exp(-(((Y - middle - rise) / 0.025) ** 2)) * field
-    if frontal:
-        light += 0.3 * gaussian_filter(ellipse(0.14, 0.3, rng.uniform(0.22, 0.34), 0.3, turn=0.5), 5)
-        light += 0.2 * gaussian_filter(ellipse(0, 0, 0.12, 1.1, power=4), 4)
-        for side in (-1, 1):
-            light += 0.12 * gaussian_filter(ellipse(side * 0.42, -0.78, 0.42, 0.035, turn=-side * 0.2), 1.5)
-    else:
-        light += 0.25 * gaussian_filter(ellipse(0.62, 0.1, 0.14, 1.0), 5)
-        light += 0.25 * gaussian_filter(ellipse(-0.2, 0.35, 0.3, 0.32), 6)
-    for side in (-1, 1):
-        light -= 0.6 * gaussian_filter(ellipse(side * 1.1, -0.6, 0.2, 0.35), 6)
-    image = _to_image(light, rng)
-    if rng.random() < 0.6:
-        ImageDraw.Draw(image).text((rng.integers(5, 200), rng.integers(5, 40)), str(rng.choice(["L", "R", "AP"])), 255)
-    return image
-
-
 def draw_coronal(rng: np.random.Generator) -> Image.Image:
     """A coronal section through the chest: two high lungs above the domes of the diaphragm, shoulders and neck."""
     plane = np.full((CANVAS, CANVAS), AIR, np.float32)
@@ -179,52 +108,12 @@ def draw_coronal(rng: np.random.Generator) -> Image.Image:
     return _show(plane, rng)
 
 
-def draw_head_mr(rng: np.random.Generator) -> Image.Image:
-    """An MR of a head: light scalp, dark skull, and folded grey and white matter."""
-    width, height = rng.uniform(0.6, 0.75), rng.uniform(0.7, 0.88)
-    light = np.zeros((CANVAS, CANVAS), np.float32)
-    wobble = harmonics(rng, 3, 0.03)
-    paint(light, ellipse(0, 0, width, height, wobble=wobble), rng.uniform(0.6, 1.0))
-    paint(light, ellipse(0, 0, width - 0.07, height - 0.07, wobble=wobble), 0.05)
-    brain = ellipse(0, 0, width - 0.14, height - 0.14, wobble=wobble)
-    grey, white = rng.permutation([0.45, 0.7])
-    folds = gaussian_filter(rng.standard_normal((CANVAS, CANVAS), np.float32), rng.uniform(3, 6))
-    paint(light, brain, np.where(folds > 0, grey, white).astype(np.float32))
-    paint(light, ellipse(0, 0, width * 0.45, height * 0.55, wobble=harmonics(rng, 5, 0.1)), float(white))
-    for side in (-1, 1):
-        paint(light, ellipse(side * 0.1, 0, 0.05, 0.22, turn=side * 0.3), rng.choice([0.05, 0.95]))
-    return _to_image(gaussian_filter(light, 1), rng)
-
-
-def draw_ultrasound(rng: np.random.Generator) -> Image.Image:
-    """An ultrasound picture: speckle in a fan or a rectangle, with dark cysts and layers, on black."""
-    speckle = np.abs(gaussian_filter(rng.standard_normal((CANVAS, CANVAS), np.float32), (0.8, 1.6))) * 2.2
-    layers = 0.35 + 0.25 * np.sin(Y * rng.uniform(6, 20) + rng.uniform(0, 6) + 0.5 * X)
-    light = speckle * (0.3 + layers) * np.exp(-(Y + 1) * rng.uniform(0.1, 0.8))
-    for _ in range(int(rng.integers(1, 4))):
-        at, size = rng.uniform(-0.5, 0.5, 2), rng.uniform(0.1, 0.35, 2)
-        light *= 1 - 0.85 * ellipse(*at, *size, wobble=harmonics(rng, 4, 0.12))
-    if rng.random() < 0.6:
-        radius, angle = np.hypot(X, Y + 1.3), np.abs(np.arctan2(X, Y + 1.3))
-        light *= (radius > 0.35) & (radius < rng.uniform(1.9, 2.2)) & (angle < rng.uniform(0.5, 0.8))
-    image = _to_image(light, rng)
-    if rng.random() < 0.7:
-        pen = ImageDraw.Draw(image)
-        for row in range(int(rng.integers(1, 5))):
-            pen.text((4, 4 + 12 * row), "".join(chr(c) for c in rng.integers(48, 91, 9)), 200)
-    return image
-
-
 SCANS: Final[dict[str, Draw]] = {
-    "drawn_heads": draw_head,
     "drawn_abdomens": draw_abdomen,
     "drawn_pelves": draw_pelvis,
     "drawn_necks": draw_neck,
     "drawn_legs": draw_legs,
-    "drawn_x_rays": draw_x_ray,
     "drawn_coronals": draw_coronal,
-    "drawn_head_mr": draw_head_mr,
-    "drawn_ultrasound": draw_ultrasound,
 }
 """By kind."""
 
