@@ -47,7 +47,7 @@ def evaluate(params: Params) -> None:
         pixels, facts, features = file["pixels"], input_facts.from_arrays(measured), cached["features"]
     with np.load(paths.TRUST) as file:
         trust = dict(file)
-    scored = Scored(logits.astype(np.float64), trust[f"ood_{wanted.ood_score}"], labels, facts)
+    scored = Scored(logits.astype(np.float64), trust[f"ood_{wanted.ood_score}"], trust["chest_ct"], labels, facts)
 
     losses = {method: cross_fitted_loss(scored, folds, method) for method in METHODS}
     method = min(METHODS, key=lambda each: losses[each])
@@ -81,7 +81,7 @@ def evaluate(params: Params) -> None:
         baselines={name: baselines.measure(each, labels, scans, **resampling) for name, each in predicted.items()},
         checks={name: evaluation.figures[name] for name in checks},
         styles=styles,
-        others=rejection.count_rejected(trust, wanted.ood_score, calibration, wanted.ood_false_rejection),
+        others=rejection.count_rejected(trust, wanted.ood_score, calibration),
         ood_scores=rejection.count_scores(trust, wanted.ood_score, calibration.thresholds.ood_limit),
     )
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)

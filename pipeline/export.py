@@ -31,8 +31,9 @@ from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import input_facts, origin
 from pipeline.images.classes import CLASSES, NORMAL, TITLES
 from pipeline.judging.calibration import Calibration, OutOfFold
-from pipeline.judging.chest_ct import UNFITTED
+from pipeline.judging.probe_pictures import ProbePictures, read_sources
 from pipeline.network.build import LOGITS
+from pipeline.network.summary import summaries_of
 
 CHECKED_IMAGES: Final = 64
 
@@ -45,7 +46,10 @@ def export(params: Params) -> None:
         pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], input_facts.from_arrays(measured)
     calibration = Calibration.read(paths.CALIBRATION)
 
-    exact = serving_graph(network, pixels, labels, calibration, params, UNFITTED)
+    probe = ProbePictures.load()
+    summaries = summaries_of(network, pixels), summaries_of(network, probe.pixels)
+    fitted = probe.fit(*summaries, training=np.ones(len(pixels), bool))
+    exact = serving_graph(network, pixels, labels, calibration, params, fitted)
     bias = network.get_layer(LOGITS).get_weights()[1]
     sample = spread(pixels, CHECKED_IMAGES)
     scores = infer(exact, sample)
@@ -117,6 +121,7 @@ def _card(
         bfloat16=bfloat16,
         **dict(calibration),
         **{**dict(found), "metrics": {"out_of_fold": found.metrics}},
+        probe_sources=read_sources(),
         caveats=origin.caveats(source, audit, accuracies, extra),
         licence=origin.licence(source, params.base_model.weights, extra),
         lineage=Lineage(

@@ -64,7 +64,7 @@ def report(params: Params) -> None:
         if not chosen.any():
             continue
         some = [each for each, wanted in zip(facts, chosen, strict=True) if wanted]
-        answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], some, card)
+        answers = answer(scores.probabilities[chosen], scores.ood_score[chosen], scores.chest_ct[chosen], some, card)
         evaluation = Evaluation(
             answers, labels[chosen], groups=scans[chosen], resamples=params.report.bootstrap, seed=params.seed
         )

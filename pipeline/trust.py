@@ -1,8 +1,8 @@
 """Stage trust: tests the folds' networks on images that they were not trained on.
 
-Each held-out image gets its out-of-distribution scores. It is changed a little and shown in other styles, to see
-whether its label stays, and its heat map is tested. Pictures that are not chest CT get the scores too. Stage evaluate
-judges the results without Keras.
+Each held-out image gets its out-of-distribution scores, and its probability of being a chest CT by a probe that is
+fitted here. It is changed a little and shown in other styles, to see whether its label stays, and its heat map is
+tested. Pictures that are not chest CT get the scores too. Stage evaluate judges the results without Keras.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,13 @@ from pipeline.images.classes import CLASSES
 from pipeline.judging import ood
 from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
 from pipeline.judging.other_pictures import draw_other_pictures
+from pipeline.judging.probe_pictures import ProbePictures, gather
 from pipeline.judging.small_changes import CHANGES
 from pipeline.judging.styles import STYLES, show
 from pipeline.network.augmentation import Source
 from pipeline.network.build import FEATURES, LOGITS
 from pipeline.network.fitting import source_of
+from pipeline.network.summary import Summary, inputs_of
 
 BATCH: Final = 32
 SHOWN_WRONGLY: Final = 48
@@ -38,9 +40,11 @@ Pixels = NDArray[np.uint8]
 
 
 class Trained(NamedTuple):
-    """A fold's network: its layers up to the feature map, and its head."""
+    """A fold's network: its layers up to the feature map, what sums up a picture for the probe, and its head."""
 
     extractor: keras.Model
+    summariser: keras.Model
+    """Gives the mean feature map and the summary (pipeline.network.summary)."""
     kernel: Floats
     """[F, classes]"""
     bias: Floats
@@ -50,27 +54,36 @@ class Trained(NamedTuple):
     def load(cls, fold: int) -> "Trained":
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
         kernel, bias = network.get_layer(LOGITS).get_weights()
-        return cls(keras.Model(network.input, network.get_layer(FEATURES).input), kernel, bias)
+        summary = Summary()(inputs_of(network))
+        return cls(
+            keras.Model(network.input, network.get_layer(FEATURES).input),
+            keras.Model(network.input, [network.get_layer(FEATURES).output, summary]),
+            kernel,
+            bias,
+        )
 
     def maps(self, pixels: Pixels, what: str) -> Floats:
         """Feature maps float32 [N, h, w, F] of uint8 [N, S, S, 1]; `what` is the progress bar's text."""
         starts = tqdm(range(0, len(pixels), BATCH), desc=what, unit="batch")
         return np.concatenate([self.extractor.predict_on_batch(pixels[start : start + BATCH]) for start in starts])
 
-    def features(self, pixels: Pixels, what: str) -> Floats:
-        """Mean feature maps float32 [N, F]."""
-        starts = range(0, len(pixels), 8 * BATCH)  # the maps of all images would need too much memory
-        return np.concatenate([self.maps(pixels[s : s + 8 * BATCH], what).mean(axis=(1, 2)) for s in starts])
+    def sum_up(self, pixels: Pixels, what: str) -> tuple[Floats, Floats]:
+        """Mean feature maps float32 [N, F], and summaries float32 [N, P]."""
+        starts = tqdm(range(0, len(pixels), BATCH), desc=what, unit="batch")
+        parts = [self.summariser.predict_on_batch(pixels[start : start + BATCH]) for start in starts]
+        features, summaries = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return features, summaries
 
     def logits(self, pixels: Pixels, what: str) -> Floats:
         """Logits float32 [N, classes]."""
-        return np.asarray(self.features(pixels, what) @ self.kernel + self.bias)
+        return np.asarray(self.sum_up(pixels, what)[0] @ self.kernel + self.bias)
 
 
 def trust(params: Params) -> None:
-    """Write TRUST: arrays of the images in POOL [N], of the small changes [C, N] and of other pictures [folds, M].
+    """Write TRUST, STYLES and PROBE_PICTURES.
 
-    Write STYLES: arrays [styles, N] of the images shown in other styles.
+    TRUST holds arrays of the images in POOL [N], of the small changes [C, N], of other pictures [folds, M] and of the
+    folds' probes. STYLES holds arrays [styles, N] of the images shown in other styles.
     """
     with np.load(paths.POOL) as file:
         pixels, labels, folds = file["pixels"], file["labels"], file["folds"]
@@ -80,6 +93,9 @@ def trust(params: Params) -> None:
     drawn = list(draw_other_pictures(shown, params.seed))
     pictures = [decode(content, spec) for _, content in drawn]
     other_pixels = np.stack([picture.pixels for picture in pictures])
+    gathered = gather(params, sources, pixels, drawn)
+    np.savez(paths.PROBE_PICTURES, **gathered)
+    probe_pictures = ProbePictures(*(gathered[name] for name in ProbePictures._fields))
 
     arrays: dict[str, Any] = {
         "changes": np.array([change.__name__ for change in CHANGES]),
@@ -87,6 +103,10 @@ def trust(params: Params) -> None:
         **{name: np.zeros(len(labels), np.float32) for name in ("in_body", "body_area", "random_heads")},
         "occlusion_agrees": np.zeros(len(labels), bool),
         "other_groups": np.array([group for group, _ in drawn]),
+        "chest_ct": np.zeros(len(labels), np.float32),
+        "other_chest_ct": np.zeros((params.prepare.folds, len(drawn)), np.float32),
+        "probe_weights": [],
+        "probe_bias": [],
         **{f"ood_{kind}": np.zeros(len(labels), np.float32) for kind in ood.KINDS},
         **{f"other_ood_{kind}": np.zeros((params.prepare.folds, len(drawn)), np.float32) for kind in ood.KINDS},
         **input_facts.to_arrays([picture.facts for picture in pictures]),
@@ -94,14 +114,24 @@ def trust(params: Params) -> None:
     styled = _show_in_styles(sources, spec)
     for fold in range(params.prepare.folds):
         network, held_out = Trained.load(fold), folds == fold
-        features = network.features(pixels, f"fold {fold + 1}: features")
-        other_features = network.features(other_pixels, f"fold {fold + 1}: other pictures")
+        features, summaries = network.sum_up(pixels, f"fold {fold + 1}: features")
+        other_features, other_summaries = network.sum_up(other_pixels, f"fold {fold + 1}: other pictures")
+        _, shown = network.sum_up(probe_pictures.pixels, f"fold {fold + 1}: the probe's pictures")
+        probe = probe_pictures.fit(summaries, shown, ~held_out)
+        arrays["chest_ct"][held_out] = probe(summaries[held_out])
+        for group in dict.fromkeys(arrays["other_groups"].tolist()):
+            chosen = arrays["other_groups"] == group
+            apart = probe_pictures.fit(summaries, shown, ~held_out, without=group)
+            arrays["other_chest_ct"][fold, chosen] = apart(other_summaries[chosen])
+        arrays["probe_weights"].append(probe.weights)
+        arrays["probe_bias"].append(probe.bias)
         scores = {kind: ood.fit(kind, features[~held_out], labels[~held_out], len(CLASSES)) for kind in ood.KINDS}
         for kind, score in scores.items():
             arrays[f"ood_{kind}"][held_out] = score(features[held_out])
             arrays[f"other_ood_{kind}"][fold] = score(other_features)
         for index, style in enumerate(STYLES):
-            features = network.features(styled["pixels"][index, held_out], style)
+            features, summaries = network.sum_up(styled["pixels"][index, held_out], style)
+            styled["chest_ct"][index, held_out] = probe(summaries)
             styled["logits"][index, held_out] = features @ network.kernel + network.bias
             for kind, score in scores.items():
                 styled[f"ood_{kind}"][index, held_out] = score(features)
@@ -132,6 +162,7 @@ def _show_in_styles(sources: Sequence[Source], spec: InputSpec) -> dict[str, Any
         "styles": np.array(list(STYLES)),
         "pixels": np.stack([picture.pixels for picture in pictures]).reshape(*shape, spec.height, spec.width, 1),
         "logits": np.zeros((*shape, len(CLASSES)), np.float32),
+        "chest_ct": np.zeros(shape, np.float32),
         **{f"ood_{kind}": np.zeros(shape, np.float32) for kind in ood.KINDS},
         **input_facts.to_arrays([picture.facts for picture in pictures]),
     }

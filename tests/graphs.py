@@ -242,7 +242,9 @@ def tiny_card(
         metrics={"out_of_fold": tiny_metrics(classes)},
         baselines={"majority_class": {"accuracy": Estimate(value=0.25, low=0.2, high=0.3)}},
         checks={"flips": Estimate(value=0.02, low=0.01, high=0.03)},
-        others={"noise": OtherPictures(images=10, rejected_by={"mahalanobis": 1.0}, rejected=1.0)},
+        others={
+            "noise": OtherPictures(images=10, rejected_by={"chest_ct": 1.0, "input": 0.0}, rejected=1.0, unfamiliar=0.0)
+        },
         caveats=("Trained on nothing: this model compares the brightness of bands.",),
         licence="MIT",
         lineage=Lineage(

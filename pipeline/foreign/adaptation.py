@@ -106,7 +106,8 @@ def refit(answered: Sequence[Answered], card: ModelCard, wanted: Evaluate, least
         update={name: tuple(n / temperature for n in getattr(card.scaling, name)) for name in ("scale", "shift")}
     )
     scores = np.array([each.prediction.ood_score for each in used if each.prediction])
-    fitted = fit_thresholds(softmax(logits / temperature, axis=1), scores, labels, wanted)
+    chest_ct = np.array([each.prediction.chest_ct for each in used if each.prediction])
+    fitted = fit_thresholds(softmax(logits / temperature, axis=1), scores, chest_ct, labels, wanted)
     patients = number_patients(used)
     enough = {name for name in CLASSES if len(np.unique(patients[known == name])) >= least}
     return Numbers(scaling, _restrain(fitted, card.thresholds, enough, len(used)), temperature)

@@ -20,7 +20,7 @@ from pipeline.graph.rounding import round_weights
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images.classes import CLASSES
 from pipeline.judging.calibration import Answers, Calibration, answer
-from pipeline.judging.chest_ct import UNFITTED
+from pipeline.judging.chest_ct import LinearProbe
 from pipeline.judging.metrics import Evaluation
 
 COMPARED: Final = ("accuracy", "macro_f1", "calibration_error", "rejected", "referred")
@@ -38,18 +38,21 @@ def measure(
     """Export each fold's network, round it, and compare its answers on its held-out images, as `compare` does."""
     recheck = calibration.thresholds.refer_margin
     probabilities = np.zeros((2, len(labels), len(CLASSES)), np.float32)
-    ood_scores = np.zeros((2, len(labels)), np.float32)
+    ood_scores, chest_ct = np.zeros((2, 2, len(labels)), np.float32)
+    with np.load(paths.TRUST) as file:
+        probes = [LinearProbe(*each) for each in zip(file["probe_weights"], file["probe_bias"], strict=True)]
     for fold in np.unique(folds):
         held_out = folds == fold
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
-        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params, UNFITTED)
+        exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params, probes[fold])
         served = round_weights(exact, pixels[~held_out], params.export)
         for row, graph, arithmetic in ((0, exact, "float32"), (1, served, params.export.arithmetic)):
             bfloat16 = arithmetic == "bfloat16"
             scores = infer(graph, pixels[held_out], batch_sizes=(1,), bfloat16=bfloat16, recheck=recheck)
-            probabilities[row, held_out], ood_scores[row, held_out] = scores.probabilities, scores.ood_score
+            probabilities[row, held_out] = scores.probabilities
+            ood_scores[row, held_out], chest_ct[row, held_out] = scores.ood_score, scores.chest_ct
     exact_answers, served_answers = (
-        answer(*scores, facts, calibration) for scores in zip(probabilities, ood_scores, strict=True)
+        answer(*scores, facts, calibration) for scores in zip(probabilities, ood_scores, chest_ct, strict=True)
     )
     return compare(exact_answers, served_answers, labels)
 

@@ -32,16 +32,16 @@ def make_head(slice_: Pixels, rng: np.random.Generator) -> Image.Image:
         radius = radius * (1 + rng.normal(0, 0.02) * np.cos(wave * angle + rng.uniform(0, 6)))
     level, is_mr = rng.uniform(25, 190), rng.random() < 0.35
     brain = _brain(slice_, level, radius, rng)
-    skin, inside = rng.uniform(0, 0.08), 1 - rng.uniform(0.05, 0.16)
-    inside -= skin
+    skin = rng.uniform(0, 0.08)
+    inside = 1 - skin - rng.uniform(0.05, 0.16)
     head = np.where(radius < inside, brain, rng.uniform(2, 25) if is_mr else 255)
     head = np.where(radius > 1 - skin, rng.uniform(60, 255) if is_mr else rng.uniform(0.4, 1.1) * level, head)
     if is_mr and rng.random() < 0.4:
         head = np.where(radius < inside, brain, 0)
     if rng.random() < 0.25:  # the base of the skull, with air and bone
         for _ in range(int(rng.integers(4, 14))):
-            at, size = rng.uniform((-0.5, -0.8), (0.5, 0.6)), rng.uniform(0.03, (0.15, 0.2))
-            hole = np.hypot((_X - at[0]) / size[0], (_Y - at[1]) / size[1]) < 1
+            (x, y), (width, height) = rng.uniform((-0.5, -0.8), (0.5, 0.6)), rng.uniform(0.03, np.array([0.15, 0.2]))
+            hole = np.hypot((_X - x) / width, (_Y - y) / height) < 1
             head = np.where(hole & (radius < 1 - skin), rng.choice([3, 250, level * 0.7]), head)
     head = gaussian_filter(np.where(radius < 1, head, rng.uniform(0, 12)), rng.uniform(0.3, 1.2))
     return _to_image(head + rng.standard_normal(head.shape) * rng.uniform(1, 7))
@@ -61,8 +61,8 @@ def _brain(slice_: Pixels, level: float, radius: Levels, rng: np.random.Generato
                 brain -= level * rng.uniform(0.2, 0.8) * _soft(shape, 1.5)
     brain -= level * rng.uniform(0, 0.6) * _soft(np.abs(_X + 0.01 * np.sin(8 * _Y)) < 0.012, 1)
     if rng.random() < 0.3:
-        at, size = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.1, 0.3, 2)
-        tumour = np.hypot((_X - at[0]) / size[0], (_Y - at[1]) / size[1]) + 0.2 * _noise(rng, 6) < 1
+        (x, y), (width, height) = rng.uniform(-0.45, 0.45, 2), rng.uniform(0.1, 0.3, 2)
+        tumour = np.hypot((_X - x) / width, (_Y - y) / height) + 0.2 * _noise(rng, 6) < 1
         brain = np.where(tumour, level * rng.uniform(1.3, 2.5), brain)
     return brain
 

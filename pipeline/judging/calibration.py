@@ -64,6 +64,8 @@ class Scored(NamedTuple):
     """[N, classes], uncalibrated."""
     ood_scores: Floats
     """[N]"""
+    chest_ct: Floats
+    """[N], by a probe that was not fitted on it."""
     labels: Ints
     """[N], the true classes."""
     facts: Sequence[Facts]
@@ -71,7 +73,8 @@ class Scored(NamedTuple):
 
     def take(self, rows: Ints) -> "Scored":
         """The images with these indices."""
-        return Scored(self.logits[rows], self.ood_scores[rows], self.labels[rows], [self.facts[row] for row in rows])
+        facts = [self.facts[row] for row in rows]
+        return Scored(self.logits[rows], self.ood_scores[rows], self.chest_ct[rows], self.labels[rows], facts)
 
 
 class Answers(NamedTuple):
@@ -97,7 +100,7 @@ def fit(scored: Scored, wanted: Evaluate, method: Method) -> Calibration:
     probabilities = softmax(scaling.apply(scored.logits), axis=1)
     return Calibration(
         scaling=scaling,
-        thresholds=fit_thresholds(probabilities, scored.ood_scores, scored.labels, wanted),
+        thresholds=fit_thresholds(probabilities, scored.ood_scores, scored.chest_ct, scored.labels, wanted),
         input_limits=InputLimits(**wanted.input_rules.model_dump(), average_layout=average_layout(scored.facts)),
     )
 
@@ -110,7 +113,7 @@ def cross_fit(scored: Scored, folds: Ints, wanted: Evaluate, method: Method) -> 
         fitted = fit(scored.take(np.flatnonzero(folds != fold)), wanted, method)
         part = scored.take(held_out)
         probabilities = softmax(fitted.scaling.apply(part.logits), axis=1)
-        parts.append((held_out, answer(probabilities, part.ood_scores, part.facts, fitted)))
+        parts.append((held_out, answer(probabilities, part.ood_scores, part.chest_ct, part.facts, fitted)))
     order = np.argsort(np.concatenate([held_out for held_out, _ in parts]))
     return Answers(*(np.concatenate(field)[order] for field in zip(*(part for _, part in parts), strict=True)))
 
@@ -126,13 +129,17 @@ def cross_fitted_loss(scored: Scored, folds: Ints, method: Method) -> float:
 
 
 def answer(
-    probabilities: Floats, ood_scores: Floats, facts: Sequence[Facts], numbers: Calibration | ModelCard
+    probabilities: Floats,
+    ood_scores: Floats,
+    chest_ct: Floats,
+    facts: Sequence[Facts],
+    numbers: Calibration | ModelCard,
 ) -> Answers:
-    """Apply the service's rules to calibrated `probabilities` [N, classes], `ood_scores` [N] and N `facts`."""
+    """Apply the service's rules to N images, of which `probabilities` [N, classes] are calibrated."""
     normal = CLASSES.index(NORMAL)
     evidence = [
-        Evidence(row, float(score), 1.0, normal, numbers.thresholds, each, numbers.input_limits)
-        for row, score, each in zip(probabilities, ood_scores, facts, strict=True)
+        Evidence(row, float(score), float(chest), normal, numbers.thresholds, each, numbers.input_limits)
+        for row, score, chest, each in zip(probabilities, ood_scores, chest_ct, facts, strict=True)
     ]
     judged = [judge(each) for each in evidence]
     decisions = np.array([decision for decision, _ in judged])

@@ -92,8 +92,8 @@ def gather(params: Params, pool: Sequence[Source], pixels: NDArray[np.uint8], ot
         if row % _EVERY == 0:
             tissue = np.asarray(Image.fromarray(pixels[row, :, :, 0]).resize((made_scans.SIDE,) * 2))
             for kind, make in made_scans.SCANS.items():
-                shown = list(_show(_source(make(tissue, rng)), settings, side, 1, rng))
-                found.append(_Shown(shown[row // _EVERY % 2], kind, False, row))
+                two = list(_show(_source(make(tissue, rng)), settings, side, 1, rng))
+                found.append(_Shown(two[row // _EVERY % 2], kind, False, row))
     for kind, content in others:
         if kind not in SHOWN_WRONGLY and kind not in made_scans.SCANS:
             shown = _show(_source(slice_file.read_grey(content)), settings, side, 1, rng)

@@ -1,4 +1,4 @@
-"""Counts the pictures that the OOD score and the rules on the input reject."""
+"""Counts the pictures that the probe and the rules on the input reject, and those that are unfamiliar."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -31,27 +31,27 @@ def check_input_rules(facts: Sequence[Facts], calibration: Calibration, allowed:
 
 
 def count_rejected(
-    trust: Mapping[str, NDArray[Any]], serving: ood.Kind, calibration: Calibration, allowed: float
+    trust: Mapping[str, NDArray[Any]], serving: ood.Kind, calibration: Calibration
 ) -> dict[str, OtherPictures]:
-    """The share of each group of other pictures that is rejected, as a mean over the folds' networks.
+    """The answers to each group of other pictures, as means over the folds' networks.
 
-    `trust` holds the arrays of stage trust, `serving` is the OOD score that the service uses. Each score's limit
-    rejects the share `allowed` of the out-of-fold chest CT.
+    `trust` holds the arrays of stage trust, `serving` is the OOD score that the service uses.
     """
-    over = {
-        kind: trust[f"other_ood_{kind}"] > np.quantile(trust[f"ood_{kind}"], 1 - allowed, method="higher")
-        for kind in ood.KINDS
-    }
+    limits = calibration.thresholds
+    unlike = trust["other_chest_ct"] < limits.chest_ct_limit
+    unfamiliar = trust[f"other_ood_{serving}"] > limits.ood_limit
     by_rule = np.array(
         [any(_rejects_input(rule, facts, calibration) for rule in RULES) for facts in input_facts.from_arrays(trust)]
     )
     table = {}
     for group in dict.fromkeys(trust["other_groups"].tolist()):
         chosen = trust["other_groups"] == group
+        rejected = (unlike | by_rule)[:, chosen]
         table[group] = OtherPictures(
             images=int(chosen.sum()),
-            rejected_by={kind: float(over[kind][:, chosen].mean()) for kind in ood.KINDS},
-            rejected=float((over[serving] | by_rule)[:, chosen].mean()),
+            rejected_by={"chest_ct": float(unlike[:, chosen].mean()), "input": float(by_rule[chosen].mean())},
+            rejected=float(rejected.mean()),
+            unfamiliar=float((unfamiliar[:, chosen] & ~rejected).mean()),
         )
     return table
 

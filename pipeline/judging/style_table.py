@@ -37,7 +37,8 @@ def measure(
     for index, style in enumerate(styles["styles"].tolist()):
         probabilities = softmax(calibration.scaling.apply(styles["logits"][index].astype(np.float64)), axis=1)
         scores = styles[f"ood_{serving}"][index]
-        answers = answer(probabilities, scores, facts[index * shape[1] : (index + 1) * shape[1]], calibration)
+        shown = facts[index * shape[1] : (index + 1) * shape[1]]
+        answers = answer(probabilities, scores, styles["chest_ct"][index], shown, calibration)
         after = probabilities.argmax(axis=1)
         kept = after == labels_before
         side_kept = (after == _NORMAL) == (labels_before == _NORMAL)

@@ -17,8 +17,13 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 
-def fit_thresholds(probabilities: Floats, ood_scores: Floats, labels: Ints, wanted: Evaluate) -> Thresholds:
-    """Fit every threshold on calibrated `probabilities` [N, classes], `ood_scores` [N] and true `labels` [N]."""
+def fit_thresholds(
+    probabilities: Floats, ood_scores: Floats, chest_ct: Floats, labels: Ints, wanted: Evaluate
+) -> Thresholds:
+    """Fit every threshold on calibrated `probabilities` [N, classes] and true `labels` [N].
+
+    `ood_scores` [N] and `chest_ct` [N] are what the graph gives for these slices.
+    """
     least_confidence = fit_least_confidence(probabilities, labels, wanted.costs)
     any_cancer = fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity)
     predicted = probabilities.argmax(axis=1)
@@ -26,13 +31,21 @@ def fit_thresholds(probabilities: Floats, ood_scores: Floats, labels: Ints, want
     suspect = (predicted == _NORMAL) & (cancer_probability(probabilities, _NORMAL) >= any_cancer)
     return Thresholds(
         ood_limit=float(np.quantile(ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
-        chest_ct_limit=0.5,
+        chest_ct_limit=fit_chest_ct_limit(chest_ct, wanted.chest_ct_false_rejection),
         refer_margin=fit_refer_margin(probabilities, labels, wanted.refer_risk, standing=confident & ~suspect),
         any_cancer=any_cancer,
         least_confidence=least_confidence,
         conformal_quantile=fit_conformal_quantile(probabilities, labels, wanted.conformal_coverage),
         conformal_coverage=wanted.conformal_coverage,
     )
+
+
+def fit_chest_ct_limit(chest_ct: Floats, false_rejection: float) -> float:
+    """The limit below which the share `false_rejection` of these chest CT slices lies, but one half at most.
+
+    Slices of other sources look less like chest CT than these. So a higher limit would reject too many of them.
+    """
+    return min(0.5, float(np.quantile(chest_ct, false_rejection, method="lower")))
 
 
 def fit_refer_margin(probabilities: Floats, labels: Ints, risk: float, standing: NDArray[np.bool_]) -> float:

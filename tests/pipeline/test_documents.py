@@ -93,7 +93,7 @@ def test_what_was_not_measured_is_said() -> None:
     texts = documents.texts()
     card, sheet = texts[documents.MODEL_CARD], texts[documents.DATA_SHEET]
     assert "| the label of the most alike standard picture in another fold | not measured | not measured |" in card
-    assert "as means over the folds' networks:\n\nNot measured." in card
+    assert "means over the folds' networks:\n\nNot measured." in card
     assert "Out-of-distribution scores: not measured." in card
     assert "## How often the test folder was opened\n\nNot measured." in card
     assert "Each fold alone: not measured." in card

@@ -49,15 +49,18 @@ def out_of_fold(workspace: Path, write_params: Callable[[dict[str, Any]], Params
         body_area=np.full(IMAGES, 0.5),
         random_heads=np.full(IMAGES, 0.2),
         occlusion_agrees=np.arange(IMAGES) % 10 > 0,
-        other_groups=np.array(["noise", "noise", "photographs"]),
+        other_groups=np.array(["noise", "noise", "photographs", "screenshots"]),
         **{f"ood_{kind}": rng.gamma(4, 1, IMAGES).astype(np.float32) for kind in KINDS},
-        **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0], (3, 1)) for kind in KINDS},
-        **input_facts.to_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0)]),
+        **{f"other_ood_{kind}": np.tile([99.0, 0.0, 0.0, 99.0], (3, 1)) for kind in KINDS},
+        chest_ct=rng.uniform(0.9, 1, IMAGES).astype(np.float32),
+        other_chest_ct=np.tile([0.1, 0.9, 0.9, 0.9], (3, 1)),
+        **input_facts.to_arrays([slices[0], slices[1], slices[2]._replace(colour=50.0), slices[3]]),
     )
     np.savez(
         paths.STYLES,
         styles=np.array(["lung_window", "padded"]),
         logits=changed,
+        chest_ct=np.ones((2, IMAGES), np.float32),
         **{f"ood_{kind}": rng.gamma(4, 1, (2, IMAGES)).astype(np.float32) for kind in KINDS},
         **input_facts.to_arrays(slices * 2),
     )
@@ -69,7 +72,7 @@ def test_the_released_numbers_are_fitted_on_all_out_of_fold_predictions(out_of_f
     with np.load(paths.OUT_OF_FOLD) as file:
         logits, labels = file["logits"].astype(np.float64), file["labels"]
     with np.load(paths.FACTS) as facts, np.load(paths.TRUST) as trust:
-        scored = Scored(logits, trust["ood_mahalanobis"], labels, input_facts.from_arrays(facts))
+        scored = Scored(logits, trust["ood_mahalanobis"], trust["chest_ct"], labels, input_facts.from_arrays(facts))
     found = Calibration.read(paths.CALIBRATION)
     assert found == fit(scored, out_of_fold.evaluate, found.scaling.method)
     assert max(found.scaling.scale) < 1 / 1.5
@@ -124,11 +127,14 @@ def test_small_changes_and_heat_maps_are_figures_with_intervals(out_of_fold: Par
     assert {"flips", "flips_rotate", "heatmap_on_body", "occlusion_agrees"} <= checks.keys()
 
 
-def test_other_pictures_are_rejected_by_the_score_or_by_a_rule(out_of_fold: Params) -> None:
+def test_other_pictures_are_rejected_by_the_probe_or_a_rule_and_may_be_unfamiliar(out_of_fold: Params) -> None:
     evaluate(out_of_fold)
     others = json.loads(paths.OUT_OF_FOLD_CARD.read_bytes())["others"]
-    assert others["noise"] == {"images": 2, "rejected_by": dict.fromkeys(KINDS, 0.5), "rejected": 0.5}
-    assert others["photographs"] == {"images": 1, "rejected_by": dict.fromkeys(KINDS, 0.0), "rejected": 1.0}
+    alone = {"chest_ct": 0.0, "input": 0.0}
+    by_probe, by_rule = {**alone, "chest_ct": 0.5}, {**alone, "input": 1.0}
+    assert others["noise"] == {"images": 2, "rejected_by": by_probe, "rejected": 0.5, "unfamiliar": 0}
+    assert others["photographs"] == {"images": 1, "rejected_by": by_rule, "rejected": 1.0, "unfamiliar": 0}
+    assert others["screenshots"] == {"images": 1, "rejected_by": alone, "rejected": 0.0, "unfamiliar": 1}
 
 
 def test_the_card_has_baselines_and_histograms_of_the_scores(out_of_fold: Params) -> None:

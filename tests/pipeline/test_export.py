@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestct.card import Estimate, Fold
+from chestct.card import Estimate, Fold, ProbeSource
 from pipeline import export
 from pipeline.core import paths, tracking
 from pipeline.core.params import Params
@@ -34,6 +34,8 @@ def evaluated(tracked: Path) -> Params:
     audit = {"formats": {"PNG L": 9}, "images": {"test": {"normal": 1}}, "test_of_known_scans": {"normal": 1}}
     paths.AUDIT.write_text(json.dumps({**audit, "scans": {"looked_at": 0}}), encoding="utf-8")
     np.savez(paths.EXTRA, allowed=np.ones((2, 4), bool))
+    site = ProbeSource(name="site", chest_ct=True, images=3, digest="cd" * 32).model_dump_json()
+    np.savez(paths.PROBE_PICTURES, sources=np.array([site]))
     folds = (Fold(images=8, accuracy=0.9, macro_f1=0.8),)
     paths.OUT_OF_FOLD_CARD.write_text(OutOfFold(**found, folds=folds).model_dump_json(), encoding="utf-8")
     return params
@@ -49,6 +51,7 @@ def test_the_card_names_the_commit_that_trained_and_the_one_that_exported(
     card = export._card(evaluated, calibration, bias, tiny_graph(Path("model.onnx")), 8, None)
     assert (card.lineage.trained_commit, card.lineage.git_commit) == ("c0ffee", "ca5cade")
     assert [fold.accuracy for fold in card.folds] == [0.9]
+    assert [(source.name, source.images) for source in card.probe_sources] == [("site", 3)]
     assert "images of a local folder" in card.licence
     assert "Kaggle" not in card.model_dump_json()
     assert any("learned from 2 images of other sources" in caveat for caveat in card.caveats)

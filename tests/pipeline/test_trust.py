@@ -4,7 +4,9 @@ import pytest
 from pipeline import trust
 from pipeline.core import paths
 from pipeline.judging import ood
+from pipeline.judging.chest_ct import LinearProbe
 from pipeline.network.build import build, features_of
+from pipeline.network.summary import summaries_of
 from tests.pipeline.conftest import small_params, write_pool
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 1), dtype=np.uint8)
@@ -29,6 +31,15 @@ def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(worksp
     for kind in ood.KINDS:
         assert (arrays[f"ood_{kind}"] != 0).all()
         assert arrays[f"other_ood_{kind}"].shape == (3, len(arrays["other_groups"]))
+    assert ((arrays["chest_ct"] > 0) & (arrays["chest_ct"] < 1)).all()
+    assert arrays["other_chest_ct"].shape == (3, len(arrays["other_groups"]))
+    summaries = summaries_of(network, PIXELS)
+    for fold in range(3):
+        probe = LinearProbe(arrays["probe_weights"][fold], arrays["probe_bias"][fold])
+        held_out = np.arange(24) % 3 == fold
+        assert arrays["chest_ct"][held_out] == pytest.approx(probe(summaries[held_out]), abs=1e-5)
+    with np.load(paths.STYLES) as file:
+        assert ((file["chest_ct"] > 0) & (file["chest_ct"] < 1)).all()
     features = features_of(network, PIXELS)
     others = np.arange(24) % 3 != 0
     score = ood.fit("neighbours", features[others], LABELS[others], 4)

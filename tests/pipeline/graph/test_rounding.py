@@ -12,7 +12,8 @@ from pipeline.graph.rounding import quantise, spread
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import LinearProbe
-from pipeline.network.build import LOGITS, build
+from pipeline.network.build import build
+from pipeline.network.summary import summaries_of
 from tests.graphs import tiny_card
 from tests.pipeline.conftest import small_params
 
@@ -29,7 +30,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("graphs")
     network = build(PARAMS)
-    width = network.get_layer(LOGITS).get_weights()[0].shape[0]
+    width = summaries_of(network, PIXELS[:1]).shape[1]
     probe = LinearProbe(np.random.default_rng(1).normal(0, 1, width).astype(np.float32), np.float32(0))
     exact = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, probe)
     onnx.save(exact, folder / "float32.onnx")

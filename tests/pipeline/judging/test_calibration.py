@@ -29,7 +29,8 @@ WANTED = Params.read(ROOT / "params.yaml").evaluate
 def scored(count: int, seed: int = 0) -> Scored:
     logits, ood_scores, labels = draw(count, seed)
     layouts = np.random.default_rng(seed).normal(0, 1, (count, 8, 8))
-    return Scored(logits, ood_scores, labels, [plain_facts(layout=layout) for layout in layouts])
+    chest_ct = 1 - np.random.default_rng(seed + 1).random(count) ** 9
+    return Scored(logits, ood_scores, chest_ct, labels, [plain_facts(layout=layout) for layout in layouts])
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
@@ -49,6 +50,16 @@ def test_the_ood_limit_rejects_the_wanted_share() -> None:
     assert 0.018 <= (images.ood_scores > limit).mean() <= 0.02
 
 
+def test_the_chest_ct_limit_rejects_the_wanted_share_but_is_a_half_at_most() -> None:
+    images = scored(1000)
+    wanted = WANTED.model_copy(update={"chest_ct_false_rejection": 0.04})
+    limit = fit(images, wanted, "temperature").thresholds.chest_ct_limit
+    assert limit < 0.5
+    assert (images.chest_ct < limit).mean() == pytest.approx(0.04, abs=0.002)
+    sure = images._replace(chest_ct=np.full(1000, 0.99))
+    assert fit(sure, wanted, "temperature").thresholds.chest_ct_limit == 0.5
+
+
 def test_prediction_sets_hold_the_true_class_as_often_as_wanted() -> None:
     images = scored(2000)
     folds = np.arange(2000) % 4
@@ -62,9 +73,18 @@ def test_answers_equal_those_of_the_service() -> None:
     scores = np.linspace(0, 2, 200, dtype=np.float32)
     card = tiny_card()
     facts = [plain_facts(colour=each) for each in np.linspace(0, 40, 200)]
-    answers = answer(probabilities, scores, facts, card)
+    chest_ct = np.linspace(1, 0, 200, dtype=np.float32)
+    answers = answer(probabilities, scores, chest_ct, facts, card)
     for row in range(200):
-        served = decide(card, probabilities[row], float(scores[row]), 1.0, facts[row], request_id="1", model="m")
+        served = decide(
+            card,
+            probabilities[row],
+            float(scores[row]),
+            float(chest_ct[row]),
+            facts[row],
+            request_id="1",
+            model="m",
+        )
         assert answers.accepted[row] == (served.decision == "accept")
         assert answers.rejected[row] == (served.decision == "reject")
         if served.label is not None:

@@ -7,6 +7,7 @@ from chestct.card import InputSpec
 from chestct.image import Picture, decode
 from chestct.prediction import RULES, Evidence
 from pipeline.core.params import Params
+from pipeline.images import drawn_scans, made_scans
 from pipeline.images.phantoms import draw_phantom
 from pipeline.judging.calibration import average_layout
 from pipeline.judging.other_pictures import COUNT, draw_other_pictures
@@ -40,8 +41,12 @@ def test_every_kind_of_picture_is_there(others: list[tuple[str, Picture]]) -> No
     counts = Counter(group for group, _ in others)
     assert counts == {
         **dict.fromkeys(("photographs", "grey_photographs", "text", "noise", "drawn_phantoms"), COUNT),
-        **dict.fromkeys(("inverted_ct", "upside_down_ct", "screenshots_of_ct"), 12),
-        "other_scans": 9,
+        **dict.fromkeys(drawn_scans.SCANS, COUNT),
+        **dict.fromkeys(("inverted_ct", "upside_down_ct", "screenshots_of_ct", "contact_sheets_of_ct"), 12),
+        **dict.fromkeys(made_scans.SCANS, 12),
+        "head_ct": 6,
+        "mr": 9,
+        "ultrasound": 12,
     }
 
 

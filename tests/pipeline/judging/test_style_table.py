@@ -19,6 +19,7 @@ def test_each_slice_is_counted_by_its_label_and_decision_in_the_style() -> None:
         "styles": np.array(["a", "b"]),
         "logits": np.array([[same, same, same, same], [same, other, normal, close]]),
         "ood_mahalanobis": np.array([[0.0, 0, 0, 2], [0, 0, 2, 0]]),
+        "chest_ct": np.ones((2, 4)),
         **input_facts.to_arrays([plain_facts()] * 8),
     }
     limits = InputLimits(**small_params().evaluate.input_rules.model_dump(), average_layout=(0.0,) * 64)

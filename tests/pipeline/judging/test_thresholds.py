@@ -56,7 +56,7 @@ def rule_fires(probabilities: NDArray[np.floating], threshold: float) -> NDArray
     thresholds = tiny_card().thresholds.model_copy(update={"any_cancer": threshold})
     card = tiny_card().model_copy(update={"thresholds": thresholds})
     count = len(probabilities)
-    return answer(probabilities, np.zeros(count), [plain_facts()] * count, card).possible_cancer
+    return answer(probabilities, np.zeros(count), np.ones(count), [plain_facts()] * count, card).possible_cancer
 
 
 def test_the_any_cancer_threshold_catches_the_wanted_share_of_cancers() -> None:
