@@ -71,8 +71,8 @@ class InputRules(Frozen):
     """Standard deviation of the grey levels."""
     max_frame: Probability
     """Share of the outer eighth on each side that has one grey level other than black."""
-    min_likeness: Annotated[float, Field(ge=-1, le=1)]
-    """Correlation of the coarse picture with the average one; that of an inverted picture is negative."""
+    max_negative_likeness: Annotated[float, Field(ge=0, le=2)]
+    """Correlation of the negative's coarse picture with the average one, less that of the picture itself."""
 
 
 class InputLimits(InputRules):

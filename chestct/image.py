@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -42,6 +42,10 @@ _TURNS: Final = {
 
 _SIDE: Final = 64
 """Rows and columns that the facts are measured on, sampled from the whole picture. That is enough for means."""
+_CORNERS: Final = np.arange(_SIDE**2).reshape(16, 4, 16, 4)[::15, :, ::15].swapaxes(1, 2).reshape(4, 16)
+"""Places of the samples in each of the four corners."""
+_LIGHT_CORNERS: Final = 3
+"""If fewer corners are light, the picture is not inverted: air surrounds the body."""
 _RING: Final = np.flatnonzero(np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True))
 _BLACK: Final = 16
 _BAND: Final = 4
@@ -69,6 +73,8 @@ class Facts(NamedTuple):
     """Grey level of the soft tissue."""
     layout: NDArray[np.float64]
     """[LAYOUT, LAYOUT], mean grey levels of the parts of the standard picture."""
+    negative: NDArray[np.float64]
+    """The same of the picture's negative; all 0 unless so many corners are light that the picture may be inverted."""
 
 
 class Picture(NamedTuple):
@@ -167,16 +173,22 @@ def _to_picture(image: Image.Image, grey: Image.Image, width: int, height: int, 
     """The standard picture of `grey`, in the same way for every kind of file. `width` and `height` are the file's."""
     body = find_body(grey)
     pixels = standardise(grey, body, spec.width, spec.height)
-    return Picture(pixels[:, :, np.newaxis], _measure(image, grey, width, height, body, pixels))
+    return Picture(pixels[:, :, np.newaxis], _measure(image, grey, width, height, body, pixels, spec))
 
 
 def _measure(
-    image: Image.Image, grey: Image.Image, width: int, height: int, body: Body, pixels: NDArray[np.uint8]
+    image: Image.Image,
+    grey: Image.Image,
+    width: int,
+    height: int,
+    body: Body,
+    pixels: NDArray[np.uint8],
+    spec: InputSpec,
 ) -> Facts:
     levels = _sample(grey, _SIDE)
     bands = np.bincount(levels.take(_RING) // _BAND, minlength=256 // _BAND)
     left, top, right, bottom = body.box
-    coarse = _sample(Image.fromarray(pixels), _SIDE).reshape(LAYOUT, _SIDE // LAYOUT, LAYOUT, _SIDE // LAYOUT)
+    light = np.count_nonzero(levels.take(_CORNERS).mean(axis=1) > levels.mean())
     return Facts(
         width=width,
         height=height,
@@ -187,8 +199,20 @@ def _measure(
         body=(right - left) * (bottom - top),
         air=float(body.air),
         tissue=float(body.tissue),
-        layout=coarse.mean(axis=(1, 3)),
+        layout=_layout(pixels),
+        negative=_layout_of_negative(grey, spec) if light >= _LIGHT_CORNERS else np.zeros((LAYOUT, LAYOUT)),
     )
+
+
+def _layout(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean grey levels of the parts of a standard picture [height, width]."""
+    parts = _sample(Image.fromarray(pixels), _SIDE).reshape(LAYOUT, _SIDE // LAYOUT, LAYOUT, _SIDE // LAYOUT)
+    return np.asarray(parts.mean(axis=(1, 3)))
+
+
+def _layout_of_negative(grey: Image.Image, spec: InputSpec) -> NDArray[np.float64]:
+    negative = ImageChops.invert(grey)
+    return _layout(standardise(negative, find_body(negative), spec.width, spec.height))
 
 
 def _colour(image: Image.Image) -> float:

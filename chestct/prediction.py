@@ -87,11 +87,17 @@ def between(evidence: Evidence) -> tuple[int, ...]:
     return (first, second) if margin < evidence.thresholds.refer_margin else ()
 
 
-def likeness(facts: Facts, limits: InputLimits) -> float:
-    """Correlation of the coarse picture with the average one; 0 for a picture without contrast."""
-    levels, average = (values - values.mean() for values in (facts.layout.ravel(), np.asarray(limits.average_layout)))
+def likeness(layout: NDArray[np.floating], limits: InputLimits) -> float:
+    """Correlation of a coarse picture with the average one; 0 for a picture without contrast."""
+    levels, average = (values - values.mean() for values in (layout.ravel(), np.asarray(limits.average_layout)))
     length = math.sqrt((levels @ levels) * (average @ average))
     return float(levels @ average) / length if length else 0.0
+
+
+def inverted(facts: Facts, limits: InputLimits) -> bool:
+    """Whether the negative is clearly more like a slice than the picture itself."""
+    gained = likeness(facts.negative, limits) - likeness(facts.layout, limits)
+    return bool(facts.negative.any()) and gained > limits.max_negative_likeness
 
 
 def cancer_probability(probabilities: NDArray[np.floating], normal: int) -> NDArray[np.floating]:
@@ -133,8 +139,18 @@ RULES: Final = (
         "The picture shows next to nothing: its grey levels are almost all the same.",
     ),
     _on_input(
+        "no_body",
+        lambda facts, limits: facts.bodies == 0 and not inverted(facts, limits),
+        "No body is found in the picture.",
+    ),
+    _on_input(
+        "several_bodies",
+        lambda facts, limits: facts.bodies > 1 and not inverted(facts, limits),
+        "The picture shows several slices side by side. Cut it down to one slice.",
+    ),
+    _on_input(
         "inverted",
-        lambda facts, limits: likeness(facts, limits) < limits.min_likeness,
+        inverted,
         "Light and dark seem exchanged: in a CT slice air is dark and bone light.",
     ),
     _on_input(

@@ -28,9 +28,11 @@ _LEAST_LUNG: Final = 0.03
 """Share of the body's cells that are lung, at least. Otherwise its level is that of the air outside."""
 _LEAST_BODY: Final = 0.08
 """Share of the picture that a body fills at least."""
+_LEAST_OF_SEVERAL: Final = 0.015
+"""Share that the largest of several bodies fills at least. Letters and their lines are smaller or thinner."""
 _LEAST_RANGE: Final = 12
 """Grey levels between dark and soft tissue, at least."""
-_OTHER_BODY: Final = 0.4
+_OTHER_BODY: Final = 0.2
 """An object of this share of the largest one's cells is another body."""
 _FLAT: Final = 12
 """Grey levels between the darkest and the lightest cell of a margin."""
@@ -48,7 +50,8 @@ class Body(NamedTuple):
     box: tuple[float, float, float, float]
     """Left, top, right, bottom as shares of the picture's width and height."""
     bodies: int
-    """Number of bodies; 0 if none is found, and the mask and the box are then the whole picture."""
+    """Number of bodies of about one size; 0 if none is found. If there is none, or all are small, the mask and the box
+    are the whole picture."""
     air: float
     """Grey level of the lung, or of the air if there is no lung."""
     tissue: float
@@ -73,7 +76,8 @@ def find_body(grey: Image.Image) -> Body:
     inner_air, inner_tissue = _anchors(levels[inside], 0.25)
     found, _ = _largest(cells.from_array(inside & (levels > inner_air + _BODY_FROM * (inner_tissue - inner_air))))
     if found.bit_count() < _LEAST_BODY * GRID * GRID:
-        return Body(_WHOLE, (0, 0, 1, 1), 0, air, max(tissue, air + 1))
+        seen = bodies if bodies > 1 and found.bit_count() >= _LEAST_OF_SEVERAL * GRID * GRID else 0
+        return Body(_WHOLE, (0, 0, 1, 1), seen, air, max(tissue, air + 1))
     mask = cells.to_array(found)
     air, tissue = _refine(levels[mask], air, tissue)
     left, top, right, bottom = (edge / GRID for edge in cells.box(found))

@@ -112,6 +112,7 @@ def plain_facts(**changes: Any) -> Facts:
         air=20.0,
         tissue=110.0,
         layout=np.zeros((LAYOUT, LAYOUT)),
+        negative=np.zeros((LAYOUT, LAYOUT)),
     )
     return facts._replace(**changes)
 
@@ -236,7 +237,7 @@ def tiny_card(
             max_colour=30,
             min_contrast=0,
             max_frame=1,
-            min_likeness=-1,
+            max_negative_likeness=2,
             average_layout=(0.0,) * LAYOUT**2,
         ),
         metrics={"out_of_fold": tiny_metrics(classes)},

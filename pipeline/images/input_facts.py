@@ -10,7 +10,7 @@ from chestct.image import Facts
 
 
 def to_arrays(facts: Sequence[Facts]) -> dict[str, Any]:
-    """The facts of N pictures as arrays [N] named `facts_` and the fact; `facts_layout` is [N, LAYOUT, LAYOUT]."""
+    """The facts of N pictures as arrays [N] named `facts_` and the fact; those of coarse pictures are [N, h, w]."""
     columns = zip(*facts, strict=True)
     return {f"facts_{name}": np.array(values) for name, values in zip(Facts._fields, columns, strict=True)}
 
@@ -18,11 +18,8 @@ def to_arrays(facts: Sequence[Facts]) -> dict[str, Any]:
 def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Facts]:
     """The facts that `to_arrays` stored."""
     columns = {name: arrays[f"facts_{name}"] for name in Facts._fields}
-    layouts = columns.pop("layout")
-    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-    return [
-        Facts(**dict(zip(columns, row, strict=True)), layout=layout) for row, layout in zip(rows, layouts, strict=True)
-    ]
+    rows = zip(*(values if values.ndim > 1 else values.tolist() for values in columns.values()), strict=True)
+    return [Facts(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def log_geometry(facts: Sequence[Facts]) -> NDArray[np.float64]:

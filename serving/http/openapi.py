@@ -135,9 +135,18 @@ def _example(card: ModelCard, tag: str) -> Prediction:
     rest = 0.09 / (len(card.classes) - 1)
     probabilities = np.array([0.91, *[rest] * (len(card.classes) - 1)], np.float32)
     layout = np.reshape(card.input_limits.average_layout, (LAYOUT, LAYOUT))
-    levels = {"air": float(AIR), "tissue": float(TISSUE)}
     facts = Facts(
-        width=512, height=512, colour=0.0, contrast=64.0, frame=0.0, bodies=1, body=0.6, layout=layout, **levels
+        width=512,
+        height=512,
+        colour=0.0,
+        contrast=64.0,
+        frame=0.0,
+        bodies=1,
+        body=0.6,
+        air=float(AIR),
+        tissue=float(TISSUE),
+        layout=layout,
+        negative=np.zeros_like(layout),
     )
     familiar = card.thresholds.ood_limit / 2
     return decide(card, probabilities, familiar, 1.0, facts, request_id="scan-17", model=tag)

@@ -60,15 +60,14 @@ def main() -> None:
             except MemoryError:
                 os._exit(OUT_OF_MEMORY)
             else:
-                facts = {**picture.facts._asdict(), "layout": picture.facts.layout.tolist()}
-                reply = (PICTURE, facts, picture.pixels.tobytes())
+                reply = (PICTURE, picture.facts._asdict(), picture.pixels.tobytes())
             signal.setitimer(signal.ITIMER_PROF, 0)
             del data
             _send(stream, *reply)
 
 
 def _send(stream: Any, kind: bytes, facts: object = None, pixels: bytes = b"") -> None:
-    head = json.dumps(facts).encode()
+    head = json.dumps(facts, default=lambda levels: levels.tolist()).encode()
     stream.write(REPLY.pack(kind, len(head), len(pixels)) + head + pixels)
     stream.flush()
 

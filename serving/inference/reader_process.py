@@ -10,10 +10,9 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chestct.card import InputSpec
 from chestct.image import Facts, Picture
@@ -191,9 +190,11 @@ def _unpack(kind: bytes, facts: bytes, pixels: bytes, spec: InputSpec) -> Pictur
     reply = json.loads(facts)
     if kind != PICTURE:
         raise InvalidImage(*reply)
-    layout: NDArray[np.float64] = np.array(reply.pop("layout"), np.float64)
+    measured: dict[str, Any] = {
+        name: np.array(fact, np.float64) if isinstance(fact, list) else fact for name, fact in reply.items()
+    }
     shape = (spec.height, spec.width, spec.channels)
-    return Picture(np.frombuffer(pixels, np.uint8).reshape(shape), Facts(**reply, layout=layout))
+    return Picture(np.frombuffer(pixels, np.uint8).reshape(shape), Facts(**measured))
 
 
 def _environment() -> dict[str, str]:

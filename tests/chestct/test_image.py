@@ -256,3 +256,19 @@ def test_a_broken_png_has_pillows_outcome(by_pillow):
             broken[place] = rng.integers(256)
         data = broken[: rng.integers(30, len(whole)) if rng.random() < 0.3 else len(whole)].tobytes()
         assert outcome(data) == by_pillow(data)
+
+
+def coarse_slice(level: int) -> Image.Image:
+    """A body with two lungs on air, and `level` grey levels to spare at either end."""
+    levels = np.full((90, 120), level, np.uint8)
+    levels[10:80, 10:110] = 255 - level
+    levels[25:65, 20:50] = levels[25:65, 70:100] = level
+    return Image.fromarray(levels)
+
+
+def test_the_negative_of_a_picture_with_light_corners_is_measured() -> None:
+    upright = decode(encoded(coarse_slice(20)), SPEC).facts
+    negative = decode(encoded(coarse_slice(235)), SPEC).facts
+    assert not upright.negative.any(), "its corners are dark, so it is not inverted"
+    assert np.array_equal(negative.negative, upright.layout)
+    assert not np.array_equal(negative.layout, upright.layout)

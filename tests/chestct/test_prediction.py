@@ -132,7 +132,7 @@ STRICT = CARD.model_copy(
             update={
                 "min_contrast": 10,
                 "max_frame": 0.6,
-                "min_likeness": -0.3,
+                "max_negative_likeness": 0.15,
                 "average_layout": tuple(LAYOUT_OF_CT.ravel()),
             }
         )
@@ -150,7 +150,11 @@ SLICE = plain_facts(layout=LAYOUT_OF_CT)
         (SLICE._replace(width=1201), "extreme_aspect"),
         (SLICE._replace(height=1601), "extreme_aspect"),
         (SLICE._replace(contrast=9.9), "blank"),
-        (SLICE._replace(layout=255 - LAYOUT_OF_CT), "inverted"),
+        (SLICE._replace(bodies=0), "no_body"),
+        (SLICE._replace(bodies=2), "several_bodies"),
+        (SLICE._replace(layout=255 - LAYOUT_OF_CT, negative=LAYOUT_OF_CT), "inverted"),
+        (SLICE._replace(bodies=0, layout=255 - LAYOUT_OF_CT, negative=LAYOUT_OF_CT), "inverted"),
+        (SLICE._replace(bodies=2, layout=255 - LAYOUT_OF_CT, negative=LAYOUT_OF_CT), "inverted"),
         (SLICE._replace(frame=0.61), "screenshot_frame"),
     ],
 )
@@ -166,6 +170,8 @@ def test_a_picture_that_is_no_ct_slice_is_rejected_with_the_reason(facts, reason
         SLICE._replace(colour=30.0, frame=0.6, contrast=10.0),
         SLICE._replace(width=1200),
         SLICE._replace(layout=np.full((8, 8), 7.0)),
+        SLICE._replace(layout=255 - LAYOUT_OF_CT),
+        SLICE._replace(negative=LAYOUT_OF_CT),
     ],
 )
 def test_a_slice_at_the_limits_is_answered(facts):

@@ -109,3 +109,39 @@ def test_any_picture_gives_a_picture_of_the_wanted_size() -> None:
         left, top, right, bottom = body.box
         assert 0 <= left < right <= 1
         assert 0 <= top < bottom <= 1
+
+
+def sheet(columns: int, rows: int, gap: int) -> Image.Image:
+    """Slices side by side and below each other on black."""
+    image = Image.new("L", (columns * (400 + gap), rows * (300 + gap)))
+    for place in range(columns * rows):
+        image.paste(draw_slice(), (place % columns * (400 + gap), place // columns * (300 + gap)))
+    return image
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 3)])
+def test_bodies_side_by_side_are_counted(columns: int, rows: int) -> None:
+    assert find_body(sheet(columns, rows, 20)).bodies == columns * rows
+
+
+def test_the_smaller_views_beside_a_slice_are_bodies_too() -> None:
+    image = Image.new("L", (700, 460))
+    image.paste(draw_slice(), (10, 30))
+    for y in (30, 240):
+        image.paste(draw_slice().resize((240, 180)), (430, y))
+    assert find_body(image).bodies == 3
+
+
+@pytest.mark.parametrize("level", [0, 90, 255])
+def test_a_flat_picture_has_no_body(level: int) -> None:
+    body = find_body(Image.new("L", (300, 200), level))
+    assert (body.bodies, body.box) == (0, (0, 0, 1, 1))
+    assert body.mask.all()
+
+
+def test_arms_beside_the_body_are_no_bodies() -> None:
+    image = Image.new("L", (600, 300))
+    image.paste(draw_slice(), (100, 0))
+    for x in (70, 530):
+        ImageDraw.Draw(image).ellipse((x - 35, 110, x + 35, 200), 110)
+    assert find_body(image).bodies == 1

@@ -196,7 +196,7 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
         "Each fold alone: accuracy 0.800 to 0.900, standard deviation 0.071; macro F1 0.700 to 0.900, standard"
         " deviation 0.141." in card
     )
-    assert "| noise | 10 | 100.0% | 100.0% |" in card
+    assert "| noise | 10 | 100.0% | 0.0% | 100.0% | 0.0% |" in card
     assert "On these data: 1 opening, for 1 training run; for this graph: no openings." in card
     assert "| all | 32 | 8 | 16 | 36 | 30 | 4 |" in sheet
     assert "| the file's width and height | 0.50 | 0.84 |" in sheet
