@@ -89,8 +89,8 @@ def trust(params: Params) -> None:
         pixels, labels, folds = file["pixels"], file["labels"], file["folds"]
         sources = [source_of(*each) for each in zip(file["sources"], file["source_sizes"], strict=True)]
     spec = InputSpec(height=pixels.shape[1], width=pixels.shape[2])
-    shown = pixels[np.linspace(0, len(pixels) - 1, min(SHOWN_WRONGLY, len(pixels))).astype(int)]
-    drawn = list(draw_other_pictures(shown, params.seed))
+    shown = np.linspace(0, len(pixels) - 1, min(SHOWN_WRONGLY, len(pixels))).astype(int)
+    drawn = list(draw_other_pictures(pixels[shown], [sources[row].picture for row in shown], params.seed))
     pictures = [decode(content, spec) for _, content in drawn]
     other_pixels = np.stack([picture.pixels for picture in pictures])
     gathered = gather(params, sources, pixels, drawn)

@@ -38,11 +38,14 @@ _PYDICOM: Final = {
 """pydicom's test files of each group."""
 
 
-def draw_other_pictures(slices: NDArray[np.uint8], seed: int) -> Iterator[tuple[str, bytes]]:
+def draw_other_pictures(
+    slices: NDArray[np.uint8], pictures: Sequence[Image.Image], seed: int
+) -> Iterator[tuple[str, bytes]]:
     """Yield each picture's group and its PNG or JPEG file.
 
-    `slices` uint8 [N, S, S, 1] are chest CT. They give other scans their texture, and are shown inverted, upside down,
-    in a screenshot and in a contact sheet.
+    `slices` uint8 [N, S, S, 1] are standard pictures of chest CT, which give other scans their texture. `pictures` are
+    the same slices as they came, of mode L. They are shown inverted, upside down, in a screenshot and in a contact
+    sheet.
     """
     rng = np.random.default_rng(seed)
     yield from (("photographs", _encode(image, "JPEG")) for image in _photographs(rng))
@@ -54,14 +57,14 @@ def draw_other_pictures(slices: NDArray[np.uint8], seed: int) -> Iterator[tuple[
         for group, draw in drawn_scans.SCANS.items():
             yield group, _encode(draw(rng))
         yield "drawn_phantoms", _encode(draw_phantom(index % len(CLASSES), rng))
-    images = [Image.fromarray(pixels[:, :, 0]).resize((made_scans.SIDE,) * 2) for pixels in slices]
-    for index, image in enumerate(images):
+    for index, (pixels, image) in enumerate(zip(slices, pictures, strict=True)):
+        tissue = np.asarray(Image.fromarray(pixels[:, :, 0]).resize((made_scans.SIDE,) * 2))
         for group, make in made_scans.SCANS.items():
-            yield group, _encode(make(np.asarray(image), rng))
+            yield group, _encode(make(tissue, rng))
         yield "inverted_ct", _encode(ImageOps.invert(image))
         yield "upside_down_ct", _encode(ImageOps.flip(image))
         yield "screenshots_of_ct", _encode(_screenshot(image, rng))
-        yield "contact_sheets_of_ct", _encode(_contact_sheet(images[index:] + images[:index], rng))
+        yield "contact_sheets_of_ct", _encode(_contact_sheet([*pictures[index:], *pictures[:index]], rng))
 
 
 def _encode(image: Image.Image, kind: str = "PNG") -> bytes:

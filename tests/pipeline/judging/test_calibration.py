@@ -19,6 +19,7 @@ from pipeline.judging.calibration import (
     fit_scaling,
     fit_temperature,
 )
+from pipeline.judging.thresholds import MOST_CHEST_CT_LIMIT
 from tests.graphs import plain_facts, tiny_card
 from tests.pipeline.judging.predictions import draw
 from tests.server import ROOT
@@ -50,14 +51,14 @@ def test_the_ood_limit_rejects_the_wanted_share() -> None:
     assert 0.018 <= (images.ood_scores > limit).mean() <= 0.02
 
 
-def test_the_chest_ct_limit_rejects_the_wanted_share_but_is_a_half_at_most() -> None:
+def test_the_chest_ct_limit_rejects_the_wanted_share_but_is_low_for_other_sources() -> None:
     images = scored(1000)
-    wanted = WANTED.model_copy(update={"chest_ct_false_rejection": 0.04})
+    wanted = WANTED.model_copy(update={"chest_ct_false_rejection": 0.02})
     limit = fit(images, wanted, "temperature").thresholds.chest_ct_limit
-    assert limit < 0.5
-    assert (images.chest_ct < limit).mean() == pytest.approx(0.04, abs=0.002)
+    assert limit < MOST_CHEST_CT_LIMIT
+    assert (images.chest_ct < limit).mean() == pytest.approx(0.02, abs=0.002)
     sure = images._replace(chest_ct=np.full(1000, 0.99))
-    assert fit(sure, wanted, "temperature").thresholds.chest_ct_limit == 0.5
+    assert fit(sure, wanted, "temperature").thresholds.chest_ct_limit == MOST_CHEST_CT_LIMIT
 
 
 def test_prediction_sets_hold_the_true_class_as_often_as_wanted() -> None:

@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from chestct.card import InputSpec
 from chestct.image import Picture, decode
@@ -26,7 +27,8 @@ def phantoms() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def others(phantoms: np.ndarray) -> list[tuple[str, Picture]]:
-    return [(group, decode(content, SPEC)) for group, content in draw_other_pictures(phantoms, seed=1)]
+    pictures = [Image.fromarray(pixels[:, :, 0]) for pixels in phantoms]
+    return [(group, decode(content, SPEC)) for group, content in draw_other_pictures(phantoms, pictures, seed=1)]
 
 
 def rejected(picture: Picture, layouts: tuple[float, ...]) -> set[str]:

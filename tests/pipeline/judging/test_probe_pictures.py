@@ -43,7 +43,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_the_pictures_are_of_the_pool_of_other_kinds_and_of_folders(folders: tuple[Path, Path]) -> None:
     params = small_params(trust__chest_ct=[str(folders[0])], trust__not_chest_ct=[str(folders[1])])
-    others = [(group, content) for group, content in draw_other_pictures(PIXELS[:2], seed=1) if group != "noise"]
+    others = [
+        (group, content) for group, content in draw_other_pictures(PIXELS[:2], PHANTOMS[:2], 1) if group != "noise"
+    ]
     found = gather(params, POOL, PIXELS, [*others, ("inverted_ct", png(PHANTOMS[0])), ("noise", png(PHANTOMS[2]))])
     pictures = ProbePictures(*(found[name] for name in ProbePictures._fields))
     assert pictures.pixels.dtype == np.uint8
