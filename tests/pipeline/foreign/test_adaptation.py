@@ -81,9 +81,9 @@ def test_the_temperature_undoes_what_the_model_is_too_sure_by(sureness: float, t
 
 
 def test_a_scaling_by_class_is_cooled_as_a_whole() -> None:
-    vector = Scaling(method="vector", scale=(2.0, 1.0, 0.5, 1.0), shift=(0.0, 0.4, 0.0, -0.4))
+    vector = Scaling(method="normal_apart", scale=(2.0, 1.0, 0.5, 1.0), shift=(0.0, 0.4, 0.0, -0.4))
     found = refit(site(300, sureness=2), BASE.model_copy(update={"scaling": vector}), WANTED, 10)
-    assert found.scaling.method == "vector"
+    assert found.scaling.method == "normal_apart"
     assert found.scaling.scale == pytest.approx(np.array(vector.scale) / found.temperature)
     assert found.scaling.shift == pytest.approx(np.array(vector.shift) / found.temperature)
 
@@ -123,9 +123,9 @@ def test_a_class_of_few_patients_gets_no_looser_thresholds() -> None:
     plenty, few = refit(slices, base, WANTED, 9).thresholds, refit(slices, base, WANTED, 10).thresholds
     two = [each._replace(file=each.file._replace(known=SIDES[each.file.known])) for each in slices]
     sides = refit(two, base, WANTED, 9).thresholds
-    assert (plenty.least_confidence, plenty.refer_margin) == ((0.0,) * 4, 0.0)
-    assert (few.least_confidence, few.refer_margin) == ((0.9,) * 4, 0.5)
-    assert (sides.least_confidence, sides.refer_margin) == ((0.9, 0.9, 0.0, 0.9), 0.5)
+    assert (plenty.least_confidence, plenty.refer_margin) == ((0.75, 0.75, 0.95, 0.75), 0.0)
+    assert (few.least_confidence, few.refer_margin) == ((0.9, 0.9, 0.95, 0.9), 0.5)
+    assert (sides.least_confidence, sides.refer_margin) == ((0.9, 0.9, 0.95, 0.9), 0.5)
 
 
 def test_prediction_sets_stay_as_they_were_if_there_are_too_few_slices_for_their_coverage() -> None:
