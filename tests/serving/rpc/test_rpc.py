@@ -60,7 +60,7 @@ def test_every_rule_that_rejects_comes_as_a_reason(server: Server) -> None:
     strip = encode_png(np.resize(tiny_picture(1)[:, :, 0], (200, 20)))
     answer = server.stub.ModelInfer(ask(strip, outputs=[{"name": "decision"}, {"name": "reasons"}]))
     values = [unpack_bytes(content) for content in answer.raw_output_contents]
-    assert values == [[b"reject"], [b'["extreme_aspect", "not_chest_ct"]']]
+    assert values == [[b"reject"], [b'["extreme_aspect", "no_body", "not_chest_ct"]']]
 
 
 def test_only_the_requested_outputs_come_in_their_order(server: Server) -> None:
