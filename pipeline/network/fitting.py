@@ -115,6 +115,7 @@ def fit(
             verbose=0,
         )
     _compute_in(network, "float32")
+    network.compiled = False  # so it is saved without its loss, which only this code can load
     rows = zip(*result.history.values(), strict=True)
     return network, [dict(zip(result.history, map(float, row), strict=True)) for row in rows]
 

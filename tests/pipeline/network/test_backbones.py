@@ -25,8 +25,9 @@ from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import UNFITTED
 from pipeline.network.backbones import BACKBONES
 from pipeline.network.build import LOGITS, build
-from pipeline.network.fitting import Pool, fit
+from pipeline.network.fitting import Extra, Pool, fit
 from tests.graphs import input_channels, tiny_card
+from tests.pipeline.conftest import write_pool
 from tests.server import import_model, serve
 
 SIZE = 32
@@ -47,10 +48,9 @@ def phantoms() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def trained_graph(params: Params) -> tuple[keras.Model, onnx.ModelProto]:
     """Train a network for one step on phantoms. Return it and its graph."""
     pixels, labels = phantoms()
-    paths.POOL.parent.mkdir(parents=True)
-    np.savez(paths.POOL, pixels=pixels, labels=labels, folds=np.arange(8) % 2, scans=np.arange(8))
+    write_pool(pixels, labels, np.arange(8) % 2)
     base_model(params)
-    network, history = fit(Pool.read(), None, params, params.base_model.backbone)
+    network, history = fit(Pool.read(), Extra.read(), None, params, params.base_model.backbone)
     assert np.isfinite(history[0]["loss"])
     return network, serving_graph(network, pixels, labels, CALIBRATION, params, UNFITTED)
 

@@ -148,3 +148,10 @@ def test_the_loss_of_a_whole_label_is_the_cross_entropy_with_label_smoothing():
 def test_an_answer_is_right_if_the_image_may_have_that_class():
     allowed = np.float32([[1, 1, 0, 1], [1, 1, 0, 1]])
     assert np.asarray(accuracy(allowed, np.float32([[0, 9, 0, 0], [0, 0, 9, 0]]))).tolist() == [1, 0]
+
+
+def test_a_trained_network_is_loaded_without_the_code_of_its_loss(prepared):
+    params = small_params(train__epochs=1, train__head_epochs=0)
+    base_model(params)
+    fit(pool(), extra(), None, params, "test")[0].save(prepared / "trained.keras")
+    assert keras.models.load_model(prepared / "trained.keras").output_shape == (None, 4)
