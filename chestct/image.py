@@ -46,6 +46,7 @@ _CORNERS: Final = np.arange(_SIDE**2).reshape(16, 4, 16, 4)[::15, :, ::15].swapa
 """Places of the samples in each of the four corners."""
 _LIGHT_CORNERS: Final = 3
 """If fewer corners are light, the picture is not inverted: air surrounds the body."""
+_NO_NEGATIVE: Final = (np.zeros((LAYOUT, LAYOUT)), 0)
 _RING: Final = np.flatnonzero(np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True))
 _BLACK: Final = 16
 _BAND: Final = 4
@@ -75,6 +76,8 @@ class Facts(NamedTuple):
     """[LAYOUT, LAYOUT], mean grey levels of the parts of the standard picture."""
     negative: NDArray[np.float64]
     """The same of the picture's negative; all 0 unless so many corners are light that the picture may be inverted."""
+    negative_bodies: int
+    """Number of bodies in the negative; 0 if it was not measured."""
 
 
 class Picture(NamedTuple):
@@ -189,6 +192,7 @@ def _measure(
     bands = np.bincount(levels.take(_RING) // _BAND, minlength=256 // _BAND)
     left, top, right, bottom = body.box
     light = np.count_nonzero(levels.take(_CORNERS).mean(axis=1) > levels.mean())
+    negative, negative_bodies = _measure_negative(grey, spec) if light >= _LIGHT_CORNERS else _NO_NEGATIVE
     return Facts(
         width=width,
         height=height,
@@ -200,7 +204,8 @@ def _measure(
         air=float(body.air),
         tissue=float(body.tissue),
         layout=_layout(pixels),
-        negative=_layout_of_negative(grey, spec) if light >= _LIGHT_CORNERS else np.zeros((LAYOUT, LAYOUT)),
+        negative=negative,
+        negative_bodies=negative_bodies,
     )
 
 
@@ -210,9 +215,11 @@ def _layout(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.asarray(parts.mean(axis=(1, 3)))
 
 
-def _layout_of_negative(grey: Image.Image, spec: InputSpec) -> NDArray[np.float64]:
+def _measure_negative(grey: Image.Image, spec: InputSpec) -> tuple[NDArray[np.float64], int]:
+    """The layout of the negative's standard picture, and its number of bodies."""
     negative = ImageChops.invert(grey)
-    return _layout(standardise(negative, find_body(negative), spec.width, spec.height))
+    body = find_body(negative)
+    return _layout(standardise(negative, body, spec.width, spec.height)), body.bodies
 
 
 def _colour(image: Image.Image) -> float:

@@ -95,9 +95,13 @@ def likeness(layout: NDArray[np.floating], limits: InputLimits) -> float:
 
 
 def inverted(facts: Facts, limits: InputLimits) -> bool:
-    """Whether the negative is clearly more like a slice than the picture itself."""
+    """Whether the negative is clearly more like a slice than the picture itself, or alone shows one body."""
+    if not facts.negative.any():
+        return False
+    if facts.negative_bodies == 1 != facts.bodies:
+        return True
     gained = likeness(facts.negative, limits) - likeness(facts.layout, limits)
-    return bool(facts.negative.any()) and gained > limits.max_negative_likeness
+    return gained > limits.max_negative_likeness
 
 
 def cancer_probability(probabilities: NDArray[np.floating], normal: int) -> NDArray[np.floating]:

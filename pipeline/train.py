@@ -82,10 +82,14 @@ def train(params: Params) -> None:
 
 
 def _key(params: Params) -> str:
-    """A digest of everything that a network depends on."""
+    """A digest of data, parameters and code that a network depends on."""
     digest = hashlib.sha256(params.model_dump_json(include={"seed", "prepare", "base_model", "train"}).encode())
-    code = sorted(Path(fitting.__file__).parent.glob("*.py"))
-    for path in (paths.POOL, paths.EXTRA, paths.BASE_MODEL, Path(standard_picture.__file__), *code):
+    code = [
+        path
+        for module in (fitting, standard_picture)
+        for path in sorted(Path(str(module.__file__)).parent.glob("*.py"))
+    ]
+    for path in (paths.POOL, paths.EXTRA, paths.BASE_MODEL, *code):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

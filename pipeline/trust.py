@@ -20,19 +20,19 @@ from pipeline.core.params import Params
 from pipeline.images import input_facts
 from pipeline.images.classes import CLASSES
 from pipeline.judging import ood
+from pipeline.judging.chest_ct import LinearProbe
 from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
 from pipeline.judging.other_pictures import draw_other_pictures
 from pipeline.judging.probe_pictures import ProbePictures, gather
 from pipeline.judging.small_changes import CHANGES
 from pipeline.judging.styles import STYLES, show
 from pipeline.network.augmentation import Source
-from pipeline.network.build import FEATURES, LOGITS
+from pipeline.network.build import FEATURES, LOGITS, predict
 from pipeline.network.fitting import source_of
 from pipeline.network.summary import Summary, inputs_of
 
-BATCH: Final = 32
-SHOWN_WRONGLY: Final = 48
-"""Images of the data set that are shown inverted, upside down and in a screenshot."""
+SHOWN: Final = 48
+"""Images of the data set that are shown wrongly: inverted, upside down, in a screenshot and in a contact sheet."""
 RANDOM_HEADS: Final = 5
 
 Floats = NDArray[np.float32]
@@ -64,14 +64,12 @@ class Trained(NamedTuple):
 
     def maps(self, pixels: Pixels, what: str) -> Floats:
         """Feature maps float32 [N, h, w, F] of uint8 [N, S, S, 1]; `what` is the progress bar's text."""
-        starts = tqdm(range(0, len(pixels), BATCH), desc=what, unit="batch")
-        return np.concatenate([self.extractor.predict_on_batch(pixels[start : start + BATCH]) for start in starts])
+        (maps,) = predict(self.extractor, pixels, what)
+        return maps
 
     def sum_up(self, pixels: Pixels, what: str) -> tuple[Floats, Floats]:
         """Mean feature maps float32 [N, F], and summaries float32 [N, P]."""
-        starts = tqdm(range(0, len(pixels), BATCH), desc=what, unit="batch")
-        parts = [self.summariser.predict_on_batch(pixels[start : start + BATCH]) for start in starts]
-        features, summaries = (np.concatenate(each) for each in zip(*parts, strict=True))
+        features, summaries = predict(self.summariser, pixels, what)
         return features, summaries
 
     def logits(self, pixels: Pixels, what: str) -> Floats:
@@ -89,7 +87,7 @@ def trust(params: Params) -> None:
         pixels, labels, folds = file["pixels"], file["labels"], file["folds"]
         sources = [source_of(*each) for each in zip(file["sources"], file["source_sizes"], strict=True)]
     spec = InputSpec(height=pixels.shape[1], width=pixels.shape[2])
-    shown = np.linspace(0, len(pixels) - 1, min(SHOWN_WRONGLY, len(pixels))).astype(int)
+    shown = np.linspace(0, len(pixels) - 1, min(SHOWN, len(pixels))).astype(int)
     drawn = list(draw_other_pictures(pixels[shown], [sources[row].picture for row in shown], params.seed))
     pictures = [decode(content, spec) for _, content in drawn]
     other_pixels = np.stack([picture.pixels for picture in pictures])
@@ -114,21 +112,7 @@ def trust(params: Params) -> None:
     styled = _show_in_styles(sources, spec)
     for fold in range(params.prepare.folds):
         network, held_out = Trained.load(fold), folds == fold
-        features, summaries = network.sum_up(pixels, f"fold {fold + 1}: features")
-        other_features, other_summaries = network.sum_up(other_pixels, f"fold {fold + 1}: other pictures")
-        _, shown = network.sum_up(probe_pictures.pixels, f"fold {fold + 1}: the probe's pictures")
-        probe = probe_pictures.fit(summaries, shown, ~held_out)
-        arrays["chest_ct"][held_out] = probe(summaries[held_out])
-        for group in dict.fromkeys(arrays["other_groups"].tolist()):
-            chosen = arrays["other_groups"] == group
-            apart = probe_pictures.fit(summaries, shown, ~held_out, without=group)
-            arrays["other_chest_ct"][fold, chosen] = apart(other_summaries[chosen])
-        arrays["probe_weights"].append(probe.weights)
-        arrays["probe_bias"].append(probe.bias)
-        scores = {kind: ood.fit(kind, features[~held_out], labels[~held_out], len(CLASSES)) for kind in ood.KINDS}
-        for kind, score in scores.items():
-            arrays[f"ood_{kind}"][held_out] = score(features[held_out])
-            arrays[f"other_ood_{kind}"][fold] = score(other_features)
+        probe, scores = _score_pictures(network, fold, held_out, pixels, labels, other_pixels, probe_pictures, arrays)
         for index, style in enumerate(STYLES):
             features, summaries = network.sum_up(styled["pixels"][index, held_out], style)
             styled["chest_ct"][index, held_out] = probe(summaries)
@@ -147,6 +131,38 @@ def trust(params: Params) -> None:
         f"heat maps: {arrays['in_body'].mean():.0%} on the body, which fills {arrays['body_area'].mean():.0%}; "
         f"hiding what they point at agrees on {arrays['occlusion_agrees'].mean():.0%} of the images"
     )
+
+
+def _score_pictures(
+    network: Trained,
+    fold: int,
+    held_out: NDArray[np.bool_],
+    pixels: Pixels,
+    labels: NDArray[np.int64],
+    other_pixels: Pixels,
+    probe_pictures: ProbePictures,
+    arrays: dict[str, Any],
+) -> tuple[LinearProbe, dict[ood.Kind, ood.Score]]:
+    """Fit the probe and the OOD scores on what the fold's network was trained on, and score the rest in `arrays`.
+
+    Each group of other pictures is scored by a probe that was fitted without it.
+    """
+    features, summaries = network.sum_up(pixels, f"fold {fold + 1}: features")
+    other_features, other_summaries = network.sum_up(other_pixels, f"fold {fold + 1}: other pictures")
+    _, probed = network.sum_up(probe_pictures.pixels, f"fold {fold + 1}: the probe's pictures")
+    probe = probe_pictures.fit(summaries, probed, ~held_out)
+    arrays["chest_ct"][held_out] = probe(summaries[held_out])
+    arrays["probe_weights"].append(probe.weights)
+    arrays["probe_bias"].append(probe.bias)
+    for group in dict.fromkeys(arrays["other_groups"].tolist()):
+        chosen = arrays["other_groups"] == group
+        apart = probe_pictures.fit(summaries, probed, ~held_out, without=group)
+        arrays["other_chest_ct"][fold, chosen] = apart(other_summaries[chosen])
+    scores = {kind: ood.fit(kind, features[~held_out], labels[~held_out], len(CLASSES)) for kind in ood.KINDS}
+    for kind, score in scores.items():
+        arrays[f"ood_{kind}"][held_out] = score(features[held_out])
+        arrays[f"other_ood_{kind}"][fold] = score(other_features)
+    return probe, scores
 
 
 def _show_in_styles(sources: Sequence[Source], spec: InputSpec) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def plain_facts(**changes: Any) -> Facts:
         tissue=110.0,
         layout=np.zeros((LAYOUT, LAYOUT)),
         negative=np.zeros((LAYOUT, LAYOUT)),
+        negative_bodies=0,
     )
     return facts._replace(**changes)
 

@@ -118,4 +118,4 @@ def test_chest_x_rays_are_rejected(card: ModelCard, faster: Engine) -> None:
     assert len(files) > 50
     scores = faster.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
     rejected = scores.chest_ct < card.thresholds.chest_ct_limit
-    assert rejected.mean() >= 0.98, f"{(~rejected).sum()} of {len(files)} are taken for chest CT"
+    assert rejected.all(), f"{(~rejected).sum()} of {len(files)} are taken for chest CT; README says none"

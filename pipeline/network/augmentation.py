@@ -85,9 +85,9 @@ def _draw_geometry(
     )
     angle = math.radians(rng.uniform(-settings.rotation_degrees, settings.rotation_degrees))
     mirror = -1 if settings.flip and rng.random() < 0.5 else 1
-    free_x, free_y = (1 - field) / 2, (1 - field) / 2
-    centre_x = left + width * (0.5 + rng.uniform(-free_x, free_x))
-    centre_y = top + height * (0.5 + rng.uniform(-free_y, free_y))
+    free = (1 - field) / 2
+    centre_x = left + width * (0.5 + rng.uniform(-free, free))
+    centre_y = top + height * (0.5 + rng.uniform(-free, free))
     shift_x = rng.uniform(-1, 1) * max(0.0, canvas_size[0] - width * scale_x) / 2
     shift_y = rng.uniform(-1, 1) * max(0.0, canvas_size[1] - height * scale_y) / 2
     a, b = mirror * math.cos(angle) / scale_x, mirror * math.sin(angle) / scale_x

@@ -1,6 +1,6 @@
 """The network: a backbone, the global average of its feature map, dropout and one dense layer."""
 
-from typing import Final
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -18,6 +18,7 @@ FEATURES: Final = "features"
 """Name of the layer that averages the feature map. Its output is the features, float32 [N, F]."""
 LOGITS: Final = "logits"
 """Name of the dense layer."""
+_BATCH: Final = 32
 
 
 def build(params: Params) -> keras.Model:
@@ -48,8 +49,17 @@ def build(params: Params) -> keras.Model:
     return network
 
 
-def features_of(network: keras.Model, pixels: NDArray[np.uint8], batch_size: int = 32) -> NDArray[np.float32]:
+def features_of(network: keras.Model, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the features [N, F] of pixels uint8 [N, S, S, 1]."""
     extractor = keras.Model(network.input, network.get_layer(FEATURES).output)
-    starts = tqdm(range(0, len(pixels), batch_size), desc="features", unit="batch")
-    return np.concatenate([extractor.predict_on_batch(pixels[start : start + batch_size]) for start in starts])
+    (features,) = predict(extractor, pixels, "features")
+    return features
+
+
+def predict(network: keras.Model, pixels: NDArray[np.uint8], what: str) -> list[NDArray[np.float32]]:
+    """Return each output [N, ...] of pixels uint8 [N, S, S, 1]; `what` is the progress bar's text."""
+    parts = list[list[Any]]()
+    for start in tqdm(range(0, len(pixels), _BATCH), desc=what, unit="batch"):
+        found = network.predict_on_batch(pixels[start : start + _BATCH])
+        parts.append(found if isinstance(found, list) else [found])
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]

@@ -10,15 +10,13 @@ import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from pipeline.network.build import FEATURES
+from pipeline.network.build import FEATURES, predict
 
 COARSE: Final = 16
 """Rows and columns of the coarse picture."""
 EARLIER: Final = (8, 16)
 """Sides of the earlier maps: the picture's side by these."""
-_BATCH: Final = 32
 
 
 def inputs_of(network: keras.Model) -> list[Any]:
@@ -56,6 +54,5 @@ class Summary(keras.layers.Layer):  # type: ignore[misc]
 
 def summaries_of(network: keras.Model, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The summaries [N, P] of pixels uint8 [N, S, S, 1]."""
-    model = keras.Model(network.input, Summary()(inputs_of(network)))
-    starts = tqdm(range(0, len(pixels), _BATCH), desc="summaries", unit="batch")
-    return np.concatenate([model.predict_on_batch(pixels[start : start + _BATCH]) for start in starts])
+    (summaries,) = predict(keras.Model(network.input, Summary()(inputs_of(network))), pixels, "summaries")
+    return summaries

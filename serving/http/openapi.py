@@ -147,6 +147,7 @@ def _example(card: ModelCard, tag: str) -> Prediction:
         tissue=float(TISSUE),
         layout=layout,
         negative=np.zeros_like(layout),
+        negative_bodies=0,
     )
     familiar = card.thresholds.ood_limit / 2
     return decide(card, probabilities, familiar, 1.0, facts, request_id="scan-17", model=tag)

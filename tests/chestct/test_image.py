@@ -271,4 +271,5 @@ def test_the_negative_of_a_picture_with_light_corners_is_measured() -> None:
     negative = decode(encoded(coarse_slice(235)), SPEC).facts
     assert not upright.negative.any(), "its corners are dark, so it is not inverted"
     assert np.array_equal(negative.negative, upright.layout)
+    assert (upright.negative_bodies, negative.negative_bodies) == (0, 1)
     assert not np.array_equal(negative.layout, upright.layout)

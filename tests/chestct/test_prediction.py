@@ -153,6 +153,7 @@ SLICE = plain_facts(layout=LAYOUT_OF_CT)
         (SLICE._replace(bodies=0), "no_body"),
         (SLICE._replace(bodies=2), "several_bodies"),
         (SLICE._replace(layout=255 - LAYOUT_OF_CT, negative=LAYOUT_OF_CT), "inverted"),
+        (SLICE._replace(bodies=3, negative=LAYOUT_OF_CT, negative_bodies=1), "inverted"),
         (SLICE._replace(bodies=0, layout=255 - LAYOUT_OF_CT, negative=LAYOUT_OF_CT), "inverted"),
         (SLICE._replace(bodies=2, layout=255 - LAYOUT_OF_CT, negative=LAYOUT_OF_CT), "inverted"),
         (SLICE._replace(frame=0.61), "screenshot_frame"),

@@ -59,26 +59,17 @@ function details(splits, model) {
 /** Draw baselines, checks of the answers, and the answers to pictures that are no chest CT. */
 function comparisons(model) {
   const parts = [];
-  const baselines = Object.entries(model.baselines ?? {});
-  if (baselines.length) {
-    const keys = [...new Set(baselines.flatMap(([, figures]) => Object.keys(figures)))];
-    const rows = baselines.map(([name, figures]) => tableRow(plain(name), keys.map((key) => (figures[key] ? estimate(figures[key], true) : element("td", {}, "–")))));
-    parts.push(...titled("Simpler ways to answer", keys.map((key) => head(plain(key))), rows));
-  }
-  const checks = Object.entries(model.checks ?? {});
-  if (checks.length) {
-    const rows = checks.map(([name, figure]) => tableRow(plain(name), [estimate(figure, false)]));
-    parts.push(...titled("Small changes and heat maps", [head("Share")], rows));
-  }
-  const others = Object.entries(model.others ?? {});
-  if (others.length) {
-    const rows = others.map(([name, kind]) => tableRow(plain(name), [element("td", {}, percent(kind.rejected))], `${kind.images} images`));
-    parts.push(...titled("Pictures that are no chest CT, or shown wrongly", [head("Rejected")], rows));
-  }
+  const compare = (title, found, heads, draw) => {
+    const rows = Object.entries(found ?? {}).map(([name, one]) => tableRow(plain(name), ...draw(one)));
+    if (rows.length) parts.push(...titled(title, heads.map((key) => head(plain(key))), rows));
+  };
+  const keys = [...new Set(Object.values(model.baselines ?? {}).flatMap(Object.keys))];
+  compare("Simpler ways to answer", model.baselines, keys, (one) => [keys.map((key) => (one[key] ? estimate(one[key], true) : element("td", {}, "–")))]);
+  compare("Small changes and heat maps", model.checks, ["share"], (one) => [[estimate(one, false)]]);
+  compare("Pictures that are no chest CT, or shown wrongly", model.others, ["rejected"], (one) => [[element("td", {}, percent(one.rejected))], `${one.images} images`]);
   return parts;
 }
 
-/** Wrap a table so that it scrolls on its own, by touch and by keyboard. */
 function scroller(name, table) {
   const box = element("div", { className: "scroller", tabIndex: 0, ariaLabel: name }, table);
   box.setAttribute("role", "region");
@@ -107,12 +98,10 @@ function classes(metrics, model) {
   return table(["Precision", "Recall", "F1"].map((title) => head(title)), rows);
 }
 
-/** Make a heading, and a table with the same name. */
 const titled = (title, heads, rows) => [element("h3", {}, title), scroller(title, table(heads, rows))];
 
 const head = (...words) => element("th", { scope: "col" }, ...words);
 
-/** Make a table whose first column holds the titles of the rows. */
 function table(heads, rows) {
   return element("table", {}, element("thead", {}, element("tr", {}, element("td"), ...heads)), element("tbody", {}, ...rows));
 }

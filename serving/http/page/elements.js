@@ -18,7 +18,6 @@ export function onTrack(className, place) {
   return made;
 }
 
-/** Make an SVG element with attributes and children. */
 export function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);

@@ -15,11 +15,7 @@ const RAMP = [[0, 0, 0], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255,
 
 let drawing = 0;
 
-/**
- * Offer the prediction's heat maps and show the label's. Without a label they mean nothing, so none is offered.
- *
- * `look(true)` must show the standard picture, on which the maps lie, and `look(false)` the file. It returns a promise.
- */
+/** Offer the heat maps of an answer with a label. `look(true)` shows what the model saw, on which they lie. */
 export function offerHeatmaps(prediction, model, look) {
   const maps = (prediction?.label && prediction.heatmaps) || {};
   const names = Object.keys(maps);

@@ -8,12 +8,10 @@ const rows = new Map();
 
 let current = null;
 
-/** Set the model whose titles and words are used. */
 export function nameModel(model) {
   current = model;
 }
 
-/** Draw the item's row. */
 export function drawHistory(item) {
   if (!item || item.state === "gone") return;
   if (!rows.has(item)) {
@@ -25,7 +23,6 @@ export function drawHistory(item) {
   byId("history-counts").textContent = counts();
 }
 
-/** Say how many pictures got each answer. */
 function counts() {
   const titles = items.filter((item) => item.prediction).map((item) => verdictOf(item.prediction).title);
   const each = [...new Set(titles)].map((title) => `${title}: ${titles.filter((other) => other === title).length}`);

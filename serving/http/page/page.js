@@ -46,7 +46,6 @@ function select(item) {
   draw();
 }
 
-/** Show the selected item in its current state. */
 function draw() {
   const { state, prediction, error } = selected ?? { state: "empty" };
   offerHeatmaps(prediction, model, (standard) => showPicture(selected, standard));
@@ -81,7 +80,6 @@ function fill(id, text) {
   byId(`${id}-row`).hidden = !text;
 }
 
-/** Update the times on screen. */
 function tick() {
   if (selected?.due) byId("seconds").textContent = `${secondsLeft(selected.due)} s`;
   if (selected?.state === "busy") {

@@ -37,7 +37,6 @@ export function limitSize(size) {
   largest = size;
 }
 
-/** Queue the files and return their items. */
 export function add(files, synthetic = false) {
   allowAsking();
   const added = [...files].map((file) => ({ file, name: file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
@@ -72,7 +71,6 @@ export function clear() {
 
 export const open = (item) => item.state === "waiting" || item.state === "busy";
 export const failed = (item) => item.state === "error";
-/** Seconds until the time `due`. */
 export const secondsLeft = (due) => Math.max(0, Math.ceil((due - Date.now()) / 1000));
 /** Seconds until the queue continues, or 0. */
 export const pause = () => (Date.now() < pausedUntil ? secondsLeft(pausedUntil) : 0);

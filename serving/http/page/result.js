@@ -1,7 +1,7 @@
 /** Draws one prediction: the answer, the probabilities with their limits, and the evidence for and against it. */
 
 import { byId, element, icon, onTrack, row } from "./elements.js";
-import { chance, list, meaningOf, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
+import { VERDICTS, chance, list, meaningOf, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
 
 /** Fill the result panel. Returns the sentence for screen readers. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
@@ -33,6 +33,10 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
 
   const said = label ? `${titleOf(model, label)}, confidence ${sure}.` : "";
   return [`${title}.`, said, ...reasonsOf(prediction, model)].join(" ");
+}
+
+for (const [name, { title, short, tone = name }] of Object.entries(VERDICTS)) {
+  if (short) byId("kinds").append(message(tone, element("div", {}, element("h3", {}, title), element("p", {}, short))));
 }
 
 // ---- the bars ----
@@ -88,11 +92,11 @@ function band(top, margin) {
 
 function fill(id, words, tone) {
   byId(`${id}-part`).hidden = !words.length;
-  byId(id).replaceChildren(...words.map((one) => message(tone, one)));
+  byId(id).replaceChildren(...words.map((one) => message(tone, element("p", {}, ...[one].flat()))));
 }
 
 function message(tone, words) {
-  const item = element("li", {}, icon(tone), element("p", {}, ...[words].flat()));
+  const item = element("li", {}, icon(tone), words);
   item.dataset.tone = tone;
   return item;
 }

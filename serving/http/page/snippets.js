@@ -1,8 +1,20 @@
 /** Shows the request for the current picture as curl, as Python over HTTP and as Python over gRPC. */
 
 import { FILE_TYPE, PREDICT } from "./api.js";
-import { byId } from "./elements.js";
+import { byId, element } from "./elements.js";
 import { storedKey } from "./keys.js";
+
+for (const title of ["curl", "Python", "gRPC"]) {
+  const code = element("code", { id: title.toLowerCase() });
+  const button = element("button", { type: "button", className: "copy", ariaLabel: `Copy ${title}`, hidden: !navigator.clipboard }, "Copy");
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  const text = element("pre", { tabIndex: 0, ariaLabel: title }, code);
+  byId("snippets").append(element("div", { className: "snippet" }, element("h3", {}, title), button, text));
+}
 
 /** Write the snippets. `service` holds the gRPC port, or is null if it is not read yet. The key itself never appears. */
 export function drawSnippets(file, service) {
@@ -47,15 +59,5 @@ raw = dict(zip((output.name for output in answer.outputs), answer.raw_output_con
 print(raw["decision"][4:].decode(), raw["label"][4:].decode())`;
 }
 
-/** Quote a word for a POSIX shell. */
 const quoted = (word) => (/^[\w./:-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
-for (const button of document.querySelectorAll("[data-copy]")) {
-  button.hidden = !navigator.clipboard;
-  button.setAttribute("aria-label", `Copy ${button.dataset.copy}`);
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(byId(button.dataset.copy).textContent);
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  });
-}

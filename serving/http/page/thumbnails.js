@@ -10,7 +10,6 @@ const SIZE = 96;
 const buttons = new Map();
 let choose = () => {};
 
-/** Call `listener` with the item of a clicked thumbnail. */
 export function onChoose(listener) {
   choose = listener;
 }
@@ -24,7 +23,6 @@ export function drawThumbnails(item, selected, model) {
   mark(selected);
 }
 
-/** Mark the thumbnail of the picture on screen. */
 export function mark(selected) {
   for (const [item, { button }] of buttons) {
     const here = item === selected;

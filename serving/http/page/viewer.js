@@ -1,12 +1,18 @@
 /** Shows the current picture, with zoom (slider, keys, pinch, dragging), brightness and contrast. */
 
-import { byId, pngUrl } from "./elements.js";
-import { bytes } from "./words.js";
+import { byId, element, pngUrl } from "./elements.js";
+import { bytes, sentence } from "./words.js";
 
 const screen = byId("screen");
 const slice = byId("slice");
 const picture = byId("picture");
-const sliders = { zoom: byId("zoom"), brightness: byId("brightness"), contrast: byId("contrast") };
+const sliders = {};
+for (const [id, min, max] of [["zoom", 100, 800], ["brightness", 20, 300], ["contrast", 20, 400]]) {
+  sliders[id] = element("input", { type: "range", id, min, max, step: 5, value: 100 });
+  const label = element("label", { htmlFor: id }, sentence(id));
+  const value = element("span", { id: `${id}-value`, ariaHidden: "true" });
+  byId("view-reset").before(element("div", { className: "slider" }, label, sliders[id], value));
+}
 
 /** Pixels that an arrow key moves the picture. */
 const STEP = 40;

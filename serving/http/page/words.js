@@ -1,10 +1,28 @@
 /** The words that people read: titles, errors, percentages and sizes. */
 
-const VERDICTS = {
-  accept: { title: "The label stands", explain: "No rule objects to this answer. It is still a model’s answer, not a finding." },
-  refer: { title: "A person should look", explain: "This is the most probable class, but not firm enough to go by." },
-  unfamiliar: { title: "Unfamiliar chest CT", explain: "There is no label. A person should look." },
-  reject: { title: "Not a chest CT", explain: "There is no label." },
+/** The answers that a picture can get. `tone` is that of the decision, and also names the symbol. */
+export const VERDICTS = {
+  accept: {
+    title: "The label stands",
+    short: "One class, with its confidence. No rule objects.",
+    explain: "No rule objects to this answer. It is still a model’s answer, not a finding.",
+  },
+  refer: {
+    title: "A person should look",
+    short: "Too close to call, or a cancer can’t be ruled out.",
+    explain: "This is the most probable class, but not firm enough to go by.",
+  },
+  unfamiliar: {
+    title: "Unfamiliar chest CT",
+    tone: "refer",
+    short: "Unlike those the model was trained on. No label.",
+    explain: "There is no label. A person should look.",
+  },
+  reject: {
+    title: "Not a chest CT",
+    short: "Such as an X-ray or a photograph, or a slice that is not usable. No label.",
+    explain: "There is no label.",
+  },
   unusable: { title: "Not usable as it is", explain: "There is no label. What is named below must change first." },
 };
 
@@ -71,7 +89,6 @@ export function bytes(size) {
   return size < 1e6 ? `${Math.round(size / 1000)} kB` : `${(size / 1e6).toFixed(1)} MB`;
 }
 
-/** Turn `a_name` into `A name`, for names that have no title. */
 export const plain = (name) => sentence(name.replaceAll(/[_-]/g, " "));
 
 export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);

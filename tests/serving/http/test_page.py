@@ -239,7 +239,7 @@ def test_the_disclaimer_stays_in_view_and_nothing_overflows(visit: Visit) -> Non
 
 def test_the_page_is_small_and_names_no_other_host() -> None:
     files = [path for path in PAGE.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 103_000
+    assert sum(path.stat().st_size for path in files) <= 100_000
     for path in files:
         hosts = set(re.findall(r"https?://[\w.]+", path.read_text(encoding="utf-8")))
         assert hosts <= {"http://www.w3.org"}, path.name
