@@ -32,8 +32,8 @@ from serving.tensors import (
 SERVER: Final = "chestct"
 PLATFORM: Final = "onnx_onnxv1"
 """The protocol's name for an ONNX model, whatever the runtime is."""
-_UNSUPPORTED: Final = ("classification", "shared_memory_region")
-"""Parameters of Triton's extensions that would change the answer."""
+_UNSUPPORTED: Final = ("classification", "shared_memory_region", "window_center", "window_width")
+"""Parameters of Triton's extensions that would change the answer, and the window of DICOM files, which once did."""
 
 
 class UnknownModel(LookupError):

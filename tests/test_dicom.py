@@ -135,11 +135,19 @@ def test_a_window_is_refused_like_any_unknown_query_parameter(server: Server, pa
     assert "got window_center, window_width" in answer.json()["error"]["message"]
 
 
-def test_a_window_is_ignored_like_any_unknown_parameter_of_the_open_inference_protocol(server: Server) -> None:
-    typed = {name: protocol.InferParameter(double_param=value) for name, value in WINDOW.items()}
-    assert oip_http(server, DICOM, **WINDOW) == oip_http(server, DICOM)
-    assert oip_grpc(server, DICOM, **typed) == oip_grpc(server, DICOM)
-    assert oip_grpc(server, DICOM)["label"] == "large_cell_carcinoma"
+def test_a_window_is_refused_over_the_open_inference_protocol_too(server: Server) -> None:
+    for name, value in WINDOW.items():
+        typed = protocol.InferParameter(double_param=value)
+        for answer in (oip_http(server, DICOM, **{name: value}), oip_grpc(server, DICOM, **{name: typed})):
+            assert answer["error"]["code"] == "invalid_request"
+            assert f"got '{name}'" in answer["error"]["message"]
+    assert oip_http(server, DICOM, other=1)["label"] == oip_grpc(server, DICOM)["label"] == "large_cell_carcinoma"
+
+
+def test_a_window_of_a_number_that_no_float_holds_is_refused(server: Server) -> None:
+    body = f'{{"inputs": [], "parameters": {{"window_center": {"9" * 400}}}}}'
+    answer = httpx.post(f"{server.url}/v2/models/chestct/infer", content=body, timeout=300)
+    assert answer.status_code == 400
 
 
 def test_nothing_of_the_header_is_logged(server: Server) -> None:

@@ -62,7 +62,8 @@ def _scans(audit: Mapping[str, Any]) -> str:
     files, looked_at = sum(audit["formats"].values()), audit["scans"]["looked_at"]
     how = "likeness has grouped the files"
     if looked_at:
-        how = f"a person has grouped {looked_at} of the {files} files by looking, and likeness has grouped the others"
+        how = f"{looked_at} of the {files} files were grouped by looking at them"
+        how += ", and likeness has grouped the others" if looked_at < files else ""
     return (
         f"Slices of one scan stay together as far as scans are known: {how}. Slices of one patient may still be in "
         "several folds, so figures on new patients may be lower."

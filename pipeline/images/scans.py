@@ -21,7 +21,7 @@ BOUNDS: Final = (0.86, 0.87, 0.88, 0.89, 0.90, 0.91, 0.92, 0.93, 0.94)
 
 
 class Curated(Frozen):
-    """scans.json: files that a person has grouped by looking at them."""
+    """scans.json: files that were grouped by looking at them."""
 
     rule: str
     """How they were grouped."""

@@ -46,7 +46,9 @@ def test_kaggles_licence_is_named_for_kaggles_images() -> None:
 
 def test_what_was_measured_is_said_with_its_numbers_and_only_if_it_is_so() -> None:
     text = " ".join(caveats("kaggle", audit(known=18, looked_at=90), ACCURACIES, 12))
-    assert "a person has grouped 90 of the 100 files by looking, and likeness has grouped the others" in text
+    assert "90 of the 100 files were grouped by looking at them, and likeness has grouped the others" in text
+    every = " ".join(caveats("kaggle", audit(looked_at=100), ACCURACIES, 0))
+    assert "100 of the 100 files were grouped by looking at them. Slices of one patient" in every
     assert "18 of the 30 images of the test folder are of scans that are also in train or valid" in text
     assert "also learned from 12 images of other sources" in text
     text = " ".join(caveats("kaggle", audit(), ACCURACIES, 0))
