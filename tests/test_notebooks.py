@@ -19,7 +19,7 @@ NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipy
 OWN_FUNCTIONS = {
     "01_data_ingestion": {"ingest", "prepare"},
     "02_prepare_base_model": {"build", "features_of"},
-    "03_model_training": {"augment", "freeze", "class_weights", "fit"},
+    "03_model_training": {"augment", "freeze", "class_weights", "fit_fold"},
     "04_model_evaluation": {"evaluate"},
 }
 
@@ -54,10 +54,10 @@ def execute(project: Path, names: list[str], scratch: Path) -> dict[str, int]:
         )
         for name in names
     }
+    written = {name: process.communicate()[0] for name, process in started.items()}
     shown = {}
     for name, process in started.items():
-        output, _ = process.communicate()
-        assert process.returncode == 0, f"{name}: {output[-4000:]}"
+        assert process.returncode == 0, f"{name}: {written[name][-4000:]}"
         outputs = [each for cell in cells(scratch / f"{name}.ipynb") for each in cell.get("outputs", [])]
         shown[name] = sum("image/png" in each.get("data", {}) for each in outputs)
     return shown
@@ -92,6 +92,16 @@ def test_a_notebook_calls_its_stages_functions_and_defines_none(name: str) -> No
     }
     called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert OWN_FUNCTIONS[name] <= from_pipeline & called
+
+
+def test_the_notebooks_call_functions_as_they_are_defined(tmp_path: Path) -> None:
+    for name, path in NOTEBOOKS.items():
+        code = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code"]
+        code.insert(0, "from IPython.display import display")  # Jupyter brings it
+        (tmp_path / f"notebook_{name}.py").write_text("\n".join(code), encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--allow-untyped-calls", *map(str, tmp_path.glob("*.py"))]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.long

@@ -1,4 +1,7 @@
-"""The service's weights in ONNX Runtime fp32 with one thread a process, and a simple decoder with Pillow."""
+"""The service's weights in ONNX Runtime fp32 with one thread a process, and a simple decoder with Pillow.
+
+The standard picture is the service's own: the graph was trained on it, so every server of the graph needs it.
+"""
 
 import os
 from pathlib import Path
@@ -11,6 +14,7 @@ from PIL import Image
 
 from chestct.card import ModelCard
 from chestct.prediction import decide
+from chestct.standard_picture import find_body, standardise
 from chestct.store import CARD, GRAPH
 
 FOLDER: Final = Path(os.environ["PEER_MODEL"])
@@ -25,8 +29,8 @@ class Network:
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return pixels, uint8 [height, width, 1]."""
-        size = (self.card.input.width, self.card.input.height)
-        return np.asarray(image.convert("L").resize(size, Image.Resampling.BILINEAR))[:, :, np.newaxis]
+        grey, spec = image.convert("L"), self.card.input
+        return standardise(grey, find_body(grey), spec.width, spec.height)[:, :, np.newaxis]
 
     def answer(self, pixels: NDArray[np.uint8]) -> list[dict[str, Any]]:
         """Return the fields of the service's answer for pixels, uint8 [N, height, width, 1]."""

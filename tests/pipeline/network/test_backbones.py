@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from chestct.engine import Engine
-from chestct.image import encode_png
+from chestct.image import decode, encode_png
 from chestct.store import CARD, GRAPH
 from pipeline.base_model import base_model
 from pipeline.core import paths, runner
@@ -99,10 +99,10 @@ def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, 
     TINY.model_copy(update={"logit_bias": bias, "lineage": lineage}).write(release / CARD)
     tag = import_model(workspace / "bentoml", release)
 
-    picture = phantoms()[0][0]
+    picture = encode_png(phantoms()[0][0, :, :, 0])
     with serve(workspace / "bentoml", tag) as server:
-        answer = httpx.post(f"{server.url}/v1/predict", files={"image": encode_png(picture[:, :, 0])}).json()
-    logits = network.predict_on_batch(picture[np.newaxis])[0]
+        answer = httpx.post(f"{server.url}/v1/predict", files={"image": picture}).json()
+    logits = network.predict_on_batch(decode(picture, TINY.input).pixels[np.newaxis])[0]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=0.01)
     assert answer["model"] == tag
