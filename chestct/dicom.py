@@ -1,7 +1,7 @@
 """Converts the CT slice in a DICOM file to grey levels.
 
 The decoders of compressed pixels are C and C++ and crash on hostile files, so the service runs this in the guarded
-process (serving.inference.guarded_reader). No value of the header leaves this module, not even in an error message.
+process (chestct.guarded_decoding). No value of the header leaves this module, not even in an error message.
 """
 
 import struct

@@ -8,6 +8,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from chestct.card import ModelCard
+
 BATCH_SIZES: Final = (1, 2, 4, 8)
 """Compiled batch sizes. A static shape runs faster than a dynamic one, but each size takes memory."""
 
@@ -77,6 +79,28 @@ class Engine:
                 for kept, better in zip(scores, exact, strict=True):
                     kept[index] = better[0]
         return scores
+
+
+def load(
+    graph: Path,
+    card: ModelCard,
+    *,
+    threads: int = 0,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    bfloat16: bool = True,
+) -> Engine:
+    """Compile the graph of the card's model. Every answer comes from an engine with these options.
+
+    `bfloat16`: use it if the card allows it and the CPU has instructions for it. Close calls by the card's margin are
+    then computed again in float32. Raises FileNotFoundError.
+    """
+    return Engine(
+        graph,
+        threads=threads,
+        batch_sizes=batch_sizes,
+        bfloat16=bfloat16 and card.bfloat16 is not None,
+        recheck=card.thresholds.refer_margin,
+    )
 
 
 def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) -> Scores:

@@ -63,7 +63,7 @@ PARTS: Final = {
     "supervisor": Box(40, 410, 160, "Supervisor", "serving/supervision/"),
     "queue": Box(250, 510, 420, "Decoders, queue, batches", "serving/inference/"),
     "engine": Box(250, 610, 190, "Engine", "chestct/engine.py"),
-    "guarded": Box(480, 610, 190, "Guarded process", "inference/reader_child.py"),
+    "guarded": Box(480, 610, 190, "Guarded process", "chestct/reader_child.py"),
 }
 ARROWS: Final = (
     *(("images", "stages"), ("stages", "runs"), ("runs", "gate"), ("gate", "store"), ("release", "store")),

@@ -15,7 +15,7 @@ import numpy as np
 
 from chestct.card import JsonFile, Lineage, Metrics, ModelCard
 from chestct.digests import sha256_of
-from chestct.engine import Engine
+from chestct.engine import load
 from chestct.store import CARD, GRAPH
 from pipeline.core import openings, paths, runner, tracking
 from pipeline.core.errors import DataError
@@ -52,7 +52,7 @@ def report(params: Params) -> None:
     digest = sha256_of(graph)
     _count_opening(card.lineage, digest, len(labels), int(unseen.sum()))
 
-    engine = Engine(graph, bfloat16=card.bfloat16 is not None, recheck=card.thresholds.refer_margin)
+    engine = load(graph, card)
     scores = engine.infer(pixels)
     splits = {
         "test": (np.ones_like(unseen), "test folder, all images"),

@@ -5,7 +5,7 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from serving.processes import is_alive
+from chestct.processes import is_alive
 from serving.run_folder import reserve_blocks
 
 

@@ -14,9 +14,9 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 import chestct
+from chestct import reader_child
 from chestct.encoded_image import CHEAP_MEMORY, MAX_MEMORY
 from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
-from serving.inference import reader_child
 from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import CLIENT_LATE

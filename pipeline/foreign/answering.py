@@ -14,7 +14,7 @@ from chestct import slice_file
 from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
 from chestct.digests import Altered, check
-from chestct.engine import Engine
+from chestct.engine import Engine, load
 from chestct.image import Facts
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction, decide
@@ -105,7 +105,7 @@ def open_model(name: str | None) -> Model:
         raise StageError(" ".join(str(error).split())) from error
     if card.classes != CLASSES:
         raise StageError(f"{tag}: expected a model of the classes {', '.join(CLASSES)}, got {', '.join(card.classes)}")
-    engine = Engine(folder / GRAPH, bfloat16=card.bfloat16 is not None, recheck=card.thresholds.refer_margin)
+    engine = load(folder / GRAPH, card)
     return Model(tag, folder, card, engine)
 
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from chestct.card import InputSpec, ModelCard
 from chestct.dicom_format import is_dicom
-from chestct.image import SIGNATURES, Facts, Picture, decode_encoded, inspect
-from chestct.invalid_image import InvalidImage, undecodable
+from chestct.guarded_decoding import check_kind, decode_if_cheap
+from chestct.image import Facts, Picture
+from chestct.invalid_image import InvalidImage
 from chestct.prediction import RULES, Prediction, decide
 from chestct.store import version_of
-from chestct.unsupported_formats import describe_unsupported
 from serving.inference import explanation
 from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
@@ -178,10 +178,7 @@ class Classifier:
 
         The image has a place in the queue meanwhile. Raises InvalidImage.
         """
-        if not data:
-            raise InvalidImage("empty_image", "expected a PNG or JPEG image or a DICOM file, got no bytes")
-        if not data.startswith(SIGNATURES):
-            raise undecodable(f"expected a PNG or JPEG image or a DICOM file, got {describe_unsupported(data)}")
+        check_kind(data)
         self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
@@ -245,22 +242,19 @@ class Classifier:
 
 def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
     """Load the graph of the card's model with the options of the card and the settings."""
-    from chestct.engine import Engine
+    from chestct.engine import load
 
-    return Engine(
+    return load(
         graph,
+        card,
         threads=settings.engine_threads,
         batch_sizes=settings.batch_sizes,
-        bfloat16=settings.bfloat16 and card.bfloat16 is not None,
-        recheck=card.thresholds.refer_margin,
+        bfloat16=settings.bfloat16,
     )
 
 
 def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | None:
     """The picture and the seconds to decode it; None if only the guarded process may decode it."""
     started = time.perf_counter()
-    encoded = inspect(data)
-    if not encoded.cheap:
-        return None
-    picture = decode_encoded(encoded, spec)
-    return picture, time.perf_counter() - started
+    picture = decode_if_cheap(data, spec)
+    return picture and (picture, time.perf_counter() - started)

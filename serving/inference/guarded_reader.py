@@ -1,4 +1,4 @@
-"""Decoding in the guarded process: the order of the files, the retries, and the blame for a failure."""
+"""Decoding in the guarded process for requests: the order of the files, and the refusals while many wait."""
 
 import asyncio
 import contextlib
@@ -8,23 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from chestct.card import InputSpec
+from chestct.guarded_decoding import GuardedProcessFailed, decode_guarded
 from chestct.image import Picture
-from chestct.invalid_image import InvalidImage
+from chestct.reader_process import Cause, ReaderProcess
 from serving.inference.fair_lock import FairLock
-from serving.inference.reader_process import MAX_SECONDS, Cause, ProcessEnded, ReaderProcess
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
 
 MOST_WAITING: Final = 8
 """Requests with waiting files. Further requests are refused as Overloaded."""
-MIN_SECONDS: Final = 2
-"""Seconds that a file gets even if its request has less left. A restart of the process costs nearly as much."""
-_FAULTS_OF_THE_FILE: Final = {
-    Cause.CRASHED: ("undecodable_image", "the file is corrupt: its decoder failed"),
-    Cause.OUT_OF_TIME: ("undecodable_image", "the file takes more time to decode than is allowed"),
-    Cause.OUT_OF_MEMORY: ("image_too_large", "the file takes more memory to decode than is allowed"),
-}
 
 
 class ReaderFailed(Closed):
@@ -51,9 +44,8 @@ class GuardedReader:
     async def read(self, data: bytes, record: RequestRecord) -> Reading:
         """Decode a DICOM file, a PNG or a JPEG.
 
-        If the process ends, a new one tries the file once more. Raises InvalidImage like chestct.dicom.read and
-        chestct.image.decode, and also if the file ends both processes or uses up its time. Raises ReaderFailed if the
-        process ended for another reason. Raises Overloaded and Closed like FairLock.
+        Raises InvalidImage like chestct.guarded_decoding.decode_guarded, ReaderFailed for its GuardedProcessFailed, and
+        Overloaded and Closed like FairLock.
         """
         arrived = time.monotonic()
         await self._lock.acquire(record)
@@ -76,17 +68,14 @@ class GuardedReader:
         await asyncio.to_thread(self._process.stop)
 
     def _read(self, data: bytes, deadline: float) -> Picture:
-        for attempt in (1, 2):
-            remaining = deadline - time.monotonic()
-            try:
-                return self._process.decode(data, self._spec, min(MAX_SECONDS, max(MIN_SECONDS, remaining)))
-            except ProcessEnded as ended:
-                metrics.READER_RESTARTS.labels(ended.cause).inc()
-                if ended.cause is Cause.OUT_OF_TIME or (attempt == 2 and ended.cause in _FAULTS_OF_THE_FILE):
-                    raise InvalidImage(*_FAULTS_OF_THE_FILE[ended.cause]) from None
-                if remaining < 0:
-                    break
-        raise ReaderFailed("the process that decodes such files ended, and not by this file: send it again")
+        try:
+            return decode_guarded(self._process, data, self._spec, deadline, _count_restart)
+        except GuardedProcessFailed as failed:
+            raise ReaderFailed(f"{failed}: send it again") from None
+
+
+def _count_restart(cause: Cause) -> None:
+    metrics.READER_RESTARTS.labels(cause).inc()
 
 
 def _block_signals() -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serving.processes import die_with_parent
+from chestct.processes import die_with_parent
 from serving.run_folder import SUPERVISOR
 from serving.worker_states import WorkerStates
 

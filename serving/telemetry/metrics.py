@@ -15,8 +15,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from chestct.processes import is_alive
 from serving import run_folder
-from serving.processes import is_alive
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 

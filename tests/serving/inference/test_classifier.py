@@ -16,11 +16,11 @@ from chestct.engine import Engine, Scores
 from chestct.image import encode_png
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
+from chestct.reader_process import Cause, ProcessEnded
 from chestct.store import GRAPH
 from serving.inference.batcher import EngineFailed
 from serving.inference.classifier import Classifier
 from serving.inference.guarded_reader import MOST_WAITING, ReaderFailed
-from serving.inference.reader_process import Cause, ProcessEnded
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -172,7 +172,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, decoder: str) -> threading.Event:
 def test_images_being_decoded_count_against_the_queue(
     model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = hold(monkeypatch, "serving.inference.classifier.decode_encoded")
+    release = hold(monkeypatch, "chestct.guarded_decoding.decode_encoded")
 
     async def flood(classifier: Classifier) -> tuple[float, list[Any]]:
         tasks = [asyncio.create_task(classifier.classify(png(1), RequestRecord("r"))) for _ in range(10)]
@@ -189,7 +189,7 @@ def test_images_being_decoded_count_against_the_queue(
 def test_a_flood_of_dicom_files_is_bounded_and_leaves_pictures_alone(
     model: tuple[Engine, ModelCard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = hold(monkeypatch, "serving.inference.reader_process.ReaderProcess.decode")
+    release = hold(monkeypatch, "chestct.reader_process.ReaderProcess.decode")
 
     async def flood(classifier: Classifier) -> tuple[Prediction, list[Any]]:
         tasks = [asyncio.create_task(classifier.classify(DICOM, RequestRecord("r"))) for _ in range(12)]
@@ -210,7 +210,7 @@ def test_a_process_that_fails_costs_one_file_and_not_its_batch(
     def hang(*_: object) -> None:
         raise ProcessEnded(Cause.HUNG)
 
-    monkeypatch.setattr("serving.inference.reader_process.ReaderProcess.decode", hang)
+    monkeypatch.setattr("chestct.reader_process.ReaderProcess.decode", hang)
     images = [png(1), DICOM, png(0)]
     first, second, third = use(model, lambda c: c.classify_many(images, RequestRecord("r")))
     assert isinstance(first, Prediction)

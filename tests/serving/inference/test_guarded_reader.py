@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from chestct import image
+from chestct import guarded_decoding, image, reader_process
 from chestct.card import InputSpec
 from chestct.image import Picture, encode_png
 from chestct.invalid_image import MAX_PIXELS, InvalidImage
-from serving.inference import guarded_reader, reader_process
+from chestct.processes import is_alive
+from chestct.reader_process import Cause, ProcessEnded
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
-from serving.inference.reader_process import Cause, ProcessEnded
-from serving.processes import is_alive
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed
@@ -178,7 +177,7 @@ def test_a_process_that_does_not_start_is_not_the_files_fault(
 
 
 @pytest.mark.parametrize(
-    ("remaining", "expected"), [(-1, guarded_reader.MIN_SECONDS), (5, 5), (600, reader_process.MAX_SECONDS)]
+    ("remaining", "expected"), [(-1, guarded_decoding.MIN_SECONDS), (5, 5), (600, reader_process.MAX_SECONDS)]
 )
 def test_a_file_gets_the_time_its_request_has_left_within_bounds(
     new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, remaining: float, expected: float
@@ -200,7 +199,7 @@ FAULT = """
 import os, signal
 from chestct import dicom
 from chestct.invalid_image import InvalidImage
-from serving.inference import reader_child
+from chestct import reader_child
 def read(*_):
     {fault}
 dicom.read = read

@@ -17,15 +17,15 @@ import numpy as np
 from chestct.card import InputSpec
 from chestct.image import Facts, Picture
 from chestct.invalid_image import InvalidImage
-from serving.inference.reader_child import OUT_OF_MEMORY, PICTURE, READY, REPLY, REQUEST
+from chestct.reader_child import OUT_OF_MEMORY, PICTURE, READY, REPLY, REQUEST
 
 MAX_SECONDS: Final = 15
 """Most seconds for a start or a file, however busy the machine is."""
 HANG_SECONDS: Final = 3
 """Seconds without CPU time after which a process that owes an answer counts as hung."""
 
-COMMAND: Final = (sys.executable, "-P", "-m", "serving.inference.reader_child")
-_ROOT: Final = Path(__file__).parents[2]
+COMMAND: Final = (sys.executable, "-P", "-m", "chestct.reader_child")
+_ROOT: Final = Path(__file__).parents[1]
 _LONGEST_REPLY: Final = 2 * 1024 * 1024
 """Bytes of a picture of the largest input that a card may have, with its facts."""
 _CRASHES: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})

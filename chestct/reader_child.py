@@ -1,6 +1,6 @@
 """The guarded process. It runs native decoders on hostile files, which come over a socket one after the other.
 
-`python -m serving.inference.reader_child SOCKET WORKER`: the socket's file descriptor, and the id of the worker's
+`python -m chestct.reader_child SOCKET WORKER`: the socket's file descriptor, and the id of the worker's
 process, with which this process dies.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from chestct.card import InputSpec
 from chestct.invalid_image import InvalidImage
-from serving.processes import die_with_parent
+from chestct.processes import die_with_parent
 
 MAX_CPU_SECONDS: Final = 6
 """Most CPU seconds of a file. A usual slice takes some hundredths, one of the largest size a second or two."""
