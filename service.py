@@ -41,6 +41,7 @@ RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
 PRIVATE = PrivatePort(SETTINGS, MEMORY)
 STATES = WorkerStates(SETTINGS.workers)
+metrics.WORKER_RESTARTS.read = lambda: STATES.replaced
 app = create_app(SETTINGS, KEYS)
 connections.install()
 
@@ -157,7 +158,6 @@ class ChestCT:
         replaces = False
         if worker and RUN:
             replaces = STATES.join(RUN / run_folder.WORKER_STATES, worker)
-            metrics.WORKER_RESTARTS.inc(replaces)
             self.heartbeat.start()
             if SETTINGS.workers > 1:
                 await self.classifier.share(STATES, RUN)

@@ -6,11 +6,12 @@
 import math
 import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import DirectoryPath, Field, FilePath, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from serving import cgroups
 
 PREFIX: Final = "CHESTCT_"
 
@@ -19,7 +20,6 @@ Exposure = Literal["open", "private", "closed"]
 
 _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT)|^CHESTCT_PORT")
 """Variables that Kubernetes sets for a Service of this name. They are no settings."""
-_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 class SettingsError(ValueError):
@@ -29,11 +29,8 @@ class SettingsError(ValueError):
 def _usable_cores() -> int:
     """Number of cores that this process may use, within the CPU limit of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
-    if _CPU_QUOTA.is_file():
-        quota, period = _CPU_QUOTA.read_text().split()
-        if quota != "max":
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
+    limit = cgroups.cpu_limit()
+    return cores if limit == math.inf else min(cores, math.ceil(limit))
 
 
 def _cores_per_worker(settings: dict[str, Any]) -> int:
@@ -88,6 +85,10 @@ class Settings(BaseSettings):
     """Seconds after SIGTERM in which the service reports not ready but still accepts requests."""
     hang_seconds: Annotated[int, Field(ge=2, le=600)] = 15
     """Seconds after which a worker is replaced if its event loop hangs or its engine does not finish a batch."""
+    max_worker_deaths: Annotated[int, Field(ge=1, le=100)] = 5
+    """Workers that may die in a row in one worker's place, none of them ready for a minute. Then the service ends.
+
+    So the failure shows, and Kubernetes restarts the pod with growing pauses."""
     grpc_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     """Address of the gRPC server."""
     grpc_port: Annotated[int, Field(ge=0, le=65535)] = 3001

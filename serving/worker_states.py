@@ -4,13 +4,19 @@ import mmap
 import os
 from collections.abc import Container
 from pathlib import Path
+from typing import Final, Literal, get_args
 
 from chestct.processes import is_alive
 from serving.run_folder import reserve_blocks
 
+DeathCause = Literal["hung", "not_ready", "out_of_memory", "killed", "crashed", "exited"]
+"""Why a worker was replaced: it hung; it was not ready in time; the container's memory was used up; somebody killed it
+(SIGKILL); another signal ended it, as after an error in native code; it exited."""
+CAUSES: Final[tuple[DeathCause, ...]] = get_args(DeathCause)
+
 
 class WorkerStates:
-    """For each worker: its process id, whether its engine is idle, and its last beat.
+    """For each worker: its process id, whether its engine is idle, and its last beat. Also why workers were replaced.
 
     Before `open` or `join` it covers this process alone.
     """
@@ -19,7 +25,7 @@ class WorkerStates:
         self._slots = 2 * workers  # BentoML's supervisor numbers its workers up to this
         self.slot = 0
         """Index of this worker."""
-        self._size = (8 + 4 + 1) * self._slots + 8
+        self._size = (8 + 4 + 1) * self._slots + 8 + 8 * len(CAUSES)
         self._map(mmap.mmap(-1, self._size))
 
     def open(self, file: Path) -> None:
@@ -45,7 +51,8 @@ class WorkerStates:
         self._memory = memory
         view, slots = memoryview(memory), self._slots
         self._beats = view[: 8 * (slots + 1)].cast("d")  # the last one is the supervisor's
-        start = 8 * (slots + 1)
+        start = 8 * (slots + 1 + len(CAUSES))
+        self._replaced = view[8 * (slots + 1) : start].cast("q")  # the supervisor writes them
         self._first_idle = start + 4 * slots
         self._pids = view[start : self._first_idle].cast("i")
 
@@ -66,6 +73,15 @@ class WorkerStates:
     @supervisor_beat.setter
     def supervisor_beat(self, at: float) -> None:
         self._beats[self._slots] = at
+
+    @property
+    def replaced(self) -> dict[str, int]:
+        """Number of workers that were replaced, by cause."""
+        return dict(zip(CAUSES, self._replaced, strict=True))
+
+    def count_replaced(self, cause: DeathCause) -> None:
+        """Count a worker that is replaced. Only the supervisor may call this."""
+        self._replaced[CAUSES.index(cause)] += 1
 
     def set_idle(self, idle: bool) -> None:
         """Publish whether the engine of this worker has nothing to do."""

@@ -62,7 +62,17 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         counter("chestct_requests_total", 'code="429"', 50, stops=True),
         counter("chestct_requests_total", 'code="RESOURCE_EXHAUSTED"', 50, stops=True),
     ],
-    "ChestctWorkersDie": [MODEL, counter("chestct_worker_restarts_total", 'instance="a"', 1, stops=True)],
+    # Some of each cause, which only together are many.
+    "ChestctWorkersDie": [
+        MODEL,
+        *(
+            {
+                "series": f'chestct_worker_restarts_total{{{IN_POD},cause="{cause}"}}',
+                "values": f"0+0.1x{FAULT_MINUTES} {FAULT_MINUTES / 10:g}x{FAULT_MINUTES}",
+            }
+            for cause in ("hung", "killed", "exited")
+        ),
+    ],
     "ChestctTwoModels": [MODEL, gauge("chestct_model_info", ',model="chestct:b"', "1+0", "stale _")],
     "ChestctRejecting": [
         MODEL,

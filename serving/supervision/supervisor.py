@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -22,7 +23,7 @@ from bentoml._internal.utils import circus as bentoml_circus
 from circus.exc import ConflictError  # type: ignore[import-untyped]
 from tornado.ioloop import PeriodicCallback
 
-from serving import run_folder
+from serving import cgroups, run_folder
 from serving.settings import Settings
 from serving.supervision.worker_health import WorkerHealth
 from serving.telemetry import log
@@ -82,7 +83,8 @@ class Supervisor(bentoml_circus.Arbiter):
         self._folder = folder
         self._states = states
         self._ports = ports
-        self._health = WorkerHealth(settings.hang_seconds)
+        self._health = WorkerHealth(settings.hang_seconds, settings.max_worker_deaths)
+        self._memory_kills = cgroups.memory_kills()
         self._stop_requested = False
         self._checks = PeriodicCallback(self._check_workers, 1000 * _CHECK_SECONDS)
 
@@ -144,13 +146,22 @@ class Supervisor(bentoml_circus.Arbiter):
         run_folder.trim_metrics(self._folder, process_pid)
         if self._stop_requested or watcher.is_stopping():  # a stopping watcher restarts its workers, with `--reload`
             return
-        death = self._health.record_death(process_pid, exit_code)
+        death = self._health.record_death(process_pid, exit_code, self._memory_used_up())
         reason = (exit_code == run_folder.CANNOT_START and run_folder.pop_failure(self._folder)) or death.reason
         if death.fatal:
-            self._exception = SystemExit(f"error: no worker can live: {reason}")
+            self._exception = SystemExit(f"error: {death.fatal}: {reason}")
             self.stop()
         else:
+            self._states.count_replaced(death.cause)
             _log.warning("worker process %d has ended: %s; another takes its place", process_pid, reason)
+
+    def _memory_used_up(self) -> str:
+        """What was used up, if the kernel has killed a process of the container for it since the last call."""
+        before, self._memory_kills = self._memory_kills, cgroups.memory_kills()
+        if self._memory_kills == before:
+            return ""
+        limit = cgroups.memory_limit()
+        return "the memory" if limit == math.inf else f"the memory limit of {limit / (1 << 20):,.0f} MiB"
 
 
 def _check_certificate(settings: Settings) -> None:

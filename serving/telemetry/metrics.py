@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -13,6 +14,7 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from chestct.processes import is_alive
@@ -27,6 +29,23 @@ if _FOLDER:
         run_folder.reserve_metrics(_FOLDER, os.getpid())  # before the first metric opens its file
     except OSError as error:
         run_folder.exit_cannot_start(_FOLDER, error)
+
+
+class ReadCounter(Counter):
+    """Counter with one label, whose numbers another process keeps. `read` returns them by the label's value."""
+
+    def __init__(self, name: str, about: str, label: str) -> None:
+        super().__init__(name, about, (label,))
+        self._label = label
+        self.read: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> list[Metric]:
+        """The metric with its numbers."""
+        (metric,) = self.describe()
+        for value, number in self.read().items():
+            metric.add_sample(f"{metric.name}_total", {self._label: value}, number)
+        return [metric]
+
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -65,7 +84,11 @@ READER_RESTARTS: Final = Counter(
     "Guarded decoding processes that were replaced: crashed, out_of_memory, out_of_time, hung, killed, not_started.",
     ("cause",),
 )
-WORKER_RESTARTS: Final = Counter("chestct_worker_restarts", "Workers that replaced one that had died or hung.")
+WORKER_RESTARTS: Final = ReadCounter(  # the supervisor's, because a worker can't count its own death
+    "chestct_worker_restarts",
+    "Workers that died or hung and were replaced: hung, not_ready, out_of_memory, killed, crashed, exited.",
+    "cause",
+)
 PREDICTIONS: Final = Counter(
     "chestct_predictions",
     "Predictions by decision and label (none if rejected or unfamiliar).",
@@ -104,5 +127,6 @@ def exposition() -> bytes:
             with contextlib.suppress(FileNotFoundError):  # another worker just removed its files
                 mark_process_dead(pid)  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
+    registry.register(WORKER_RESTARTS)
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)

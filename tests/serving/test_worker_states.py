@@ -54,3 +54,17 @@ def test_the_others_find_an_idle_worker_while_it_lives(file: Path) -> None:
     assert states[0].find_idle_worker() is None
     states[0].join(file, 1)
     assert states[2].find_idle_worker() is None
+
+
+def test_the_workers_see_why_the_supervisor_replaced_some(file: Path) -> None:
+    supervisor, worker = WorkerStates(3), WorkerStates(3)
+    supervisor.open(file)
+    worker.join(file, 6)
+    worker.beat(9.0)
+    assert sum(worker.replaced.values()) == 0
+    supervisor.count_replaced("hung")
+    supervisor.count_replaced("exited")
+    supervisor.count_replaced("exited")
+    seen = {cause: count for cause, count in worker.replaced.items() if count}
+    assert seen == {"hung": 1, "exited": 2}
+    assert list(supervisor.worker_beats.values()) == [9.0]

@@ -1,0 +1,37 @@
+"""Limits of the container that this process runs in, from Linux' control groups of version 2 or 1."""
+
+import math
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path("/sys/fs/cgroup")
+_NO_LIMIT: Final = 1 << 62
+"""Version 1 shows a number above this if there is no limit on memory."""
+
+
+def cpu_limit() -> float:
+    """CPU cores that the container may use; infinity without a limit."""
+    quota, _, period = _read("cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read("cpu/cpu.cfs_quota_us"), _read("cpu/cpu.cfs_period_us")
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else math.inf
+
+
+def memory_limit() -> float:
+    """Bytes of memory that the container may use; infinity without a limit."""
+    limit = _read("memory.max") or _read("memory/memory.limit_in_bytes")
+    return int(limit) if limit.isdecimal() and int(limit) < _NO_LIMIT else math.inf
+
+
+def memory_kills() -> int:
+    """Number of processes that the kernel has killed because the container's memory was used up."""
+    counts = _read("memory.events") or _read("memory/memory.oom_control")
+    return next((int(line.split()[1]) for line in counts.splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def _read(name: str) -> str:
+    """The content of a file; empty if there is none, as on the host and on other systems than Linux."""
+    try:
+        return (_ROOT / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
