@@ -1,4 +1,7 @@
-"""`python -m k8s.render FOLDER`: renders every overlay with kubectl: alone, with each component, and with all."""
+"""`python -m k8s.render FOLDER`: renders the manifests with kubectl.
+
+Every overlay is rendered alone, with each component, and with all. What an admin applies is rendered, too.
+"""
 
 import shutil
 import subprocess
@@ -19,13 +22,16 @@ COMBINATIONS: Final = [
 """Overlays and their components."""
 
 
-def render(overlay: str, components: tuple[str, ...] = (), source: Path = HERE) -> str:
-    """Return the overlay's objects as YAML. The components are added as a user would add them."""
+def render(overlay: str, components: tuple[str, ...] = (), source: Path = HERE, kind: str = "overlays") -> str:
+    """Return the overlay's objects as YAML. The components are added as a user would add them.
+
+    If `kind` is "admin", these are the objects that an admin applies before the overlay.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "k8s"
-        for part in ("base", "overlays", "components"):
+        for part in ("admin", "base", "overlays", "components"):
             shutil.copytree(source / part, copy / part)
-        file = copy / "overlays" / overlay / "kustomization.yaml"
+        file = copy / kind / overlay / "kustomization.yaml"
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         content.setdefault("components", []).extend(f"../../components/{name}" for name in components)
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -40,6 +46,8 @@ def main() -> None:
     for overlay, components in COMBINATIONS:
         name = "all" if len(components) > 1 else "".join(components)
         (folder / f"{'-'.join(filter(None, (overlay, name)))}.yaml").write_text(render(overlay, components), "utf-8")
+    for overlay in OVERLAYS:
+        (folder / f"admin-{overlay}.yaml").write_text(render(overlay, kind="admin"), "utf-8")
 
 
 if __name__ == "__main__":

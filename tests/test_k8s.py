@@ -1,37 +1,32 @@
 """The manifests, in every overlay with every component, as kubectl renders them."""
 
-import ast
-import json
 import re
 import shutil
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.metrics import MetricWrapperBase
 
 import chestct
 from chestct import reader_child
 from chestct.encoded_image import CHEAP_MEMORY, MAX_MEMORY
-from k8s.render import COMBINATIONS, COMPONENTS, HERE, render
+from k8s.render import COMBINATIONS, COMPONENTS, HERE, OVERLAYS, render
 from serving.settings import PREFIX, Settings
-from serving.telemetry import metrics
-from serving.telemetry.request_record import CLIENT_LATE
+from tests.manifests import (
+    Objects,
+    autoscaler,
+    container,
+    find,
+    namespace,
+    pod,
+    ports,
+    read_settings,
+    rendered,
+    settings,
+)
 
-MONITORING = HERE / "components/monitoring"
 POD_KINDS = ("Deployment", "Job")
-PROBES = 'route!~"/livez|/readyz|/healthz|/metrics"'
-METRICS = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
-
-Objects = list[dict[str, Any]]
-
-
-@cache
-def rendered(overlay: str, components: tuple[str, ...] = ()) -> Objects:
-    return list(yaml.safe_load_all(render(overlay, components)))
 
 
 @pytest.fixture(params=COMBINATIONS, ids=lambda value: "-".join((value[0], *value[1])))
@@ -39,90 +34,12 @@ def objects(request: pytest.FixtureRequest) -> Objects:
     return rendered(*request.param)
 
 
-def find(objects: Objects, kind: str, prefix: str = "chestct") -> dict[str, Any]:
-    (only,) = [item for item in objects if item["kind"] == kind and re.fullmatch(prefix, item["metadata"]["name"])]
-    return only
-
-
-def pod(objects: Objects) -> dict[str, Any]:
-    return find(objects, "Deployment")["spec"]["template"]["spec"]
-
-
-def container(objects: Objects) -> dict[str, Any]:
-    (only,) = pod(objects)["containers"]
-    return only
-
-
-def settings(objects: Objects) -> dict[str, str]:
-    return find(objects, "ConfigMap", "chestct-[0-9a-z]{10}")["data"]
-
-
-def read_settings(objects: Objects) -> Settings:
-    return Settings.model_validate(
-        {name.removeprefix(PREFIX).lower(): value for name, value in settings(objects).items()}
-    )
-
-
-def ports(objects: Objects) -> dict[str, int]:
-    return {port["name"]: port["containerPort"] for port in container(objects)["ports"]}
-
-
-def autoscaler(objects: Objects) -> tuple[int, int]:
-    """Return the fewest and the most pods of the autoscaler or the ScaledObject."""
-    for item in objects:
-        if item["kind"] == "HorizontalPodAutoscaler":
-            return item["spec"]["minReplicas"], item["spec"]["maxReplicas"]
-        if item["kind"] == "ScaledObject":
-            return item["spec"]["minReplicaCount"], item["spec"]["maxReplicaCount"]
-    raise AssertionError("nothing scales")
-
-
-def queries() -> dict[str, str]:
-    """Return each PromQL expression of rules, dashboard, autoscaler and analysis, by its place."""
-    found = {rule.get("alert") or rule["record"]: rule["expr"] for rule in rules()}
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8"))
-    for panel in dashboard["panels"]:
-        found |= {f"{panel['title']} {target['refId']}": target["expr"] for target in panel["targets"]}
-    found |= {
-        item["name"]: item["query"]["query"] for item in dashboard["templating"]["list"] if item["type"] == "query"
-    }
-    objects = rendered("production", tuple(COMPONENTS))
-    for trigger in find(objects, "ScaledObject")["spec"]["triggers"]:
-        if trigger["type"] == "prometheus":
-            found["ScaledObject"] = trigger["metadata"]["query"]
-    for metric in find(objects, "AnalysisTemplate")["spec"]["metrics"]:
-        found[f"analysis {metric['name']}"] = metric["provider"]["prometheus"]["query"]
-    return found
-
-
-def rules() -> list[dict[str, Any]]:
-    content = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text(encoding="utf-8"))
-    return [rule for group in content["spec"]["groups"] for rule in group["rules"]]
-
-
-def exposed() -> set[str]:
-    """Return the names of all series of serving.telemetry.metrics."""
-    names = set()
-    for metric in METRICS:
-        for family in metric.describe():
-            suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
-            names |= {family.name + suffix for suffix in suffixes}
-    return names
-
-
-def labels_of(name: str) -> set[str]:
-    """Return the labels of a series: its own and those that Prometheus adds in a cluster."""
-    for metric in METRICS:
-        if any(family.name == re.sub(r"_(total|bucket|sum|count)$", "", name) for family in metric.describe()):
-            return {*metric._labelnames, "namespace", "pod", *(["le"] if name.endswith("_bucket") else [])}
-    raise AssertionError(name)
-
-
 def test_a_manifest_is_named_after_the_one_kind_it_holds() -> None:
-    for path in [*HERE.glob("base/*.yaml"), *HERE.glob("overlays/*/*.yaml"), *HERE.glob("components/*/*.yaml")]:
+    folders = ("base", "admin/*", "overlays/*", "components/*", "examples/*")
+    for path in [path for folder in folders for path in HERE.glob(f"{folder}/*.yaml")]:
         (document,) = yaml.safe_load_all(path.read_text(encoding="utf-8"))
         kind = {"Component": "kustomization"}.get(document["kind"], document["kind"].lower())
-        assert path.stem == kind, path
+        assert path.stem.partition("-")[0] == kind, path
 
 
 @pytest.mark.parametrize("folder", ["base", *(f"components/{name}" for name in COMPONENTS)])
@@ -138,10 +55,23 @@ def test_an_overlay_says_little() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 20
 
 
-def test_all_objects_are_in_the_overlays_namespace(objects: Objects) -> None:
-    namespace = find(objects, "Namespace", ".*")["metadata"]
-    assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert {item["metadata"].get("namespace") for item in objects if item["kind"] != "Namespace"} == {namespace["name"]}
+def test_all_objects_are_in_the_overlays_namespace_which_is_not_among_them(objects: Objects) -> None:
+    assert "Namespace" not in {item["kind"] for item in objects}
+    assert {item["metadata"].get("namespace") for item in objects} == {namespace(objects)}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_admin_makes_the_overlays_namespace_and_the_account_that_deploys_into_it(overlay: str) -> None:
+    objects = rendered(overlay, kind="admin")
+    own = namespace(rendered(overlay))
+    made = find(objects, "Namespace", own)["metadata"]
+    assert made["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    account = find(objects, "ServiceAccount", "deployer")
+    binding = find(objects, "RoleBinding", "deployer")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "deployer", "namespace": own}]
+    assert binding["roleRef"]["name"] == find(objects, "Role", "deployer")["metadata"]["name"]
+    assert account["automountServiceAccountToken"] is False
+    assert {item["metadata"].get("namespace", own) for item in objects} == {own}
 
 
 def test_the_ports_are_those_the_service_listens_on(objects: Objects) -> None:
@@ -156,6 +86,16 @@ def test_the_ports_are_those_the_service_listens_on(objects: Objects) -> None:
     }
 
 
+def test_a_grpc_client_that_balances_by_itself_finds_the_address_of_each_pod(objects: Objects) -> None:
+    headless, usual = (find(objects, "Service", name)["spec"] for name in ("chestct-grpc", "chestct"))
+    assert headless["clusterIP"] == "None"
+    assert "publishNotReadyAddresses" not in headless  # only pods that are ready
+    assert headless["ports"] == [port for port in usual["ports"] if port["name"] == "grpc"]
+    # The name leads to pods without a Service's translation of ports, so the number must be the container's own.
+    assert headless["ports"][0]["port"] == ports(objects)["grpc"]
+    assert headless["selector"] == usual["selector"]
+
+
 def test_the_probes_ask_where_the_container_listens(objects: Objects) -> None:
     paths = {}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -166,6 +106,47 @@ def test_the_probes_ask_where_the_container_listens(objects: Objects) -> None:
             assert probe["httpGet"]["port"] == "http"
             paths[name] = probe["httpGet"]["path"]
     assert paths == {"startupProbe": "/readyz", "livenessProbe": "/livez"}
+
+
+def test_a_slow_node_has_three_minutes_to_start_the_service(objects: Objects) -> None:
+    probe = container(objects)["startupProbe"]
+    assert (probe["initialDelaySeconds"], probe["timeoutSeconds"], probe["failureThreshold"]) == (3, 5, 90)
+    allowed = probe["initialDelaySeconds"] + probe["periodSeconds"] * probe["failureThreshold"]
+    assert allowed >= 180
+    spec = find(objects, "Deployment")["spec"]
+    assert spec["progressDeadlineSeconds"] > allowed + spec["minReadySeconds"]
+
+
+def test_the_release_workflow_waits_longer_than_a_stalled_rollout_takes_to_be_called_one() -> None:
+    workflow = (HERE.parent / ".github/workflows/release.yaml").read_text(encoding="utf-8")
+    waits = [int(minutes) * 60 for minutes in re.findall(r"rollout status .*--timeout (\d+)m", workflow)]
+    assert waits
+    assert find(rendered("production"), "Deployment")["spec"]["progressDeadlineSeconds"] < min(waits)
+
+
+def test_a_new_pod_counts_only_after_a_worker_that_hangs_would_show(objects: Objects) -> None:
+    assert find(objects, "Deployment")["spec"]["minReadySeconds"] > read_settings(objects).hang_seconds
+
+
+def test_the_last_line_of_a_container_that_ends_is_kept(objects: Objects) -> None:
+    assert container(objects)["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_a_release_is_spread_over_zones_and_nodes_by_itself(objects: Objects) -> None:
+    spreads = pod(objects)["topologySpreadConstraints"]
+    keys = [spread["topologyKey"] for spread in spreads]
+    assert keys == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    for spread in spreads:
+        assert spread["matchLabelKeys"] == ["pod-template-hash"]
+        assert spread["whenUnsatisfiable"] == "ScheduleAnyway"  # one node, as on kind, is enough
+
+
+def test_the_disk_that_a_container_may_use_holds_its_volumes_and_its_log(objects: Objects) -> None:
+    sizes = [int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi")) for volume in pod(objects)["volumes"]]
+    resources = container(objects)["resources"]
+    limit = int(resources["limits"]["ephemeral-storage"].removesuffix("Mi"))
+    assert limit >= sum(sizes) + 5 * 10  # the kubelet keeps five files of 10 MiB of a container's log
+    assert int(resources["requests"]["ephemeral-storage"].removesuffix("Mi")) <= limit
 
 
 def test_every_port_that_is_named_exists(objects: Objects) -> None:
@@ -187,13 +168,12 @@ def test_every_port_that_is_named_exists(objects: Objects) -> None:
 
 def test_every_selector_takes_the_deployments_pods(objects: Objects) -> None:
     labels = find(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    (spread,) = pod(objects)["topologySpreadConstraints"]
     selectors = [
         find(objects, "Deployment")["spec"]["selector"]["matchLabels"],
         find(objects, "Service")["spec"]["selector"],
         find(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         find(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
-        spread["labelSelector"]["matchLabels"],
+        *(spread["labelSelector"]["matchLabels"] for spread in pod(objects)["topologySpreadConstraints"]),
         *(item["spec"]["selector"]["matchLabels"] for item in objects if item["kind"] == "PodMonitor"),
     ]
     assert all(selector and selector.items() <= labels.items() for selector in selectors)
@@ -226,7 +206,7 @@ def test_the_autoscaler_owns_the_replicas(objects: Objects) -> None:
 
 def test_an_overlays_bounds_hold_for_every_autoscaler(objects: Objects) -> None:
     bounds = {"chestct-dev": (1, 10), "chestct-staging": (2, 3), "chestct": (2, 10)}
-    assert autoscaler(objects) == bounds[find(objects, "Namespace", ".*")["metadata"]["name"]]
+    assert autoscaler(objects) == bounds[namespace(objects)]
 
 
 @pytest.mark.parametrize("overlay", ["staging", "production"])
@@ -327,62 +307,6 @@ def test_the_memory_limit_holds_the_worst_of_every_part_at_once(objects: Objects
     assert f"that is {needed // 2**20} MiB" in page
     assert int(limit.removesuffix("Mi")) * 2**20 >= needed
     assert resources["requests"]["memory"] == limit
-
-
-@pytest.mark.parametrize("where", queries())
-def test_a_query_names_metrics_and_labels_that_exist(where: str) -> None:
-    query = queries()[where]
-    bare = re.sub(r'"[^"]*"', '""', query)
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    assert set(re.findall(r"chestct:[\w:]+", bare)) <= recorded
-    names = set(re.findall(r"(?<![\w:])chestct_\w+", bare))
-    assert names <= exposed()
-    allowed = {label for name in names for label in labels_of(name)} | {"namespace"}
-    used = {word for words in re.findall(r"by \(([^)]*)\)", bare) for word in re.split(r",\s*", words)}
-    used |= {label for inside in re.findall(r"\{([^}]*)\}", bare) for label in re.findall(r"(\w+)\s*[=!]", inside)}
-    assert used <= allowed
-
-
-def test_scaling_and_analysis_look_at_their_own_namespace(objects: Objects) -> None:
-    asked = []
-    for item in objects:
-        if item["kind"] == "ScaledObject":
-            triggers = item["spec"]["triggers"]
-            asked += [trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "prometheus"]
-        if item["kind"] == "AnalysisTemplate":
-            asked += [metric["provider"]["prometheus"]["query"] for metric in item["spec"]["metrics"]]
-            given = find(objects, "Rollout")["spec"]["strategy"]["canary"]["analysis"]["args"]
-            assert {"name": "namespace", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}} in given
-            assert {argument["name"] for argument in item["spec"]["args"]} == {argument["name"] for argument in given}
-    own = find(objects, "Namespace", ".*")["metadata"]["name"]
-    for query in asked:
-        filled = query.replace("{{args.namespace}}", own)
-        assert filled.count(f'{{namespace="{own}"') == len(re.findall(r"chestct_\w+", filled))
-
-
-def test_no_promise_counts_probes_and_scrapes() -> None:
-    for where, query in queries().items():
-        if where != "Requests a second A":
-            assert query.count(PROBES) == len(re.findall(r"chestct_request(?:s|_seconds)_\w+", query)), where
-
-
-def test_the_code_that_counts_as_failed_is_one_that_the_service_gives() -> None:
-    (expression,) = {rule["expr"] for rule in rules() if rule.get("record") == "chestct:failed:share5m"}
-    statuses = set(re.findall(r"[A-Z_]{4,}", expression))
-    sources = [ast.parse(file.read_text(encoding="utf-8")) for file in (HERE.parent / "serving/rpc").glob("*.py")]
-    given = {node.attr for source in sources for node in ast.walk(source) if isinstance(node, ast.Attribute)}
-    assert {"INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED"} <= statuses & given
-
-
-def test_a_client_s_own_deadline_is_outside_the_promise_of_answers() -> None:
-    failing = {where: query for where, query in queries().items() if "INTERNAL" in query}
-    assert len(failing) == 6
-    for where, query in failing.items():
-        failed, asked = query.split(" / ")
-        codes = re.search(r'code=~"([^"]*)"', failed)
-        assert codes, where
-        assert not re.fullmatch(codes[1], CLIENT_LATE), where
-        assert f'code!="{CLIENT_LATE}"' in asked, where
 
 
 def test_a_skip_of_checkov_has_its_reason() -> None:
