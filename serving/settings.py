@@ -3,7 +3,6 @@
 `python -m docs.tables` writes their table into docs/reference/settings.md.
 """
 
-import math
 import os
 import re
 from typing import Annotated, Any, Final, Literal, Self
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import DirectoryPath, Field, FilePath, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from serving import cgroups
+from chestct.cgroups import usable_cores
 
 PREFIX: Final = "CHESTCT_"
 
@@ -26,16 +25,9 @@ class SettingsError(ValueError):
     """A CHESTCT_ variable is unknown or has an invalid value. The message names it."""
 
 
-def _usable_cores() -> int:
-    """Number of cores that this process may use, within the CPU limit of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
-    limit = cgroups.cpu_limit()
-    return cores if limit == math.inf else min(cores, math.ceil(limit))
-
-
 def _cores_per_worker(settings: dict[str, Any]) -> int:
     workers: int = settings.get("workers", 1)
-    return max(1, _usable_cores() // workers)
+    return max(1, usable_cores() // workers)
 
 
 class Settings(BaseSettings):
@@ -48,7 +40,7 @@ class Settings(BaseSettings):
     )
     """Tag in the BentoML model store. A model trained on phantoms is served only if this names it."""
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
-        default_factory=_usable_cores, json_schema_extra={"default": "usable cores"}
+        default_factory=usable_cores, json_schema_extra={"default": "usable cores"}
     )
     """Worker processes. Each has an engine and a queue, and lends its idle engine to other workers."""
     engine_threads: Annotated[int, Field(ge=1, le=256)] = Field(

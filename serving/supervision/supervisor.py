@@ -23,7 +23,8 @@ from bentoml._internal.utils import circus as bentoml_circus
 from circus.exc import ConflictError  # type: ignore[import-untyped]
 from tornado.ioloop import PeriodicCallback
 
-from serving import cgroups, run_folder
+from chestct import cgroups
+from serving import run_folder
 from serving.settings import Settings
 from serving.supervision.worker_health import WorkerHealth
 from serving.telemetry import log

@@ -23,7 +23,7 @@ def test_an_empty_environment_gives_one_worker_a_core_and_one_thread_each() -> N
 
 def test_fewer_workers_get_the_cores_as_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr("serving.cgroups._ROOT", tmp_path)
+    monkeypatch.setattr("chestct.cgroups._ROOT", tmp_path)
     monkeypatch.setenv("CHESTCT_WORKERS", "2")
     assert Settings.read().engine_threads == 4
 
@@ -31,7 +31,7 @@ def test_fewer_workers_get_the_cores_as_threads(monkeypatch: pytest.MonkeyPatch,
 def test_a_containers_cpu_limit_bounds_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr("serving.cgroups._ROOT", tmp_path)
+    monkeypatch.setattr("chestct.cgroups._ROOT", tmp_path)
     assert Settings.read().workers == 2
 
 
@@ -40,7 +40,7 @@ def test_all_cores_count_if_the_system_does_not_show_the_usable_ones(
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr("serving.cgroups._ROOT", tmp_path)
+    monkeypatch.setattr("chestct.cgroups._ROOT", tmp_path)
     assert Settings.read().workers == 8
 
 

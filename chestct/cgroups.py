@@ -1,12 +1,20 @@
 """Limits of the container that this process runs in, from Linux' control groups of version 2 or 1."""
 
 import math
+import os
 from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path("/sys/fs/cgroup")
 _NO_LIMIT: Final = 1 << 62
 """Version 1 shows a number above this if there is no limit on memory."""
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may use, within the CPU limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    limit = cpu_limit()
+    return cores if limit == math.inf else min(cores, math.ceil(limit))
 
 
 def cpu_limit() -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import cgroups
+from chestct import cgroups
 
 NONE = (math.inf, math.inf, 0)
 VERSION_2 = {
