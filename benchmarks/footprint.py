@@ -48,7 +48,7 @@ def installed_size(requirements: Path = REQUIREMENTS) -> float:
 
 def left_out(containerfile: Path = CONTAINERFILE) -> list[str]:
     """Return the parts of OpenVINO that the image removes: GPU and NPU plugins, and C++ headers."""
-    found = re.search(r"/openvino && \\\n\s*rm -rf (.+)$", containerfile.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"/openvino && \\\n\s*rm -rf ([^&\n]+)", containerfile.read_text(encoding="utf-8"), re.MULTILINE)
     return found[1].split() if found else []
 
 

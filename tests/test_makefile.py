@@ -62,7 +62,7 @@ def make(tmp_path: Path) -> Make:
     stub = programs / "stub"
     stub.write_text(STUB.format(python=sys.executable, root=str(ROOT)), encoding="utf-8")
     stub.chmod(0o755)
-    for name in ("python", "dvc", "bentoml", "docker", "git"):
+    for name in ("python", "dvc", "bentoml", "docker", "git", "kubectl"):
         shutil.copy(stub, programs / name)
     (folder / "requirements").mkdir()
     (folder / "requirements" / "development.txt").touch()
@@ -112,7 +112,7 @@ def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -
     assert served[:4] == ["bentoml", "serve", "--port", text]
     assert environment == {"CHESTCT_GRPC_PORT": text}
     *_, (tested, environment) = make("test-image", f"IMAGE={text}")
-    assert tested == ["python", "-m", "pytest", "-s", "tests/container"]
+    assert tested == ["python", "-m", "pytest", "-s", "--confcutdir", "tests/container", "tests/container"]
     assert environment == {"IMAGE": text}
     *_, (loaded, _) = make("load", f"SCENARIO={text}", f"USERS={text}", f"SECONDS={text}")
     assert loaded[3:] == [f"--scenario={text}", f"--users={text}", f"--seconds={text}"]

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,14 @@ from open_inference.grpc import protocol, service
 
 import chestct
 from k8s.render import render
-from load_tests.images import phantom
-from load_tests.server import free_ports
-from tests.server import ROOT
+from load_tests.server import ROOT, free_ports
 
 IMAGE = os.environ.get("IMAGE", "chestct:latest")
 BUILDER = os.environ.get("BUILDER", "podman")
 OPTIONS = os.environ.get("CONTAINER_RUN_OPTIONS", "--network host").split()
 NAME = f"chestct-test-{os.getpid()}"
 READY_SECONDS = 120
+PHANTOM = (ROOT / "serving/http/page/samples/phantom-adenocarcinoma.jpg").read_bytes()
 BUILD = ROOT / "build"
 TOOLS = {"cc", "gcc", "g++", "c++", "ld", "make", "cmake", "git", "uv", "uvx", "curl", "wget"}
 
@@ -111,7 +111,7 @@ def is_ready(url: str) -> bool:
 
 def infer(channel: grpc.Channel) -> Any:
     tensor = protocol.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[1])
-    tensor.contents.bytes_contents.append(phantom())
+    tensor.contents.bytes_contents.append(PHANTOM)
     request = protocol.ModelInferRequest(model_name="chestct", inputs=[tensor])
     return service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
 
@@ -126,7 +126,7 @@ def test_it_becomes_ready(running: Running) -> None:
 
 
 def test_it_answers_over_http_and_grpc_alike(running: Running) -> None:
-    answer = httpx.post(f"{running.url}/v1/predict", files={"image": phantom()}, timeout=60).raise_for_status().json()
+    answer = httpx.post(f"{running.url}/v1/predict", files={"image": PHANTOM}, timeout=60).raise_for_status().json()
     with grpc.insecure_channel(running.grpc) as channel:
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         response = infer(channel)
@@ -162,7 +162,7 @@ def test_its_labels_name_commit_model_and_purpose(running: Running) -> None:
     assert httpx.get(f"{running.url}/v2", timeout=30).json()["version"] == labels["org.opencontainers.image.version"]
     card = httpx.get(f"{running.url}/v1/model", timeout=30).json()
     assert card["lineage"]["model_sha256"] == labels["chestct.model.sha256"]
-    answer = httpx.post(f"{running.url}/v1/predict", files={"image": phantom()}, timeout=60).json()
+    answer = httpx.post(f"{running.url}/v1/predict", files={"image": PHANTOM}, timeout=60).json()
     assert answer["model"] == labels["chestct.model.tag"]
 
 
@@ -180,6 +180,17 @@ def test_no_tool_is_in_it_that_only_a_build_needs() -> None:
     ]
 
 
+def test_it_adds_at_most_400_mb_to_its_base() -> None:
+    size = 0
+    with tarfile.open(BUILD / "image.tar") as image:
+        (manifest,) = json.load(image.extractfile("manifest.json"))  # type: ignore[arg-type]
+        for name in manifest["Layers"]:
+            with tarfile.open(fileobj=image.extractfile(name)) as layer:
+                size += sum(member.size for member in layer if member.name.startswith("app/"))
+    assert 200e6 < size <= 400e6
+    print(f"{size / 1e6:.0f} MB beside its base")
+
+
 def test_the_bill_holds_every_pinned_package_that_is_installed() -> None:
     parts = json.loads((BUILD / "image.cdx.json").read_text())["components"]
     versions = {part["purl"].partition("?")[0] for part in parts if "purl" in part}
@@ -194,8 +205,8 @@ def test_a_stop_answers_all_that_was_asked_and_ends_by_itself(running: Running) 
     with ThreadPoolExecutor(16) as pool, grpc.insecure_channel(running.grpc) as channel:
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         asked = [
-            pool.submit(httpx.post, f"{running.url}/v1/predict", files={"image": phantom(n)}, timeout=60)
-            for n in range(16)
+            pool.submit(httpx.post, f"{running.url}/v1/predict", files={"image": PHANTOM}, timeout=60)
+            for _ in range(16)
         ]
         time.sleep(0.2)  # the requests are under way
         run("kill", "--signal", str(int(signal.SIGTERM)), NAME)
