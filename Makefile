@@ -43,7 +43,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training .venv/.i
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients test-node train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -70,6 +70,9 @@ test-long: $(development) ## run the long tests: every backbone, an interrupted 
 
 clients: $(development) .venv-clients/.clients ## ask a test server with tritonclient and the KServe SDK
 	@python -m tests.clients
+
+test-node: $(development) .venv-node/.node-tests ## test the DICOM node, in an environment of its own
+	@python -m tests.dicom_node
 
 train: $(training) ## run the pipeline, then store the model; DATA=folder takes images from there, in Kaggle's layout
 	$(if $(value DATA),$(experiment) -S data.source=local -S "$$(python -m pipeline.override data.path $(call quote,$(value DATA)))",dvc repro)
@@ -156,6 +159,9 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	$(compile) --extra train -c requirements/development.txt -o requirements/training.txt
 	$(compile) -c requirements/development.txt -o requirements/serving.txt
 	$(compile:pyproject.toml=--group clients) -o requirements/clients.txt $(UPGRADE)
+	python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["node"], sep="\n")' | \
+	  $(compile:pyproject.toml=-) -c requirements/development.txt -o requirements/node.txt $(UPGRADE)
+	$(compile:pyproject.toml=requirements/node.txt) --group node-tests -c requirements/development.txt -o requirements/node-tests.txt
 	$(compile) --group load -c requirements/development.txt -o requirements/load.txt
 	$(compile) --group image -c requirements/development.txt -o requirements/image.txt
 	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
@@ -176,7 +182,7 @@ image = $(call quote,$(value IMAGE))
 save = $(if $(filter buildah,$(builder)),buildah push $(image) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(image))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
-.venv .venv-clients .venv-checkov .venv-docs:
+.venv .venv-clients .venv-node .venv-checkov .venv-docs:
 	@$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
 	  { echo 'error: '$(call quote,$(value PYTHON))' is not a Python 3.11, 3.12 or 3.13; name one that is: make PYTHON=python3.12' >&2; exit 2; }
 	@if $(python) -m pip --version >/dev/null 2>&1; then $(python) -m venv --without-pip $@; \
@@ -189,6 +195,9 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 	$(install)
 
 .venv-clients/.clients: requirements/clients.txt | .venv-clients
+	$(install)
+
+.venv-node/.node .venv-node/.node-tests: .venv-node/.%: requirements/%.txt | .venv-node
 	$(install)
 
 .venv-checkov/.checkov: requirements/checkov.txt | .venv-checkov

@@ -9,16 +9,17 @@ import pytest
 
 from tests.server import ROOT
 
-PACKAGES = ("chestct", "pipeline", "serving")
+PACKAGES = ("chestct", "dicom_node", "pipeline", "serving")
 FILES = [*(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))), ROOT / "service.py"]
 
 TOOLS = {"benchmarks", "docs", "image", "k8s", "load_tests", "tests"}
 """Packages that use the service and the pipeline. Neither of those may import them."""
 FORBIDDEN = {
-    "chestct": {"pipeline", "serving", "service", *TOOLS},
-    "pipeline": {"serving", "service", *TOOLS},
-    "serving": {"pipeline", "service", *TOOLS},
-    "service": {"pipeline", *TOOLS},
+    "chestct": {"dicom_node", "pipeline", "serving", "service", *TOOLS},
+    "dicom_node": {"pipeline", "serving", "service", *TOOLS},
+    "pipeline": {"dicom_node", "serving", "service", *TOOLS},
+    "serving": {"dicom_node", "pipeline", "service", *TOOLS},
+    "service": {"dicom_node", "pipeline", *TOOLS},
     "load_tests": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
@@ -63,11 +64,12 @@ OWNERS = {
     "open_inference": {f"serving/rpc/{name}.py" for name in ("inference", "interceptor", "server")},
     "opentelemetry": {"serving/telemetry/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
-    "pydicom": {"chestct/dicom.py", "pipeline/judging/other_pictures.py"},
+    "pydicom": {"chestct/dicom.py", "dicom_node/receive.py", "pipeline/judging/other_pictures.py"},
+    "pynetdicom": {"dicom_node/receive.py"},
     "starlette": {f"serving/http/{name}.py" for name in HTTP},
     "uvicorn": {f"serving/http/{name}.py" for name in ("connection_closing", "connections", "private_port")},
-    "prometheus_client": {"serving/telemetry/metrics.py"},
-    "pydantic_settings": {"serving/settings.py"},
+    "prometheus_client": {"dicom_node/metrics.py", "serving/telemetry/metrics.py"},
+    "pydantic_settings": {"dicom_node/settings.py", "serving/settings.py"},
 }
 TRAINING_ONLY = {
     "tensorflow",

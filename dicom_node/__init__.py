@@ -1,0 +1,1 @@
+"""A DICOM node: receives CT series, has them scored by the service over HTTP, and returns SR and Secondary Capture."""

@@ -1,0 +1,238 @@
+"""A real SCU sends to the receiver: what is acknowledged is in the spool, and the rest is refused truthfully."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from pydicom import Dataset, dcmread, uid
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
+
+from chestct import dicom
+from dicom_node import receive
+from dicom_node.receive import Receiver, check
+from dicom_node.spool import Spool, key_of
+from tests.dicom_node.slices import ct_slice, levels, written
+
+Start = Callable[..., tuple[Receiver, Spool]]
+
+
+def associate(receiver: Receiver, *, title: str = "SENDER", called: str = "CHESTCT", **options: Any) -> Association:
+    entity = AE(title)
+    entity.add_requested_context(Verification)
+    syntaxes = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian]
+    for sop_class in (CTImageStorage, MRImageStorage):
+        entity.add_requested_context(sop_class, syntaxes)
+    entity.add_requested_context(CTImageStorage, uid.RLELossless)
+    return entity.associate("127.0.0.1", receiver.port, ae_title=called, **options)
+
+
+def test_an_echo_is_answered(receiver: Start) -> None:
+    association = associate(receiver()[0])
+    assert association.send_c_echo().Status == 0x0000
+    association.release()
+
+
+def test_what_is_acknowledged_is_in_the_spool_as_it_was_sent(receiver: Start) -> None:
+    node, spool = receiver()
+    association = associate(node)
+    sent = [
+        ct_slice(number=1),
+        ct_slice(number=2, syntax=uid.ImplicitVRLittleEndian),
+        ct_slice(number=3, syntax=uid.RLELossless),
+        ct_slice(series="1.2.3.5", number=1),
+    ]
+    assert [association.send_c_store(file).Status for file in sent] == [0x0000] * 4
+    association.release()
+    assert sorted(spool.series()) == sorted(key_of("1.2.3", series) for series in ("1.2.3.4", "1.2.3.5"))
+    key = key_of("1.2.3", "1.2.3.4")
+    assert len(spool.slices(key)) == 3
+    stored = [dcmread(spool.slice_path(key, key_of(file.SOPInstanceUID))) for file in sent[:3]]
+    assert [file.file_meta.TransferSyntaxUID.is_encapsulated for file in stored] == [False, False, True]
+    assert stored == sent[:3]
+    assert all((file.pixel_array == levels()).all() for file in stored)
+
+
+def test_a_repeat_is_acknowledged_and_another_content_is_refused(receiver: Start) -> None:
+    node, spool = receiver()
+    association = associate(node)
+    assert association.send_c_store(ct_slice()).Status == 0x0000
+    assert association.send_c_store(ct_slice()).Status == 0x0000
+    refused = association.send_c_store(ct_slice(levels()[::-1]))
+    assert (refused.Status, refused.ErrorComment) == (0x0111, "another instance has this SOP Instance UID")
+    association.release()
+    assert [len(spool.slices(key)) for key in spool.series()] == [1]
+
+
+def test_other_modalities_get_a_status_and_the_slices_between_them_are_stored(receiver: Start) -> None:
+    node, spool = receiver()
+    association = associate(node)
+    other = ct_slice(number=2, SOPClassUID=MRImageStorage, Modality="MR")
+    other.file_meta.MediaStorageSOPClassUID = MRImageStorage
+    answers = [association.send_c_store(file) for file in (ct_slice(number=1), other, ct_slice(number=3))]
+    assert [answer.Status for answer in answers] == [0x0000, 0x0122, 0x0000]
+    assert answers[1].ErrorComment == "only CT Image Storage is taken"
+    answer = association.send_c_store(ct_slice(number=4, Modality="PT"))
+    assert (answer.Status, answer.ErrorComment) == (0xA900, "the modality is not CT")
+    association.release()
+    assert [len(spool.slices(key)) for key in spool.series()] == [2]
+
+
+@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.RLELossless])
+def test_a_truncated_slice_is_refused_wherever_it_ends(syntax: str) -> None:
+    data = written(ct_slice(syntax=syntax))
+    assert check(data, "1.2.3.4.1") == (key_of("1.2.3", "1.2.3.4"), key_of("1.2.3.4.1"))
+    for end in range(200, len(data) - 8, 211):
+        with pytest.raises(receive.Refused) as refused:
+            check(data[:end], "1.2.3.4.1")
+        assert refused.value.status in (0xC000, 0xA900)
+
+
+@pytest.mark.parametrize("changes", [{"SeriesInstanceUID": None}, {"StudyInstanceUID": ""}, {"SOPInstanceUID": "9.9"}])
+def test_a_slice_without_the_uids_of_the_request_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(receive.Refused, match="UIDs") as refused:
+        check(written(ct_slice(**changes)), "1.2.3.4.1")
+    assert refused.value.status == 0xA900
+
+
+def test_a_full_spool_is_told(receiver: Start) -> None:
+    node, spool = receiver(max_spool_bytes=12_000)
+    association = associate(node)
+    answers = [association.send_c_store(ct_slice(number=number)) for number in (1, 2)]
+    association.release()
+    assert [answer.Status for answer in answers] == [0x0000, 0xA700]
+    assert answers[1].ErrorComment == "the spool is full; send again later"
+    assert [len(spool.slices(key)) for key in spool.series()] == [1]
+
+
+def test_a_spool_that_cannot_be_written_is_told(receiver: Start) -> None:
+    node, spool = receiver()
+    series = spool.folder("x").parent
+    series.rmdir()
+    series.write_text("a file where the folder was")
+    association = associate(node)
+    answer = association.send_c_store(ct_slice())
+    association.release()
+    assert (answer.Status, answer.ErrorComment) == (0xA700, "the spool can't be written; send again later")
+
+
+@pytest.mark.parametrize(
+    ("callers", "title", "called"),
+    [("SENDER", "STRANGER", "CHESTCT"), ("SENDER@192.0.2.0/24", "SENDER", "CHESTCT"), ("SENDER", "SENDER", "OTHER")],
+)
+def test_others_are_rejected_by_title_or_address(receiver: Start, callers: str, title: str, called: str) -> None:
+    node, _ = receiver(callers=callers)
+    rejections: list[tuple[int, int, int]] = []
+
+    def note(event: Any) -> None:
+        answer = event.assoc.acceptor.primitive
+        rejections.append((answer.result, answer.result_source, answer.diagnostic))
+
+    association = associate(node, title=title, called=called, evt_handlers=[(evt.EVT_REJECTED, note)])
+    assert association.is_rejected
+    assert rejections == [(1, 1, 3 if called == "CHESTCT" else 7)]
+    accepted = associate(receiver(callers="SENDER@127.0.0.0/8")[0])
+    assert accepted.is_established
+    accepted.release()
+
+
+def test_an_instance_that_is_too_long_ends_its_association(receiver: Start) -> None:
+    node, spool = receiver(max_instance_bytes=20_000)
+    association = associate(node)
+    for number in range(1, 5):  # together longer than the bound
+        assert association.send_c_store(ct_slice(number=number)).Status == 0x0000
+    assert "Status" not in association.send_c_store(ct_slice(levels(512), number=5))
+    association.join(10)
+    assert association.is_aborted
+    assert [len(spool.slices(key)) for key in spool.series()] == [4]
+
+
+def test_associations_beyond_the_limit_are_rejected_for_now(receiver: Start) -> None:
+    node, _ = receiver(max_associations=1)
+    first = associate(node)
+    second = associate(node)
+    assert second.is_rejected
+    assert second.acceptor.primitive.result == 0x02
+    first.release()
+
+
+def test_several_senders_at_once_lose_nothing(receiver: Start) -> None:
+    node, spool = receiver()
+    statuses: list[int] = []
+
+    def send(series: str) -> None:
+        association = associate(node)
+        for number in range(1, 9):
+            statuses.append(association.send_c_store(ct_slice(series=series, number=number)).Status)
+        association.release()
+
+    senders = [threading.Thread(target=send, args=(f"1.2.3.{count}",)) for count in range(4)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert statuses == [0x0000] * 32
+    assert [len(spool.slices(key)) for key in spool.series()] == [8] * 4
+
+
+def test_the_transfer_syntaxes_are_those_that_the_service_reads() -> None:
+    assert set(receive.SYNTAXES) == {*dicom._NATIVE, *dicom._DECODERS}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """Certificate of the loopback and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    kinds = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, *kinds))
+    return pem, private
+
+
+def test_tls_is_spoken_and_a_peer_without_a_certificate_is_left_out(
+    receiver: Start, certificate: tuple[Path, Path]
+) -> None:
+    pem, key = certificate
+    node, spool = receiver(certificate=pem, certificate_key=key, authorities=pem)
+    with socket.create_connection(("127.0.0.1", node.port)):  # says nothing, and keeps nobody waiting
+        trusting = ssl.create_default_context(cafile=str(pem))
+        assert not associate(node).is_established
+        assert not associate(node, tls_args=(trusting, "localhost")).is_established
+        known = ssl.create_default_context(cafile=str(pem))
+        known.load_cert_chain(pem, key)
+        association = associate(node, tls_args=(known, "localhost"))
+        assert association.is_established
+        assert association.send_c_store(ct_slice()).Status == 0x0000
+        association.release()
+    assert [len(spool.slices(key)) for key in spool.series()] == [1]
+
+
+def test_a_refusal_holds_nothing_of_the_header(receiver: Start, caplog: pytest.LogCaptureFixture) -> None:
+    node, _ = receiver()
+    association = associate(node)
+    answer = association.send_c_store(ct_slice(Modality="PT"))
+    association.release()
+    assert isinstance(answer, Dataset)
+    assert "Secret" not in str(answer) + caplog.text
+    assert "SECRET" not in str(answer) + caplog.text
