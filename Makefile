@@ -2,6 +2,7 @@
 PYTHON    ?= python3
 PORT      ?= 3000
 GRPC_PORT ?= 3001
+MLFLOW_PORT ?= 5000
 DATA      ?=
 RELEASE   ?=
 IMAGE     ?= chestct:latest
@@ -41,6 +42,9 @@ packaging   = $(firstword $(wildcard .venv/.development) .venv/.image)
 serving     = $(firstword $(wildcard .venv/.development .venv/.training .venv/.image) .venv/.serving)
 # `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
+# The demo's clone records its runs here, where `make mlflow` shows them, if the environment names no other place.
+recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlflow.db}
+champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
 .PHONY: help serve demo test test-page test-long clients test-node train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
@@ -48,14 +52,14 @@ experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost d
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
 
-serve: $(serving) ## serve the newest model of real images, or else the released one, on PORT (HTTP, page) and GRPC_PORT
-	@python -m serving.release
-	@CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
+serve: $(if $(champion),$(training),$(serving)) ## serve the newest model of real images, or else the released one, on PORT (HTTP, page) and GRPC_PORT; MODEL=champion follows MLflow
+	@$(if $(champion),tag=$$(python -m pipeline.store --champion) && export CHESTCT_MODEL=$$(echo "$$tag" | tail -n 1) &&) \
+	  python -m serving.release && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
 demo: $(training) ## train on phantoms in a separate clone (a minute or two), then serve that model
 	@test -d .demo || git clone -q . .demo
-	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(experiment) $(PHANTOMS:%=-S %)
-	@stored=$$(cd .demo && python -m pipeline.store) && \
+	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(recorded) $(experiment) $(PHANTOMS:%=-S %)
+	@stored=$$(cd .demo && $(recorded) python -m pipeline.store) && \
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 # All tests of a file run in one process, so it sets up the fixtures that they share once.
@@ -148,8 +152,11 @@ check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain
 docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link fails
 	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
-mlflow: $(training) ## browse the runs on http://localhost:5000
-	mlflow ui --backend-store-uri sqlite:///mlflow.db
+# One worker and no jobs: on a busy machine, uvicorn ends each of several workers that is slow to answer.
+mlflow: $(training) ## browse the runs, also those of `make demo`, on http://localhost:5000; MLFLOW_PORT= is another port
+	@echo 'MLflow shows the runs on http://localhost:'$(call quote,$(value MLFLOW_PORT))'; Ctrl-C ends it'
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_LOGGING_LEVEL=ERROR PYTHONWARNINGS=ignore \
+	  exec mlflow ui --workers 1 --port $(call quote,$(value MLFLOW_PORT)) --backend-store-uri sqlite:///mlflow.db
 
 notebooks: $(development) ## open notebooks/ in JupyterLab, which is fetched for this and kept out of .venv
 	uv run --no-project --with jupyterlab jupyter lab notebooks

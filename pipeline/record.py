@@ -6,15 +6,29 @@ opens it, and adds its figures to the run as a file.
 """
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from chestct.card import Estimate, Metrics, ModelCard
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
-from pipeline.core import paths, runner, tracking
+from pipeline.core import paths, runner, tracking, tracking_models
 from pipeline.core.params import Params
 from pipeline.judging.worst_style import worst_style
+
+_SHOWN: Final = tuple(
+    f"out_of_fold_{name}"
+    for name in (
+        "cancer_auc",
+        "accuracy",
+        "macro_f1",
+        "calibration_error",
+        "style_kept_or_unfamiliar",
+        "style_accepted_otherwise",
+    )
+)
+"""The figures that are metrics of the run. Few of them fill a chart page, and the gate of `make store` reads some."""
 
 
 def record(_: Params) -> None:
@@ -26,23 +40,22 @@ def record(_: Params) -> None:
     if paths.HISTORY.exists():
         # if MLflow did not answer when the training ended
         tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
-    figures = _numbers("out_of_fold", card)
     sizes = {tracking.SIZE: graph.stat().st_size / 1e6, tracking.SCANS: float(card.metrics["out_of_fold"].scans)}
-    tracking.log_metrics(run_id, {**sizes, **figures})
+    tracking.log_metrics(run_id, sizes)
+    tracking.log_figures(run_id, _numbers("out_of_fold", card), shown=_SHOWN)
     for path in (paths.PARAMS, paths.AUDIT, paths.CONTACT_SHEET):
         tracking.log_artifact(run_id, path)
     tracking.log_artifact(run_id, paths.OUT_OF_FOLD_PLOTS, "reports/out_of_fold")
     tracking.log_artifact(run_id, paths.QUANTISATION, "reports")
-    _log_model(run_id, graph, card)
     tracking.log_artifact(run_id, paths.RELEASE, "release")
-    tracking.finish_run(run_id, "FINISHED")
+    _log_model(run_id, graph, card)
     print(f"recorded in MLflow run {run_id}")
 
 
 def _log_model(run_id: str, graph: Path, card: ModelCard) -> None:
-    """Log the graph as an MLflow model. Its signature needs only the shapes, so the picture is black."""
+    """Log the graph as an MLflow model and finish the run. The signature needs only shapes, so the picture is black."""
     black = np.zeros((1, card.input.height, card.input.width, card.input.channels), np.uint8)
-    tracking.log_model(run_id, graph, black, Engine(graph).infer(black)._asdict())
+    tracking_models.log_model(run_id, graph, black, Engine(graph).infer(black)._asdict())
 
 
 def _numbers(split: str, card: ModelCard) -> dict[str, float]:

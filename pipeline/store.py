@@ -5,6 +5,8 @@ out-of-fold ROC AUC of any cancer against normal. The kinds of cancer decide not
 their figures are chance. Test figures never decide. The model must pass the gate, section `store` of params.yaml.
 If the test folder was opened for this graph (`make report`), its figures are added to the card. Otherwise the card has
 none, and a line says so.
+The stored model becomes the champion of MLflow's registry. With --champion, the champion is stored as it is, wherever
+it was trained and whatever the gate.
 Exit code 2: there is no such run. Exit code 3: the best run is below the gate, and nothing is stored.
 """
 
@@ -21,8 +23,8 @@ from chestct.card import ModelCard
 from chestct.digests import SUMS, Altered, check, check_sums, write_sums
 from chestct.store import CARD, GRAPH, import_model
 from pipeline import documents
-from pipeline.core import paths, runner, tracking
-from pipeline.core.errors import StageError
+from pipeline.core import paths, runner, tracking, tracking_models
+from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params, Store
 from pipeline.images.manifest import Manifest
 from pipeline.report import Reported
@@ -52,20 +54,41 @@ def store(params: Params, release: Path | None = None) -> None:
         raise StageError(f"the best run, {best.run_id}, is below the gate of params.yaml; nothing was stored", 3)
 
     with TemporaryDirectory() as folder:
-        model = tracking.fetch(best.run_id, "release", Path(folder))
-        _finish_card(model, _fetch_report(best.run_id, Path(folder)))
-        tag = import_model(model)
+        tag = _import(best.run_id, Path(folder))
         if release is not None:
             audit = tracking.fetch(best.run_id, paths.AUDIT.name, Path(folder))
             release.mkdir(parents=True, exist_ok=True)
-            files = (audit, model / CARD, model / GRAPH)
+            files = (audit, *(Path(folder, "release", name) for name in (CARD, GRAPH)))
             for file in files:
                 shutil.copyfile(file, release / file.name)
             write_sums(release, *(file.name for file in files))
     if release is not None and release.resolve() == paths.RELEASED.resolve():
         documents.write()
+    _crown(best.run_id, tag)
     print(f"run {best.run_id}: out-of-fold ROC AUC of any cancer against normal {best.metrics[tracking.SCORE]:.3f}")
     print(tag)
+
+
+def store_champion(_: Params) -> None:
+    """Import the model of the registry's champion. Raises StageError as `store` does, or if there is no champion."""
+    with TemporaryDirectory() as folder:
+        print(_import(tracking_models.champion(), Path(folder)))
+
+
+def _import(run_id: str, folder: Path) -> str:
+    """Fetch the run's model into `folder`, complete its card, and import it. Return its tag."""
+    model = tracking.fetch(run_id, "release", folder)
+    _finish_card(model, _fetch_report(run_id, folder))
+    return import_model(model)
+
+
+def _crown(run_id: str, tag: str) -> None:
+    """Make the run's model the champion. If that is impossible, a line says so, because the model is stored anyway."""
+    try:
+        if tracking_models.crown(run_id, tag) is None:
+            print(f"run {run_id} has no MLflow model, so the champion stays as it was", file=sys.stderr)
+    except TrackingError as error:
+        print(f"{error}; the model is stored, and the champion stays as it was", file=sys.stderr)
 
 
 def below_gate(metrics: Mapping[str, float], gate: Store) -> list[str]:
@@ -113,8 +136,12 @@ def _finish_card(model: Path, reported: Reported | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--release", type=Path, metavar="FOLDER", help="also copy graph, card and audit there")
+    parser.add_argument("--champion", action="store_true", help="store the champion of MLflow's registry instead")
     arguments = parser.parse_args()
-    runner.run(store, arguments.release)
+    if arguments.champion:
+        runner.run(store_champion)
+    else:
+        runner.run(store, arguments.release)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from chestct import standard_picture
 from pipeline.core import paths, runner, tracking
+from pipeline.core.curves import Curves
 from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES
@@ -52,18 +53,20 @@ def train(params: Params) -> None:
         image_count=len(pool.labels),
     )
     try:
-        key = _key(params)
+        key, curves = _key(params), Curves(run_id)
         count, histories = params.prepare.folds, []
         for fold in range(count):
-            name = f"fold {fold + 1} of {count}"
-            network, history = _resume(f"{key}-{fold}", partial(fitting.fit_fold, pool, extra, fold, params, name))
+            name, add = f"fold {fold + 1} of {count}", partial(curves.add, f"fold_{fold + 1}")
+            fit = partial(fitting.fit_fold, pool, extra, fold, params, name, on_epoch=add)
+            network, history = _resume(f"{key}-{fold}", fit)
             paths.FOLD_MODELS.mkdir(parents=True, exist_ok=True)
             network.save(paths.fold_model(fold))
             histories.append(history)
         logits = _score_folds(pool, params)
         _require_finite(logits, "a fold's network")
         _write_out_of_fold(pool, logits)
-        network, history = _resume(f"{key}-all", partial(fitting.fit, pool, extra, None, params, "all images"))
+        fit = partial(fitting.fit, pool, extra, None, params, "all images", on_epoch=partial(curves.add, "final"))
+        network, history = _resume(f"{key}-all", fit)
         _require_finite(history[-1]["loss"], "the network of all images")
         network.save(paths.FINAL_MODEL)
         _write_history([*histories, history])

@@ -53,7 +53,7 @@ OWNERS = {
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
     "openvino": {"chestct/engine.py"},
-    "mlflow": {"pipeline/core/tracking.py"},
+    "mlflow": {"pipeline/core/tracking.py", "pipeline/core/tracking_models.py"},
     "jinja2": {"pipeline/documents.py"},
     "optuna": {"pipeline/sweep.py"},
     "onnxruntime": {"pipeline/graph/rounding.py"},

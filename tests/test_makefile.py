@@ -44,7 +44,8 @@ if sys.argv[1:3] == ["-m", "pipeline.override"]:
     sys.path.insert(0, {root!r})
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-call = call, {{name: os.environ[name] for name in ("CHESTCT_GRPC_PORT", "IMAGE") if name in os.environ}}
+names = "CHESTCT_GRPC_PORT", "CHESTCT_MODEL", "IMAGE"
+call = call, {{name: os.environ[name] for name in names if name in os.environ}}
 with open("calls", "a") as file:
     file.write(json.dumps(call) + "\\n")
 print("stub")
@@ -126,6 +127,14 @@ def test_a_folder_of_slices_reaches_its_command_as_typed(make: Make, text: str) 
     assert asked == ["python", "-m", "pipeline.external", "--", text]
     ((checked, _),) = make("site", f"DATA={text}", f"MODEL={text}", "ADAPT=1")
     assert checked == ["python", "-m", "pipeline.site", "--adapt", f"--model={text}", "--", text]
+
+
+def test_serve_follows_mlflows_champion_if_it_is_asked_to(make: Make) -> None:
+    (stored, _), (checked, named), (served, follows) = make("serve", "MODEL=champion")
+    assert stored == ["python", "-m", "pipeline.store", "--champion"]
+    assert checked == ["python", "-m", "serving.release"]
+    assert served[:2] == ["bentoml", "serve"]
+    assert (named["CHESTCT_MODEL"], follows["CHESTCT_MODEL"]) == ("stub", "stub"), "the last line that the store prints"
 
 
 @pytest.mark.parametrize("command", ["external", "site"])

@@ -1,4 +1,4 @@
-"""Records training runs in MLflow. No other module imports MLflow.
+"""Records training runs in MLflow. Beside this module, only pipeline.core.tracking_models imports MLflow.
 
 Each stage is a separate process and adds to the same run, so every function takes the id of the run.
 
@@ -9,20 +9,19 @@ or from the file `.env`. Every function raises TrackingError if the store or the
 
 import csv
 import hashlib
+import json
 import os
 import subprocess
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from platform import node, python_version
-from shutil import copyfile
-from tempfile import TemporaryDirectory
+from platform import node
 from time import time
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.core import tracking_address
 from pipeline.core.errors import StageError, TrackingError
@@ -36,10 +35,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 take minutes if no server answers
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run
-from mlflow.models import Model, infer_signature
-from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.data.schema import TensorDatasetSchema
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run
 from mlflow.store.db import utils as database
+from mlflow.types import Schema, TensorSpec
 
 database.MAX_RETRY_COUNT = 4  # its own 10 take minutes if a database cannot be opened
 
@@ -50,6 +49,10 @@ STORE: Final = Path("mlflow.db")
 ARTIFACTS: Final = Path("mlartifacts")
 SCORE: Final = "out_of_fold_cancer_auc"
 """Metric that compares runs. No metric of the test folder does."""
+CURVES: Final = ("loss", "val_loss")
+"""The columns of history.csv that are curves of the run. With ten folds, a run has 30 metrics at most."""
+FIGURES: Final = "figures.json"
+"""Artifact with all figures of the card and their intervals. Only a few of them are metrics."""
 SIZE: Final = "megabytes"
 """Metric with the size of the graph."""
 SCANS: Final = "scans"
@@ -82,36 +85,43 @@ class RunRecord(NamedTuple):
 
 
 @contextmanager
-def _tracking() -> Iterator[MlflowClient]:
+def connected() -> Iterator[MlflowClient]:
     """Yield a client for the store or the server. Turn its errors into TrackingError: one line without a password."""
-    address = _address()
+    used = address()
     try:
-        yield MlflowClient(address.uri)
+        yield MlflowClient(used.uri)
     except StageError:
         raise
     except ImportError as error:
         raise TrackingError(
-            f"MLflow at {address.shown}: the Python package {error.name} is not installed, and this address needs it; "
+            f"MLflow at {used.shown}: the Python package {error.name} is not installed, and this address needs it; "
             "install it, or name an MLflow server"
         ) from None
     except Exception as error:  # noqa: BLE001 - SQLAlchemy, requests and the system raise errors of their own
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        reason = textwrap.shorten(address.hide(first), 400, placeholder=" ...")
+        reason = textwrap.shorten(used.hide(first), 400, placeholder=" ...")
         raise TrackingError(
-            f"MLflow at {address.shown}: {reason} (check {tracking_address.URI}, _USERNAME and _PASSWORD in the "
+            f"MLflow at {used.shown}: {reason} (check {tracking_address.URI}, _USERNAME and _PASSWORD in the "
             "environment or .env)"
-        ) from (None if address.secrets else error)
+        ) from (None if used.secrets else error)
 
 
-def _address() -> tracking_address.Address:
+def address() -> tracking_address.Address:
+    """Return the address that runs are recorded at. Raises TrackingError if it can't be used."""
     return tracking_address.read_address(f"sqlite:///{STORE.resolve()}")
+
+
+def _artifacts_beside_store() -> str | None:
+    """The folder ARTIFACTS beside the database file, or None for a server, which has its own."""
+    scheme, _, path = address().uri.partition(":///")
+    return str(Path(path).with_name(ARTIFACTS.name).resolve()) if scheme == "sqlite" else None
 
 
 def _find_experiment(client: MlflowClient, name: str) -> Experiment | None:
     """Raise TrackingError if the experiment was deleted: it takes no runs, and no other can have its name."""
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
-        shown = _address().shown
+        shown = address().shown
         raise TrackingError(
             f"MLflow at {shown}: the experiment {name} was deleted; "
             f"`MLFLOW_TRACKING_URI={shown} mlflow experiments restore -x {found.experiment_id}` brings it back"
@@ -138,43 +148,73 @@ def start_run(
     """Open a run with the parameters of the training, the data's digest and the git commit. Return its id.
 
     The parameters of later stages may still change, and MLflow does not let them; stage record adds params.yaml as a
-    file. MLflow makes up a missing `name`. `parent` is the id of a run to show this one below.
+    file. A run without a `name` is called by its recipe and the date. `parent` is the id of a run to show this one
+    below.
     """
-    with _tracking() as client:
+    with connected() as client:
         known = _find_experiment(client, experiment)
-        artifacts = None if os.environ.get(tracking_address.URI) else str(ARTIFACTS.resolve())  # a server has its own
-        experiment_id = known.experiment_id if known else client.create_experiment(experiment, artifacts)
+        experiment_id = (
+            known.experiment_id if known else client.create_experiment(experiment, _artifacts_beside_store())
+        )
         tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit(), _CHECKOUT: _here()}
         if parent is not None:
             tags[_PARENT] = parent
+        name = name or _recipe(params, data_source)
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
         values = {**_flat(params.model_dump(mode="json", include=_TRAINED_BY)), "image_count": str(image_count)}
         client.log_batch(run_id, params=[Param(name, value) for name, value in values.items()])
-        dataset = Dataset(name=data_source, digest=data_digest[:8], source_type="local", source=data_source)
-        client.log_inputs(run_id, [DatasetInput(dataset)])
+        client.log_inputs(run_id, [_dataset(data_source, data_digest, image_count)])
         return run_id
+
+
+def _recipe(params: Params, data_source: str) -> str:
+    """What was trained, on what and when, such as `efficientnet_lite0 256 px 22 epochs, kaggle, 2026-01-31 17:45`."""
+    trained = f"{params.base_model.backbone} {params.prepare.image_size} px {params.train.epochs} epochs"
+    return f"{trained}, {data_source}, {datetime.now().astimezone():%Y-%m-%d %H:%M}"
+
+
+def _dataset(source: str, digest: str, image_count: int) -> DatasetInput:
+    """The images that train learns from, as MLflow describes a data set."""
+    schema = TensorDatasetSchema(
+        Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 1), "pixels")]),
+        Schema([TensorSpec(np.dtype(np.int64), (-1,), "labels")]),
+    )
+    dataset = Dataset(
+        name=source,
+        digest=digest[:8],
+        source_type="local",
+        source=source,
+        schema=json.dumps(schema.to_dict()),
+        profile=json.dumps({"images": image_count}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
     """Add metrics to the run. `step` makes them points of curves."""
     now = int(time() * 1000)
-    with _tracking() as client:
+    with connected() as client:
         client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
 
 
 def log_training(run_id: str, history: Path, answers: Path) -> None:
-    """Add stage train's history.csv, its curves, and its out_of_fold.npz to the run, unless it has them already."""
-    with _tracking() as client:
+    """Add stage train's history.csv, its out_of_fold.npz, and what its curves lack, unless this was done before."""
+    with connected() as client:
         if EPOCHS in client.get_run(run_id).data.metrics:
             return
         with history.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        curves: dict[str, dict[int, float]] = {}
+        for row in rows:
+            for name, value in curve_points(row["network"], row).items():
+                curves.setdefault(name, {})[int(row["epoch"])] = value
         now = int(time() * 1000)
         points = [
-            Metric(f"{row['network']}_{name}", float(value), now, int(row["epoch"]))
-            for row in rows
-            for name, value in row.items()
-            if name not in ("network", "epoch") and value
+            Metric(name, value, now, epoch)
+            for name, curve in curves.items()
+            for known in [{point.step for point in client.get_metric_history(run_id, name)}]
+            for epoch, value in curve.items()
+            if epoch not in known
         ]
         for start in range(0, len(points), _BATCH):
             client.log_batch(run_id, metrics=points[start : start + _BATCH])
@@ -183,39 +223,33 @@ def log_training(run_id: str, history: Path, answers: Path) -> None:
         client.log_batch(run_id, metrics=[Metric(EPOCHS, float(rows[-1]["epoch"]), now, 0)])
 
 
+def curve_points(network: str, row: Mapping[str, float | str]) -> dict[str, float]:
+    """Return the metrics of one epoch of `network`, such as `loss/fold_1`. MLflow's charts group them by the slash."""
+    return {f"{name}/{network}": float(row[name]) for name in CURVES if row.get(name, "") != ""}
+
+
+def log_figures(run_id: str, figures: Mapping[str, float], shown: Sequence[str]) -> None:
+    """Add all figures to the run as the file FIGURES, and those of them that `shown` names as metrics."""
+    with connected() as client:
+        client.log_dict(run_id, dict(figures), FIGURES)
+    log_metrics(run_id, {name: figures[name] for name in shown if name in figures})
+
+
 def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
     """Copy a file, or the content of a folder, into the run's `folder`."""
-    with _tracking() as client:
+    with connected() as client:
         (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), folder)
-
-
-def log_model(run_id: str, graph: Path, pixels: NDArray[np.uint8], outputs: Mapping[str, NDArray[np.float32]]) -> None:
-    """Add the ONNX graph as the run's MLflow model `model`.
-
-    `pixels` uint8 [N, height, width, 1] and the graph's `outputs` for them give its signature. mlflow.onnx.load_model
-    and mlflow.pyfunc.load_model can read the model. mlflow.onnx.save_model is not used, because it needs ONNX Runtime.
-    """
-    with _tracking() as client, TemporaryDirectory() as folder:
-        copyfile(graph, Path(folder, graph.name))
-        Path(folder, "requirements.txt").write_text("mlflow\nonnx\nonnxruntime\n", encoding="utf-8")
-        model = Model(run_id=run_id, signature=infer_signature({"pixels": pixels}, dict(outputs)))
-        model.add_flavor(
-            "python_function", loader_module="mlflow.onnx", data=graph.name, python_version=python_version()
-        )
-        model.add_flavor("onnx", data=graph.name, providers=["CPUExecutionProvider"])
-        model.save(str(Path(folder, MLMODEL_FILE_NAME)))
-        client.log_artifacts(run_id, folder, "model")
 
 
 def finish_run(run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
     """Close the run. `best_run` considers only FINISHED runs."""
-    with _tracking() as client:
+    with connected() as client:
         client.set_terminated(run_id, status)
 
 
 def reopen_run(run_id: str) -> None:
     """Hide the run from `best_run` until it is finished again."""
-    with _tracking() as client:
+    with connected() as client:
         client.update_run(run_id, "RUNNING")
 
 
@@ -225,7 +259,7 @@ def fail_unfinished(parent: str | None = None) -> None:
     Other checkouts may share the store and be training.
     """
     name, tag, value = (EXPERIMENT, _CHECKOUT, _here()) if parent is None else (SWEEPS, _PARENT, parent)
-    with _tracking() as client:
+    with connected() as client:
         for run in _search(client, name, f"attributes.status = 'RUNNING' and tags.`{tag}` = '{value}'"):
             client.set_terminated(run.info.run_id, "FAILED")
 
@@ -235,7 +269,7 @@ def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
 
     Runs whose folds did not keep scans whole are left out: their score is too high.
     """
-    with _tracking() as client:
+    with connected() as client:
         found = _search(
             client,
             EXPERIMENT,
@@ -249,7 +283,7 @@ def best_run(data_digest: str, max_megabytes: float) -> RunRecord | None:
 
 def find_run(prefix: str) -> RunRecord:
     """Return the training whose id begins with `prefix`. Raises StageError if there is none, or more than one."""
-    with _tracking() as client:
+    with connected() as client:
         runs = _search(client, EXPERIMENT, "", max_results=_MOST_RUNS)
         found = [run for run in runs if run.info.run_id.startswith(prefix)]
         if len(found) != 1:
@@ -260,19 +294,19 @@ def find_run(prefix: str) -> RunRecord:
 
 def artifacts(run_id: str, folder: str | None = None) -> set[str]:
     """Return the paths of the artifacts in the run's `folder`."""
-    with _tracking() as client:
+    with connected() as client:
         return {each.path for each in client.list_artifacts(run_id, folder)}
 
 
 def trained_commit(run_id: str) -> str:
     """Return the commit that the run was started from."""
-    with _tracking() as client:
+    with connected() as client:
         return str(client.get_run(run_id).data.tags["git_commit"])
 
 
 def fetch(run_id: str, artifact: str, folder: Path) -> Path:
     """Copy an artifact of the run into the existing `folder`. Return the path of the copy."""
-    with _tracking() as client:
+    with connected() as client:
         return Path(client.download_artifacts(run_id, artifact, str(folder)))
 
 

@@ -1,6 +1,7 @@
 """Training of one network: first its head on cached features, then all of it on augmented images."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from pipeline.network.build import LOGITS
 
 History = list[dict[str, float]]
 """One row per epoch: loss and accuracy, and val_loss and val_accuracy if images were held out."""
+OnEpoch = Callable[[int, dict[str, float]], None]
+"""Called after each epoch with its number, counted from 1, and its row of the history."""
 
 
 class Pool(NamedTuple):
@@ -77,14 +80,21 @@ class Extra(NamedTuple):
 
 
 def fit_fold(
-    pool: Pool, extra: Extra, fold: int, params: Params, name: str, *, base: Path = paths.BASE_MODEL
+    pool: Pool, extra: Extra, fold: int, params: Params, name: str, **options: Any
 ) -> tuple[keras.Model, History]:
-    """Train a network on all folds but `fold`, as `fit` does."""
-    return fit(pool.take(pool.folds != fold), extra, pool.take(pool.folds == fold), params, name, base=base)
+    """Train a network on all folds but `fold`, as `fit` does with `options`."""
+    return fit(pool.take(pool.folds != fold), extra, pool.take(pool.folds == fold), params, name, **options)
 
 
 def fit(
-    part: Pool, extra: Extra, held_out: Pool | None, params: Params, name: str, *, base: Path = paths.BASE_MODEL
+    part: Pool,
+    extra: Extra,
+    held_out: Pool | None,
+    params: Params,
+    name: str,
+    *,
+    base: Path = paths.BASE_MODEL,
+    on_epoch: OnEpoch = lambda *_: None,
 ) -> tuple[keras.Model, History]:
     """Train the network saved at `base` on `part` and `extra`. Return it after its last epoch, with its history.
 
@@ -101,17 +111,20 @@ def fit(
     _compute_in(network, "mixed_bfloat16" if settings.mixed_precision else "float32")
     batches = Batches(part, extra, weights, params)
     _compile(network, params, steps_per_epoch=len(batches))
-    with tqdm(total=settings.epochs, desc=name, unit="epoch") as bar:
+    with tqdm(total=settings.epochs * len(batches), desc=name, unit="batch", mininterval=1) as bar:
 
-        def advance(_: int, logs: dict[str, float]) -> None:
-            bar.set_postfix({name: f"{value:.3f}" for name, value in logs.items()}, refresh=False)
-            bar.update()
+        def advance(epoch: int, logs: dict[str, float]) -> None:
+            shown = {name: f"{value:.3f}" for name, value in logs.items()}
+            bar.set_postfix({"epoch": f"{epoch + 1}/{settings.epochs}", **shown}, refresh=False)
+            on_epoch(epoch + 1, logs)
 
         result = network.fit(
             batches,
             epochs=settings.epochs,
             validation_data=None if held_out is None else (held_out.pixels, one_hot(held_out.labels)),
-            callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=advance)],
+            callbacks=[
+                keras.callbacks.LambdaCallback(on_epoch_end=advance, on_train_batch_end=lambda _, logs: bar.update())
+            ],
             verbose=0,
         )
     _compute_in(network, "float32")

@@ -13,6 +13,7 @@ import pytest
 from pipeline import train
 from pipeline.base_model import base_model
 from pipeline.core import paths, runner, tracking
+from pipeline.core.curves import Curves
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.network import fitting
@@ -90,7 +91,7 @@ def test_the_networks_stay_if_mlflow_stops_answering(
     assert tracking.artifacts(run_id) == set()
     tracking.log_training(run_id, paths.HISTORY, paths.OUT_OF_FOLD)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
-    assert client.get_run(run_id).data.metrics.items() >= {"final_loss": 0.5, "epochs": 1}.items()
+    assert client.get_run(run_id).data.metrics.items() >= {"loss/final": 0.5, "epochs": 1}.items()
     with np.load(tracking.fetch(run_id, paths.OUT_OF_FOLD.name, tracked)) as answers:
         arrays = dict(answers)
     assert arrays["sha256"].tolist() == [f"{index:064x}" for index in range(8)]
@@ -150,3 +151,35 @@ def test_another_parameter_starts_a_training_anew(params: Params) -> None:
     paths.BASE_MODEL.write_bytes(b"untrained")
     assert train._key(params) == train._key(params.changed({"report.bootstrap": 10}))
     assert train._key(params) != train._key(params.changed({"train.epochs": 3}))
+
+
+def test_the_losses_of_each_epoch_are_in_mlflow_before_the_training_ends(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*arguments: object, on_epoch: Callable[[int, dict[str, float]], None], **_: object) -> None:
+        on_epoch(1, {"loss": 0.5, "accuracy": 0.7, "val_loss": 0.75})
+        on_epoch(2, {"loss": 0.25, "accuracy": 0.8, "val_loss": 0.625})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(params)
+    client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
+    (run,) = client.search_runs([client.get_experiment_by_name("chestct").experiment_id])
+    assert run.data.metrics == {"loss/fold_1": 0.25, "val_loss/fold_1": 0.625}
+    curve = client.get_metric_history(run.info.run_id, "loss/fold_1")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.5), (2, 0.25)]
+
+
+def test_a_training_goes_on_without_mlflow_and_says_so_once(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = start_run(params)
+    curves = Curves(run_id)
+    curves.add("fold_1", 1, {"loss": 0.5})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/gone.db")
+    for epoch in (2, 3):
+        curves.add("fold_1", epoch, {"loss": 0.25})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: MLflow at sqlite:////dev/null/gone.db")
+    assert line.endswith("the training goes on, and its curves follow at the end")

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,6 @@ from pipeline.core import tracking, tracking_address
 from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
 from pipeline.images.manifest import Manifest
-from tests.graphs import tiny_graph
 from tests.pipeline.conftest import start_run
 from tests.server import ROOT
 from tests.waiting import wait_until
@@ -62,7 +62,33 @@ def test_a_run_names_the_data_and_the_commit_it_came_from(tracked: Path, params:
     run = read_back(start(params))
     assert run.data.tags.items() >= {"data_source": "synthetic", "data_digest": DIGEST, "git_commit": "c0ffee"}.items()
     assert run.inputs is not None
-    assert run.inputs.dataset_inputs[0].dataset.digest == DIGEST[:8]
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("synthetic", DIGEST[:8])
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "training")]
+    assert json.loads(used.dataset.profile) == {"images": 4}
+    schema = mlflow.data.schema.TensorDatasetSchema.from_dict(json.loads(used.dataset.schema))
+    assert [(each.name, each.type, each.shape) for each in schema.features] == [("pixels", np.uint8, (-1, -1, -1, 1))]
+
+
+def test_a_run_is_called_by_its_recipe_and_the_date(tracked: Path, params: Params) -> None:
+    name = read_back(start(params)).info.run_name
+    assert re.fullmatch(r"efficientnet_lite0 256 px 22 epochs, synthetic, \d{4}-\d\d-\d\d \d\d:\d\d", name)
+
+
+def test_runs_in_a_database_of_another_folder_keep_their_files_beside_it(
+    workspace: Path, params: Params, new_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = workspace / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copyfile(new_store, elsewhere / "runs.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere / 'runs.db'}")
+    file = workspace / "a.txt"
+    file.write_text("a", encoding="utf-8")
+    tracking.log_artifact(start(params), file)
+    assert [path.parts[0] for path in sorted(elsewhere.rglob("a.txt")) for path in [path.relative_to(elsewhere)]] == [
+        "mlartifacts"
+    ]
+    assert sorted(path.name for path in workspace.iterdir()) == ["a.txt", "elsewhere"]
 
 
 def test_artifacts_come_back_as_they_were_logged(tracked: Path, params: Params, tmp_path: Path) -> None:
@@ -85,23 +111,6 @@ def test_a_metric_with_steps_keeps_its_curve(tracked: Path, params: Params) -> N
         tracking.log_metrics(run_id, {"loss": loss}, step=epoch)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 0.9), (2, 0.5), (3, 0.7)]
-
-
-def test_the_model_is_logged_with_its_signature_and_loads_again(tracked: Path, params: Params, tmp_path: Path) -> None:
-    run_id = start(params)
-    graph = tiny_graph(tmp_path / "model.onnx")
-    outputs = {"probabilities": np.zeros((2, 4), np.float32), "ood_score": np.zeros(2, np.float32)}
-    tracking.log_model(run_id, graph, np.zeros((2, 32, 32, 1), np.uint8), outputs)
-    folder = tracking.fetch(run_id, "model", tmp_path)
-    signature = mlflow.models.Model.load(str(folder)).signature
-    assert signature.inputs.to_dict() == [
-        {"name": "pixels", "type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": (-1, 32, 32, 1)}}
-    ]
-    assert [(each["name"], each["tensor-spec"]["shape"]) for each in signature.outputs.to_dict()] == [
-        ("probabilities", (-1, 4)),
-        ("ood_score", (-1,)),
-    ]
-    assert [value.name for value in mlflow.onnx.load_model(str(folder)).graph.input] == ["pixels"]
 
 
 def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params: Params) -> None:
@@ -399,15 +408,16 @@ def test_curves_are_logged_once_and_complete(tracked: Path, params: Params) -> N
     )
     answers = tracked / "out_of_fold.npz"
     answers.write_bytes(b"answers")
+    tracking.log_metrics(run_id, {"loss/final": 0.5}, step=1)  # as a training does after each epoch
     tracking.log_training(run_id, history, answers)
     tracking.log_training(run_id, history, answers)
     client = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}")
-    curve = [(point.step, point.value) for point in client.get_metric_history(run_id, "final_loss")]
+    curve = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss/final")]
     assert curve == [(1, 0.5), (2, 0.125)]
     metrics = read_back(run_id).data.metrics
     assert metrics["epochs"] == 2
-    assert metrics["fold_1_val_accuracy"] == 0.7
-    assert "final_val_loss" not in metrics
+    assert metrics["val_loss/fold_1"] == 0.4
+    assert metrics.keys() == {"loss/fold_1", "val_loss/fold_1", "loss/final", "epochs"}
     for path in (history, answers):
         assert tracking.fetch(run_id, path.name, tracked).read_bytes() == path.read_bytes()
     assert tracking.artifacts(run_id) == {"history.csv", "out_of_fold.npz"}

@@ -99,11 +99,14 @@ def test_mixed_precision_applies_to_training_only(prepared):
     assert 0 < difference < 0.1
 
 
-def test_training_takes_all_epochs_and_measures_the_held_out_images(prepared):
+def test_training_takes_all_epochs_and_measures_the_held_out_images(prepared, capsys):
     params = small_params(train__epochs=3, train__learning_rate=1.0, train__head_epochs=1)
     base_model(params)
     part = pool()
-    network, history = fit(part, extra(), part, params, "test")
+    told = []
+    network, history = fit(part, extra(), part, params, "test", on_epoch=lambda *told_: told.append(told_))
+    assert [(epoch, dict(logs)) for epoch, logs in told] == list(enumerate(history, 1))
+    assert f"{params.train.epochs}/{params.train.epochs}" in capsys.readouterr().err.splitlines()[-1], "epoch of epochs"
     assert len(history) == 3, "a rising loss ends nothing, so nothing is chosen by held-out images"
     assert set(history[0]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     assert network.output_shape == (None, 4)
