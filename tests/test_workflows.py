@@ -14,7 +14,7 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 # Commands for a cluster, a registry, the repository's host and the system, and for the file with a cluster's address.
-ELSEWHERE = {"cosign", "docker", "gh", "git", "install", "kind", "kubectl", "kustomize", "sudo"}
+ELSEWHERE = {"cosign", "docker", "echo", "gh", "git", "install", "kind", "kubectl", "kustomize", "sudo"}
 # Programs of .ci/run that the runner has.
 ON_THE_RUNNER = {"make", "chromium"}
 HASH = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40}")
@@ -82,11 +82,9 @@ def test_a_change_of_what_makes_or_judges_the_images_is_tried_on_a_cluster() -> 
     assert [name for name in sources if not any(fnmatch(name, it) or fnmatch(f"{name}/", it) for it in patterns)] == []
 
 
-def test_production_waits_for_a_person_and_is_rolled_back_if_it_fails() -> None:
+def test_production_waits_for_a_person() -> None:
     job = jobs(ROOT / ".github/workflows/release.yaml")["production"]
     assert job["environment"] == "production"
-    undo = next(step for step in job["steps"] if "rollout undo" in step.get("run", ""))
-    assert undo["if"].startswith("failure()")
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
