@@ -15,13 +15,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import bench_report, figures, footprint, grpc_load, wrk
+from benchmarks import bench_report, figures, footprint, grpc_load, tail, wrk
 from benchmarks.figures import Row
 from benchmarks.loops import Loops
 from benchmarks.payloads import Payloads, Post
@@ -36,8 +36,9 @@ from load_tests.server import OUTPUT, ROOT, Server, free_ports, serve, start
 from load_tests.verdict import MISSED, LoadError, command
 from serving.settings import Settings, SettingsError
 
-CONTENDERS: Final = ("http", "oip", "grpc-pixels", "grpc-image", "one-worker", "loops", "fastapi", "bentoml", "flask")
-OURS: Final = frozenset({"http", "oip", "grpc-pixels", "grpc-image"})
+PEERS: Final = ("fastapi", "fastapi-engine", "litserve", "bentoml", "flask")
+OURS: Final = ("http", "oip", "grpc-pixels", "grpc-pixels-8", "grpc-image")
+CONTENDERS: Final = (*OURS, "one-worker", "loops", *PEERS)
 CONNECTIONS: Final = (1, 16, 64)
 PICTURES: Final = 40
 CLOSE_CALLS: Final = 1
@@ -45,7 +46,11 @@ CLOSE_CALLS: Final = 1
 CANDIDATES: Final = 80
 """Phantoms to choose from. They hold enough of either kind."""
 SHARE: Final = 0.7
-"""Rate of the evenly spaced requests, as a share of the capacity over 16 connections in the same round."""
+"""Rate of the evenly spaced requests, as a share of the capacity over 16 connections."""
+TOGETHER: Final = 8
+"""Images in a call of `grpc-pixels-8`."""
+SPEED_SECONDS: Final = 1
+"""Length of the loop's measurements at full speed around each pair of benchmarks.tail."""
 STARTS: Final = 3
 WARM_UP: Final = 1
 """Seconds before each measurement that do not count."""
@@ -77,11 +82,12 @@ def usual_pictures(model: StoredModel) -> list[tuple[str, bytes]]:
 class Bench:
     """Starts the chosen contenders and measures them. As a context manager it ends what it started."""
 
-    def __init__(self, only: frozenset[str], seconds: int) -> None:
+    def __init__(self, only: frozenset[str], seconds: int, pairs: int) -> None:
         """Find the model and make the requests. Raises NoModel, SettingsError and LoadError."""
         wrk.check_installed()
         self.only: Final = only
         self.seconds: Final = seconds
+        self.pairs: Final = pairs
         self.settings: Final = Settings.read()
         self.model: Final = store.find(self.settings.model)
         self.images: Final = usual_pictures(self.model)
@@ -91,6 +97,8 @@ class Bench:
         self.plan: Final[Plan] = {}
         self._stack: Final = contextlib.ExitStack()
         self._ours: Server | None = None
+        self._loops: Loops | None = None
+        self.wavered = 0
 
     def __enter__(self) -> "Bench":
         try:
@@ -110,6 +118,8 @@ class Bench:
                 sample = measure()
                 self.results.setdefault(row, []).append(sample)
                 print(f"{number}/{rounds}  {bench_report.line(row, [sample])}", flush=True)
+        if self._ours and self._loops and Row("http", figures.CONNECTIONS) in self.results:
+            self._compare_tails(self._ours, self._loops)
         if self._ours:
             self.footprint["memory"] = [footprint.worker_memory(self._ours)]
             self.footprint["installed"] = [footprint.installed_size()]
@@ -117,7 +127,7 @@ class Bench:
     def _start(self) -> None:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         answers = {}
-        if self.only & OURS:
+        if self.only & {*OURS}:
             self._ours = self._start_ours()
             answers["ours"] = self._ask(self._ours, self.payloads.raw("/v1/predict"))
             self._plan_ours(self._ours)
@@ -128,20 +138,10 @@ class Bench:
             self._plan_http("one-worker", server, self.payloads.raw("/v1/predict"), figures.CONNECTIONS)
         if "loops" in self.only:
             self._plan_loops()
-        for name, post in (
-            ("fastapi", self.payloads.raw("/predict")),
-            ("bentoml", self.payloads.form("/predict")),
-            ("flask", self.payloads.form("/predict")),
-        ):
-            if name not in self.only:
-                continue
-            server = self._stack.enter_context(self._peer(name))
-            answer = self._ask(server, post)
-            if name == "flask":
-                self._plan_http(name, server, post, figures.CONNECTIONS, times=PATIENCE)
-            else:
-                answers[name] = answer[0] if isinstance(answer, list) else answer
-                self._plan_http(name, server, post, *CONNECTIONS)
+        for name in PEERS:
+            if name in self.only:
+                answers[name] = self._start_peer(name)
+        answers.pop("flask", None)  # it has other weights
         check_same(answers)
 
     def _start_ours(self) -> Server:
@@ -158,32 +158,46 @@ class Bench:
         self.footprint["ready"] = times
         return server
 
-    @contextlib.contextmanager
-    def _peer(self, name: str) -> Iterator[Server]:
+    def _start_peer(self, name: str) -> Any:
+        """Start a peer and plan its measurements. Returns its first answer."""
         workers = str(self.settings.workers)
         (port,) = free_ports(1)
-        module = f"benchmarks.peers.{name}_peer"
+        kind, _, engine = name.partition("-")
+        module = f"benchmarks.peers.{kind}_peer"
         commands = {
             "fastapi": ["uvicorn", f"{module}:app", "--port", str(port), "--workers", workers, "--no-access-log"],
             "bentoml": ["bentoml", "serve", f"{module}:Peer", "--host", "127.0.0.1", "--port", str(port)],
-            "flask": [module, str(port)],
+        }
+        posts = {
+            "fastapi": self.payloads.raw("/predict"),
+            "litserve": self.payloads.form("/predict", "request"),  # LitServe names the field
         }
         environment = {**os.environ, "PEER_MODEL": str(self.model.folder), "PEER_WORKERS": workers}
-        with start(commands[name], port, environment=environment, log=OUTPUT / f"{name}.log") as server:
-            print(f"{name}: ready", flush=True)
-            yield server
+        if engine or kind == "litserve":
+            environment["PEER_ENGINE"] = "same"
+        command = commands.get(kind, [module, str(port)])
+        server = self._stack.enter_context(start(command, port, environment=environment, log=OUTPUT / f"{name}.log"))
+        print(f"{name}: ready", flush=True)
+        post = posts.get(kind) or self.payloads.form("/predict", "images")
+        answer = self._ask(server, post)
+        slow = kind == "flask"
+        connections = (figures.CONNECTIONS,) if slow or kind == "litserve" else CONNECTIONS
+        self._plan_http(name, server, post, *connections, times=PATIENCE if slow else 1)
+        return answer[0] if isinstance(answer, list) else answer
 
     def _plan_ours(self, server: Server) -> None:
         if "http" in self.only:
             self._plan_http("http", server, self.payloads.raw("/v1/predict"), *CONNECTIONS)
-            self.plan[Row("paced", 0)] = functools.partial(self._by_the_clock, server)
         if "oip" in self.only:
             self._plan_http("oip", server, self.payloads.binary(), *CONNECTIONS)
-        tensors = {"grpc-pixels": self.payloads.grpc_pixels, "grpc-image": self.payloads.grpc_image}
-        for name, serialise in tensors.items():
-            requests = serialise()
-            for connections in CONNECTIONS if name in self.only else ():
-                self.plan[Row(name, connections)] = functools.partial(self._grpc, server, requests, connections)
+        calls = {
+            "grpc-pixels": (self.payloads.grpc_pixels(), 1, CONNECTIONS),
+            "grpc-pixels-8": (self.payloads.grpc_pixels_together(TOGETHER), TOGETHER, (figures.CONNECTIONS,)),
+            "grpc-image": (self.payloads.grpc_image(), 1, CONNECTIONS),
+        }
+        for name, (requests, images, counts) in calls.items():
+            for count in counts if name in self.only else ():
+                self.plan[Row(name, count)] = functools.partial(self._grpc, server, requests, count, images)
 
     def _plan_http(self, name: str, server: Server, post: Post, *connections: int, times: int = 1) -> None:
         requests = self._folder / name
@@ -194,6 +208,7 @@ class Bench:
     def _plan_loops(self) -> None:
         files = [data for _, data in self.images]
         loops = self._stack.enter_context(contextlib.closing(Loops(self.model, files, self.settings)))
+        self._loops = loops
         for name, decoding in (("decode-infer", True), ("infer", False)):
             for batch in self.settings.batch_sizes:
                 self.plan[Row(name, batch)] = functools.partial(
@@ -209,16 +224,28 @@ class Bench:
         settle(server)
         return sample
 
-    def _grpc(self, server: Server, requests: list[bytes], connections: int) -> Sample:
-        sample: Sample = traffic.run(grpc_load.load(server.grpc, requests, connections, WARM_UP, self.seconds))
+    def _grpc(self, server: Server, requests: list[bytes], connections: int, images: int) -> Sample:
+        work = grpc_load.load(server.grpc, requests, connections, WARM_UP, self.seconds, images=images)
+        sample: Sample = traffic.run(work)
         settle(server)
         return sample
 
-    def _by_the_clock(self, server: Server) -> Sample:
-        rate = SHARE * self.results[Row("http", figures.CONNECTIONS)][-1].rate
-        sample: Sample = traffic.run(by_the_clock(server, self.images, rate, 2 * self.seconds))
-        settle(server)
-        return sample
+    def _compare_tails(self, server: Server, loops: Loops) -> None:
+        rate = SHARE * float(np.median([sample.rate for sample in self.results[Row("http", figures.CONNECTIONS)]]))
+
+        def service() -> Sample:
+            sample: Sample = traffic.run(tail.by_the_clock(server, self.images, rate, self.seconds))
+            settle(server)
+            return sample
+
+        compared = tail.compare(
+            service,
+            lambda: loops.by_the_clock(rate, self.seconds),
+            lambda: loops.measure(decoding=True, batch=1, seconds=SPEED_SECONDS).rate,
+            self.pairs,
+        )
+        self.results[Row("paced", 0)], self.results[Row("paced-loop", 0)] = compared.service, compared.loop
+        self.wavered = compared.wavered
 
     def _ask(self, server: Server, post: Post) -> Any:
         """Send the first request and return the answer. Raises LoadError."""
@@ -229,24 +256,6 @@ class Bench:
                 return json.load(response)
         except (OSError, ValueError) as error:
             raise LoadError(f"{server.url}{post.path}: expected an answer, got {error}; see {server.log}") from error
-
-
-async def by_the_clock(server: Server, images: list[tuple[str, bytes]], rate: float, seconds: float) -> Sample:
-    """Send `rate` image files a second over HTTP, evenly spaced. The first second does not count.
-
-    Raises LoadError if an answer is not good.
-    """
-    async with traffic.Clients(server, 30, images) as clients:
-        used = time.process_time()
-        outcomes = await traffic.open_loop(clients, rate, WARM_UP + seconds, protocols=("HTTP",))
-        used = time.process_time() - used
-    if bad := {outcome.code for outcome in outcomes} - traffic.GOOD:
-        raise LoadError(f"{server.url}: expected good answers alone at {rate:.1f} requests/s, got {sorted(bad)}")
-    times = [1000 * outcome.seconds for outcome in outcomes[int(WARM_UP * rate) :]]
-    if not times:
-        raise LoadError(f"{server.url}: expected more than one image a second, got {rate / SHARE:.2f}")
-    p50, p99 = np.quantile(times, [0.5, 0.99])
-    return Sample(len(times) / seconds, float(p50), float(p99), used / (WARM_UP + seconds))
 
 
 def check_same(answers: dict[str, Any]) -> None:
@@ -292,15 +301,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--seconds", type=int, default=5, help="length of each measurement (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default %(default)s)")
+    parser.add_argument("--pairs", type=int, default=tail.PAIRS, help="turns of the tail (default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=" ".join(CONTENDERS))
     parser.add_argument("--accept", action="store_true", help="write the ratios to benchmarks/ratios.yaml")
     parser.add_argument("--folder", type=Path, help="of benchmarks.md (default docs/reference/ when all are measured)")
     options = parser.parse_args(arguments)
-    if min(options.seconds, options.rounds) < 1:
-        raise LoadError("--seconds and --rounds: expected 1 or more")
+    if min(options.seconds, options.rounds, options.pairs) < 1:
+        raise LoadError("--seconds, --rounds and --pairs: expected 1 or more")
     load = os.getloadavg()[0]
     machine = footprint.describe_machine()
-    with Bench(frozenset(options.only or CONTENDERS), options.seconds) as bench:
+    with Bench(frozenset(options.only or CONTENDERS), options.seconds, options.pairs) as bench:
         bench.run(options.rounds)
     values = {**figures.compute(bench.results), **bench.footprint}
     fallen = figures.find_fallen(values, figures.read_ratios())
@@ -312,6 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.seconds,
         options.rounds,
         load,
+        bench.wavered,
     )
     print(*bench_report.table(report), sep="\n")
     if folder := options.folder or (None if options.only else ROOT / "docs" / "reference"):

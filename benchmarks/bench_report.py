@@ -9,8 +9,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.figures import CONNECTIONS, Results, Row, read_figures
+from benchmarks.figures import CONNECTIONS, Results, Row, interval, read_figures
 from benchmarks.footprint import machine_table
+from benchmarks.tail import MOST_WAVER, PAIRS
 from benchmarks.wrk import Sample
 from load_tests.images import SIZE
 from serving.settings import Settings
@@ -24,13 +25,17 @@ LOOPS: Final = ("decode-infer", "infer")
 WORDS: Final = {
     "http": "service: image file over HTTP",
     "paced": "the same, by the clock at 70 % of 16",
+    "paced-loop": "bare loop: by the clock at the same rate",
     "oip": "service: pixels over OIP's binary HTTP",
     "grpc-pixels": "service: pixels over gRPC",
+    "grpc-pixels-8": "service: pixels over gRPC, eight a call",
     "grpc-image": "service: image file over gRPC",
     "one-worker": "service with one worker: image file over HTTP",
     "decode-infer": "bare loop: decode and infer",
     "infer": "bare loop: the model alone",
     "fastapi": "FastAPI by hand, ONNX Runtime fp32",
+    "fastapi-engine": "FastAPI by hand, the service's engine",
+    "litserve": "LitServe, the service's engine",
     "bentoml": "BentoML's batchable API, ONNX Runtime fp32",
     "flask": "Flask, Keras, VGG16",
 }
@@ -42,8 +47,9 @@ that starts again in each round would be measured cold. In a round, each has its
 whatever else the machine does affects all of them. Before each measurement there is one second of the same load, which
 does not count. The next measurement waits until the server is idle.
 
-A ratio is that of two measurements of one round. The figure is the median of the rounds. If an answer is not good, the
-run ends without a verdict.
+A ratio is that of two measurements of one round. The figure is the median of the rounds. Its interval lies between
+two of the rounds, in order, so it needs no assumption about how they spread: 95 % from six rounds on, and from the
+least to the most with five (94 %). If an answer is not good, the run ends without a verdict.
 
 - **What is sent**: drawn phantoms in turn, one in each request, the same in each run: {files}, of {width} x {height}
   pixels and {least} to {most} KB, {mean} KB on average. The middle one of the real set's pictures, nearly all of them
@@ -54,18 +60,23 @@ run ends without a verdict.
   that a slow answer kept it from sending.
 - **gRPC** is driven by grpcio's asyncio client, with requests that are serialised once. The client takes more of the
   cores, as the column *client* shows, so the service has less.
-- **By the clock**: image files over HTTP at 70 % of what 16 connections got in the same round, evenly spaced. An
-  asyncio client times each from the moment when it was due. The figure is its p99 divided by the median of one
-  connection, which is the time of an answer without a wait.
+- **By the clock**: image files at 70 % of what 16 connections got, evenly spaced, over HTTP and into the bare loop in
+  turn, {pairs} times. An asyncio client times each from the moment when it was due, and so does the loop. The figure
+  is the ratio of the two p99s. Before and after each pair the loop runs at full speed for a second. If these two rates
+  differ by more than {waver}, the pair does not count.
 - **Bare loop**: as many processes as the service has workers, each with the engine and the settings of a worker, but
-  without a server or a queue. In each round the faster batch is the limit.
-- **Peers** have as many workers as the service. FastAPI and BentoML have the service's weights in ONNX Runtime fp32
-  with one thread a worker, decode with Pillow, and answer the same fields. A check compares their probabilities with
-  the service's. FastAPI takes the file as the body and computes in a thread. BentoML takes it as a form, which is its
-  image API. Flask has its threaded server, one process and TensorFlow's own threads, as in a tutorial. It is measured
-  for longer. Up to 16 of its requests are unfinished at the end and do not count, out of a few answers a second.
+  without a server or a queue. In each round the faster batch is the limit. By the clock, the images go to the
+  processes in turn.
+- **Peers** have as many workers as the service, and answer the same fields. A check compares their probabilities with
+  the service's. FastAPI takes the file as the body and computes in a thread, one file at a time in each process. It
+  runs twice: with the service's weights in ONNX Runtime fp32, one thread a worker, and Pillow as its decoder; and with
+  the service's own decoder, engine and arithmetic. LitServe has the same engine, as many processes for inference as
+  the service has workers, and as many for HTTP, which is its default. It takes the file as a form, as BentoML's image
+  API does, which has ONNX Runtime. Flask has its threaded server, one process and TensorFlow's own threads, as in a
+  tutorial. It is measured for longer. Up to 16 of its requests are unfinished at the end and do not count, out of a
+  few answers a second.
 - **Ready after start** is the time from the command to the first 200 of `/readyz`, the median of several starts.
-- **Memory** is the resident set of the largest worker after all rounds, with the libraries' pages that workers share.
+- **Memory** is that of the largest worker after all rounds: its own pages, and its share of those that it shares.
 - **Installed size** is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt`
   pins, without bytecode and without OpenVINO's parts for GPUs and NPUs, which `image/Containerfile` removes.
 
@@ -86,6 +97,8 @@ class Report(NamedTuple):
     rounds: int
     load: float
     """Load average of the minute before the run."""
+    wavered: int = 0
+    """Pairs of benchmarks.tail that did not count."""
 
 
 def describe_settings(settings: Settings) -> str:
@@ -107,7 +120,7 @@ def table(report: Report) -> list[str]:
     lines += [line(row, samples) for row, samples in report.results.items()]
     lines += ["", f"{'':12}{'measured (spread)':>24}{'must':>12}{'aim':>12}"]
     for name, (words, measured, must, aim, verdict) in figure_rows(report.values).items():
-        lines.append(f"{name:12}{measured:>24}{must:>12}{aim:>12}  {verdict:7} {words}")
+        lines.append(f"{name:12}{measured:>24}{must:>12}{aim:>12}  {verdict:10} {words}")
     return lines
 
 
@@ -137,8 +150,9 @@ def figure_rows(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[str, s
         form = ".0f" if figure.unit == "MB" else ".2f"
         sign = ">=" if figure.better == "higher" else "<="
         must, aim = (f"{sign} {bound:g} {figure.unit}" for bound in (figure.must, figure.aim))
-        verdict = figure.verdict(float(np.median(values[name])))
-        rows[name] = figure.words, f"{with_spread(values[name], form)} {figure.unit}", must, aim, verdict
+        low, high = interval(values[name])
+        measured = f"{np.median(values[name]):{form}}" + (f" ({low:{form}} to {high:{form}})" if low < high else "")
+        rows[name] = figure.words, f"{measured} {figure.unit}", must, aim, figure.verdict(values[name])
     return rows
 
 
@@ -155,7 +169,8 @@ def document(report: Report) -> str:
         "# Benchmarks",
         "",
         f"Written by `make bench` on {today}: medians of {report.rounds} rounds, of {report.seconds} seconds for each"
-        " measurement, with the least and the most of them.",
+        " measurement, with the interval of the median. `not shown` means that a bound lies in the interval.",
+        *(["", f"The machine wavered in {report.wavered} pairs, which do not count."] if report.wavered else []),
         *(["", f"**Not to be relied on**: this run had {doubts}."] if (doubts := caution(report)) else []),
         "",
         "| figure | measured | must | aim | reached |",
@@ -197,6 +212,8 @@ def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
         "least": round(min(sizes)),
         "most": round(max(sizes)),
         "mean": round(sum(sizes) / len(sizes)),
+        "pairs": PAIRS,
+        "waver": f"{MOST_WAVER:.0%}",
     }
 
 

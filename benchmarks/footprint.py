@@ -18,13 +18,12 @@ CONTAINERFILE: Final = ROOT / "image" / "Containerfile"
 FLAGS: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 """CPU flags that matter to the arithmetic of a network."""
 PACKAGES: Final = ("openvino", "onnxruntime", "bentoml", "uvicorn", "grpcio", "numpy", "pillow")
-PEER_PACKAGES: Final = ("fastapi", "flask", "keras", "tensorflow-cpu", "tensorflow")
+PEER_PACKAGES: Final = ("fastapi", "litserve", "flask", "keras", "tensorflow-cpu", "tensorflow")
 
 
 def worker_memory(server: Server) -> float:
-    """Return the resident MB of the largest process below BentoML's supervisor."""
-    _, *children = server.processes()
-    return max(child.memory_info().rss for child in children) / 1e6
+    """Return the MB of the largest worker: its own pages, and its share of those that several processes use (PSS)."""
+    return max(worker.memory_full_info().pss for worker in server.workers().values()) / 1e6
 
 
 def installed_size(requirements: Path = REQUIREMENTS) -> float:

@@ -19,10 +19,12 @@ from load_tests.verdict import LoadError
 TIMEOUT_SECONDS: Final = 30
 
 
-async def load(address: str, requests: Sequence[bytes], connections: int, warm_up: float, seconds: float) -> Sample:
-    """Send the requests one after another over each connection. Answers after `warm_up` seconds count.
+async def load(
+    address: str, requests: Sequence[bytes], connections: int, warm_up: float, seconds: float, *, images: int = 1
+) -> Sample:
+    """Send the requests, each of so many images, one after another over each connection.
 
-    Raises LoadError if an answer is not good.
+    Answers after `warm_up` seconds count. The rate is in images a second. Raises LoadError if an answer is not good.
     """
     times: list[float] = []
     begin = time.perf_counter() + warm_up
@@ -49,4 +51,4 @@ async def load(address: str, requests: Sequence[bytes], connections: int, warm_u
     if not times:
         raise LoadError(f"gRPC {address}: no request was answered within {seconds:g} s")
     p50, p99 = 1000 * np.quantile(times, [0.5, 0.99])
-    return Sample(len(times) / seconds, float(p50), float(p99), used / (warm_up + seconds))
+    return Sample(images * len(times) / seconds, float(p50), float(p99), used / (warm_up + seconds))

@@ -36,6 +36,19 @@ class Loops:
         turns = [self._pool.submit(_run, decoding, batch, seconds) for _ in range(self._workers)]
         return Sample(sum(turn.result() for turn in turns))
 
+    def by_the_clock(self, rate: float, seconds: float) -> Sample:
+        """Decode and infer images that come evenly, `rate` a second, in turn to each process.
+
+        The times of Sample start when an image is due. The first WARM_UP images of a process don't count.
+        """
+        turns = [
+            self._pool.submit(_run_by_the_clock, rate / self._workers, worker / rate, seconds)
+            for worker in range(self._workers)
+        ]
+        times = [time for turn in turns for time in turn.result()]
+        p50, p99 = np.quantile(times, [0.5, 0.99])
+        return Sample(len(times) / seconds, float(p50), float(p99))
+
     def close(self) -> None:
         self._pool.shutdown()
 
@@ -73,3 +86,20 @@ def _run(decoding: bool, batch: int, seconds: float) -> float:
         turn(count)
         count += 1
     return count * batch / passed
+
+
+def _run_by_the_clock(rate: float, first: float, seconds: float) -> list[float]:
+    """The milliseconds of each image from the moment when it was due.
+
+    The first is due `first` seconds after the start.
+    """
+    images, spec = _Worker.images, _Worker.spec
+    _Worker.barrier.wait(START_SECONDS)
+    started = time.perf_counter() + first
+    times = []
+    for number in range(WARM_UP + int(rate * seconds)):
+        due = started + number / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        _Worker.engine.infer(decode(images[number % len(images)], spec).pixels[np.newaxis])
+        times.append(1000 * (time.perf_counter() - due))
+    return times[WARM_UP:]

@@ -1,5 +1,6 @@
 """The requests of the bench: the same images in the form of each protocol."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,11 +40,9 @@ class Payloads:
         """Send the file as the body."""
         return Post(path, [({"Content-Type": media_type}, data) for media_type, data in self._images])
 
-    def form(self, path: str) -> Post:
-        """Send the file as the form field `images`."""
-        forms = [
-            encode_multipart_formdata([("images", ("slice", data, kind))], "chestct") for kind, data in self._images
-        ]
+    def form(self, path: str, field: str) -> Post:
+        """Send the file as a form field."""
+        forms = [encode_multipart_formdata([(field, ("slice", data, kind))], "chestct") for kind, data in self._images]
         return Post(path, [({"Content-Type": kind}, body) for body, kind in forms])
 
     def binary(self) -> Post:
@@ -54,6 +53,12 @@ class Payloads:
     def grpc_pixels(self) -> list[bytes]:
         """Return serialised gRPC requests with pixels as raw contents."""
         return [payloads.pixels_message(pixels, self._spec).SerializeToString() for pixels in self._pixels]
+
+    def grpc_pixels_together(self, count: int) -> list[bytes]:
+        """Return serialised gRPC requests with the pixels of `count` images each as raw contents."""
+        turns = itertools.cycle(self._pixels)
+        several = [b"".join(itertools.islice(turns, count)) for _ in range(len(self._pixels) // count)]
+        return [payloads.pixels_message(pixels, self._spec, count=count).SerializeToString() for pixels in several]
 
     def grpc_image(self) -> list[bytes]:
         """Return serialised gRPC requests with the file as a BYTES element."""

@@ -38,14 +38,14 @@ def image_message(data: bytes) -> Any:
     return message(inputs=[{**IMAGE, "contents": {"bytes_contents": [data]}}])
 
 
-def pixels_message(pixels: bytes, spec: InputSpec) -> Any:
-    """Return a gRPC request with an image's pixels as raw contents."""
-    return message(inputs=[_pixels(spec)], raw_input_contents=[pixels])
+def pixels_message(pixels: bytes, spec: InputSpec, *, count: int = 1) -> Any:
+    """Return a gRPC request with the pixels of `count` images as raw contents."""
+    return message(inputs=[_pixels(spec, count)], raw_input_contents=[pixels])
 
 
 def message(**fields: Any) -> Any:
     return protocol.ModelInferRequest(**{"model_name": NAME, **fields})
 
 
-def _pixels(spec: InputSpec) -> dict[str, Any]:
-    return {"name": "pixels", "datatype": "UINT8", "shape": [1, spec.height, spec.width, spec.channels]}
+def _pixels(spec: InputSpec, count: int = 1) -> dict[str, Any]:
+    return {"name": "pixels", "datatype": "UINT8", "shape": [count, spec.height, spec.width, spec.channels]}

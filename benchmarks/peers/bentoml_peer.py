@@ -11,10 +11,10 @@ from PIL.Image import Image
 @bentoml.service(workers=int(os.environ.get("PEER_WORKERS", "1")))
 class Peer:
     def __init__(self) -> None:
-        from benchmarks.peers.network import Network
+        from benchmarks.peers.network import OnnxRuntime
 
-        self.network = Network()
+        self.network = OnnxRuntime()
 
     @bentoml.api(batchable=True)
     def predict(self, images: list[Image]) -> list[dict[str, Any]]:
-        return self.network.answer(np.stack([self.network.to_pixels(image) for image in images]))
+        return self.network.answer_pixels(np.stack([self.network.to_pixels(image) for image in images]))

@@ -5,17 +5,15 @@ process has one core, on which 16 threads would only take turns.
 """
 
 import asyncio
-from io import BytesIO
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from PIL import Image
 
-from benchmarks.peers.network import Network
+from benchmarks.peers.network import load
 
 app = FastAPI()
-network = Network()
+network = load()
 one_at_a_time = asyncio.Semaphore(1)
 
 
@@ -24,13 +22,8 @@ def readyz() -> None:
     """Answers once the model is loaded."""
 
 
-def classify(data: bytes) -> dict[str, Any]:
-    (answer,) = network.answer(network.to_pixels(Image.open(BytesIO(data)))[None])
-    return answer
-
-
 @app.post("/predict")
 async def predict(request: Request) -> dict[str, Any]:
     data = await request.body()
     async with one_at_a_time:
-        return await run_in_threadpool(classify, data)
+        return await run_in_threadpool(network.answer, data)

@@ -1,5 +1,6 @@
 """The bench: reading wrk's output, the figures, fallen ratios, and the document."""
 
+import math
 import re
 import shutil
 from importlib import metadata
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, bench_report, figures, footprint, grpc_load, wrk
+from benchmarks import bench, bench_report, figures, footprint, grpc_load, tail, wrk
 from benchmarks.figures import Row
 from benchmarks.payloads import Post
 from benchmarks.wrk import Sample
@@ -27,6 +28,8 @@ RESULTS = {
     Row("http", 1): [Sample(90, 10, 12), Sample(90, 11, 12)],
     Row("http", 16): [Sample(200, 80, 90), Sample(220, 70, 80)],
     Row("paced", 0): [Sample(140, 12, 30), Sample(150, 12, 44)],
+    Row("paced-loop", 0): [Sample(140, 6, 15), Sample(150, 6, 11)],
+    Row("fastapi-engine", 16): [Sample(160, 100, 110), Sample(200, 100, 110)],
     Row("fastapi", 16): [Sample(100, 160, 170), Sample(88, 160, 170)],
     Row("decode-infer", 1): [Sample(250), Sample(240)],
     Row("decode-infer", 2): [Sample(240), Sample(275)],
@@ -76,18 +79,28 @@ def test_ratios_are_of_one_round_and_of_the_faster_batch() -> None:
     values = figures.compute(RESULTS)
     assert values == {
         "fastapi": [2, 2.5],
+        "fastapi_engine_16": [1.25, 1.1],
         "bare_loop": [200 / 250, 220 / 275],
-        "tail": [3, 4],
+        "tail": [2, 4],
     }
 
 
 def test_every_figure_says_which_way_is_good() -> None:
     for name, figure in figures.read_figures().items():
         assert figure.holds(figure.aim, figure.must), name
-        assert [figure.verdict(value) for value in (figure.aim, figure.must)] == ["aim", "must"]
         worse = figure.must * (0.9 if figure.better == "higher" else 1.1)
-        assert figure.verdict(worse) == "missed"
+        assert [figure.verdict([value]) for value in (figure.aim, figure.must, worse)] == ["aim", "must", "missed"]
+        assert figure.verdict([figure.aim, figure.must]) == "must"
+        assert figure.verdict([figure.aim, worse]) == "not shown"
         assert figure.worse_by(worse, figure.must) == pytest.approx(0.1)
+
+
+def test_the_interval_of_the_median_lies_between_two_values_in_order() -> None:
+    assert figures.interval([7.0]) == (7, 7)
+    assert figures.interval([3, 1, 2, 5, 4]) == (1, 5)
+    # The table of the sign test: with 20 values, the 6th and the 15th; with 24, the 7th and the 18th.
+    assert figures.interval(range(1, 21)) == (6, 15)
+    assert figures.interval(range(1, 25)) == (7, 18)
 
 
 def test_a_ratio_falls_by_more_than_the_tolerance_whichever_way_is_good() -> None:
@@ -130,8 +143,8 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     bench_report.write(report, folder)
 
     text = (folder / "benchmarks.md").read_text()
-    assert "| 2.25 (2.00 to 2.50) x | >= 1.7 x | >= 2.5 x | must |" in text
-    assert "| 212 MB | <= 300 MB | <= 200 MB | must |" in text
+    assert "| 2.25 (2.00 to 2.50) x | >= 2.2 x | >= 2.8 x | not shown |" in text
+    assert "| 212 MB | <= 300 MB | <= 220 MB | aim |" in text
     assert "| service: image file over HTTP | 16 | 210.0 (200.0 to 220.0) | 75.0 | 85.0 | 0.00 |" in text
     assert "| bare loop: decode and infer | batch 2 | 257.5 (240.0 to 275.0) |  |  |  |" in text
     assert f"| kernel | {machine['kernel']} |" in text
@@ -187,13 +200,14 @@ def test_a_short_run_measures_service_loop_and_peers_and_writes_the_document(
 ) -> None:
     monkeypatch.setattr(figures, "read_ratios", dict)
     monkeypatch.setattr(bench, "STARTS", 1)
-    only = ["http", "oip", "grpc-pixels", "grpc-image", "loops", "fastapi", "bentoml"]
-    arguments = ["--seconds", "1", "--rounds", "1", "--folder", str(tmp_path), "--only", *only]
-    assert bench.main(arguments) == 0, capsys.readouterr().err
+    monkeypatch.setattr(tail, "MOST_WAVER", math.inf)  # no test may depend on how busy the machine is
+    peers = ["fastapi", "fastapi-engine", "litserve", "bentoml"]
+    arguments = ["--seconds", "1", "--rounds", "1", "--pairs", "1", "--folder", str(tmp_path)]
+    assert bench.main([*arguments, "--only", *bench.OURS, "loops", *peers]) == 0, capsys.readouterr().err
     text = (tmp_path / "benchmarks.md").read_text()
-    for name in (*only[:4], "decode-infer", "infer", *only[5:], "paced"):
+    for name in (*bench.OURS, "decode-infer", "infer", *peers, "paced", "paced-loop"):
         assert f"| {bench_report.WORDS[name]} |" in text
-    assert len(re.findall(r"\| (?:missed|must|aim) \|$", text, re.MULTILINE)) == 9
+    assert len(re.findall(r"\| (?:missed|must|aim|not shown) \|$", text, re.MULTILINE)) == 14
 
 
 def test_what_the_image_leaves_out_is_a_part_of_what_is_installed() -> None:
