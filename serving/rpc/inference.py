@@ -11,7 +11,7 @@ from serving import open_inference
 from serving.inference.classifier import Classifier
 from serving.rpc.connections import Context
 from serving.rpc.errors import DeadlinePassed
-from serving.rpc.interceptor import REQUEST_ID, current_record
+from serving.rpc.interceptor import RECORD, REQUEST_ID
 from serving.telemetry.request_record import choose_id
 from serving.tensors import Input, InvalidRequest
 
@@ -45,7 +45,7 @@ class InferenceServicer(service.GRPCInferenceServiceServicer):
         return protocol.ModelMetadataResponse(**metadata.model_dump())
 
     async def ModelInfer(self, request: protocol.ModelInferRequest, context: Context) -> protocol.ModelInferResponse:
-        record = current_record()
+        record = RECORD.get()
         record.request_id = choose_id(dict(context.invocation_metadata() or ()).get(REQUEST_ID), request.id)
         context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
         self._check_model(request.model_name, request.model_version)

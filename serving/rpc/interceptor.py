@@ -43,16 +43,12 @@ _MOST_FIELDS: Final = 1000
 _PIXEL_BYTES: Final = 2
 """Most bytes of a grey level's number in a message."""
 
-_RECORD: Final[ContextVar[RequestRecord]] = ContextVar("record")
+RECORD: Final[ContextVar[RequestRecord]] = ContextVar("record")
+"""Record of the call of SERVICE that this task answers."""
 _log: Final = logging.getLogger(__name__)
 
 _Handler = Any
 """grpc.RpcMethodHandler, which is generic only in the type stubs."""
-
-
-def current_record() -> RequestRecord:
-    """Record of the call of SERVICE that this task answers."""
-    return _RECORD.get()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -106,7 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             record = RequestRecord(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
             left = context.time_remaining()
             record.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
-            _RECORD.set(record)
+            RECORD.set(record)
             context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
             code = StatusCode.OK
             try:

@@ -1,0 +1,74 @@
+"""The steps of a request: turns, the page, and a short run with the tiny model's card."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from benchmarks.steps import __main__ as steps
+from benchmarks.steps import process, turns
+from load_tests.verdict import BAD_INPUT
+from tests.graphs import tiny_card
+
+
+def test_measurements_take_turns_and_the_first_rounds_do_not_count() -> None:
+    made: list[str] = []
+
+    def named(name: str) -> turns.Turn:
+        async def turn() -> None:
+            made.append(name)
+
+        return turn
+
+    times = asyncio.run(turns.medians({name: named(name) for name in ("inner", "outer")}, 3))
+    assert made == ["inner", "outer"] * (turns.WARM_UP + 3)
+    assert set(times) == {"inner", "outer"}
+
+
+def test_a_turn_makes_its_requests_at_the_same_time() -> None:
+    begun = 0
+
+    async def ask() -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(0)
+        assert begun == turns.AT_ONCE
+
+    asyncio.run(turns.together(ask)())  # type: ignore[arg-type] # a turn is a coroutine function
+    assert begun == turns.AT_ONCE
+
+
+def test_the_steps_add_up_to_the_whole_and_a_kind_may_lack_a_step() -> None:
+    http, grpc = {"decision": 40.2, "BentoML": 90.1, "connection": 300.4}, {"decision": 41.0, "connection": 9.0}
+    page = steps.document({"HTTP": http, "gRPC": grpc}, {"CPU": "of a test", "peers' packages": "none"}, 7)
+    rows = (
+        "| decision | 40 | 41 |",
+        "| BentoML | 90 |  |",
+        "| connection | 300 | 9 |",
+        "| **whole** | **431** | **50** |",
+    )
+    assert "\n".join(("| step | HTTP | gRPC |", "|---|---:|---:|", *rows)) in page
+    assert "medians of 7 turns" in page
+    assert "| CPU | of a test |" in page
+    assert "peers" not in page
+
+
+def test_every_kind_of_request_is_measured_step_by_step() -> None:
+    table = process.measure(tiny_card(), rounds=2)
+    http = ["decision", "queue", "route", "record", "BentoML", "connection"]
+    grpc = [step for step in http if step != "BentoML"]
+    expected = {"HTTP, file": http, "HTTP, OIP, pixels": http, "gRPC, file": grpc, "gRPC, pixels": grpc}
+    assert list(table) == list(expected)
+    for kind, words in expected.items():
+        assert len(table[kind]) == len(words)
+        assert all(word in step for word, step in zip(words, table[kind], strict=True))
+        assert sum(table[kind].values()) > 0
+
+
+def test_a_store_without_a_model_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    monkeypatch.setenv("CHESTCT_MODEL", "chestct:absent")
+    assert steps.main([]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("steps: ")
