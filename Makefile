@@ -40,6 +40,7 @@ development = .venv/.development
 training    = $(firstword $(wildcard .venv/.development) .venv/.training)
 packaging   = $(firstword $(wildcard .venv/.development) .venv/.image)
 serving     = $(firstword $(wildcard .venv/.development .venv/.training .venv/.image) .venv/.serving)
+node        = $(firstword $(wildcard .venv-node/.node-tests) .venv-node/.node)
 # `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 # The demo's clone records its runs here, where `make mlflow` shows them, if the environment names no other place.
@@ -47,7 +48,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients test-node train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -75,7 +76,10 @@ test-long: $(development) ## run the long tests: every backbone, an interrupted 
 clients: $(development) .venv-clients/.clients ## ask a test server with tritonclient and the KServe SDK
 	@python -m tests.clients
 
-test-node: $(development) .venv-node/.node-tests ## test the DICOM node, in an environment of its own
+node: $(node) ## run the DICOM node between a PACS and the service; DICOM_NODE_ variables set it up
+	@exec .venv-node/bin/python -m dicom_node
+
+test-node: $(development) .venv-node/.node-tests ## test the DICOM node against the service, Orthanc and DICOM's tools
 	@python -m tests.dicom_node
 
 train: $(training) ## run the pipeline, then store the model; DATA=folder takes images from there, in Kaggle's layout

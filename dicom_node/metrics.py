@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, make_wsgi_app
 
 RECEIVED: Final = Counter(
     "dicom_node_received",
@@ -27,3 +27,6 @@ OLDEST_SECONDS: Final = Gauge(
     "dicom_node_oldest_seconds", "Seconds since the last slice of the series that waits longest; 0 if none waits."
 )
 DEAD_LETTERS: Final = Gauge("dicom_node_dead_letters", "Series that were given up.")
+
+APPLICATION: Final = make_wsgi_app()
+"""Answers /metrics (WSGI)."""

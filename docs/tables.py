@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
@@ -17,6 +18,8 @@ from pydantic.fields import FieldInfo
 
 from chestct import card
 from chestct.prediction import Prediction
+from dicom_node import metrics as node_metrics
+from dicom_node import settings as node_settings
 from pipeline.core.pages import replace_part
 from serving.settings import PREFIX, Settings
 from serving.telemetry import metrics
@@ -34,17 +37,31 @@ def commands() -> str:
 
 def settings() -> str:
     """Every setting of the service, in the order of the code."""
-    rows = (
-        (f"`{PREFIX}{name.upper()}`", _default(field), _allowed(field), " ".join((field.description or "").split()))
-        for name, field in Settings.model_fields.items()
-    )
-    return _table(("variable", "default", "allowed", "what"), rows)
+    return _settings(PREFIX, Settings)
 
 
 def metric_rows() -> str:
     """Every metric of /metrics, in the order of the code."""
+    return _metrics(metrics)
+
+
+def dicom_node() -> str:
+    """Every setting and every metric of the DICOM node."""
+    variables = _settings(node_settings.PREFIX, node_settings.Settings)
+    return f"## Settings\n\n{variables}\n## Metrics\n\n{_metrics(node_metrics)}"
+
+
+def _settings(prefix: str, model: type[BaseModel]) -> str:
+    rows = (
+        (f"`{prefix}{name.upper()}`", _default(field), _allowed(field), " ".join((field.description or "").split()))
+        for name, field in model.model_fields.items()
+    )
+    return _table(("variable", "default", "allowed", "what"), rows)
+
+
+def _metrics(module: ModuleType) -> str:
     rows = []
-    for metric in vars(metrics).values():
+    for metric in vars(module).values():
         if isinstance(metric, MetricWrapperBase) and not metric._labelvalues:  # the public API names no labels
             (family,) = metric.describe()
             name = family.name + ("_total" if family.type == "counter" else "")
@@ -84,6 +101,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "metrics.md": metric_rows,
     "model-card-fields.md": card_fields,
     "http-api.md": answer_fields,
+    "dicom-node.md": dicom_node,
 }
 
 
@@ -140,6 +158,8 @@ def _default(field: FieldInfo) -> str:
     extra = field.json_schema_extra
     if isinstance(extra, dict):
         return str(extra["default"])
+    if field.is_required():
+        return "required"
     if field.default is None:
         return "none"
     return str(field.default).lower() if field.annotation is bool else str(field.default)

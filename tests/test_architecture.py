@@ -49,6 +49,7 @@ HTTP = (
     "web",
 )
 RPC = ("connections", "errors", "health", "interceptor", "message_reader", "server")
+DICOM = ("capture", "concepts", "objects", "receive", "report", "returned", "send", "slices")
 OWNERS = {
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
@@ -64,8 +65,11 @@ OWNERS = {
     "open_inference": {f"serving/rpc/{name}.py" for name in ("inference", "interceptor", "server")},
     "opentelemetry": {"serving/telemetry/tracing.py"},
     "kornia_rs": {"chestct/image.py"},
-    "pydicom": {"chestct/dicom.py", "dicom_node/receive.py", "pipeline/judging/other_pictures.py"},
-    "pynetdicom": {"dicom_node/receive.py"},
+    "pydicom": {"chestct/dicom.py", "pipeline/judging/other_pictures.py", *(f"dicom_node/{name}.py" for name in DICOM)},
+    "pynetdicom": {"dicom_node/receive.py", "dicom_node/send.py"},
+    "highdicom": {f"dicom_node/{name}.py" for name in ("capture", "concepts", "report")},
+    "dicomweb_client": {"dicom_node/send.py"},
+    "requests": {"dicom_node/score.py", "dicom_node/send.py"},
     "starlette": {f"serving/http/{name}.py" for name in HTTP},
     "uvicorn": {f"serving/http/{name}.py" for name in ("connection_closing", "connections", "private_port")},
     "prometheus_client": {"dicom_node/metrics.py", "serving/telemetry/metrics.py"},

@@ -1,14 +1,21 @@
 """Fixtures of the DICOM node's tests."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dicom_node.receive import Receiver
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
+from tests.dicom_node import variables
+from tests.dicom_node.pacs import Pacs
+from tests.dicom_node.pacs import pacs as running_pacs
+from tests.dicom_node.running import RunningNode
 
 
 @pytest.fixture
@@ -45,3 +52,44 @@ def receiver(settings: Callable[..., Settings]) -> Iterator[Callable[..., tuple[
     for one in running:
         one.stop_listening()
         one.close()
+
+
+@pytest.fixture
+def service() -> str:
+    """URL of the service with the tiny model."""
+    return _variable(variables.SERVICE)
+
+
+@pytest.fixture
+def drawn() -> Callable[[str], NDArray[np.uint8]]:
+    """Reads the grey levels of a drawn slice: `class-0` to `class-3` for the tiny model, `phantom-0` to `phantom-7`."""
+    folder = Path(_variable(variables.SLICES))
+    return lambda name: np.load(folder / f"{name}.npy")
+
+
+@pytest.fixture
+def pacs() -> Iterator[Pacs]:
+    with running_pacs() as running:
+        yield running
+
+
+@pytest.fixture
+def node(tmp_path: Path, service: str, pacs: Pacs) -> Iterator[Callable[..., RunningNode]]:
+    """Starts nodes that return to `pacs`. The arguments are settings."""
+    started: list[RunningNode] = []
+
+    def start(**settings: Any) -> RunningNode:
+        own = {"service": service, "return_to": pacs.address, **settings}
+        started.append(RunningNode(tmp_path, own.pop("service"), own.pop("return_to"), **own))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+def _variable(name: str) -> str:
+    if name not in os.environ:
+        pytest.skip("no service here: make test-node starts one")
+    return os.environ[name]
