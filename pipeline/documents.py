@@ -110,6 +110,9 @@ def _values(card: ModelCard) -> dict[str, Any]:
         "words": words,
         "known": known,
         "sizes": [f"{words['splits'][name]} ({_size(m)})" for name, m in known.items()],
+        "task": next(
+            (key for key in next(iter(audit.get("shortcuts", {}).values()), {}) if "_classes" in key), ""
+        ).removesuffix("_balanced"),
         "megabytes": f"{(paths.RELEASED / GRAPH).stat().st_size / 1e6:.1f}",
         "styles": [name.replace("_", " ") for name in next(iter(card.styles.values()), {})],
         "scores": [f"by {score} alone" for score in scores],

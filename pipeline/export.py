@@ -29,7 +29,8 @@ from pipeline.graph.rounding import round_weights, spread
 from pipeline.graph.rounding_cost import agreement, check, check_difference, infer, measure
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import input_facts, origin
-from pipeline.images.classes import CLASSES, NORMAL, TITLES
+from pipeline.images.classes import class_names, normal_name, titles
+from pipeline.images.manifest import Manifest
 from pipeline.judging.calibration import Calibration, OutOfFold
 from pipeline.judging.probe_pictures import ProbePictures, read_sources
 from pipeline.network.build import LOGITS
@@ -104,8 +105,7 @@ def _card(
 ) -> ModelCard:
     """Build the card from the files of earlier stages. `bfloat16` is what it costs, or None if it is not allowed."""
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
-    manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
-    source = manifest["source"]
+    source = params.data.source
     audit = json.loads(paths.AUDIT.read_text(encoding="utf-8"))
     with np.load(paths.EXTRA) as file:
         extra = len(file["allowed"])
@@ -113,9 +113,9 @@ def _card(
     found = OutOfFold.read(paths.OUT_OF_FOLD_CARD)
     accuracies = {name: baseline["accuracy"].value for name, baseline in found.baselines.items()}
     return ModelCard(
-        classes=CLASSES,
-        normal=NORMAL,
-        titles=TITLES,
+        classes=class_names(),
+        normal=normal_name(),
+        titles=titles(),
         input=InputSpec(height=size, width=size),
         logit_bias=tuple(map(float, bias)),
         bfloat16=bfloat16,
@@ -129,7 +129,7 @@ def _card(
             git_commit=tracking.git_commit(),
             trained_commit=tracking.trained_commit(run_id),
             data_source=source,
-            data_digest=manifest["digest"],
+            data_digest=Manifest.read().digest,
             backbone=params.base_model.backbone,
             weights=params.base_model.weights,
             image_count=image_count,

@@ -20,7 +20,7 @@ from pipeline.foreign.folders import KINDS, kind_of, list_slices, read_overrides
 from pipeline.foreign.pictures import draw_outcomes
 from pipeline.foreign.slice_table import write_slices
 from pipeline.foreign.tally import Group, Separation, Tally, count_groups, count_key_figures, separate
-from pipeline.images.classes import NORMAL
+from pipeline.images.classes import normal_name
 from pipeline.judging.plots import in_words
 
 
@@ -78,7 +78,7 @@ def lines(tally: Tally) -> list[str]:
 
 def _group_lines(group: Group) -> list[str]:
     head = f"{group.source[:17]:<18}{group.known:<16}{group.slices:>7}{group.patients:>9}"
-    cancers = [f"{number} {label}" for label, number in group.labels.items() if label != NORMAL]
+    cancers = [f"{number} {label}" for label, number in group.labels.items() if label != normal_name()]
     shown = []
     for name in OUTCOMES:
         share = group.outcomes[name]

@@ -47,7 +47,7 @@ def ingest(params: Params) -> None:
             listing = list_source(folder)
             listing.write()
             require_data_set(listing, params.data.max_left_out)
-            manifest = Manifest.of(params.data.source, listing.images)
+            manifest = Manifest.of(listing.images)
             unchanged = _is_current(manifest)
             if not unchanged:
                 _replace_raw(listing.images, Path(scratch))
@@ -129,7 +129,7 @@ def _is_current(manifest: Manifest) -> bool:
         return False
     files = (path for path in paths.RAW.rglob("*") if path.is_file())
     present = {in_utf8(path.relative_to(paths.RAW).as_posix()): path for path in files}
-    return Manifest.of(manifest.source, present) == manifest
+    return Manifest.of(present) == manifest
 
 
 def _replace_raw(images: Mapping[str, Path], scratch: Path) -> None:

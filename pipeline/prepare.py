@@ -63,11 +63,11 @@ def prepare(params: Params) -> None:
         seen=~np.isin(_scans(test), _scans(findings.test_unseen)),
     )
     described = audit.describe(slices, unreadable, findings, folds, curated.scans.keys())
-    lines = json.dumps({"source": manifest.source, "digest": manifest.digest, **described}, indent=1)
+    lines = json.dumps({"source": params.data.source, "digest": manifest.digest, **described}, indent=1)
     paths.AUDIT.write_text(f"{lines}\n", encoding="utf-8")
     contact_sheet.draw(
         _sections(slices, findings),
-        f"Audit of {len(slices)} images ({manifest.source}, data digest {manifest.digest[:12]})",
+        f"Audit of {len(slices)} images ({params.data.source}, data digest {manifest.digest[:12]})",
         paths.CONTACT_SHEET,
     )
     print(

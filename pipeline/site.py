@@ -32,7 +32,7 @@ from pipeline.foreign.pictures import draw_outcomes, draw_reliability
 from pipeline.foreign.site_figures import MEANINGS, SiteFigures, judge, measure, to_answers
 from pipeline.foreign.site_report import DO_NOT_USE, Refitted, SiteReport, measure_grey_levels, to_markdown
 from pipeline.foreign.slice_table import write_slices
-from pipeline.images.classes import TITLES
+from pipeline.images.classes import titles
 from pipeline.judging.metrics import Evaluation
 
 CHECKED: Final = 16
@@ -143,7 +143,7 @@ def _write(report: SiteReport, answered: Sequence[Answered], evaluation: Evaluat
         old.unlink()
     heading = f"{report.model} on a site's own slices. {DISCLAIMER}"
     draw_outcomes(
-        {TITLES.get(label, label): shares for label, shares in report.figures.outcomes.items()},
+        {titles().get(label, label): shares for label, shares in report.figures.outcomes.items()},
         heading,
         paths.SITE / "outcomes.png",
     )

@@ -64,7 +64,7 @@ def sweep(params: Params) -> None:
     pool = pool._replace(folds=make_folds(pool.labels, pool.scans, params.sweep.folds, params.seed))
     start_run = partial(
         tracking.start_run,
-        data_source=manifest.source,
+        data_source=params.data.source,
         data_digest=manifest.digest,
         image_count=len(pool.labels),
         experiment=tracking.SWEEPS,

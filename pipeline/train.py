@@ -15,19 +15,18 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
-from chestct import standard_picture
-from pipeline.core import paths, runner, tracking
+from pipeline.core import paths, runner, source, tracking
 from pipeline.core.curves import Curves
 from pipeline.core.errors import StageError, TrackingError
 from pipeline.core.params import Params
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
+from pipeline.images.manifest import Manifest
 from pipeline.network import fitting
 from pipeline.network.build import LOGITS, features_of
 from pipeline.network.fitting import Extra, History, Pool
@@ -44,12 +43,12 @@ def train(params: Params) -> None:
     keras.utils.set_random_seed(params.seed)
     tf.config.experimental.enable_op_determinism()
     pool, extra = Pool.read(), Extra.read()
-    manifest = json.loads(paths.MANIFEST.read_text(encoding="utf-8"))
+    manifest = Manifest.read()
     tracking.fail_unfinished()
     run_id = tracking.start_run(
         params,
-        data_source=manifest["source"],
-        data_digest=manifest["digest"],
+        data_source=params.data.source,
+        data_digest=manifest.digest,
         image_count=len(pool.labels),
     )
     try:
@@ -86,13 +85,11 @@ def train(params: Params) -> None:
 
 def _key(params: Params) -> str:
     """A digest of data, parameters and code that a network depends on."""
-    digest = hashlib.sha256(params.model_dump_json(include={"seed", "prepare", "base_model", "train"}).encode())
-    code = [
-        path
-        for module in (fitting, standard_picture)
-        for path in sorted(Path(str(module.__file__)).parent.glob("*.py"))
-    ]
-    for path in (paths.POOL, paths.EXTRA, paths.BASE_MODEL, *code):
+    digest = hashlib.sha256(
+        params.model_dump_json(include={"seed", "classes", "prepare", "base_model", "train"}).encode()
+    )
+    digest.update(source.describe("train").encode())
+    for path in (paths.POOL, paths.EXTRA, paths.BASE_MODEL):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -114,7 +111,7 @@ def _resume(name: str, fit: Callable[[], tuple[keras.Model, History]]) -> tuple[
 
 def _score_folds(pool: Pool, params: Params) -> NDArray[np.float32]:
     """Return the logits [N, classes] of every image, by the network that never saw it."""
-    logits = np.zeros((len(pool.labels), len(CLASSES)), np.float32)
+    logits = np.zeros((len(pool.labels), class_count()), np.float32)
     for fold in range(params.prepare.folds):
         network = keras.models.load_model(paths.fold_model(fold), compile=False)
         held_out = pool.folds == fold

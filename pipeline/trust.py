@@ -18,7 +18,7 @@ from chestct.image import decode
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
 from pipeline.images import input_facts
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.judging import ood
 from pipeline.judging.chest_ct import LinearProbe
 from pipeline.judging.heatmaps import body_mask, hide_quarter, mass_inside, rank_correlations
@@ -97,7 +97,7 @@ def trust(params: Params) -> None:
 
     arrays: dict[str, Any] = {
         "changes": np.array([change.__name__ for change in CHANGES]),
-        "changed_logits": np.zeros((len(CHANGES), len(labels), len(CLASSES)), np.float32),
+        "changed_logits": np.zeros((len(CHANGES), len(labels), class_count()), np.float32),
         **{name: np.zeros(len(labels), np.float32) for name in ("in_body", "body_area", "random_heads")},
         "occlusion_agrees": np.zeros(len(labels), bool),
         "other_groups": np.array([group for group, _ in drawn]),
@@ -158,7 +158,7 @@ def _score_pictures(
         chosen = arrays["other_groups"] == group
         apart = probe_pictures.fit(summaries, probed, ~held_out, without=group)
         arrays["other_chest_ct"][fold, chosen] = apart(other_summaries[chosen])
-    scores = {kind: ood.fit(kind, features[~held_out], labels[~held_out], len(CLASSES)) for kind in ood.KINDS}
+    scores = {kind: ood.fit(kind, features[~held_out], labels[~held_out], class_count()) for kind in ood.KINDS}
     for kind, score in scores.items():
         arrays[f"ood_{kind}"][held_out] = score(features[held_out])
         arrays[f"other_ood_{kind}"][fold] = score(other_features)
@@ -177,7 +177,7 @@ def _show_in_styles(sources: Sequence[Source], spec: InputSpec) -> dict[str, Any
     return {
         "styles": np.array(list(STYLES)),
         "pixels": np.stack([picture.pixels for picture in pictures]).reshape(*shape, spec.height, spec.width, 1),
-        "logits": np.zeros((*shape, len(CLASSES)), np.float32),
+        "logits": np.zeros((*shape, class_count()), np.float32),
         "chest_ct": np.zeros(shape, np.float32),
         **{f"ood_{kind}": np.zeros(shape, np.float32) for kind in ood.KINDS},
         **input_facts.to_arrays([picture.facts for picture in pictures]),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline import code
 from pipeline.core.params import Params, PhantomCounts
 from pipeline.images.phantoms import draw_phantoms
 from tests.server import ROOT
@@ -58,30 +59,61 @@ class Project:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = Project(tmp_path_factory.mktemp("dvc"))
-    assert made.repro("prepare") == ["ingest", "prepare"]
+    assert made.repro("prepare") == ["code", "ingest", "prepare"]
     return made
 
 
 def test_without_a_change_prepare_does_not_run_again(project: Project) -> None:
-    assert project.repro("prepare") == ["ingest"]
+    assert project.repro("prepare") == ["code", "ingest"]
+
+
+def test_a_changed_comment_or_docstring_makes_no_stage_run_again(project: Project) -> None:
+    for path in ("pipeline/core/params.py", "pipeline/images/scans.py", "chestct/image.py"):
+        file = project.folder / path
+        text = file.read_text(encoding="utf-8")
+        file.write_text(f"# A comment.\n{text}\n\n\ndef _new() -> None: ...\n" if "core" in path else f"# New.\n{text}")
+    assert project.repro("prepare") == ["code", "ingest"]
+
+
+def test_code_that_computes_something_else_makes_prepare_run_again(project: Project) -> None:
+    file = project.folder / "pipeline" / "images" / "folds.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(f"{text}\nASIDE = 1\n", encoding="utf-8")
+    assert project.repro("prepare") == ["code", "ingest", "prepare"]
+    file.write_text(text, encoding="utf-8")
+    assert project.repro("prepare") == ["code", "ingest"], "DVC takes the first result from its run cache"
+
+
+def test_the_same_files_from_another_source_are_the_same_data(project: Project) -> None:
+    copy = project.images.with_name("copy")
+    shutil.copytree(project.images, copy)
+    before = (project.folder / "data" / "manifest.json").read_bytes()
+    pool = (project.folder / "data" / "prepared" / "pool.npz").read_bytes()
+    project.set_params(source="kaggle", path=str(copy), phantoms={"train": 2, "valid": 1, "test": 1})
+    project.repro("prepare")
+    assert (project.folder / "data" / "manifest.json").read_bytes() == before
+    assert (project.folder / "data" / "prepared" / "pool.npz").read_bytes() == pool
+    project.set_params(source="local", path=str(project.images), phantoms={"train": 2, "valid": 1, "test": 1})
+    project.repro("prepare")
 
 
 def test_one_changed_file_makes_prepare_run_again(project: Project) -> None:
     image = min(project.images.glob("train/normal/*.png"))
     other = min(project.images.glob("test/normal/*.png")).read_bytes()
     image.write_bytes(other)
-    assert project.repro("prepare") == ["ingest", "prepare"]
+    assert project.repro("prepare") == ["code", "ingest", "prepare"]
     assert (project.folder / "data" / "raw" / image.relative_to(project.images)).read_bytes() == other
 
 
 def test_another_source_makes_prepare_run_again(project: Project) -> None:
     project.set_params(source="synthetic", phantoms={"train": 2, "valid": 1, "test": 1})
-    assert project.repro("prepare") == ["ingest", "prepare"]
+    assert project.repro("prepare") == ["code", "ingest", "prepare"]
 
 
 def test_train_depends_only_on_what_it_learns_from() -> None:
     """A new plot or audit of the data set does not cost hours of training."""
-    assert {path for path in STAGES["train"]["deps"] if not path.endswith(".py")} == {
+    assert set(STAGES["train"]["deps"]) == {
+        "data/code/train.txt",
         "data/manifest.json",
         "data/prepared/extra.npz",
         "data/prepared/pool.npz",
@@ -93,7 +125,7 @@ def test_train_depends_only_on_what_it_learns_from() -> None:
 def test_no_stage_opens_the_test_folder_and_dvc_has_no_figure_of_it() -> None:
     test_images = "data/prepared/test.npz"
     assert "report" not in STAGES
-    assert [name for name, stage in STAGES.items() if test_images in stage["deps"]] == []
+    assert [name for name, stage in STAGES.items() if test_images in stage.get("deps", [])] == []
     assert [name for name, stage in STAGES.items() if test_images in stage.get("outs", [])] == ["prepare"]
     assert {path for stage in STAGES.values() for path in stage.get("metrics", [])} == {"reports/figures.json"}
 
@@ -104,11 +136,19 @@ def test_a_stages_module_function_and_params_share_its_name(name: str) -> None:
     module = ast.parse((ROOT / "pipeline" / f"{name}.py").read_text(encoding="utf-8"))
     assert {name, "main"} <= {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
     section = "data" if name == "ingest" else name
-    assert (section in STAGES[name].get("params", [])) == (section in Params.model_fields) == (name != "record")
+    assert (
+        (section in STAGES[name].get("params", []))
+        == (section in Params.model_fields)
+        == (name not in ("code", "record"))
+    )
 
 
-def modules_in_deps(name: str) -> set[str]:
-    return {path for path in STAGES[name]["deps"] if path.endswith(".py")}
+def test_each_stage_depends_on_its_own_code() -> None:
+    assert STAGES["code"]["outs"] == [f"data/code/{name}.txt" for name in code.STAGES]
+    assert set(code.STAGES) == STAGES.keys() - {"code"}
+    for name in code.STAGES:
+        (own,) = (path for path in STAGES[name]["deps"] if path.startswith("data/code/"))
+        assert own == f"data/code/{name}.txt"
 
 
 def modules_loaded(records: Path, name: str) -> set[str]:

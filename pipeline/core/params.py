@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from chestct.card import Frozen, InputRules
 from pipeline.core import paths
 from pipeline.core.errors import ParamsError
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import ANY_CANCER, CLASSES, Classes, use_classes
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -42,13 +42,9 @@ class PhantomCounts(Frozen):
     test: Count
 
 
-ANY_CANCER: Final = "any_cancer"
-"""Label of a slice of a cancer patient whose kind of cancer is not known."""
-
-
 class ExtraSource(Frozen):
     path: Path
-    labels: Annotated[dict[str, Literal[CLASSES] | Literal["any_cancer"]], Field(min_length=1)]  # type: ignore[valid-type]
+    labels: Annotated[dict[str, str], Field(min_length=1)]
     """The label of each folder below `path`: a class or `any_cancer`."""
 
 
@@ -196,6 +192,7 @@ class Sweep(Frozen):
 
 class Params(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
+    classes: Classes
     data: Data
     prepare: Prepare
     base_model: BaseModel
@@ -208,9 +205,25 @@ class Params(Frozen):
     site: Site
     sweep: Sweep
 
+    @field_validator("data")
+    @classmethod
+    def _use_known_labels(cls, data: Data, others: ValidationInfo) -> Data:
+        if "classes" not in others.data:
+            return data  # they are wrong, and another message says so
+        names = others.data["classes"].names
+        wrong = sorted({label for source in data.extra for label in source.labels.values()} - {*names, ANY_CANCER})
+        if wrong:
+            raise ValueError(f"extra has the label {', '.join(wrong)}; expected {', '.join(names)} or {ANY_CANCER}")
+        if data.source == "synthetic" and not set(names) <= set(CLASSES):
+            raise ValueError(f"synthetic draws only the classes {', '.join(CLASSES)}")
+        return data
+
     @classmethod
     def read(cls, path: Path = paths.PARAMS) -> Self:
-        """Read and check params.yaml. Raises ParamsError, which names every unknown, missing or wrong key."""
+        """Read and check params.yaml, and use its classes from then on.
+
+        Raises ParamsError, which names every unknown, missing or wrong key.
+        """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -224,6 +237,7 @@ class Params(Frozen):
             params._check_sweep()
         except ParamsError as error:
             raise ParamsError(f"{path}: {error}") from error
+        use_classes(params.classes)
         return params
 
     def get(self, key: str) -> Any:

@@ -5,6 +5,9 @@ from typing import Final
 
 PARAMS: Final = Path("params.yaml")
 
+CODE: Final = Path("data/code")
+"""Digests of the code of each stage (pipeline.core.source)."""
+
 RAW: Final = Path("data/raw")
 MANIFEST: Final = Path("data/manifest.json")
 LEFT_OUT: Final = Path("reports/left_out.json")

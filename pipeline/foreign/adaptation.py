@@ -23,7 +23,7 @@ from pipeline.core.params import Evaluate
 from pipeline.foreign.answering import NOT_CHEST_CT, REFUSED, UNREADABLE, Answered, Model, number_patients
 from pipeline.foreign.folders import ANY_CANCER
 from pipeline.graph.scaling import with_scaling
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import class_count, class_names, normal_index, normal_name
 from pipeline.judging.calibration import cross_entropy, fit_temperature
 from pipeline.judging.thresholds import fit_thresholds
 
@@ -32,7 +32,6 @@ LEAST_TEMPERATURE: Final = 0.5
 TOLERANCE: Final = 1e-5
 """Largest difference of the new graph's probabilities from the new scaling of the base's logits."""
 
-_NORMAL: Final = CLASSES.index(NORMAL)
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -71,7 +70,7 @@ def what_is_missing(answered: Sequence[Answered], fitting: NDArray[np.bool_], le
     for half in (fitting, ~fitting):
         usable = [each for each, wanted in zip(answered, half, strict=True) if wanted and _usable(each)]
         patients = number_patients(usable)
-        normal = np.array([each.file.known == NORMAL for each in usable], bool)
+        normal = np.array([each.file.known == normal_name() for each in usable], bool)
         counts.append([len(np.unique(patients[side])) for side in (~normal, normal)])
     (cancers, normals), (held_cancers, held_normals) = counts
     if min(cancers, normals, held_cancers, held_normals) >= least:
@@ -92,14 +91,15 @@ def refit(answered: Sequence[Answered], card: ModelCard, wanted: Evaluate, least
     logits = card.scaling.apply(np.stack([each.logits for each in used if each.logits is not None]).astype(np.float64))
     known = np.array([each.file.known for each in used])
     if ANY_CANCER in known:
-        normal = known == NORMAL
+        normal = known == normal_name()
         temperature = fit_temperature(
             logits, normal.astype(int), lambda scaled, truth: cross_entropy(_sides(scaled), truth)
         )
-        best_cancer = np.where(np.arange(len(CLASSES)) == _NORMAL, -np.inf, logits).argmax(axis=1)
-        labels = np.where(normal, _NORMAL, best_cancer)  # which cancer it is counts neither as right nor as wrong
+        best_cancer = np.where(np.arange(class_count()) == normal_index(), -np.inf, logits).argmax(axis=1)
+        # Which cancer it is counts neither as right nor as wrong.
+        labels = np.where(normal, normal_index(), best_cancer)
     else:
-        labels = np.array([CLASSES.index(name) for name in known])
+        labels = np.array([class_names().index(name) for name in known])
         temperature = fit_temperature(logits, labels)
     temperature = max(temperature, LEAST_TEMPERATURE)
     scaling = card.scaling.model_copy(
@@ -109,7 +109,7 @@ def refit(answered: Sequence[Answered], card: ModelCard, wanted: Evaluate, least
     chest_ct = np.array([each.prediction.chest_ct for each in used if each.prediction])
     fitted = fit_thresholds(softmax(logits / temperature, axis=1), scores, chest_ct, labels, wanted)
     patients = number_patients(used)
-    enough = {name for name in CLASSES if len(np.unique(patients[known == name])) >= least}
+    enough = {name for name in class_names() if len(np.unique(patients[known == name])) >= least}
     return Numbers(scaling, _restrain(fitted, card.thresholds, enough, len(used)), temperature)
 
 
@@ -118,11 +118,11 @@ def _restrain(fitted: Thresholds, base: Thresholds, enough: Set[str], slices: in
     kept: dict[str, object] = {"chest_ct_limit": base.chest_ct_limit}
     kept["least_confidence"] = tuple(
         new if name in enough else max(old, new)
-        for name, old, new in zip(CLASSES, base.least_confidence, fitted.least_confidence, strict=True)
+        for name, old, new in zip(class_names(), base.least_confidence, fitted.least_confidence, strict=True)
     )
-    if not enough >= set(CLASSES):
+    if not enough >= set(class_names()):
         kept["refer_margin"] = max(base.refer_margin, fitted.refer_margin)
-    if not enough >= set(CLASSES) or (slices + 1) * fitted.conformal_coverage > slices:
+    if not enough >= set(class_names()) or (slices + 1) * fitted.conformal_coverage > slices:
         kept |= {name: getattr(base, name) for name in ("conformal_quantile", "conformal_coverage")}
     return fitted.model_copy(update=kept)
 
@@ -194,5 +194,5 @@ def _usable(answered: Answered) -> bool:
 
 def _sides(logits: Floats) -> Floats:
     """Logits of any cancer and of normal, [N, 2]."""
-    cancers = np.delete(logits, _NORMAL, axis=1)
-    return np.stack([logsumexp(cancers, axis=1), logits[:, _NORMAL]], axis=1)
+    cancers = np.delete(logits, normal_index(), axis=1)
+    return np.stack([logsumexp(cancers, axis=1), logits[:, normal_index()]], axis=1)

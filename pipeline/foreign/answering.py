@@ -22,7 +22,7 @@ from chestct.store import CARD, GRAPH, NoModel, ensure_model, find, tag_of
 from pipeline.core import paths
 from pipeline.core.errors import StageError
 from pipeline.foreign.folders import SliceFile
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import class_names, normal_name
 
 TOGETHER: Final = 64
 """Slices whose pixels are in memory at the same time."""
@@ -76,7 +76,7 @@ class Answered(NamedTuple):
             return UNFAMILIAR
         if self.prediction.decision == "refer":
             return REFERRED
-        return ACCEPTED_NORMAL if self.prediction.label == NORMAL else ACCEPTED_CANCER
+        return ACCEPTED_NORMAL if self.prediction.label == normal_name() else ACCEPTED_CANCER
 
     @property
     def labelled(self) -> bool:
@@ -103,8 +103,10 @@ def open_model(name: str | None) -> Model:
         raise StageError(f"{name or paths.RELEASED}: this version can't read the model's card ({where})") from error
     except (NoModel, Altered, OSError) as error:
         raise StageError(" ".join(str(error).split())) from error
-    if card.classes != CLASSES:
-        raise StageError(f"{tag}: expected a model of the classes {', '.join(CLASSES)}, got {', '.join(card.classes)}")
+    if card.classes != class_names():
+        raise StageError(
+            f"{tag}: expected a model of the classes {', '.join(class_names())}, got {', '.join(card.classes)}"
+        )
     engine = load(folder / GRAPH, card)
     return Model(tag, folder, card, engine)
 

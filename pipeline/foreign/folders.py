@@ -13,7 +13,7 @@ import yaml
 from chestct.dicom_format import is_dicom
 from chestct.image import SIGNATURES
 from pipeline.core.errors import DataError
-from pipeline.images.classes import CLASSES, NORMAL, label_of
+from pipeline.images.classes import class_names, label_of, normal_name
 from pipeline.images.listing import in_utf8, is_hidden, name_some
 
 CANCER: Final = "cancer patient"
@@ -23,7 +23,7 @@ NOT_CHEST: Final = "not chest CT"
 KINDS: Final = (CANCER, HEALTHY, OTHER, NOT_CHEST)
 """What is known of foreign slices."""
 ANY_CANCER: Final = "cancer"
-"""A site's label of slices with a cancer of no given class. Its other labels are CLASSES."""
+"""A site's label of slices with a cancer of no given class. Its other labels are the classes."""
 
 SOURCES: Final = "sources.yaml"
 """A file beside the folders that says what is known of some: `path or name of a folder: words`."""
@@ -60,14 +60,18 @@ def kind_of(folder: str) -> str | None:
     """What a folder's name says about foreign slices: one of KINDS, or None."""
     word = _word(folder)
     tables = {HEALTHY: _NORMALS, CANCER: _CANCERS, OTHER: _OTHERS, NOT_CHEST: _NOT_CHESTS}
+    if word == normal_name():
+        return HEALTHY
     found = next((kind for kind, words in tables.items() if word in words), None)
-    return found or (CANCER if _cancer_of(folder) else None)
+    return CANCER if word in class_names() else found or (CANCER if _cancer_of(folder) else None)
 
 
 def site_label_of(folder: str) -> str | None:
-    """The label that a folder's name gives a site's slices: one of CLASSES, ANY_CANCER, or None."""
-    word = _word(folder)
-    return NORMAL if word in _NORMALS else ANY_CANCER if word in _CANCERS else _cancer_of(folder)
+    """The label that a folder's name gives a site's slices: a class, ANY_CANCER, or None."""
+    word, cancer = _word(folder), _cancer_of(folder)
+    if word in (*_NORMALS, normal_name()):
+        return normal_name()
+    return ANY_CANCER if word in _CANCERS or (cancer and cancer not in class_names()) else cancer
 
 
 def read_overrides(folder: Path, file: Path | None, allowed: Sequence[str]) -> dict[str, str]:
@@ -108,7 +112,7 @@ def list_slices(folder: Path, meaning: Callable[[str], str | None], overrides: M
     if unknown:
         raise DataError(
             f"{where}: nothing is known of {name_some(list(unknown))}; name a folder after what is known, such as "
-            f"{NORMAL}, or say it in {SOURCES}"
+            f"{normal_name()}, or say it in {SOURCES}"
         )
     if not found:
         raise DataError(f"{where}: no slices in a folder whose name says what is known of them")
@@ -118,8 +122,8 @@ def list_slices(folder: Path, meaning: Callable[[str], str | None], overrides: M
 def _cancer_of(folder: str) -> str | None:
     """The cancer's class that a folder is named after, or None."""
     label = label_of(folder)
-    name = CLASSES[label] if label is not None else _HISTOLOGY.get(_word(folder))
-    return None if name == NORMAL else name
+    name = class_names()[label] if label is not None else _HISTOLOGY.get(_word(folder))
+    return None if name == normal_name() else name
 
 
 def _is_picture(path: Path) -> bool:

@@ -21,7 +21,7 @@ from pipeline.foreign.answering import (
     number_patients,
 )
 from pipeline.foreign.tally import any_cancer
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import class_names, normal_name
 from pipeline.judging.calibration import Answers
 from pipeline.judging.metrics import resample
 from pipeline.judging.shares import HIGH, LOW, Share, separation
@@ -98,11 +98,11 @@ def measure(answered: Sequence[Answered], *, two: bool, resamples: int, seed: in
     """Measure N answers, at least one. `two`: only cancer and normal are known, and any cancer's label is right."""
     patients = number_patients(answered)
     labels, outcomes = (np.array(names) for names in zip(*((a.file.known, a.outcome) for a in answered), strict=True))
-    cancer, labelled = labels != NORMAL, np.array([each.labelled for each in answered])
+    cancer, labelled = labels != normal_name(), np.array([each.labelled for each in answered])
     accepted = np.isin(outcomes, (ACCEPTED_CANCER, ACCEPTED_NORMAL))
     called = np.array([str(each.prediction.label) if each.prediction else "" for each in answered])
-    right = (called != NORMAL) == cancer if two else called == labels
-    caught = (called != NORMAL) | np.array([_possible_cancer(each) for each in answered])
+    right = (called != normal_name()) == cancer if two else called == labels
+    caught = (called != normal_name()) | np.array([_possible_cancer(each) for each in answered])
     chosen = {
         "labelled": (np.ones_like(cancer), labelled),
         "accepted": (np.ones_like(cancer), accepted),
@@ -148,16 +148,16 @@ def _reaches(name: str, found: float, wanted: float) -> bool:
 def to_answers(answered: Sequence[Answered]) -> tuple[Answers, Ints, Ints]:
     """The slices with a label for pipeline.judging.metrics: answers, true classes [N] and patients [N]."""
     found = [(each, each.prediction) for each in answered if each.labelled and each.prediction]
-    sets = np.array([[name in prediction.prediction_set for name in CLASSES] for _, prediction in found])
+    sets = np.array([[name in prediction.prediction_set for name in class_names()] for _, prediction in found])
     answers = Answers(
-        np.array([[prediction.probabilities[name] for name in CLASSES] for _, prediction in found]),
+        np.array([[prediction.probabilities[name] for name in class_names()] for _, prediction in found]),
         np.array([prediction.decision == "accept" for _, prediction in found]),
         np.zeros(len(found), bool),
         np.zeros(len(found), bool),
         sets,
         np.array([_possible_cancer(each) for each, _ in found]),
     )
-    labels = np.array([CLASSES.index(each.file.known) for each, _ in found])
+    labels = np.array([class_names().index(each.file.known) for each, _ in found])
     return answers, labels, number_patients([each for each, _ in found])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from chestct.card import DISCLAIMER, Estimate, Frozen, JsonFile, Thresholds
 from pipeline.foreign.answering import OUTCOMES, Answered
 from pipeline.foreign.site_figures import MEANINGS, Mark, SiteFigures
-from pipeline.images.classes import CLASSES, TITLES
+from pipeline.images.classes import class_names, titles
 from pipeline.judging.plots import in_words
 
 DO_NOT_USE: Final = "Do not use this model here."
@@ -142,7 +142,7 @@ def _missed(marks: Sequence[Mark]) -> str:
 
 def _what(report: SiteReport) -> list[str]:
     counts = {label: sum(counts.values()) for label, counts in report.figures.table.items()}
-    sizes = ", ".join(f"{number} {TITLES.get(label, label).lower()}" for label, number in counts.items())
+    sizes = ", ".join(f"{number} {titles().get(label, label).lower()}" for label, number in counts.items())
     lines = [
         f"{report.figures.slices} files of {report.figures.patients} patients: {sizes}. Digest of the files: "
         f"`{report.digest}`. Digest of the graph: `{report.model_sha256}`. Written {report.created}.",
@@ -189,12 +189,12 @@ def _figures(report: SiteReport) -> list[str]:
 
 
 def _outcomes(report: SiteReport, pictures: Sequence[str]) -> list[str]:
-    columns = (*CLASSES, *OUTCOMES[2:])
+    columns = (*class_names(), *OUTCOMES[2:])
     rows = [
-        (TITLES.get(label, label), *(str(counts.get(name, 0)) for name in columns))
+        (titles().get(label, label), *(str(counts.get(name, 0)) for name in columns))
         for label, counts in report.figures.table.items()
     ]
-    head = ("is, by the site", *(f"accepted: {TITLES[name].lower()}" for name in CLASSES), *OUTCOMES[2:])
+    head = ("is, by the site", *(f"accepted: {titles()[name].lower()}" for name in class_names()), *OUTCOMES[2:])
     reasons = "; ".join(f"{number} {name}" for name, number in report.reasons.items()) or "none"
     return [_table(head, rows), f"Reasons: {reasons}.", *(f"![{name[:-4]}]({name})" for name in pictures)]
 
@@ -202,7 +202,7 @@ def _outcomes(report: SiteReport, pictures: Sequence[str]) -> list[str]:
 def _grey_levels(levels: Sequence[GreyLevels]) -> list[str]:
     rows = [
         (
-            TITLES.get(each.label, each.label),
+            titles().get(each.label, each.label),
             str(each.slices),
             str(each.dicom),
             str(each.black_lungs),
@@ -272,10 +272,10 @@ def _threshold_rows(found: Refitted) -> list[tuple[str, str, str]]:
     rows = [(what, *(f"{getattr(each, name):.3f}" for each in both)) for name, what in words.items()]
     rows += [
         (
-            f"accept {TITLES[name].lower()} from this probability on",
+            f"accept {titles()[name].lower()} from this probability on",
             *(f"{each.least_confidence[i]:.3f}" for each in both),
         )
-        for i, name in enumerate(CLASSES)
+        for i, name in enumerate(class_names())
     ]
     return [(what, before, after) for what, before, after in rows]
 

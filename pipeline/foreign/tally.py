@@ -18,7 +18,7 @@ from pipeline.foreign.answering import (
     number_patients,
 )
 from pipeline.foreign.folders import CANCER, HEALTHY, KINDS, NOT_CHEST, OTHER
-from pipeline.images.classes import NORMAL
+from pipeline.images.classes import normal_name
 from pipeline.judging.shares import Share, separation
 
 CHEST_CT: Final = (CANCER, HEALTHY, OTHER)
@@ -149,7 +149,7 @@ def separate(answered: Sequence[Answered], *, resamples: int, seed: int) -> dict
 def any_cancer(answered: Answered) -> float:
     """The probability of any cancer of a slice that could be read."""
     assert answered.prediction is not None
-    return 1 - answered.prediction.probabilities[NORMAL]
+    return 1 - answered.prediction.probabilities[normal_name()]
 
 
 def _caveat(some: Sequence[Answered]) -> str:

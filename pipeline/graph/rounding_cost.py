@@ -18,7 +18,7 @@ from pipeline.core.errors import StageError
 from pipeline.core.params import Export, Params
 from pipeline.graph.rounding import round_weights
 from pipeline.graph.to_onnx import serving_graph
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.judging.calibration import Answers, Calibration, answer
 from pipeline.judging.chest_ct import LinearProbe
 from pipeline.judging.metrics import Evaluation
@@ -37,7 +37,7 @@ def measure(
 ) -> dict[str, float]:
     """Export each fold's network, round it, and compare its answers on its held-out images, as `compare` does."""
     recheck = calibration.thresholds.refer_margin
-    probabilities = np.zeros((2, len(labels), len(CLASSES)), np.float32)
+    probabilities = np.zeros((2, len(labels), class_count()), np.float32)
     ood_scores, chest_ct = np.zeros((2, 2, len(labels)), np.float32)
     with np.load(paths.TRUST) as file:
         probes = [LinearProbe(*each) for each in zip(file["probe_weights"], file["probe_bias"], strict=True)]

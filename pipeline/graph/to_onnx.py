@@ -15,7 +15,7 @@ from chestct.card import Scaling
 from chestct.store import GRAPH
 from pipeline.core.params import Params
 from pipeline.graph.scaling import append_scaling
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.judging import ood
 from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import LinearProbe
@@ -64,7 +64,7 @@ def serving_graph(
 
     The OOD score is fitted on the training images [N, S, S, 1] of the network.
     """
-    ood_score = ood.fit(params.evaluate.ood_score, features_of(network, pixels), labels, len(CLASSES))
+    ood_score = ood.fit(params.evaluate.ood_score, features_of(network, pixels), labels, class_count())
     return to_onnx(network, TrustHead(network.get_layer(LOGITS), calibration.scaling, ood_score, probe))
 
 

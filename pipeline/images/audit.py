@@ -18,13 +18,14 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from chestct.standard_picture import AIR
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import class_count, class_names, normal_index
 from pipeline.images.input_facts import log_geometry
 from pipeline.images.manifest import SPLITS
 from pipeline.images.scans import compare_bounds
 from pipeline.images.slices import Slice, grey_levels
 
 _SUFFIXES: Final = {"PNG": {".png"}, "JPEG": {".jpg", ".jpeg"}}
+_IN_WORDS: Final = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 class Pair(NamedTuple):
@@ -158,7 +159,7 @@ def describe(
 def per_class(slices: Iterable[Slice]) -> dict[str, int]:
     """The number of images of each class, by its name."""
     counts = Counter(item.label for item in slices)
-    return {name: counts[label] for label, name in enumerate(CLASSES)}
+    return {name: counts[label] for label, name in enumerate(class_names())}
 
 
 def scans_of(slices: Sequence[Slice]) -> list[list[Slice]]:
@@ -209,12 +210,12 @@ def _with_correlation(pair: Pair) -> dict[str, Any]:
 def _count_pairs(pairs: Iterable[Pair]) -> dict[str, dict[str, int]]:
     """The number of pairs by their splits and class; `several` counts pairs with different classes."""
     counts = {
-        f"{one} {other}": dict.fromkeys((*CLASSES, "several"), 0)
+        f"{one} {other}": dict.fromkeys((*class_names(), "several"), 0)
         for one, other in combinations_with_replacement(SPLITS, 2)
     }
     for pair in pairs:
         one, other = sorted((pair.one.file.split, pair.other.file.split), key=SPLITS.index)
-        counts[f"{one} {other}"]["several" if pair.conflict else CLASSES[pair.one.label]] += 1
+        counts[f"{one} {other}"]["several" if pair.conflict else class_names()[pair.one.label]] += 1
     return counts
 
 
@@ -226,7 +227,7 @@ def _describe_scans(slices: Sequence[Slice], pool: Sequence[Slice]) -> dict[str,
         "of_one_image": number - len(groups),
         "largest": [len(group) for group in groups[:10]],
         "per_class": {
-            name: len({item.scan for item in pool if item.label == label}) for label, name in enumerate(CLASSES)
+            name: len({item.scan for item in pool if item.label == label}) for label, name in enumerate(class_names())
         },
         "with_several_classes": [_paths(group) for group in scans_of(slices) if several_labels(group)],
     }
@@ -261,7 +262,10 @@ def _probe_shortcuts(pool: Sequence[Slice], folds: NDArray[np.int64]) -> dict[st
         "input_outline": outline,
         "input_all": np.hstack([after, outline]),
     }
-    tasks = {"four_classes": labels, "normal_or_cancer": (labels == CLASSES.index(NORMAL)).astype(np.int64)}
+    tasks = {
+        f"{_IN_WORDS[class_count()]}_classes": labels,
+        "normal_or_cancer": (labels == normal_index()).astype(np.int64),
+    }
     scores: dict[str, dict[str, float]] = {}
     for name, features in probes.items():
         scores[name] = {}

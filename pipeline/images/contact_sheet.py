@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from chestct.card import DISCLAIMER
-from pipeline.images.classes import CLASSES, TITLES
+from pipeline.images.classes import class_names, titles
 from pipeline.images.slices import Slice
 
 GROUPS: Final = 64
@@ -76,7 +76,8 @@ def _draw_image(item: Slice) -> Image.Image:
     """The image and three lines of text, which are cut at the tile's edge."""
     tile = Image.new("L", _TILE, _PAPER)
     tile.paste(Image.fromarray(item.pixels[:, :, 0]).resize((_SIDE, _SIDE)), (2, 2))
-    lines = (TITLES[CLASSES[item.label]], f"{item.file.split}, scan {item.scan}", PurePosixPath(item.file.path).name)
+    title = titles()[class_names()[item.label]]
+    lines = (title, f"{item.file.split}, scan {item.scan}", PurePosixPath(item.file.path).name)
     for number, line in enumerate(lines):
         ImageDraw.Draw(tile).text((2, _SIDE + 3 + number * _LINE), line, _INK, ImageFont.load_default(10))
     return tile

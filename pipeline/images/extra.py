@@ -11,8 +11,8 @@ from tqdm import tqdm
 from chestct import slice_file
 from chestct.invalid_image import InvalidImage
 from pipeline.core.errors import DataError
-from pipeline.core.params import ANY_CANCER, ExtraSource
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.core.params import ExtraSource
+from pipeline.images.classes import ANY_CANCER, class_count, class_names, normal_name
 from pipeline.images.slices import SOURCE
 
 _HIDDEN: Final = "."
@@ -26,7 +26,7 @@ def read_extra(wanted: Sequence[ExtraSource]) -> dict[str, Any]:
     pictures, sizes, allowed, digests = [], [], [], []
     for source in wanted:
         for folder, label in source.labels.items():
-            classes = [label == name or (label == ANY_CANCER and name != NORMAL) for name in CLASSES]
+            classes = [label == name or (label == ANY_CANCER and name != normal_name()) for name in class_names()]
             for path in tqdm(_files(source.path / folder), desc=f"reading {folder}", unit="image"):
                 data = path.read_bytes()
                 try:
@@ -43,7 +43,7 @@ def read_extra(wanted: Sequence[ExtraSource]) -> dict[str, Any]:
     return {
         "sources": np.array(pictures, np.uint8).reshape(-1, SOURCE, SOURCE),
         "source_sizes": np.array(sizes, np.int64).reshape(-1, 2),
-        "allowed": np.array(allowed, bool).reshape(-1, len(CLASSES)),
+        "allowed": np.array(allowed, bool).reshape(-1, class_count()),
         "sha256": np.array(digests, str),
     }
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.core.errors import DataError
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_names
 
 
 def make_folds(labels: NDArray[np.int64], scans: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
@@ -18,7 +18,7 @@ def make_folds(labels: NDArray[np.int64], scans: NDArray[np.int64], folds: int, 
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(labels, labels, scans)):
         fold_of[held_out] = fold
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(class_names()):
         reached = len(np.unique(fold_of[labels == label]))
         if reached < folds:
             count = len(np.unique(scans[labels == label]))

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from pipeline.core import paths
 from pipeline.core.errors import DataError
-from pipeline.images.classes import CLASSES, label_of
+from pipeline.images.classes import class_names, label_of
 from pipeline.images.manifest import SPLITS
 
 BESIDE: Final = "beside the folders train, valid and test"
@@ -101,12 +101,13 @@ def require_data_set(listing: Listing, max_left_out: float) -> None:
     """Raise DataError if a split or class is missing, or if more than the share `max_left_out` is left out."""
     where, beside = in_utf8(str(listing.folder)), f"; {listing.summary}" if listing.lost else ""
     if unknown := listing.left_out.get(UNKNOWN):
-        raise DataError(f"{where}: {name_some(unknown)}: the folder's name begins with none of {', '.join(CLASSES)}")
+        names = ", ".join(class_names())
+        raise DataError(f"{where}: {name_some(unknown)}: the folder's name begins with none of {names}")
     for split in SPLITS:
         seen = {label_of(name.split("/")[1]) for name in listing.images if name.startswith(f"{split}/")}
         if not seen:
             raise DataError(f"{where}/{split}: the split is empty; expected a folder of images for each class{beside}")
-        if missing := [name for label, name in enumerate(CLASSES) if label not in seen]:
+        if missing := [name for label, name in enumerate(class_names()) if label not in seen]:
             raise DataError(f"{where}/{split}: no images of {', '.join(missing)}{beside}")
     entries = len(listing.images) + listing.lost
     if listing.lost > max_left_out * entries:

@@ -30,18 +30,17 @@ class ImageFile(Frozen):
 
 
 class Manifest(Frozen):
-    source: Source
     digest: str
     """SHA-256 over the sorted lines `path sha256` of all files. It does not depend on where the files are."""
     files: tuple[ImageFile, ...]
     """Sorted by path."""
 
     @classmethod
-    def of(cls, source: Source, images: Mapping[str, Path]) -> Self:
+    def of(cls, images: Mapping[str, Path]) -> Self:
         """Read and hash the files in `images`, which maps paths below data/raw to files."""
         files = tuple(_describe(name, images[name]) for name in sorted(images))
         lines = "".join(f"{file.path} {file.sha256}\n" for file in files)
-        return cls(source=source, digest=hashlib.sha256(lines.encode()).hexdigest(), files=files)
+        return cls(digest=hashlib.sha256(lines.encode()).hexdigest(), files=files)
 
     @classmethod
     def read(cls, path: Path = paths.MANIFEST) -> Self:

@@ -28,7 +28,7 @@ from pipeline.images.canvas import (
     paint,
     to_pixels,
 )
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import CLASSES, class_names
 
 
 class Lung(NamedTuple):
@@ -48,9 +48,9 @@ class Lung(NamedTuple):
 def draw_phantoms(folder: Path, counts: PhantomCounts, seed: int) -> None:
     """Draw `counts` of each class to `folder`/split/class/name.png. The same seed draws the same bytes."""
     jobs = [
-        (folder / split / name / f"{index:04}.png", label)
+        (folder / split / name / f"{index:04}.png", CLASSES.index(name))
         for split, count in counts
-        for label, name in enumerate(CLASSES)
+        for name in class_names()
         for index in range(count)
     ]
     seeds = np.random.SeedSequence(seed).spawn(len(jobs))

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from chestct.card import Estimate
 from chestct.image import Facts
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.images.input_facts import log_geometry
 from pipeline.images.thumbnails import thumbnails
 from pipeline.judging.calibration import Answers
@@ -64,7 +64,7 @@ def nearest_label(vectors: NDArray[np.float32], labels: Ints, folds: Ints) -> In
 
 def measure(predicted: Ints, labels: Ints, scans: Ints, *, resamples: int, seed: int) -> dict[str, Estimate]:
     """Accuracy and macro F1 of a baseline's labels [N], with intervals from resampling whole scans."""
-    certain = np.eye(len(CLASSES))[predicted]
+    certain = np.eye(class_count())[predicted]
     every = np.ones(len(labels), bool)
     answers = Answers(certain, every, ~every, ~every, certain > 0, ~every)
     figures = Evaluation(answers, labels, groups=scans, resamples=resamples, seed=seed).figures

@@ -29,7 +29,7 @@ from chestct.card import (
 from chestct.image import Facts
 from chestct.prediction import Evidence, judge, possible_cancer, prediction_set
 from pipeline.core.params import Evaluate
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import normal_index
 from pipeline.judging.thresholds import Floats, Ints, fit_thresholds
 
 _TEMPERATURES: Final = (0.05, 20.0)
@@ -136,7 +136,7 @@ def answer(
     numbers: Calibration | ModelCard,
 ) -> Answers:
     """Apply the service's rules to N images, of which `probabilities` [N, classes] are calibrated."""
-    normal = CLASSES.index(NORMAL)
+    normal = normal_index()
     evidence = [
         Evidence(row, float(score), float(chest), normal, numbers.thresholds, each, numbers.input_limits)
         for row, score, chest, each in zip(probabilities, ood_scores, chest_ct, facts, strict=True)
@@ -174,7 +174,7 @@ def fit_scaling(logits: Floats, labels: Ints, method: Method) -> Scaling:
     scale: Floats = np.full(classes, 1 / temperature)
     shift: Floats = np.zeros(classes)
     if method == "normal_apart":
-        normal = np.arange(classes) == CLASSES.index(NORMAL)
+        normal = np.arange(classes) == normal_index()
 
         def unpack(parameters: Floats) -> tuple[Floats, Floats]:
             cancers, apart, moved = parameters

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from chestct.card import Estimate
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import class_count, normal_index
 from pipeline.judging.metrics import resample, weighted_auc
 
-_NORMAL = CLASSES.index(NORMAL)
 _INTERVAL = (2.5, 97.5)
 
 Floats = NDArray[np.float64]
@@ -43,7 +42,7 @@ class OutOfFoldAnswers(NamedTuple):
                 file[name][order] for name in ("sha256", "labels", "logits", "folds", "scans")
             )
         logits = logits.astype(np.float64)
-        odds = logsumexp(np.delete(logits, _NORMAL, axis=1), axis=1) - logits[:, _NORMAL]
+        odds = logsumexp(np.delete(logits, normal_index(), axis=1), axis=1) - logits[:, normal_index()]
         return cls(sha256, labels, logits.argmax(axis=1), odds, _first_of_part(folds), _first_of_part(scans))
 
     def differences(self, other: "OutOfFoldAnswers") -> list[str]:
@@ -106,7 +105,7 @@ def _accuracy(answers: OutOfFoldAnswers, weights: Floats) -> Floats:
 
 def _macro_f1(answers: OutOfFoldAnswers, weights: Floats) -> Floats:
     """The mean F1 [R] of the classes that occur in a weighting of `weights` [R, N]."""
-    classes = np.arange(len(CLASSES))
+    classes = np.arange(class_count())
     true, best = (kind[:, np.newaxis] == classes for kind in (answers.labels, answers.predicted))
     of_class, as_class = weights @ true, weights @ best
     with np.errstate(invalid="ignore"):  # 0 / 0: a class that neither occurs nor is answered
@@ -117,7 +116,7 @@ def _macro_f1(answers: OutOfFoldAnswers, weights: Floats) -> Floats:
 def _cancer_auc(answers: OutOfFoldAnswers, weights: Floats) -> Floats:
     """The ROC AUC [R], NaN for a weighting of `weights` [R, N] without cancers or without normal slices."""
     with np.errstate(invalid="ignore"):
-        return weighted_auc(answers.cancer_scores, answers.labels != _NORMAL, weights)
+        return weighted_auc(answers.cancer_scores, answers.labels != normal_index(), weights)
 
 
 def _figure(first: Floats, second: Floats) -> Figure:

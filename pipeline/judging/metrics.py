@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chestct.card import ClassMetrics, Estimate, Fold, Metrics, ReliabilityBin, RiskPoint
-from pipeline.images.classes import CLASSES, NORMAL, TITLES
+from pipeline.images.classes import class_count, class_names, normal_index, titles
 from pipeline.judging.calibration import Answers
 from pipeline.judging.plots import draw_metrics
 from pipeline.judging.thresholds import margin
@@ -22,8 +22,6 @@ COVERAGES: Final = np.arange(1, 21) / 20
 
 _KEY: Final = ("accuracy", "macro_f1", "cancer_auc", "calibration_error")
 
-_COUNT: Final = len(CLASSES)
-_NORMAL: Final = CLASSES.index(NORMAL)
 _INTERVAL: Final = (2.5, 97.5)
 _LEAST_PROBABILITY: Final = 1e-7  # a float32 probability can round to zero; its cross-entropy is infinite
 
@@ -94,7 +92,7 @@ class Evaluation:
                     f1=figures[f"f1_{name}"],
                     images=int(self.confusion[label].sum()),
                 )
-                for label, name in enumerate(CLASSES)
+                for label, name in enumerate(class_names())
             },
             confusion=tuple(tuple(int(cell) for cell in row) for row in self.confusion),
             reliability=self._reliability(),
@@ -117,9 +115,10 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """The rounded figures, with intervals except for those of single classes."""
         numbers: dict[str, float] = {}
+        single = {f"{kind}_{name}" for kind in ("precision", "recall", "f1") for name in class_names()}
         for name, figure in self.figures.items():
             numbers[name] = round(figure.value, 4)
-            if not name.endswith(CLASSES):
+            if name not in single:
                 numbers |= {f"{name}_low": round(figure.low, 4), f"{name}_high": round(figure.high, 4)}
         return numbers
 
@@ -131,8 +130,9 @@ class Evaluation:
 
     def draw(self, folder: Path, split: str) -> None:
         """Write the plots of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""
-        draw_metrics(self.metrics(split), TITLES, folder)
-        rows = (f"{CLASSES[true]},{CLASSES[best]}\n" for true, best in zip(self._labels, self._predicted, strict=True))
+        draw_metrics(self.metrics(split), titles(), folder)
+        names = class_names()
+        rows = (f"{names[true]},{names[best]}\n" for true, best in zip(self._labels, self._predicted, strict=True))
         (folder / "confusion.csv").write_text("actual,predicted\n" + "".join(rows), encoding="utf-8")
 
     def _measure(self, weights: Floats) -> dict[str, Floats]:
@@ -140,9 +140,9 @@ class Evaluation:
         answers, labels, right = self._answers, self._labels, self._right
         rows, total = np.arange(len(labels)), weights.sum(axis=1)
         true = answers.probabilities[rows, labels]
-        brier = ((answers.probabilities - np.eye(_COUNT)[labels]) ** 2).sum(axis=1)
-        cancer = labels != _NORMAL
-        caught = (self._predicted != _NORMAL) | answers.possible_cancer
+        brier = ((answers.probabilities - np.eye(class_count())[labels]) ** 2).sum(axis=1)
+        cancer = labels != normal_index()
+        caught = (self._predicted != normal_index()) | answers.possible_cancer
         means = {
             "loss": -np.log(np.maximum(true, _LEAST_PROBABILITY)),
             "accuracy": right,
@@ -169,12 +169,12 @@ class Evaluation:
             recall = hits / of_class
             precision = np.where(of_class > 0, hits / np.maximum(as_class, 1), np.nan)
             f1 = np.where(of_class > 0, 2 * hits / (of_class + as_class), np.nan)
-            auc = np.stack([self._auc(label, weights) for label in range(_COUNT)], axis=1)
+            auc = np.stack([self._auc(label, weights) for label in range(class_count())], axis=1)
         for kind, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-            figures |= {f"{kind}_{name}": values[:, label] for label, name in enumerate(CLASSES)}
+            figures |= {f"{kind}_{name}": values[:, label] for label, name in enumerate(class_names())}
         figures["macro_f1"] = _mean_over_classes(f1)
         figures["roc_auc"] = _mean_over_classes(auc)
-        figures["cancer_auc"] = auc[:, _NORMAL]  # the cancers' sum and the normal probability order images alike
+        figures["cancer_auc"] = auc[:, normal_index()]  # the cancers' sum and the normal probability order images alike
         return figures
 
     def _shares(self) -> dict[str, NDArray[np.bool_]]:
@@ -184,16 +184,18 @@ class Evaluation:
         covered[self._widest_first[int(np.ceil(COVERAGE * len(covered))) :]] = False
         shares = dict.fromkeys(("accuracy", "rejected", "referred", "unfamiliar", "set_coverage"), everything)
         shares |= {"accepted_accuracy": self._answers.accepted, "error_at_80_coverage": covered}
-        shares |= {"cancer_sensitivity": self._labels != _NORMAL, "cancer_specificity": self._labels == _NORMAL}
+        normal = self._labels == normal_index()
+        shares |= {"cancer_sensitivity": ~normal, "cancer_specificity": normal}
         shares |= {name: everything for name, values in self._checks.items() if np.isin(values, (0, 1)).all()}
-        for label, name in enumerate(CLASSES):
+        for label, name in enumerate(class_names()):
             of_class, as_class = self._labels == label, self._predicted == label
             shares |= {f"recall_{name}": of_class, f"precision_{name}": as_class, f"f1_{name}": of_class | as_class}
         return shares
 
     def _confusion(self, weights: Floats) -> Floats:
         """Weight of each pair of true and most probable class, [R, classes, classes]."""
-        return _table(self._labels * _COUNT + self._predicted, _COUNT**2, weights).reshape(-1, _COUNT, _COUNT)
+        count = class_count()
+        return _table(self._labels * count + self._predicted, count**2, weights).reshape(-1, count, count)
 
     def _calibration_error(self, weights: Floats) -> Floats:
         gap = (self._confidence - self._right)[np.newaxis]

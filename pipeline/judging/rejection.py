@@ -11,7 +11,7 @@ from chestct.image import Facts
 from chestct.prediction import RULES, Evidence, Rule
 from pipeline.core.errors import StageError
 from pipeline.images import input_facts
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.judging import ood
 from pipeline.judging.calibration import Calibration
 
@@ -77,5 +77,5 @@ def count_scores(trust: Mapping[str, NDArray[Any]], kind: ood.Kind, limit: float
 def _rejects_input(rule: Rule, facts: Facts, calibration: Calibration) -> bool:
     if rule.on != "input":
         return False
-    unused = np.full(len(CLASSES), 1 / len(CLASSES))  # rules on the input ignore the probabilities
+    unused = np.full(class_count(), 1 / class_count())  # rules on the input ignore the probabilities
     return rule.fires(Evidence(unused, 0.0, 1.0, 0, calibration.thresholds, facts, calibration.input_limits))

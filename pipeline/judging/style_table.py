@@ -9,12 +9,11 @@ from scipy.special import softmax
 
 from chestct.card import Estimate
 from pipeline.images import input_facts
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import normal_index
 from pipeline.judging.calibration import Calibration, answer
 from pipeline.judging.ood import Kind
 from pipeline.judging.shares import Share
 
-_NORMAL: Final = CLASSES.index(NORMAL)
 FIGURES: Final = ("kept", "kept_normal_or_cancer", "kept_or_unfamiliar", "accepted_otherwise", "unfamiliar", "rejected")
 
 
@@ -41,7 +40,7 @@ def measure(
         answers = answer(probabilities, scores, styles["chest_ct"][index], shown, calibration)
         after = probabilities.argmax(axis=1)
         kept = after == labels_before
-        side_kept = (after == _NORMAL) == (labels_before == _NORMAL)
+        side_kept = (after == normal_index()) == (labels_before == normal_index())
         shares = (
             kept,
             side_kept,

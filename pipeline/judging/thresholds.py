@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from chestct.card import Thresholds
 from chestct.prediction import cancer_probability
 from pipeline.core.params import Costs, Evaluate
-from pipeline.images.classes import CLASSES, NORMAL
+from pipeline.images.classes import class_count, normal_index
 
 MOST_CHEST_CT_LIMIT: Final = 0.3
 """Slices of other sources look less like chest CT than those at hand. With 0.5, a source that the probe was not fitted
 on lost 20 % of its slices, most of them at the height of the liver; with 0.3 it lost 14 %."""
-_NORMAL: Final = CLASSES.index(NORMAL)
 _ROUNDING: Final = 1e-6
 
 Floats = NDArray[np.floating]
@@ -31,7 +30,7 @@ def fit_thresholds(
     any_cancer = fit_any_cancer(probabilities, labels, wanted.cancer_sensitivity)
     predicted = probabilities.argmax(axis=1)
     confident = probabilities.max(axis=1) >= np.asarray(least_confidence)[predicted]
-    suspect = (predicted == _NORMAL) & (cancer_probability(probabilities, _NORMAL) >= any_cancer)
+    suspect = (predicted == normal_index()) & (cancer_probability(probabilities, normal_index()) >= any_cancer)
     return Thresholds(
         ood_limit=float(np.quantile(ood_scores, 1 - wanted.ood_false_rejection, method="higher")),
         chest_ct_limit=fit_chest_ct_limit(chest_ct, wanted.chest_ct_false_rejection),
@@ -71,12 +70,12 @@ def fit_any_cancer(probabilities: Floats, labels: Ints, sensitivity: float) -> f
     The rule applies only to answers labelled normal, so the label of any cancer catches a cancer too. The threshold is
     slightly below the last probability that it must catch, because the service computes in float32.
     """
-    cancer = labels != _NORMAL
-    missed = cancer & (probabilities.argmax(axis=1) == _NORMAL)
+    cancer = labels != normal_index()
+    missed = cancer & (probabilities.argmax(axis=1) == normal_index())
     to_catch = int(np.ceil(sensitivity * cancer.sum())) - int(cancer.sum() - missed.sum())
     if to_catch <= 0:
         return 1.0
-    summed = np.sort(cancer_probability(probabilities[missed], _NORMAL))[::-1]
+    summed = np.sort(cancer_probability(probabilities[missed], normal_index()))[::-1]
     return max(float(summed[to_catch - 1]) - _ROUNDING, 0.0)
 
 
@@ -103,9 +102,9 @@ def fit_least_confidence(probabilities: Floats, labels: Ints, costs: Costs) -> t
 
 def costs_of_errors(costs: Costs) -> Floats:
     """Cost of an accepted label, float [true class, label]."""
-    table = np.full((len(CLASSES), len(CLASSES)), costs.wrong_cancer)
-    table[:, _NORMAL] = costs.missed_cancer
-    table[_NORMAL, :] = costs.false_alarm
+    table = np.full((class_count(), class_count()), costs.wrong_cancer)
+    table[:, normal_index()] = costs.missed_cancer
+    table[normal_index(), :] = costs.false_alarm
     np.fill_diagonal(table, 0)
     return table
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.params import Params
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.network.backbones import BACKBONES
 
 CHANNELS: Final = "channels"
@@ -41,7 +41,7 @@ def build(params: Params) -> keras.Model:
     features = layers.GlobalAveragePooling2D(name=FEATURES)(maps)
     dropped = layers.Dropout(choice.dropout, seed=params.seed, name="dropout")(features)
     initial = keras.initializers.GlorotUniform(seed=params.seed)
-    logits = layers.Dense(len(CLASSES), kernel_initializer=initial, name=LOGITS)(dropped)
+    logits = layers.Dense(class_count(), kernel_initializer=initial, name=LOGITS)(dropped)
     network = keras.Model(pixels, logits, name=choice.backbone)
     if weights is not None:
         for layer in network.layers:

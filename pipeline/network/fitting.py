@@ -16,7 +16,7 @@ from chestct.standard_picture import find_body
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.core.params import Params
-from pipeline.images.classes import CLASSES
+from pipeline.images.classes import class_count
 from pipeline.network.augmentation import Source, augment
 from pipeline.network.build import LOGITS
 
@@ -104,7 +104,7 @@ def fit(
     settings = params.train
     keras.utils.set_random_seed(params.seed)
     network = keras.models.load_model(base, compile=False)
-    weights = class_weights(part.labels) if settings.balance == "weights" else np.ones(len(CLASSES), np.float32)
+    weights = class_weights(part.labels) if settings.balance == "weights" else np.ones(class_count(), np.float32)
     _fit_head(network, part, weights, params)
 
     freeze(network, params)
@@ -213,17 +213,17 @@ def make_loss(params: Params) -> Any:
 
 def accuracy(allowed: Any, logits: Any) -> Any:
     """Whether the most probable class is one that the image may have."""
-    return ops.sum(allowed * ops.one_hot(ops.argmax(logits, axis=-1), len(CLASSES)), axis=-1)
+    return ops.sum(allowed * ops.one_hot(ops.argmax(logits, axis=-1), class_count()), axis=-1)
 
 
 def class_weights(labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the weight of an image by class, [classes]. All classes weigh the same; an image weighs 1 on average."""
-    counts = np.bincount(labels, minlength=len(CLASSES))
-    return (len(labels) / (len(CLASSES) * counts)).astype(np.float32)
+    counts = np.bincount(labels, minlength=class_count())
+    return (len(labels) / (class_count() * counts)).astype(np.float32)
 
 
 def one_hot(labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    return np.eye(len(CLASSES), dtype=np.float32)[labels]
+    return np.eye(class_count(), dtype=np.float32)[labels]
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -268,7 +268,7 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         if self._params.train.balance != "oversample":
             return rng.permutation(len(self._sources))
         largest = np.bincount(self._labels).max()
-        rows = [np.resize(rng.permutation(np.flatnonzero(self._labels == c)), largest) for c in range(len(CLASSES))]
+        rows = [np.resize(rng.permutation(np.flatnonzero(self._labels == c)), largest) for c in range(class_count())]
         return rng.permutation(np.concatenate([*rows, np.arange(len(self._labels), len(self._sources))]))
 
 

@@ -24,7 +24,7 @@ def evaluated(tracked: Path) -> Params:
     card = tiny_card()
     for path in (paths.AUDIT, paths.RUN, paths.OUT_OF_FOLD_CARD):
         path.parent.mkdir(parents=True)
-    Manifest(source="local", digest="ab" * 32, files=()).write()
+    Manifest(digest="ab" * 32, files=()).write()
     paths.RUN.write_text(json.dumps({"run_id": start_run(params)}), encoding="utf-8")
     counts = {"kind": "mahalanobis", "edges": (0.0, 1.0), "counts": {"chest_ct": (1,)}}
     accuracy = Estimate(value=0.4, low=0.3, high=0.5)

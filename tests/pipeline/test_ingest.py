@@ -33,7 +33,6 @@ def test_a_local_folder_is_copied_and_every_file_is_in_the_manifest(write_params
 
     assert snapshot(paths.RAW) == snapshot(data_set)
     manifest = Manifest.read()
-    assert manifest.source == "local"
     assert [file.path for file in manifest.files] == sorted(snapshot(data_set))
     assert str(data_set) not in paths.MANIFEST.read_text(encoding="utf-8")
 
@@ -47,7 +46,6 @@ def test_a_copy_of_kaggles_set_is_taken_from_its_folder_and_stays_kaggles(
     monkeypatch.setattr(kagglehub, "dataset_download", refuse)
     ingest(write_params({"data.source": "kaggle", "data.path": str(data_set)}))
     assert snapshot(paths.RAW) == snapshot(data_set)
-    assert Manifest.read().source == "kaggle"
 
 
 def test_kaggles_archive_is_found_below_the_folder_that_it_is_unpacked_to(
@@ -60,7 +58,6 @@ def test_kaggles_archive_is_found_below_the_folder_that_it_is_unpacked_to(
 
     assert asked == ["mohamedhanyyy/chest-ctscan-images"]
     assert snapshot(paths.RAW) == snapshot(data_set)
-    assert Manifest.read().source == "kaggle"
 
 
 def test_phantoms_are_the_same_for_the_same_seed(write_params: WriteParams) -> None:

@@ -30,7 +30,7 @@ NO_RUN = "store: MLflow has no finished run on these data with a graph of at mos
 @pytest.fixture
 def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> Params:
     paths.MANIFEST.parent.mkdir(parents=True)
-    Manifest(source="local", digest=DIGEST, files=()).write()
+    Manifest(digest=DIGEST, files=()).write()
     return write_params(
         {
             "store.min_cancer_auc": 0.7,
@@ -179,7 +179,7 @@ def test_without_a_run_on_these_data_it_ends_with_2_and_one_line(
     params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(params, out_of_fold=0.9, test=0.9)
-    Manifest(source="local", digest="cd" * 32, files=()).write()
+    Manifest(digest="cd" * 32, files=()).write()
     assert exit_code(monkeypatch) == 2
     assert capsys.readouterr().err == NO_RUN
 

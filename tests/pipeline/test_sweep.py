@@ -70,7 +70,7 @@ def params(tracked: Path, new_sweeps: Path, write_params: Write) -> Params:
     pixels = np.stack([np.asarray(each.convert("L").resize((32, 32)), np.uint8)[..., np.newaxis] for each in drawn])
     write_pool(pixels, labels, np.zeros(24, np.int64))
     np.savez(paths.FEATURES, features=np.zeros((24, 96), np.float32))
-    Manifest(source="synthetic", digest=DIGEST, files=()).write()
+    Manifest(digest=DIGEST, files=()).write()
     return write_params(QUICK)
 
 

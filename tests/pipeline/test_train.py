@@ -29,7 +29,7 @@ def params(tracked: Path, write_params: Callable[[dict[str, Any]], Params]) -> P
     write_pool(np.zeros((8, 32, 32, 1), np.uint8), np.arange(8) % 4, np.arange(8) % 2)
     paths.BASE_MODEL.write_bytes(b"untrained")
     np.savez(paths.FEATURES, features=np.zeros((8, 3), np.float32))
-    paths.MANIFEST.write_text(json.dumps({"source": "local", "digest": "ab" * 32, "files": []}), encoding="utf-8")
+    paths.MANIFEST.write_text(json.dumps({"digest": "ab" * 32, "files": []}), encoding="utf-8")
     small = {"prepare.image_size": 32, "base_model.backbone": "small", "base_model.weights": "none"}
     return write_params({"prepare.folds": 2, **small})
 

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,43 @@ def test_changed_parameters_are_checked(write_params: Callable[[dict[str, Any]],
     assert changed.changed({key: params.get(key) for key in ("train.augment.stretch", "base_model.dropout")}) == params
     with pytest.raises(ParamsError, match=r"train\.augment\.blur is unknown"):
         params.changed({"train.augment.blur": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"names": ["normal"]}, "classes.names: tuple should have at least 2 items"),
+        ({"names": [f"c{n}" for n in range(11)]}, "classes.names: tuple should have at most 10 items"),
+        ({"names": ["a", "normal", "a"]}, "a is named twice"),
+        ({"names": ["Left lung", "normal"]}, "classes.names.0: string should match pattern"),
+        ({"names": ["any_cancer", "normal"]}, "any_cancer is no name of a class"),
+        ({"normal": "clear"}, "normal should be one of adenocarcinoma, large_cell_carcinoma, normal, squamous"),
+        ({"titles": {"clear": "Clear"}}, "titles names clear, which is no class"),
+    ],
+)
+def test_classes_that_cannot_be_trained_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    content["classes"].update(changes)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ParamsError, match=re.escape(words)) as caught:
+        Params.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"source": "synthetic"}, "data: value error, synthetic draws only the classes adenocarcinoma, large_cell"),
+        (
+            {"extra": [{"path": "more", "labels": {"LUAD": "adenocarcinoma", "sick": "any_cancer"}}]},
+            "data: value error, extra has the label adenocarcinoma; expected nodule, clear or any_cancer",
+        ),
+    ],
+)
+def test_images_that_do_not_have_the_classes_are_named(data: dict[str, object], words: str) -> None:
+    classes = {"names": ("nodule", "clear"), "normal": "clear", "titles": {}}
+    own = Params.read(ROOT / "params.yaml").changed({f"classes.{name}": value for name, value in classes.items()})
+    assert own.classes.names == ("nodule", "clear")
+    with pytest.raises(ParamsError, match=re.escape(words)):
+        own.changed({f"data.{name}": value for name, value in data.items()})

@@ -328,7 +328,7 @@ def test_a_password_in_the_address_is_not_printed_if_no_server_answers(
     """Runs a process, so that warnings of MLflow and its libraries count too."""
     shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
     (workspace / "data").mkdir()
-    Manifest(source="local", digest=DIGEST, files=()).write()
+    Manifest(digest=DIGEST, files=()).write()
     uri = f"http://ann:{QUOTED}@127.0.0.1:9"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment |= {"PYTHONPATH": str(ROOT), "MLFLOW_LOGGING_LEVEL": "DEBUG"}
