@@ -48,7 +48,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients node test-node train report sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -88,6 +88,9 @@ train: $(training) ## run the pipeline, then store the model; DATA=folder takes 
 
 report: $(training) ## open the test folder: measure the graph of the last training on it; each opening is counted
 	@python -m pipeline.report
+
+experiments: $(training) ## list the trainings with their figures and what was changed, in 120 columns
+	@python -m pipeline.experiments
 
 sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; it resumes after a stop
 	dvc repro base_model

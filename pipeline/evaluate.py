@@ -35,7 +35,7 @@ from pipeline.judging.worst_style import worst_style
 
 
 def evaluate(params: Params) -> None:
-    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OUT_OF_FOLD_CARD and OUT_OF_FOLD_PLOTS.
+    """Write CALIBRATION, OUT_OF_FOLD_METRICS, KEY_FIGURES, OUT_OF_FOLD_CARD, CONFUSION and OUT_OF_FOLD_PLOTS.
 
     Raises StageError (exit code 3), before anything is written, if a rule on the input rejects more chest CT than
     `ood_false_rejection` allows, or if every prediction set is the label alone.
@@ -89,6 +89,7 @@ def evaluate(params: Params) -> None:
         path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     card.write(paths.OUT_OF_FOLD_CARD)
     evaluation.draw(paths.OUT_OF_FOLD_PLOTS, split)
+    evaluation.write_pairs(paths.CONFUSION)
     draw_ood(card.ood_scores, calibration.thresholds.ood_limit, paths.OUT_OF_FOLD_PLOTS)
     print(f"calibrated by {method} scaling")
     _print_figures(evaluation.figures, styles)

@@ -133,6 +133,21 @@ def test_the_metrics_are_a_table_that_a_terminal_can_show(project: Project) -> N
     assert max(map(len, [head, *rows])) <= 120
 
 
+def test_the_experiments_are_a_table_of_120_columns_that_names_what_was_changed(project: Project) -> None:
+    lines = project.run("python", "-m", "pipeline.experiments").splitlines()
+    assert max(map(len, lines)) <= 120
+    assert lines[0].split()[:4] == ["experiment", "created", "cancer", "AUC"]
+    assert "train.epochs=14" in " ".join(lines), "the Makefile's PHANTOMS change it"
+
+
+def test_the_plots_show_each_networks_loss_on_training_and_held_out_images(project: Project) -> None:
+    project.run("dvc", "plots", "show", "--out", "plots")
+    page = (project.folder / "plots" / "index.html").read_text(encoding="utf-8")
+    for word in ("Loss by epoch", "held-out images", "fold_1", "fold_2", "Out-of-fold confusion"):
+        assert word in page
+    assert page.count("vegaEmbed(") == 2, "and no line chart of the confusion's rows"
+
+
 def test_the_pipeline_leaves_the_test_folder_closed_until_it_is_opened_on_purpose(project: Project) -> None:
     openings = (ROOT / paths.TEST_OPENINGS).read_bytes()
     assert not (project.folder / paths.TEST_METRICS).exists()

@@ -47,6 +47,8 @@ STYLES: Final = Path("models/styles.npz")
 
 CALIBRATION: Final = Path("models/calibration.json")
 OUT_OF_FOLD_METRICS: Final = Path("reports/out_of_fold.json")
+CONFUSION: Final = Path("reports/confusion.csv")
+"""True and most probable class of each image, out-of-fold, for `dvc plots`."""
 KEY_FIGURES: Final = Path("reports/figures.json")
 """The few figures that `dvc metrics show` and `dvc exp show` compare. None is of the test folder."""
 OUT_OF_FOLD_CARD: Final = Path("reports/metrics_oof.json")

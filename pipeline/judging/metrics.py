@@ -129,11 +129,14 @@ class Evaluation:
         return {name: round(value, 4) for name, value in values.items()}
 
     def draw(self, folder: Path, split: str) -> None:
-        """Write the plots of draw_metrics and confusion.csv into `folder`; `split` as in `metrics`."""
+        """Write the plots of draw_metrics into `folder`; `split` as in `metrics`."""
         draw_metrics(self.metrics(split), titles(), folder)
+
+    def write_pairs(self, path: Path) -> None:
+        """Write a CSV file with the true and the most probable class of each image, as DVC's confusion plot reads."""
         names = class_names()
         rows = (f"{names[true]},{names[best]}\n" for true, best in zip(self._labels, self._predicted, strict=True))
-        (folder / "confusion.csv").write_text("actual,predicted\n" + "".join(rows), encoding="utf-8")
+        path.write_text("actual,predicted\n" + "".join(rows), encoding="utf-8")
 
     def _measure(self, weights: Floats) -> dict[str, Floats]:
         """Each figure [R] under R weightings [R, N] of the images. A resample weights images by whole numbers."""

@@ -319,4 +319,4 @@ def test_the_manifest_is_the_same_bytes_on_every_run(write_params: WriteParams, 
     shutil.rmtree("data")
     ingest(params)
     assert paths.MANIFEST.read_bytes() == first
-    assert set(json.loads(first)) == {"source", "digest", "files"}
+    assert set(json.loads(first)) == {"digest", "files"}

@@ -208,13 +208,14 @@ def test_checks_are_figures_with_intervals_of_whole_groups() -> None:
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
 
-def test_pictures_and_the_confusion_table_are_drawn(tmp_path: Path) -> None:
+def test_pictures_are_drawn_and_the_pairs_of_classes_are_written(tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     probabilities, labels = draw(50)
-    evaluate(probabilities, labels).draw(folder, "fifty images")
+    evaluation = evaluate(probabilities, labels)
+    evaluation.draw(folder, "fifty images")
+    evaluation.write_pairs(tmp_path / "confusion.csv")
     assert {path.name for path in folder.iterdir()} == {
         "classes.png",
-        "confusion.csv",
         "confusion.png",
         "reliability.png",
         "risk_coverage.png",
@@ -222,7 +223,7 @@ def test_pictures_and_the_confusion_table_are_drawn(tmp_path: Path) -> None:
     for path in folder.glob("*.png"):
         with Image.open(path) as picture:
             assert len(picture.convert("L").getcolors() or ()) > 20
-    lines = (folder / "confusion.csv").read_text(encoding="utf-8").splitlines()
+    lines = (tmp_path / "confusion.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "actual,predicted"
     assert lines[1:] == [
         f"{CLASSES[true]},{CLASSES[best]}" for true, best in zip(labels, probabilities.argmax(axis=1), strict=True)
