@@ -6,6 +6,8 @@ MLFLOW_PORT ?= 5000
 DATA      ?=
 RELEASE   ?=
 IMAGE     ?= chestct:latest
+# Where the sources are. Registries link the image to it.
+SOURCE    ?= https://github.com/chestct/chestct
 CONTAINER_OPTIONS ?=
 SCENARIO  ?= steady
 USERS     ?=
@@ -115,6 +117,7 @@ image: bento ## build the container image IMAGE and its bill of materials; needs
 	  $(builder) build --file image/Containerfile --tag $(image) \
 	  --label org.opencontainers.image.title=chestct \
 	  --label org.opencontainers.image.description='Classifies chest-CT slices. Research and education only. Not a medical device.' \
+	  --label org.opencontainers.image.source=$(call quote,$(value SOURCE)) \
 	  --label org.opencontainers.image.revision=$(commit) \
 	  --label org.opencontainers.image.version=$(version) \
 	  --label chestct.model.tag=$$model \

@@ -15,11 +15,17 @@ import yaml
 HERE: Final = Path(__file__).parent
 OVERLAYS: Final = sorted(path.name for path in (HERE / "overlays").iterdir())
 # The canary comes last: it patches the object that scales, which another component may have added.
-COMPONENTS: Final = sorted((path.name for path in (HERE / "components").iterdir()), key=lambda name: name == "canary")
+ADMIN_COMPONENTS: Final = ("quota",)
+COMPONENTS: Final = sorted(
+    {path.name for path in (HERE / "components").iterdir()} - set(ADMIN_COMPONENTS),
+    key=lambda name: (name == "canary", name),
+)
+ALL: Final = tuple(name for name in COMPONENTS if name != "scale-to-zero")  # it replaces keda
 COMBINATIONS: Final = [
-    (overlay, chosen) for overlay in OVERLAYS for chosen in [(), *((name,) for name in COMPONENTS), tuple(COMPONENTS)]
+    (overlay, chosen) for overlay in OVERLAYS for chosen in [(), *((name,) for name in COMPONENTS), ALL]
 ]
 """Overlays and their components."""
+ADMIN_COMBINATIONS: Final = [(overlay, chosen) for overlay in OVERLAYS for chosen in [(), ADMIN_COMPONENTS]]
 
 
 def render(overlay: str, components: tuple[str, ...] = (), source: Path = HERE, kind: str = "overlays") -> str:
@@ -46,8 +52,9 @@ def main() -> None:
     for overlay, components in COMBINATIONS:
         name = "all" if len(components) > 1 else "".join(components)
         (folder / f"{'-'.join(filter(None, (overlay, name)))}.yaml").write_text(render(overlay, components), "utf-8")
-    for overlay in OVERLAYS:
-        (folder / f"admin-{overlay}.yaml").write_text(render(overlay, kind="admin"), "utf-8")
+    for overlay, components in ADMIN_COMBINATIONS:
+        name = "-".join(("admin", overlay, *components))
+        (folder / f"{name}.yaml").write_text(render(overlay, components, kind="admin"), "utf-8")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ def container(objects: Objects) -> dict[str, Any]:
     return only
 
 
+def environment(objects: Objects) -> dict[str, str]:
+    """Return the variables that the container itself names, beside those of the ConfigMap."""
+    return {item["name"]: item["value"] for item in container(objects)["env"]}
+
+
 def settings(objects: Objects) -> dict[str, str]:
     return find(objects, "ConfigMap", "chestct-[0-9a-z]{10}")["data"]
 

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.render import COMBINATIONS, COMPONENTS, OVERLAYS, render
+from k8s.render import ALL, COMBINATIONS, OVERLAYS, render
 from tests.api_server import RESOURCES, Cluster, serve
 from tests.manifests import Objects, find, rendered
 from tests.server import ROOT
 
-ALL = tuple(COMPONENTS)
 LOOKED_AT = {"events", "pods", "pods/log", "replicasets"}
 """What the release account reads without applying it."""
 

@@ -157,6 +157,13 @@ def test_bento_and_image_are_labelled_with_the_version_that_the_package_says(mak
     assert ["bentoml", "build", "--label", "version=stub"] in calls  # the recorder answers "stub"
     (built,) = (call for call in calls if call[:2] == ["docker", "build"])
     assert "org.opencontainers.image.version=stub" in built
+    assert "org.opencontainers.image.source=https://github.com/chestct/chestct" in built
+
+
+def test_a_fork_s_image_is_linked_to_its_own_sources(make: Make) -> None:
+    calls = [call for call, _ in make("image", "builder=docker", "SOURCE=https://example.org/a$b")]
+    (built,) = (call for call in calls if call[:2] == ["docker", "build"])
+    assert "org.opencontainers.image.source=https://example.org/a$b" in built
 
 
 @pytest.mark.parametrize("text", ["\\${seed}", "\\\\${seed}", "'${seed}", "a}${", "\\\\'", "a\nb", "a\n", ""])

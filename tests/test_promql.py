@@ -9,7 +9,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from k8s.render import COMBINATIONS, COMPONENTS, HERE
+from k8s.render import ALL, COMBINATIONS, HERE
 from serving.telemetry import metrics
 from serving.telemetry.request_record import CLIENT_LATE
 from tests.manifests import find, namespace, rendered
@@ -28,7 +28,7 @@ def queries() -> dict[str, str]:
     found |= {
         item["name"]: item["query"]["query"] for item in dashboard["templating"]["list"] if item["type"] == "query"
     }
-    objects = rendered("production", tuple(COMPONENTS))
+    objects = rendered("production", ALL)
     for trigger in find(objects, "ScaledObject")["spec"]["triggers"]:
         if trigger["type"] == "prometheus":
             found["ScaledObject"] = trigger["metadata"]["query"]

@@ -159,6 +159,7 @@ def test_its_labels_name_commit_model_and_purpose(running: Running) -> None:
     labels = about["Config"]["Labels"]
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
     assert "Not a medical device" in labels["org.opencontainers.image.description"]
+    assert labels["org.opencontainers.image.source"].startswith("https://")
     assert httpx.get(f"{running.url}/v2", timeout=30).json()["version"] == labels["org.opencontainers.image.version"]
     card = httpx.get(f"{running.url}/v1/model", timeout=30).json()
     assert card["lineage"]["model_sha256"] == labels["chestct.model.sha256"]
