@@ -1,6 +1,6 @@
 """`python -m docs.screenshot [URL]`: takes the README's screenshots of the page, with drawn pictures.
 
-It needs a running `make demo`. The default URL is http://localhost:3000.
+It needs a running `make serve`. The default URL is http://localhost:3000.
 """
 
 import shutil
@@ -27,11 +27,11 @@ def photograph(url: str, folder: Path) -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
         )
         for name, sample, options in (
-            ("result", "Phantom large cell carcinoma", {"viewport": WIDE}),
-            ("refer", "Phantom squamous cell carcinoma", {"viewport": {**WIDE, "height": 1000}}),
-            ("reject", "Landscape", {"viewport": WIDE}),
-            ("dark", "Phantom large cell carcinoma", {"viewport": WIDE, "color_scheme": "dark"}),
-            ("phone", "Phantom large cell carcinoma", {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
+            ("result", "Drawn slice, no lesion", {"viewport": WIDE}),
+            ("refer", "Drawn slice, large mass", {"viewport": {**WIDE, "height": 1000}}),
+            ("reject", "Drawn landscape", {"viewport": WIDE}),
+            ("dark", "Drawn slice, no lesion", {"viewport": WIDE, "color_scheme": "dark"}),
+            ("phone", "Drawn slice, no lesion", {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
         ):
             page = _visit(browser, url, **options)
             page.locator("#sample-list button", has_text=sample).click()

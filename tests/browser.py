@@ -15,6 +15,8 @@ CHROMIUM: Final = next(filter(None, map(shutil.which, ("chromium", "chromium-bro
 FLAGS: Final = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 WIDE: Final = (1280, 800)
 PHONE: Final = (390, 844)
+UNFAMILIAR: Final = "Can't be judged: unlike the images this model learned from"
+"""The page's title of the answer `unfamiliar`."""
 PATIENCE: Final = 60_000
 """Milliseconds that a test waits. On an idle machine everything happens at once."""
 

@@ -92,14 +92,26 @@ def test_rounding_decides_no_close_call(card: ModelCard, engine: Engine) -> None
         assert again == pytest.approx(exact, rel=1e-3, abs=1e-4), "all are closer than 1.1, so all are computed again"
 
 
-def test_its_answers_are_those_of_readme_and_the_first_tutorial(card: ModelCard, engine: Engine) -> None:
-    def answer(sample: str) -> Prediction:
-        picture = decode((ROOT / f"serving/http/page/samples/{sample}.jpg").read_bytes(), card.input)
-        scores = engine.infer(picture.pixels[np.newaxis])
-        (probabilities,), (ood_score,), (chest_ct,), _ = scores
-        return decide(card, probabilities, ood_score, chest_ct, picture.facts, request_id="", model="")
+@pytest.fixture(scope="module")
+def drawn(card: ModelCard, engine: Engine) -> dict[str, Prediction]:
+    """The answers to the page's samples by the names of their files."""
+    answers = {}
+    for file in sorted((ROOT / "serving/http/page/samples").iterdir()):
+        picture = decode(file.read_bytes(), card.input)
+        (probabilities,), (ood_score,), (chest_ct,), _ = engine.infer(picture.pixels[np.newaxis])
+        answers[file.stem] = decide(card, probabilities, ood_score, chest_ct, picture.facts, request_id="", model="")
+    return answers
 
-    landscape, drawing = answer("landscape"), answer("phantom-adenocarcinoma")
+
+def test_the_samples_show_every_kind_of_answer_and_no_lesion_is_no_cancer(drawn: dict[str, Prediction]) -> None:
+    kinds = {(answer.decision, answer.label is None) for answer in drawn.values()}
+    assert kinds == {("accept", False), ("refer", False), ("refer", True), ("reject", True)}
+    assert drawn["drawn-clear"].label == "normal"
+    assert drawn["drawn-cavity"].reasons == ("unfamiliar",)
+
+
+def test_its_answers_are_those_of_readme_and_the_first_tutorial(drawn: dict[str, Prediction]) -> None:
+    landscape, drawing = drawn["drawn-landscape"], drawn["drawn-mass"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     head = {"decision": landscape.decision, "label": landscape.label, "reasons": landscape.reasons}
     assert json.dumps(head)[:-1] in readme

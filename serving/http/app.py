@@ -4,6 +4,7 @@ import asyncio
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -28,7 +29,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
         v1.routes(keys),
         *v2.routes(keys),
         Route("/metrics", _metrics, name="/metrics"),
-        Route("/", _index, name="/"),
+        Route("/", _index, name="/", middleware=[Middleware(GZipMiddleware)]),
         Route("/docs", _docs, name="/docs"),
         Route("/docs.json", _docs_json, name="/docs.json"),
         Mount("/page", Web(settings, keys)),

@@ -1,5 +1,9 @@
-"""The web page: its files, and the facts about this service that it needs. None of this is an API."""
+"""The web page: its files, its words in the reader's language, and the facts about this service that it needs.
 
+None of this is an API.
+"""
+
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +25,9 @@ _SAMPLES: Final = PAGE / "samples"
 _SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm"})
 _MOST_SAMPLES: Final = 50
 """Most pictures of CHESTCT_SAMPLES that the page offers."""
+TEXTS: Final = PAGE / "text"
+"""The page's words. Each language has a file here, named by its code."""
+_ENGLISH: Final = "en"
 
 
 class Web:
@@ -34,8 +41,10 @@ class Web:
         self._settings = settings
         self._own = StaticFiles(directory=settings.samples) if settings.samples else None
         own = require_api_key([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
+        self._words = StaticFiles(directory=TEXTS)
+        files = [Route("/text.js", self._text, name="/page/text.js"), Mount("/", StaticFiles(directory=PAGE))]
         service = Route("/service.json", self._service, name="/page/service.json")
-        self._router = Router([service, *own, Mount("/", GZipMiddleware(StaticFiles(directory=PAGE)))])
+        self._router = Router([service, *own, Mount("/", GZipMiddleware(Router(files)))])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._router(scope, receive, send)
@@ -56,6 +65,13 @@ class Web:
             }
         )
 
+    async def _text(self, request: Request) -> Response:
+        wanted = _languages(request.headers.get("Accept-Language", ""))
+        language = next((one for one in wanted if (TEXTS / f"{one}.js").is_file()), _ENGLISH)
+        response = await self._words.get_response(f"{language}.js", request.scope)
+        response.headers.update({"Content-Language": language, "Vary": "Accept-Language"})
+        return response
+
     def _numbered(self) -> dict[str, Path]:
         own = _pictures(self._settings.samples) if self._settings.samples else []
         return {f"{number}{file.suffix.lower()}": file for number, file in enumerate(own[:_MOST_SAMPLES], start=1)}
@@ -65,6 +81,11 @@ class Web:
         if self._own is None or file is None:
             return Response(status_code=404)
         return await self._own.get_response(file.name, request.scope)
+
+
+def _languages(header: str) -> list[str]:
+    """Codes of the languages in an Accept-Language header, in its order: browsers send the preferred one first."""
+    return re.findall(r"(?:^|,)\s*([a-z]{2,3})\b", header.lower())
 
 
 def _pictures(folder: Path) -> list[Path]:

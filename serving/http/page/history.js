@@ -2,11 +2,19 @@
 
 import { byId, element, pngUrl } from "./elements.js";
 import { items, open } from "./queue.js";
-import { bytes, errorWords, meaningOf, outcome, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
+import { evidence } from "./result.js";
+import { TEXT } from "./text.js";
+import { bytes, countsOf, errorWords, outcome, percentages, titleOf, verdictOf } from "./words.js";
 
 const rows = new Map();
 
 let current = null;
+let choose = () => {};
+
+/** Call `listener` with the item whose row is opened. */
+export function onOpen(listener) {
+  choose = listener;
+}
 
 export function nameModel(model) {
   current = model;
@@ -20,13 +28,7 @@ export function drawHistory(item) {
   }
   byId("history").hidden = false;
   rows.get(item).replaceChildren(...cells(item));
-  byId("history-counts").textContent = counts();
-}
-
-function counts() {
-  const titles = items.filter((item) => item.prediction).map((item) => verdictOf(item.prediction).title);
-  const each = [...new Set(titles)].map((title) => `${title}: ${titles.filter((other) => other === title).length}`);
-  return each.length ? `${each.join(", ")}.` : "";
+  byId("history-counts").textContent = countsOf(items);
 }
 
 export function clearHistory() {
@@ -35,7 +37,7 @@ export function clearHistory() {
   byId("history").hidden = true;
 }
 
-const time = (item) => item.at.toLocaleTimeString("en-GB");
+const time = (item) => item.at.toLocaleTimeString(TEXT.locale);
 
 function cells(item) {
   const { prediction, error } = item;
@@ -43,7 +45,9 @@ function cells(item) {
   const label = prediction?.label ? titleOf(current, prediction.label) : "";
   const sure = prediction?.label ? percentages(prediction)[prediction.label] : "";
   const id = prediction?.request_id ?? error?.requestId ?? "";
-  const row = [time(item), item.name, decision, label, sure].map((text) => element("td", {}, text));
+  const name = element("button", { type: "button", className: "link" }, item.name);
+  name.addEventListener("click", () => choose(item));
+  const row = [time(item), name, decision, label, sure].map((content) => element("td", {}, content));
   return [...row, element("td", { className: "code" }, id)];
 }
 
@@ -78,15 +82,23 @@ byId("export").addEventListener("click", () => {
 
 function entry(item) {
   const { prediction, error } = item;
-  const picture = prediction?.preview && element("img", { src: pngUrl(prediction.preview), alt: `What the model saw of ${item.name}` });
+  const picture = prediction?.preview && element("img", { src: pngUrl(prediction.preview), alt: TEXT.sawOf(item.name) });
   const said = prediction ? verdictOf(prediction).title : errorWords(error)[0];
-  const lines = [`${time(item)}, ${bytes(item.file.size)}${item.synthetic ? ". Synthetic: drawn, not of any patient" : ""}.`];
+  const lines = [`${time(item)}, ${bytes(item.file.size)}${item.synthetic ? TEXT.syntheticSaid : ""}.`];
   if (prediction) {
+    const { label } = prediction;
     const shares = percentages(prediction);
-    if (prediction.label) lines.push(`${titleOf(current, prediction.label)}, ${shares[prediction.label]} confidence.`);
     const each = Object.entries(shares).map(([name, share]) => `${titleOf(current, name)} ${share}`);
-    const words = [...reasonsOf(prediction, current), ...warningsOf(prediction, current)];
-    lines.push(`${meaningOf(prediction)}: ${each.join(", ")}.`, ...words, `Model ${prediction.model}, request ${prediction.request_id}.`);
+    if (label) lines.push(TEXT.said(titleOf(current, label), `${shares[label]}`));
+    lines.push(verdictOf(prediction).explain);
+    if (label) lines.push(`${TEXT.page.probabilities}: ${each.join(", ")}.`);
+    const { pro, contra, against } = evidence(prediction, current);
+    for (const [title, said] of [[against, contra], [TEXT.page.pro, pro]]) {
+      if (said.length) lines.push(`${title}: ${said.map((one) => [one].flat()[0]).join(" ")}`);
+    }
+    lines.push(TEXT.modelAndRequest(prediction.model, prediction.request_id));
+  } else {
+    lines.push(errorWords(error)[1]);
   }
   const text = element("div", {}, element("h3", {}, item.name), element("p", {}, element("b", {}, said)), ...lines.map((line) => element("p", {}, line)));
   return element("article", {}, ...(picture ? [picture] : []), text);
@@ -96,7 +108,7 @@ function entry(item) {
 window.addEventListener("beforeprint", () => {
   const done = items.filter((item) => !open(item));
   byId("report-disclaimer").textContent = byId("disclaimer").textContent;
-  byId("report-about").textContent = `${done.length} pictures, printed on ${new Date().toLocaleString("en-GB")}. ${byId("foot-model").textContent}`;
+  byId("report-about").textContent = `${TEXT.printed(done.length, new Date().toLocaleString(TEXT.locale))} ${byId("foot-model").textContent}`;
   byId("report-entries").replaceChildren(...done.map(entry));
 });
 window.addEventListener("afterprint", () => byId("report-entries").replaceChildren());

@@ -4,11 +4,14 @@ import { drawAbout } from "./about.js";
 import { readModel, readService } from "./api.js";
 import { byId } from "./elements.js";
 import { offerHeatmaps } from "./heatmap.js";
-import { clearHistory, drawHistory, nameModel } from "./history.js";
-import { add, cancel, clear, items, limitSize, onChange, open, pause, retry, secondsLeft } from "./queue.js";
+import { clearHistory, drawHistory, nameModel, onOpen } from "./history.js";
+import { dropped, gather } from "./intake.js";
+import { add, cancel, clear, items, limitSize, onChange, open, pause, prefer, retriable, retry, secondsLeft } from "./queue.js";
 import { drawResult } from "./result.js";
-import { offerSamples } from "./samples.js";
+import { drawSample, offerSamples } from "./samples.js";
 import { drawSnippets } from "./snippets.js";
+import { drawStack, onScroll } from "./stack.js";
+import { TEXT } from "./text.js";
 import { clearThumbnails, drawThumbnails, mark, onChoose } from "./thumbnails.js";
 import { showPicture } from "./viewer.js";
 import { errorWords, titleOf, verdictOf } from "./words.js";
@@ -41,16 +44,18 @@ function show(state, { title, symbol, tone = state, said = title }) {
 
 function select(item) {
   selected = item;
+  prefer(item);
   mark(item);
+  drawStack(item, model);
   drawSnippets(item?.file, service);
   draw();
 }
 
 function draw() {
   const { state, prediction, error } = selected ?? { state: "empty" };
-  offerHeatmaps(prediction, model, (standard) => showPicture(selected, standard));
+  offerHeatmaps(prediction, model, (standard) => showPicture(selected, standard), !selected?.dicom);
   if (state === "empty") {
-    show("empty", { title: "One slice, one of four answers", symbol: "info", said: "" });
+    show("empty", { title: TEXT.verdicts.empty.title, symbol: "info", said: "" });
   } else if (state === "result") {
     const said = drawResult(selected, model);
     byId("disclaimer").textContent = prediction.disclaimer;
@@ -58,19 +63,21 @@ function draw() {
   } else if (error) {
     drawError(selected);
   } else {
-    show("busy", { title: state === "busy" ? "Reading the picture" : "Waiting its turn", symbol: "busy" });
+    show("busy", { title: state === "busy" ? TEXT.readingPicture : TEXT.waitingTurn, symbol: "busy" });
     tick();
   }
 }
 
-function drawError({ error, due }) {
+function drawError(item) {
+  const { error, due } = item;
   const [title, advice] = errorWords(error);
   byId("error-advice").textContent = advice;
   fill("error-said", error.message);
   fill("error-request", error.requestId);
   byId("error-facts").hidden = !error.message && !error.requestId;
   byId("countdown").hidden = byId("stop").hidden = !due;
-  const again = due ? ` Asking again in ${secondsLeft(due)} seconds.` : "";
+  byId("retry").hidden = !due && !retriable(item);
+  const again = due ? TEXT.againSaid(secondsLeft(due)) : "";
   show("error", { title, symbol: "error", said: `${title}. ${advice}${again}` });
   tick();
 }
@@ -84,30 +91,45 @@ function tick() {
   if (selected?.due) byId("seconds").textContent = `${secondsLeft(selected.due)} s`;
   if (selected?.state === "busy") {
     const seconds = Math.floor((performance.now() - selected.started) / 1000);
-    const slow = seconds >= LONG ? " The network is slow, or the service busy; Cancel ends it." : "";
-    byId("elapsed").textContent = seconds < 2 ? "Sent." : `Sent. Waiting for ${seconds} s.${slow}`;
+    const slow = seconds >= LONG ? TEXT.slow : "";
+    byId("elapsed").textContent = seconds < 2 ? TEXT.sent : `${TEXT.sentFor(seconds)}${slow}`;
   } else if (selected?.state === "waiting") {
     const again = pause();
-    byId("elapsed").textContent = again ? `The service is busy. Asking again in ${again} s.` : "Other pictures come first.";
+    byId("elapsed").textContent = again ? TEXT.busyAgain(again) : TEXT.othersFirst;
   }
 }
 
 // ---- what comes in ----
 
-function take(files, synthetic = false) {
-  if (!files.length) return;
-  select(add(files, synthetic)[0]);
+/** Add the files to the queue, and show the first picture, or the middle of a stack. Returns their items. */
+async function take(files, synthetic = false) {
+  if (!files.length) return [];
+  const added = add(await gather(files), synthetic);
+  const { stack } = added[0];
+  select(stack ? stack.items[Math.floor(stack.items.length / 2)] : added[0]);
+  return added;
+}
+
+/** Show an item of the history. */
+function openItem(item) {
+  select(item);
+  main.scrollIntoView();
+  byId("outcome").focus({ preventScroll: true });
 }
 
 onChange((item) => {
   if (item?.state === "result" && !model) learn();
   drawThumbnails(item, selected, model);
   drawHistory(item);
+  drawSample(item, model);
+  if (item?.stack && item.stack === selected?.stack) drawStack(selected, model);
   if (item === null) tick();
   else if (item === selected) draw();
   if (item && items.length > 1 && !items.some(open)) byId("status").textContent = `${byId("progress-words").textContent}.`;
 });
 onChoose(select);
+onScroll(select);
+onOpen(openItem);
 
 // ---- the model and the service ----
 
@@ -117,7 +139,7 @@ async function learn() {
     model = await readModel();
   } catch (error) {
     const soon = error.retryAfter !== null;
-    byId("about-body").firstElementChild.textContent = soon ? "The model is loading…" : `The model’s card can’t be read just now. ${errorWords(error)[0]}.`;
+    byId("about-body").firstElementChild.textContent = soon ? TEXT.loading : TEXT.cardUnread(errorWords(error)[0]);
     if (soon) setTimeout(() => model ?? learn(), error.retryAfter * 1000);
     return;
   }
@@ -126,7 +148,7 @@ async function learn() {
   const titles = model.classes.map((name) => titleOf(model, name));
   byId("class-list").textContent = titles.join(", ");
   byId("disclaimer").textContent = model.disclaimer;
-  byId("foot-model").textContent = `Model ${model.model}`;
+  byId("foot-model").textContent = TEXT.footModel(model.model);
   items.forEach((item) => [drawThumbnails(item, selected, model), drawHistory(item)]);
   if (selected) select(selected);
 }
@@ -155,7 +177,7 @@ for (const chooser of [input, byId("camera")]) {
   });
 }
 onClick("[data-action=another]", () => input.click());
-onClick("[data-action=retry]", () => retry(selected));
+onClick("#retry", () => retry(selected));
 onClick("#cancel, #stop", () => {
   cancel(selected);
   byId("outcome").focus({ preventScroll: true });
@@ -180,9 +202,10 @@ document.addEventListener("dragleave", dragged(-1));
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   dragged(-depth)(event);
-  take([...event.dataTransfer.files]);
+  dropped(event.dataTransfer).then(take);
 });
 
+byId("outcome").textContent = TEXT.verdicts.empty.title;
 drawSnippets(null, null);
 learn();
 learnService();

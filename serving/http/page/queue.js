@@ -2,17 +2,22 @@
  * Holds the pictures of this visit and requests their predictions, a few at a time. If the service is busy, all wait
  * for as long as its Retry-After says.
  *
- * An item is { file, name, synthetic, at, state, prediction, error, milliseconds, due }. Its state is `waiting`,
- * `busy`, `result` or `error`. A waiting item with an `error` is requested again at the time `due`.
+ * An item is { file, name, dicom, stack, synthetic, at, state, prediction, error, milliseconds, due }. Its state is
+ * `waiting`, `busy`, `result` or `error`. A waiting item with an `error` is requested again at the time `due`.
  */
 
 import { ApiError, predict } from "./api.js";
+import { beginning } from "./intake.js";
 import { allowAsking } from "./keys.js";
+import { TEXT } from "./text.js";
 import { bytes } from "./words.js";
 
 const AT_ONCE = 4;
 /** Automatic retries for one picture. */
 const AUTOMATIC_RETRIES = 6;
+
+/** Errors without a status that may pass. */
+const AGAIN = ["cancelled", "unreachable"];
 
 /** Formats that are not read, by their first bytes. Some DICOM files begin like a TIFF. */
 const UNREAD = {
@@ -27,6 +32,7 @@ let busy = 0;
 let pausedUntil = 0;
 let timer = 0;
 let changed = () => {};
+let preferred = null;
 
 /** Call `listener` with each item that changes, and with null when only the shown times change. */
 export function onChange(listener) {
@@ -37,11 +43,18 @@ export function limitSize(size) {
   largest = size;
 }
 
-export function add(files, synthetic = false) {
+/** Request this item before the others that wait. */
+export function prefer(item) {
+  preferred = item;
+}
+
+/** Add entries of intake.js. Each becomes an item. One with an error is not requested. */
+export function add(entries, synthetic = false) {
   allowAsking();
-  const added = [...files].map((file) => ({ file, name: file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
+  const added = entries.map((entry) => ({ ...entry, name: entry.file.name, synthetic, at: new Date(), state: "waiting", retries: 0 }));
   items.push(...added);
-  added.forEach(wait);
+  for (const item of added) item.stack?.items.push(item);
+  for (const item of added) item.error ? settle(item, "error") : wait(item);
   return added;
 }
 
@@ -70,7 +83,8 @@ export function clear() {
 }
 
 export const open = (item) => item.state === "waiting" || item.state === "busy";
-export const failed = (item) => item.state === "error";
+/** Whether the item failed, and might not if it were sent again. */
+export const retriable = ({ state, error }) => state === "error" && (AGAIN.includes(error.code) || [401, 408, 429].includes(error.status) || error.status >= 500);
 export const secondsLeft = (due) => Math.max(0, Math.ceil((due - Date.now()) / 1000));
 /** Seconds until the queue continues, or 0. */
 export const pause = () => (Date.now() < pausedUntil ? secondsLeft(pausedUntil) : 0);
@@ -98,7 +112,8 @@ function tick() {
 function pump() {
   if (Date.now() < pausedUntil) return;
   while (busy < AT_ONCE) {
-    const next = items.find((item) => item.state === "waiting" && Date.now() >= item.due);
+    const ready = items.filter((item) => item.state === "waiting" && Date.now() >= item.due);
+    const next = ready.includes(preferred) ? preferred : ready[0];
     if (!next) return;
     run(next);
   }
@@ -122,14 +137,13 @@ async function run(item) {
 
 /** Refuse files that the service would refuse anyway, before they are sent. Throws ApiError. */
 async function check(file) {
-  const start = await file.slice(0, 132).arrayBuffer().catch(() => {
+  const text = await beginning(file).catch(() => {
     throw new ApiError({ code: "unreadable" });
   });
-  const text = String.fromCharCode(...new Uint8Array(start));
   const code = Object.keys(UNREAD).find((kind) => UNREAD[kind].test(text));
   if (code) throw new ApiError({ code });
   if (file.size > largest) {
-    throw new ApiError({ status: 413, code: "body_too_large", message: `expected at most ${bytes(largest)}, got ${bytes(file.size)}` });
+    throw new ApiError({ status: 413, code: "body_too_large", message: TEXT.tooLarge(bytes(largest), bytes(file.size)) });
   }
 }
 

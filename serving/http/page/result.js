@@ -1,7 +1,13 @@
 /** Draws one prediction: the answer, the probabilities with their limits, and the evidence for and against it. */
 
 import { byId, element, icon, onTrack, row } from "./elements.js";
-import { VERDICTS, chance, list, meaningOf, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
+import { TEXT } from "./text.js";
+import { chance, list, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
+
+/** Share of the limit up to which a distance counts as near, not just as within the limit. */
+const NEAR = 0.8;
+/** Share of right answers from which a bin of the reliability curve is supporting evidence. */
+const GOOD = 0.8;
 
 /** Fill the result panel. Returns the sentence for screen readers. */
 export function drawResult({ prediction, milliseconds, synthetic }, model) {
@@ -10,33 +16,33 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
   const shown = percentages(prediction);
   const sure = shown[label];
 
-  byId("answer").hidden = !label;
+  byId("answer").hidden = byId("bars-part").hidden = !label;
+  byId("bars").replaceChildren();
   if (label) {
     byId("label").textContent = titleOf(model, label);
     byId("confidence").textContent = sure;
+    byId("bars").append(...Object.keys(shown).map((name) => bar(prediction, model, name, shown[name])), ...cancers(prediction, model));
   }
   byId("explain").textContent = explain;
   byId("synthetic").hidden = !synthetic;
-  byId("bars-title").textContent = meaningOf(prediction);
-  byId("bars").classList.toggle("muted", !label);
-  byId("bars").replaceChildren(...Object.keys(shown).map((name) => bar(prediction, model, name, shown[name])), ...cancers(prediction, model));
-  byId("bars-key").hidden = !label || !model;
-  byId("against-title").textContent = label ? "Against trusting this" : "Why";
-  const { pro, contra } = evidence(prediction, model);
+  byId("bars-key").hidden = !model;
+  const { pro, contra, against } = evidence(prediction, model);
+  byId("against-title").textContent = against;
   fill("against", contra, decision === "accept" ? "refer" : decision);
   fill("for", pro, "accept");
   byId("facts").replaceChildren(
-    row("Answered in", `${Math.round(milliseconds)} ms`),
-    row("Model", prediction.model, true),
-    row("Request", prediction.request_id, true),
+    row(TEXT.answeredIn, `${Math.round(milliseconds)} ms`),
+    row(TEXT.model, prediction.model, true),
+    row(TEXT.page.request, prediction.request_id, true),
   );
 
-  const said = label ? `${titleOf(model, label)}, confidence ${sure}.` : "";
+  const said = label ? TEXT.said(titleOf(model, label), sure) : "";
   return [`${title}.`, said, ...reasonsOf(prediction, model)].join(" ");
 }
 
-for (const [name, { title, short, tone = name }] of Object.entries(VERDICTS)) {
-  if (short) byId("kinds").append(message(tone, element("div", {}, element("h3", {}, title), element("p", {}, short))));
+for (const [name, tone] of [["accept"], ["refer"], ["unfamiliar", "refer"], ["reject"]]) {
+  const { title, short } = TEXT.verdicts[name];
+  byId("kinds").append(message(tone ?? name, element("div", {}, element("h3", {}, title), element("p", {}, short))));
 }
 
 // ---- the bars ----
@@ -45,28 +51,28 @@ function bar(prediction, model, name, shown) {
   const { label, probabilities } = prediction;
   const marks = [onTrack("fill", { width: probabilities[name] })];
   const said = [];
-  const limits = label && model?.thresholds;
+  const limits = model?.thresholds;
   const least = limits?.least_confidence?.[model.classes.indexOf(name)];
   if (least > 0) {
     marks.push(tick(least));
-    said.push(`as a label it must reach ${percent(least, 0)}`);
+    said.push(TEXT.mustReach(percent(least, 0)));
   }
   if (limits && name !== label) {
     marks.push(band(probabilities[label], limits.refer_margin));
-    if (probabilities[label] - probabilities[name] < limits.refer_margin) said.push("within the refer band");
+    if (probabilities[label] - probabilities[name] < limits.refer_margin) said.push(TEXT.inBand);
   }
   const item = barItem(titleOf(model, name), shown, marks, said, name === label ? "first" : "");
   item.dataset.class = name;
   return item;
 }
 
-/** Draw the sum of all cancers, with the limit that overrides the label “normal”. */
+/** Draw the sum of all cancers, with the limit that overrides the label "normal". */
 function cancers({ label, probabilities }, model) {
   if (!model || label !== model.normal) return [];
   const together = Object.entries(probabilities).reduce((sum, [name, p]) => (name === model.normal ? sum : sum + p), 0);
   const limit = model.thresholds.any_cancer;
   const marks = [onTrack("fill", { width: together }), tick(limit)];
-  return [barItem("The cancers together", chance(together), marks, [`from ${percent(limit, 0)} on, “normal” does not stand`], "sum")];
+  return [barItem(TEXT.cancers, chance(together), marks, [TEXT.cancerLimit(percent(limit, 0))], "sum")];
 }
 
 function barItem(title, shown, marks, said, className) {
@@ -101,35 +107,33 @@ function message(tone, words) {
   return item;
 }
 
-/** Collect the reasons for and against trusting the answer, each as text or elements. */
-function evidence(prediction, model) {
+/**
+ * Collect the reasons for and against going by the answer, each as text or as text and a meter, and the title of those
+ * against it. What is true of nearly every answer is no evidence, such as a distance just within its limit.
+ */
+export function evidence(prediction, model) {
   const pro = [];
   const contra = reasonsOf(prediction, model);
   const { label, decision, between = [], prediction_set: set, ood_score: score, chest_ct: chest } = prediction;
-  if (between.length) contra.push(`The answer is between ${between.map((name) => titleOf(model, name).toLowerCase()).join(" and ")}.`);
-  if (label && !prediction.reasons.length && model) pro.push(`None of the ${Object.keys(model.rules).length} rules objects.`);
+  const named = (names) => names.map((name) => titleOf(model, name).toLowerCase());
+  if (between.length) contra.push(TEXT.between(...named(between)));
+  if (label && !prediction.reasons.length) pro.push(TEXT.passed);
   if (model) {
     const { ood_limit: limit, chest_ct_limit: least, conformal_coverage: coverage } = model.thresholds;
-    if (decision !== "reject") {
-      const like = score <= limit;
-      (like ? pro : contra).push([
-        `${like ? "It looks like" : "It is far from"} the CT slices the model knows: its distance is ${score.toFixed(2)}, the limit ${limit.toFixed(2)}.`,
-        meter(score, limit, 1.25 * Math.max(score, limit)),
-      ]);
-    } else if (chest < least) {
-      contra.push([`Its probability to be a chest CT slice is ${chance(chest)}, and must be ${percent(least)}.`, meter(chest, least, 1)]);
+    const place = [score.toFixed(2), limit.toFixed(2)];
+    if (decision === "reject") {
+      if (chest < least) contra.push([TEXT.chestCt(chance(chest), percent(least)), meter(chest, least, 1)]);
+    } else if (score > limit) {
+      contra.push([TEXT.far(...place), meter(score, limit, 1.25 * score)]);
+    } else if (score <= NEAR * limit) {
+      pro.push([TEXT.near(...place), meter(score, limit, 1.25 * limit)]);
     }
-    if (set.length) {
-      const held = list(set.map((name) => titleOf(model, name).toLowerCase()));
-      const odds = `a set calibrated to hold the right class for ${percent(coverage, 0)} of slices like the training ones, without a guarantee`;
-      if (set.length === 1) pro.push(`Only one class is left in ${odds}: ${held}.`);
-      else contra.push(`More than one class is left in ${odds}: ${held}.`);
-    }
-    const unseen = label && calibration(prediction, model);
-    if (unseen) (unseen.good ? pro : contra).push(unseen.words);
+    if (set.length > 1) contra.push(TEXT.set(list(named(set)), percent(coverage, 0)));
+    const validated = label && validation(prediction, model);
+    if (validated) (validated.good ? pro : contra).push(validated.words);
   }
   contra.push(...warningsOf(prediction, model));
-  return { pro, contra };
+  return { pro, contra, against: label ? TEXT.contra : TEXT.why };
 }
 
 function meter(score, limit, most) {
@@ -138,19 +142,15 @@ function meter(score, limit, most) {
 }
 
 /**
- * Return how often answers of similar confidence were right on unseen images, from the card's reliability bins.
- * `good`: at least as often as over all of these images. Null if no bin is near enough.
+ * Return how often answers of similar confidence were right in validation, from the card's reliability bins, and
+ * whether that is `good`. Null if no bin is near enough.
  */
-function calibration(prediction, model) {
-  const { reliability = [], accuracy } = model.metrics.out_of_fold ?? {};
-  const bins = reliability.filter((bin) => bin.images >= 10);
+function validation(prediction, model) {
+  const bins = (model.metrics.out_of_fold?.reliability ?? []).filter((bin) => bin.images >= 10);
   if (!bins.length) return null;
   const away = (bin) => Math.abs(bin.confidence - prediction.confidence);
   const nearest = bins.reduce((best, bin) => (away(bin) < away(best) ? bin : best));
   if (away(nearest) > 0.1) return null;
   const right = Math.round(nearest.accuracy * nearest.images);
-  return {
-    good: nearest.accuracy >= accuracy.value,
-    words: `Of ${nearest.images} unseen images answered about as confidently, ${right} got the right class.`,
-  };
+  return { good: nearest.accuracy >= GOOD, words: TEXT.validated(right, nearest.images, percent(right / nearest.images, 0)) };
 }

@@ -3,14 +3,15 @@
 import { FILE_TYPE, PREDICT } from "./api.js";
 import { byId, element } from "./elements.js";
 import { storedKey } from "./keys.js";
+import { TEXT } from "./text.js";
 
 for (const title of ["curl", "Python", "gRPC"]) {
   const code = element("code", { id: title.toLowerCase() });
-  const button = element("button", { type: "button", className: "copy", ariaLabel: `Copy ${title}`, hidden: !navigator.clipboard }, "Copy");
+  const button = element("button", { type: "button", className: "copy", ariaLabel: TEXT.copyOf(title), hidden: !navigator.clipboard }, TEXT.copy);
   button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(code.textContent);
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
+    button.textContent = TEXT.copied;
+    setTimeout(() => (button.textContent = TEXT.copy), 1500);
   });
   const text = element("pre", { tabIndex: 0, ariaLabel: title }, code);
   byId("snippets").append(element("div", { className: "snippet" }, element("h3", {}, title), button, text));
@@ -21,7 +22,7 @@ export function drawSnippets(file, service) {
   const name = file?.name ?? "slice.png";
   const path = JSON.stringify(name);
   const keyed = Boolean(storedKey());
-  byId("api-subject").textContent = file ? name : "a picture";
+  byId("api-subject").textContent = file ? name : TEXT.aPicture;
   const authorization = keyed ? ` \\\n  -H "Authorization: Bearer $CHESTCT_KEY"` : "";
   byId("curl").textContent = `curl --data-binary @${quoted(name)} \\\n  -H ${quoted(`Content-Type: ${FILE_TYPE}`)}${authorization} \\\n  ${quoted(PREDICT.href)}`;
   const os = keyed ? "import os\n" : "";

@@ -1,12 +1,14 @@
 /** Shows thumbnails of this visit's pictures, their progress, and buttons for all of them. */
 
 import { byId, element, icon, pngUrl } from "./elements.js";
-import { cancel, failed, items, open, pause, retry } from "./queue.js";
-import { outcome } from "./words.js";
+import { cancel, items, open, pause, retriable, retry } from "./queue.js";
+import { TEXT } from "./text.js";
+import { countsOf, outcome } from "./words.js";
 
 const list = byId("thumbs");
 const SIZE = 96;
 
+/** By item, or by stack, of which one thumbnail shows the slice that was chosen last. */
 const buttons = new Map();
 let choose = () => {};
 
@@ -24,8 +26,10 @@ export function drawThumbnails(item, selected, model) {
 }
 
 export function mark(selected) {
-  for (const [item, { button }] of buttons) {
-    const here = item === selected;
+  const chosen = selected && (selected.stack ?? selected);
+  if (selected?.stack) selected.stack.last = selected;
+  for (const [thing, { button }] of buttons) {
+    const here = thing === chosen;
     button.tabIndex = here ? 0 : -1;
     if (here) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
@@ -40,23 +44,27 @@ export function clearThumbnails() {
 }
 
 function drawThumb(item, model) {
-  if (!buttons.has(item)) addThumb(item);
-  const { button, words, mark: sign, image } = buttons.get(item);
+  const { stack } = item;
+  const thing = stack ?? item;
+  if (!buttons.has(thing)) addThumb(item, thing);
+  const { button, words, mark: sign, image } = buttons.get(thing);
   const { words: said, tone } = outcome(item, model);
-  button.dataset.tone = tone;
-  words.textContent = said;
+  button.dataset.tone = stack ? "busy" : tone;
+  words.textContent = stack ? countsOf(stack.items) : said;
+  sign.hidden = Boolean(stack);
   sign.firstElementChild.setAttribute("href", `#icon-${tone}`);
   const preview = item.prediction?.preview;
   if (preview && !image.src && item.thumbed) image.src = pngUrl(preview);
 }
 
-function addThumb(item) {
+function addThumb(item, thing) {
   const image = element("img", { alt: "", width: 72, height: 54 });
   const words = element("span", { className: "thumb-words" });
   const sign = icon("busy");
-  const button = element("button", { type: "button", title: item.name }, image, element("span", { className: "unseen" }, `${item.name}: `), element("span", { className: "thumb-outcome" }, sign, words));
-  button.addEventListener("click", () => choose(item));
-  buttons.set(item, { button, words, mark: sign, image });
+  const name = item.stack ? TEXT.stackOf(item.stack.name, item.stack.items.length) : item.name;
+  const button = element("button", { type: "button", title: name }, image, element("span", { className: "thumb-name" }, name), element("span", { className: "thumb-outcome" }, sign, words));
+  button.addEventListener("click", () => choose(item.stack?.last ?? item));
+  buttons.set(thing, { button, words, mark: sign, image });
   list.append(element("li", {}, button));
   thumbnail(item, image);
 }
@@ -85,21 +93,20 @@ async function small(file) {
 
 function drawProgress() {
   const waiting = items.filter(open).length;
-  const lost = items.filter(failed).length;
+  const lost = items.filter((item) => item.state === "error").length;
+  const again = items.filter(retriable).length;
   const done = items.length - waiting;
   byId("batch").hidden = items.length < 2;
   const bar = byId("progress");
   bar.hidden = !waiting;
   [bar.max, bar.value] = [items.length, done];
-  const again = pause();
-  const said = [`${done} of ${items.length} pictures done`, lost && `${lost} failed`, waiting && again && `asking again in ${again} s`];
-  byId("progress-words").textContent = said.filter(Boolean).join(", ");
-  byId("retry-failed").hidden = !lost;
-  byId("retry-failed").textContent = lost === 1 ? "Retry the one that failed" : `Retry all ${lost} that failed`;
+  byId("progress-words").textContent = TEXT.progress(done, items.length, lost, waiting && pause());
+  byId("retry-failed").hidden = !again;
+  byId("retry-failed").textContent = TEXT.retryFailed(again);
   byId("cancel-all").hidden = waiting < 2;
 }
 
-byId("retry-failed").addEventListener("click", () => items.filter(failed).forEach(retry));
+byId("retry-failed").addEventListener("click", () => items.filter(retriable).forEach(retry));
 byId("cancel-all").addEventListener("click", () => items.filter(open).forEach(cancel));
 list.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];

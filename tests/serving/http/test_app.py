@@ -2,16 +2,17 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
 from chestct.card import ModelCard
+from serving.http import web
+from serving.http.app import create_app
+from serving.http.request_recording import RequestRecording
+from serving.http.web import PAGE
 from tests.serving.gated_engine import GatedEngine
-from tests.serving.http.client import (
-    Client,
-    files,
-    png,
-)
+from tests.serving.http.client import SETTINGS, Client, ask, files, png
 
 
 def test_a_request_id_is_echoed_everywhere(client: Client) -> None:
@@ -96,3 +97,21 @@ def test_each_request_leaves_one_line_of_json_without_its_content(
     assert (unknown["request_id"], unknown["route"], unknown["code"]) == ("r-78", "other", "404")
     assert "secret" not in caplog.text
     assert "forged" not in caplog.text
+
+
+@pytest.mark.parametrize("header", ["", "de-CH, de;q=0.9, en;q=0.8", "xx", "../app", "EN-gb"])
+def test_the_page_s_words_come_in_a_language_that_is_there(client: Client, header: str) -> None:
+    response = client.get("/page/text.js", headers={"Accept-Language": header})
+    assert response.text == (PAGE / "text" / "en.js").read_text(encoding="utf-8")
+    assert response.headers["Content-Language"] == "en"
+    assert "Accept-Language" in response.headers["Vary"]
+    assert response.headers["Content-Type"].startswith("text/javascript")
+
+
+def test_another_language_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "de.js").write_text("export const TEXT = {};", encoding="utf-8")
+    (tmp_path / "en.js").write_text("", encoding="utf-8")
+    monkeypatch.setattr(web, "TEXTS", tmp_path)
+    app = RequestRecording(create_app(SETTINGS))
+    response = ask(app, "/page/text.js", "GET", **{"Accept-Language": "fr, de-CH;q=0.9, en;q=0.8"})
+    assert (response.text, response.headers["Content-Language"]) == ("export const TEXT = {};", "de")

@@ -11,7 +11,18 @@ from playwright.sync_api import Browser, Page, expect
 from load_tests.server import free_ports
 from pipeline.images.classes import CLASSES, TITLES
 from serving import api_keys
-from tests.browser import PHONE, WIDE, Visit, close_call, needs_chromium, no_chest_ct, png, unfamiliar, upload
+from tests.browser import (
+    PHONE,
+    UNFAMILIAR,
+    WIDE,
+    Visit,
+    close_call,
+    needs_chromium,
+    no_chest_ct,
+    png,
+    unfamiliar,
+    upload,
+)
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 from tests.server import Server, import_tiny_model, serve
@@ -43,9 +54,9 @@ def test_axe_finds_nothing_in_any_state(browser: Browser, server: Server, size: 
     expect(visit.page.locator("#sample-list button").first).to_be_visible()
     assert violations(visit.page) == []
     for file, state, title in (
-        (upload(png(1)), "result", "The label stands"),
-        (upload(close_call()), "result", "A person should look"),
-        (upload(unfamiliar()), "result", "Unfamiliar chest CT"),
+        (upload(png(1)), "result", "Answer given"),
+        (upload(close_call()), "result", "Uncertain: needs a reader"),
+        (upload(unfamiliar()), "result", UNFAMILIAR),
         (upload(no_chest_ct()), "result", "Not a chest CT"),
         (upload(b"", "empty.png"), "error", "The file is empty"),
     ):

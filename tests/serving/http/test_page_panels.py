@@ -14,7 +14,7 @@ from chestct.image import encode_png
 from chestct.prediction import RULES
 from chestct.standard_picture import AIR
 from pipeline.images.classes import CLASSES, TITLES
-from tests.browser import Visit, close_call, needs_chromium, no_chest_ct, png, unfamiliar, upload
+from tests.browser import PHONE, UNFAMILIAR, Visit, close_call, needs_chromium, no_chest_ct, png, unfamiliar, upload
 from tests.graphs import CHEST_CT_LIMIT, tiny_picture
 from tests.server import needs_curl
 
@@ -26,7 +26,7 @@ def test_the_heat_map_lies_on_what_the_model_saw_and_not_on_the_file(visit: Visi
     picture, note = visit.page.locator("#picture"), visit.page.get_by_text("What the model saw of this file")
     width = "image => image.naturalWidth"
     visit.choose(upload(encode_png(wide)))
-    visit.sees("result", "The label stands")
+    visit.sees("result", "Answer given")
     expect(visit.page.locator("#heat")).to_be_visible()
     expect(note).to_be_visible()
     assert picture.evaluate(width) == 32
@@ -68,7 +68,7 @@ def test_the_request_on_the_page_gives_the_answer_on_the_page(visit: Visit, tmp_
     name = "it's a slice.png"
     (tmp_path / name).write_bytes(png(1))
     visit.choose(upload(png(1), name))
-    visit.sees("result", "The label stands")
+    visit.sees("result", "Answer given")
 
     python = visit.page.locator("#python").inner_text()
     run = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -83,13 +83,24 @@ def test_the_request_on_the_page_gives_the_answer_on_the_page(visit: Visit, tmp_
 
 def test_about_tells_figures_intervals_splits_caveats_and_lineage(visit: Visit) -> None:
     about = visit.page.locator("#about")
-    figures = ("90.0\u00a0%", "85.0\u201395.0", "40 images")
-    for words in (*figures, "3 folds by scan", "brightness of bands", "5eed"):
+    names = ["ROC AUC (any cancer or normal)", "Sensitivity (any cancer)", "Specificity", "Accuracy", "Macro F1"]
+    assert about.locator("tbody th").all_inner_texts() == names
+    for words in ("90.0\u00a0%", "85.0\u201395.0", "40 images", "3 folds by scan"):
+        expect(about).to_contain_text(words)
+    for part, words in (("What to know", "brightness of bands"), ("Where it comes from", "5eed")):
+        about.locator("summary").get_by_text(part).click()
         expect(about).to_contain_text(words)
 
 
+@pytest.mark.parametrize("visit", [PHONE], ids=["phone"], indirect=True)
+def test_about_is_one_screen_on_a_phone(visit: Visit) -> None:
+    assert visit.page.locator("#about").evaluate("about => about.offsetHeight") <= PHONE[1]
+
+
 def test_a_figure_of_one_hundred_per_cent_fits_its_table(visit: Visit) -> None:
-    table = visit.page.locator("table:has(.interval)").first
+    visit.page.locator("summary").get_by_text("All figures").click()
+    table = visit.page.locator("#about-all table")
+    expect(table).to_be_visible()
     table.locator(".point").last.evaluate("(point) => point.style.left = '100%'")
     assert table.evaluate("(table) => table.parentElement.scrollWidth <= table.parentElement.clientWidth")
 
@@ -97,7 +108,7 @@ def test_a_figure_of_one_hundred_per_cent_fits_its_table(visit: Visit) -> None:
 def test_the_picture_can_be_enlarged_moved_and_brightened(visit: Visit) -> None:
     page = visit.page
     visit.choose(upload(png(1)))
-    visit.sees("result", "The label stands")
+    visit.sees("result", "Answer given")
     before = page.locator("#picture").bounding_box()
     assert before
 
@@ -126,13 +137,27 @@ def test_a_sample_is_labelled_synthetic_and_shows_what_the_model_says(visit: Vis
     expect(samples).to_have_count(5)
     assert all("Synthetic" in words for words in samples.all_inner_texts())
 
-    samples.filter(has_text="Landscape").dblclick()
+    samples.filter(has_text="Drawn landscape").dblclick()
 
     visit.sees("result", "Not usable as it is")
     words = next(rule.words for rule in RULES if rule.name == "not_grey")
     expect(visit.page.locator("#against")).to_contain_text(words)
     expect(visit.page.get_by_text("This picture is synthetic")).to_be_visible()
     assert visit.page.locator("#thumbs li").count() == 1
+    expect(samples.filter(has_text="Drawn landscape")).to_contain_text("Synthetic. Not usable as it is")
+
+
+def test_a_row_of_the_history_opens_its_picture(visit: Visit) -> None:
+    page = visit.page
+    page.set_input_files("#file", [upload(png(1), "first.png"), upload(png(3), "second.png")])
+    expect(page.locator("#progress-words")).to_have_text("2 of 2 pictures done")
+    assert page.locator(".thumb-name").all_inner_texts() == ["first.png", "second.png"]
+
+    page.locator("#history-rows").get_by_role("button", name="second.png").click()
+
+    expect(page.locator("#file-name")).to_have_text("second.png")
+    expect(page.locator("#label")).to_have_text(TITLES[CLASSES[3]])
+    expect(page.locator("#outcome")).to_be_in_viewport()
 
 
 def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
@@ -148,14 +173,14 @@ def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
     )
     expect(page.locator("#progress-words")).to_have_text("4 of 4 pictures done, 1 failed")
     expect(page.locator("#history-rows tr")).to_have_count(4)
-    answers = ["The label stands", "Not a chest CT", "The file is empty", "Unfamiliar chest CT"]
+    answers = ["Answer given", "Not a chest CT", "The file is empty", UNFAMILIAR]
     assert page.locator("#history-rows td:nth-child(3)").all_inner_texts() == answers
     assert page.locator("#history-rows td:nth-child(4)").all_inner_texts() == [TITLES[CLASSES[1]], "", "", ""]
     counts = page.locator("#history-counts")
-    for words in ("The label stands: 1", "Not a chest CT: 1", "Unfamiliar chest CT: 1"):
+    for words in ("Answer given: 1", "Not a chest CT: 1", f"{UNFAMILIAR}: 1"):
         expect(counts).to_contain_text(words)
     said = page.locator(".thumb-words").all_inner_texts()
-    assert (said[1], said[3]) == ("Not a chest CT", "Unfamiliar chest CT")
+    assert (said[1], said[3]) == ("Not a chest CT", UNFAMILIAR)
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Export as CSV").click()
@@ -177,8 +202,9 @@ def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
     expect(report.get_by_text(DISCLAIMER)).to_be_visible()
     expect(report.locator("article")).to_have_count(4)
     expect(report).to_contain_text(f"{TITLES[CLASSES[1]]}, ")
-    expect(report.locator("article").last).to_contain_text("Unfamiliar chest CT")
-    expect(report.locator("article").last).to_contain_text("Probabilities, meaningless for this picture: ")
+    expect(report.locator("article").last).to_contain_text(UNFAMILIAR)
+    expect(report.locator("article").last).not_to_contain_text("Probabilities")
+    expect(report.locator("article").first).to_contain_text("Supporting evidence: Passed all automatic checks.")
     assert all(page.locator(part).is_hidden() for part in ("main", "header", "aside", "footer"))
     page.emulate_media(media="screen")
 
@@ -193,7 +219,7 @@ def test_in_forced_colours_what_is_chosen_and_the_bars_can_be_seen(visit: Visit)
     session = visit.page.context.new_cdp_session(visit.page)
     session.send("Emulation.setEmulatedMedia", {"features": features})
     visit.choose(upload(close_call()))
-    visit.sees("result", "A person should look")
+    visit.sees("result", "Uncertain: needs a reader")
 
     def colours(selector: str) -> tuple[str, str]:
         look = "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node).backgroundImage]"
@@ -201,14 +227,17 @@ def test_in_forced_colours_what_is_chosen_and_the_bars_can_be_seen(visit: Visit)
         return colour, image
 
     assert colours("#heat-classes input:checked + span") != colours("#heat-classes input:not(:checked) + span")
-    for mark in (".fill", ".tick"):
-        assert colours(f"#for {mark}") != colours("#for .bar-track")
     assert colours("#bars .first .fill") != colours("#bars .first .bar-track")
     assert "gradient" in colours("#bars .refer-band")[1]
+    visit.choose(upload(unfamiliar()))
+    visit.sees("result", UNFAMILIAR)
+    for mark in (".fill", ".tick"):
+        assert colours(f"#against {mark}") != colours("#against .bar-track")
 
 
 def test_about_draws_the_curves_of_the_card(visit: Visit) -> None:
     about = visit.page.locator("#about")
+    about.locator("summary").get_by_text("Class by class").click()
     reliability = about.get_by_role("img", name="Reliability: of 10 images answered with 60")
     expect(reliability.locator("circle")).to_have_count(2)
     expect(about.get_by_role("img", name="Risk and coverage: answering 50").locator("polyline")).to_have_count(1)

@@ -1,7 +1,10 @@
 /** Draws the card's figures as SVG. Each chart carries its numbers in words, for screen readers. */
 
-import { element, svg } from "./elements.js";
-import { percent, titleOf } from "./words.js";
+import { element, svg } from "../elements.js";
+import { TEXT } from "../text.js";
+import { percent, titleOf } from "../words.js";
+
+const WORDS = TEXT.about;
 
 const SIDE = 220;
 const LEFT = 40;
@@ -11,7 +14,7 @@ const EDGE = 8;
 const x = (share) => LEFT + share * (SIDE - LEFT - EDGE);
 const y = (share) => SIDE - FOOT - share * (SIDE - FOOT - EDGE);
 
-function figure(title, note, words, ...drawn) {
+function figure([title, note], words, ...drawn) {
   const picture = svg("svg", { class: "chart", viewBox: `0 0 ${SIDE} ${SIDE}`, role: "img", "aria-label": words }, ...drawn);
   return element("figure", {}, picture, element("figcaption", {}, element("b", {}, title), ` ${note}`));
 }
@@ -30,23 +33,23 @@ function axes(across, up, most = 1) {
   ];
 }
 
+const point = (bin, digits) => WORDS.reliabilityPoint(bin.images, percent(bin.confidence, digits), percent(bin.accuracy, digits));
+
 export function reliability({ reliability: bins }) {
   const most = Math.max(1, ...bins.map((bin) => bin.images));
   const dots = bins.filter((bin) => bin.images).map((bin) =>
     svg("circle", { cx: x(bin.confidence), cy: y(bin.accuracy), r: 2.5 + 3.5 * Math.sqrt(bin.images / most) },
-      svg("title", {}, `${bin.images} images: confidence ${percent(bin.confidence)}, right ${percent(bin.accuracy)}`)),
+      svg("title", {}, point(bin, 1))),
   );
-  const words = bins.map((bin) => `of ${bin.images} images answered with ${percent(bin.confidence, 0)} confidence ${percent(bin.accuracy, 0)} were right`);
-  return figure("Reliability.", "On the line, answers are right as often as they claim. Below it, the model is too sure.", `Reliability: ${words.join("; ")}.`,
-    ...axes("Confidence", "Right"), svg("line", { class: "ideal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }), ...dots);
+  const words = bins.map((bin) => point(bin, 0)).join("; ");
+  return figure(WORDS.reliability, `${WORDS.reliability[0].replace(".", ":")} ${words}.`, ...axes(WORDS.confidence, WORDS.right), svg("line", { class: "ideal", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }), ...dots);
 }
 
 export function riskCoverage({ risk_coverage: points }) {
   const most = Math.max(0.1, Math.ceil(10 * Math.max(0, ...points.map((point) => point.risk))) / 10);
   const line = points.map((point) => `${x(point.coverage).toFixed(1)},${y(point.risk / most).toFixed(1)}`).join(" ");
-  const words = points.map((point) => `answering ${percent(point.coverage, 0)} leaves ${percent(point.risk)} errors`);
-  return figure("Risk and coverage.", "Answering only the surest images leaves fewer errors.", `Risk and coverage: ${words.join("; ")}.`,
-    ...axes("Answered", "Errors", most), svg("polyline", { points: line }));
+  const words = points.map((point) => WORDS.riskPoint(percent(point.coverage, 0), percent(point.risk))).join("; ");
+  return figure(WORDS.risk, `${WORDS.risk[0].replace(".", ":")} ${words}.`, ...axes(WORDS.answered, WORDS.errors, most), svg("polyline", { points: line }));
 }
 
 export function confusion({ confusion: counts }, model) {
@@ -62,11 +65,12 @@ export function confusion({ confusion: counts }, model) {
       ...row.flatMap((count, j) => [
         svg("rect", { class: i === j ? "right" : "wrong", x: LEFT + j * cell + 1, y: top + 1, width: cell - 2, height: cell - 2, "fill-opacity": (0.06 + (0.8 * count) / sum).toFixed(2) }),
         svg("text", { class: count / sum > 0.45 ? "count on" : "count", x: LEFT + (j + 0.5) * cell, y: top + cell / 2 + 4, "text-anchor": "middle" }, String(count),
-          svg("title", {}, `${count} of ${names[i]} answered ${names[j]}`)),
+          svg("title", {}, WORDS.confused(count, names[i], names[j]))),
       ]),
     ];
   });
-  const words = counts.map((row, i) => `${names[i]}: ${row.map((count, j) => `${count} as ${names[j]}`).join(", ")}`);
+  const words = counts.map((row, i) => `${names[i]}: ${row.map((count, j) => WORDS.as(count, names[j])).join(", ")}`).join("; ");
   const key = names.map((name, i) => `${letters[i]} ${name.toLowerCase()}`).join(", ");
-  return figure("Confusion.", `Rows: what it is; columns: the answer. ${key}.`, `Confusion. ${words.join("; ")}.`, ...drawn);
+  const [title, note] = WORDS.confusion;
+  return figure([title, `${note} ${key}.`], `${title} ${words}.`, ...drawn);
 }
