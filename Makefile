@@ -50,7 +50,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image test-image load overload drain hold tune bench check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image test-image load overload drain hold tune bench growth check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -141,8 +141,11 @@ drain: $(development) ## stop a test server under load, ten times; fails if a re
 hold: $(development) ## send a test server bad input, slow clients and faults, in 30 minutes; writes docs/reference/reliability.md
 	@python -m serving.release && python -m load_tests.promises
 
-bench: $(development) ## compare with the bare loop and other servers, in 20 minutes; writes docs/reference/benchmarks.md; needs wrk
+bench: $(development) ## compare with the bare loop and other servers, in 30 minutes; writes docs/reference/benchmarks.md; needs wrk
 	@python -m serving.release && python -m benchmarks.bench
+
+growth: $(development) ## draw how throughput, p99 and memory grow with load, in ten minutes; writes docs/reference/growth.md; needs wrk
+	@python -m serving.release && python -m benchmarks.growth
 
 tune: $(development) ## find the settings that answer most within P99 (milliseconds), in ten minutes: build/tune/settings.env
 	@python -m serving.release && python -m benchmarks.tune --p99=$(call quote,$(value P99))
