@@ -211,8 +211,12 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 
 # .venv has no pip, so the outer Python's pip installs into it. On Debian that is in python3-pip. Without it, python3-venv
 # puts a pip into the environment.
-.venv/.serving .venv/.training .venv/.image .venv/.development: .venv/.%: requirements/%.txt | .venv
+.venv/.serving .venv/.training .venv/.image .venv/.development: .venv/.%: requirements/%.txt | .venv .venv/bin/chestct
 	$(install)
+
+# Not an installed package, whose build would need setuptools. The service does without.
+.venv/bin/chestct: | .venv
+	@cp archive/launch.sh $@
 
 .venv-clients/.clients: requirements/clients.txt | .venv-clients
 	$(install)

@@ -9,17 +9,18 @@ import pytest
 
 from tests.server import ROOT
 
-PACKAGES = ("chestct", "dicom_node", "pipeline", "serving")
+PACKAGES = ("archive", "chestct", "dicom_node", "pipeline", "serving")
 FILES = [*(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))), ROOT / "service.py"]
 
 TOOLS = {"benchmarks", "docs", "image", "k8s", "load_tests", "tests"}
 """Packages that use the service and the pipeline. Neither of those may import them."""
 FORBIDDEN = {
-    "chestct": {"dicom_node", "pipeline", "serving", "service", *TOOLS},
-    "dicom_node": {"pipeline", "serving", "service", *TOOLS},
-    "pipeline": {"dicom_node", "serving", "service", *TOOLS},
-    "serving": {"dicom_node", "pipeline", "service", *TOOLS},
-    "service": {"dicom_node", "pipeline", *TOOLS},
+    "archive": {"dicom_node", "pipeline", "serving", "service", *TOOLS},
+    "chestct": {"archive", "dicom_node", "pipeline", "serving", "service", *TOOLS},
+    "dicom_node": {"archive", "pipeline", "serving", "service", *TOOLS},
+    "pipeline": {"archive", "dicom_node", "serving", "service", *TOOLS},
+    "serving": {"archive", "dicom_node", "pipeline", "service", *TOOLS},
+    "service": {"archive", "dicom_node", "pipeline", *TOOLS},
     "load_tests": {"benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
@@ -51,6 +52,8 @@ HTTP = (
 RPC = ("connections", "errors", "health", "interceptor", "message_reader", "server")
 DICOM = ("capture", "concepts", "objects", "receive", "report", "returned", "send", "slices")
 OWNERS = {
+    "arro3": {"archive/tables.py"},
+    "obstore": {"archive/buckets.py"},
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
     "openvino": {"chestct/engine.py"},
@@ -175,7 +178,7 @@ def test_one_library_is_known_to_one_module() -> None:
 
 
 def test_serving_imports_none_of_the_training_libraries_and_does_nothing_when_imported(tmp_path: Path) -> None:
-    names = module_names("chestct", "serving", "service")
+    names = module_names("archive", "chestct", "serving", "service")
     names.remove(
         "serving.supervision.supervisor"
     )  # its import of circus sets up logging, which only BentoML's supervisor may do

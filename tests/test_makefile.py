@@ -63,7 +63,7 @@ def make(tmp_path: Path) -> Make:
     stub = programs / "stub"
     stub.write_text(STUB.format(python=sys.executable, root=str(ROOT)), encoding="utf-8")
     stub.chmod(0o755)
-    for name in ("python", "dvc", "bentoml", "docker", "git"):
+    for name in ("python", "dvc", "bentoml", "docker", "git", "chestct"):
         shutil.copy(stub, programs / name)
     (folder / "requirements").mkdir()
     (folder / "requirements" / "development.txt").touch()
