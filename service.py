@@ -36,6 +36,8 @@ try:
 except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
+_NO_BFLOAT16 = "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX): float32 is used, and takes twice as long"
+
 heartbeat.die_with_supervisor()
 RUN = run_folder.current()
 MEMORY = MemoryBudget(SETTINGS.max_bytes_in_flight)
@@ -137,9 +139,12 @@ class ChestCT:
         tracing.export_from_environment(_describe_process())
         stored = _find()
         card = stored.read_card()
-        self.classifier = Classifier(load_engine(stored.graph, card, SETTINGS), card, stored.tag, SETTINGS)
+        engine = load_engine(stored.graph, card, SETTINGS)
+        self.classifier = Classifier(engine, card, stored.tag, SETTINGS)
         await self.classifier.warm_up()
-        self.heartbeat = heartbeat.Heartbeat(STATES, lambda: self.classifier.busy_since)
+        self.heartbeat = heartbeat.Heartbeat(
+            STATES, lambda: self.classifier.busy_since, SETTINGS.hang_seconds, self._follow_workers
+        )
         # After the warm-up: workers share the port, and a cold worker would take calls that a warm one could answer.
         self.rpc = await rpc.start(self.classifier, KEYS, MEMORY)
         app.state.document = Rendered(openapi.document(card, stored.tag, SETTINGS))
@@ -162,6 +167,8 @@ class ChestCT:
             if SETTINGS.workers > 1:
                 await self.classifier.share(STATES, RUN)
         if worker == 1 and not replaces:
+            if engine.lacks_bfloat16:
+                logging.getLogger(__name__).warning(_NO_BFLOAT16)
             print(f"page: {ChestCT.url}/", flush=True)
 
     @bentoml.api(
@@ -175,6 +182,10 @@ class ChestCT:
     ) -> list[dict[str, Any]]:
         """For BentoML's clients: a prediction or an error for each image, in order."""
         return await bentoml_api.classify(self.classifier, images)
+
+    async def _follow_workers(self, all_beat: bool) -> None:
+        self.classifier.all_workers_beat = all_beat
+        await self.rpc.update_health()
 
     async def _begin_drain(self) -> None:
         self.classifier.begin_drain()
@@ -191,7 +202,7 @@ class ChestCT:
         await self.classifier.close()
 
     async def __is_alive__(self) -> bool:
-        return self.heartbeat.supervisor_alive
+        return self.heartbeat.alive
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready
@@ -210,7 +221,7 @@ def _describe_process() -> dict[str, str | int]:
 
 
 def _is_stopping() -> bool:
-    return app.state.classifier is not None and not app.state.classifier.ready
+    return app.state.classifier is not None and app.state.classifier.stopping
 
 
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)

@@ -49,6 +49,8 @@ class Engine:
             raise FileNotFoundError(f"no ONNX graph at {graph}")
         core = ov.Core()
         self.bfloat16: Final[bool] = bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.lacks_bfloat16: Final[bool] = bfloat16 and not self.bfloat16
+        """Whether bfloat16 was asked for, but the CPU has no instructions for it."""
         self._sizes: Final = sorted(set(batch_sizes))
         precision = "bf16" if self.bfloat16 else "f32"
         self._requests: Final = {size: _compile(core, graph, size, threads, precision) for size in self._sizes}

@@ -30,7 +30,13 @@ _MEMORY: Final = Path("/dev/shm")
 _MIN_FREE: Final = 16 * 1024 * 1024
 """Bytes that must be free, more than the metrics of ten workers take."""
 _FAILURE: Final = "failure"
-_METRICS: Final = {"counter": 1 << 17, "histogram": 1 << 18, "gauge_livesum": 1 << 14, "gauge_livemax": 1 << 14}
+_METRICS: Final = {
+    "counter": 1 << 17,
+    "histogram": 1 << 18,
+    "gauge_livesum": 1 << 14,
+    "gauge_livemax": 1 << 14,
+    "gauge_livemin": 1 << 14,
+}
 """prometheus_client's files of a process and their bytes, several times what all series need."""
 _USED: Final = struct.Struct("i")
 """Head of such a file: the bytes in use, including these and four more."""

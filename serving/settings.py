@@ -89,8 +89,10 @@ class Settings(BaseSettings):
     """PEM file with the gRPC server's certificate chain for TLS. It is read at the start."""
     grpc_certificate_key: FilePath | None = None
     """PEM file with the certificate's private key. Set both or none."""
-    grpc_connection_age: Annotated[float, Field(ge=1, le=86_400)] = 300
-    """Seconds after which a gRPC connection ends, with its calls answered. The next one may reach another worker."""
+    grpc_connection_age: Annotated[float, Field(ge=1, le=86_400)] = 60
+    """Seconds after which a gRPC connection ends, with its calls answered. The next one may reach another pod.
+
+    gRPC varies it by a tenth, so that not all connections end at once."""
     api_keys_file: FilePath | None = None
     """File of API keys. With it, /v1, /v2, /classify and gRPC need a key. It is read again when it changes."""
     metrics: Exposure = "open"

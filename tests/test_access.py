@@ -3,13 +3,12 @@
 import base64
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +17,13 @@ import grpc
 import httpx
 import pytest
 from bentoml.exceptions import BentoMLException
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
 from chestct.image import encode_png
 from load_tests.server import free_ports
 from serving import api_keys
+from tests.certificates import write_certificate
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
 
@@ -47,19 +43,8 @@ class Guarded(NamedTuple):
     """A key for /v1 only."""
     file: Path
     certificate: bytes
-
-
-def write_certificate(certificate: Path, private_key: Path) -> None:
-    """A self-signed certificate of 127.0.0.1 and its key, as PEM files."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    address = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
-    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
-    certificate.write_bytes(signed.public_bytes(Encoding.PEM))
-    private_key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    certificate_end: float
+    """Unix time."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +55,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     file = folder / "keys"
     file.write_text(f"{line}\n{line_of_v1}\n")
     certificate, private_key = folder / "tls.crt", folder / "tls.key"
-    write_certificate(certificate, private_key)
+    end = write_certificate(certificate, private_key)
     samples = folder / "samples"
     samples.mkdir()
     (samples / "Doe^Jane.PNG").write_bytes(PNG)
@@ -88,7 +73,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         "CHESTCT_GRPC_CERTIFICATE_KEY": str(private_key),
     }
     with serve(folder / "bentoml", tag, **settings) as server:
-        yield Guarded(server, f"http://127.0.0.1:{port}", key, v1, file, certificate.read_bytes())
+        yield Guarded(server, f"http://127.0.0.1:{port}", key, v1, file, certificate.read_bytes(), end.timestamp())
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -154,6 +139,12 @@ def infer(guarded: Guarded, key: str | None) -> Any:
     metadata = [(name.lower(), value) for name, value in bearer(key).items()]
     with grpc.secure_channel(guarded.server.grpc, credentials) as channel:
         return service.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata, timeout=300)
+
+
+def test_a_metric_says_when_the_certificate_ends(guarded: Guarded) -> None:
+    text = httpx.get(f"{guarded.private}/metrics", timeout=300).text
+    (end,) = re.findall(r'^chestct_certificate_end_timestamp_seconds\{protocol="grpc"\} (\S+)$', text, re.MULTILINE)
+    assert float(end) == guarded.certificate_end
 
 
 def test_grpc_over_tls_answers_only_requests_with_a_key_for_it(guarded: Guarded) -> None:

@@ -73,6 +73,10 @@ FAULTS: dict[str, list[dict[str, str]]] = {
             for cause in ("hung", "killed", "exited")
         ),
     ],
+    "ChestctCertificateEnds": [
+        MODEL,
+        gauge("chestct_certificate_end_timestamp_seconds", ',protocol="grpc"', "90000+0", "9999999+0"),
+    ],
     "ChestctTwoModels": [MODEL, gauge("chestct_model_info", ',model="chestct:b"', "1+0", "stale _")],
     "ChestctRejecting": [
         MODEL,

@@ -31,6 +31,7 @@ LAYERS = [
     {"serving.telemetry"},
     {"serving.memory_budget", "serving.tensors", "serving.worker_states"},
     {"serving.api_keys", "serving.run_folder", "serving.settings", "serving.unavailable"},
+    {"serving.certificate"},
 ]
 """The parts of serving/ in layers. A module may import its own part and the layers below."""
 HTTP = (

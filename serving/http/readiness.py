@@ -15,6 +15,6 @@ def ready_classifier(request: Request) -> Classifier:
 
 
 def check_ready(classifier: Classifier) -> None:
-    """For probes: raises Closed as soon as the service has been told to stop."""
+    """For probes: raises Closed as soon as the service has been told to stop, and while a worker hangs."""
     if not classifier.ready:
-        raise Closed("the service is stopping")
+        raise Closed("the service is stopping" if classifier.stopping else "a worker hangs")

@@ -57,11 +57,18 @@ class Classifier:
         self._sharing: EngineSharing | None = None
         self._warm = False
         self._stopping = False
+        self.all_workers_beat = True
+        """False while a worker of this service hangs. Then new connections may reach it and get no answer."""
 
     @property
     def ready(self) -> bool:
-        """Whether the model is warm and the service is not stopping. Load balancers ask for this."""
-        return self._warm and not self._stopping
+        """Whether the model is warm, the service is not stopping, and no worker hangs. Load balancers ask for this."""
+        return self._warm and not self._stopping and self.all_workers_beat
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the service drains or has stopped."""
+        return self._stopping
 
     @property
     def accepting(self) -> bool:

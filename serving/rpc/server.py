@@ -7,6 +7,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from open_inference.grpc import service
 
+from serving import certificate
 from serving.api_keys import Keys
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
@@ -15,6 +16,7 @@ from serving.rpc.health import Health
 from serving.rpc.inference import InferenceServicer
 from serving.rpc.interceptor import SERVICE, CallInterceptor
 from serving.settings import Settings
+from serving.telemetry import metrics
 
 _OVERALL: Final = ""
 _MOST_CALLS: Final = 1024
@@ -52,7 +54,7 @@ async def start(classifier: Classifier, keys: Keys | None, memory: MemoryBudget)
 
     With `keys`, calls of SERVICE need one of them. `memory` counts the messages. Until the classifier is ready, the
     health is NOT_SERVING: call `update_health` after the warm-up. Several processes may share the port (SO_REUSEPORT).
-    Raises RuntimeError if the port can't be bound.
+    Raises RuntimeError if the port can't be bound, and CertificateError.
     """
     settings = classifier.settings
     delivery = DeliveryTimeouts()
@@ -67,6 +69,8 @@ async def start(classifier: Classifier, keys: Keys | None, memory: MemoryBudget)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"{settings.grpc_host}:{settings.grpc_port}"
     if settings.grpc_certificate and settings.grpc_certificate_key:
+        end = certificate.read_end(settings.grpc_certificate, settings.grpc_certificate_key)
+        metrics.CERTIFICATE_END.labels("grpc").set(end)
         pair = (settings.grpc_certificate_key.read_bytes(), settings.grpc_certificate.read_bytes())
         port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     else:

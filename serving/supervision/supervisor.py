@@ -13,7 +13,6 @@ import logging
 import math
 import signal
 import socket
-import ssl
 import time
 from pathlib import Path
 from typing import Any, Final, cast
@@ -24,7 +23,7 @@ from circus.exc import ConflictError  # type: ignore[import-untyped]
 from tornado.ioloop import PeriodicCallback
 
 from chestct import cgroups
-from serving import run_folder
+from serving import certificate, run_folder
 from serving.settings import Settings
 from serving.supervision.worker_health import WorkerHealth
 from serving.telemetry import log
@@ -48,7 +47,11 @@ class CannotStart(Exception):
 
 def install(settings: Settings) -> None:
     """Make BentoML use this supervisor for the workers that it starts in this process. Raises CannotStart."""
-    _check_certificate(settings)
+    if settings.grpc_certificate and settings.grpc_certificate_key:
+        try:
+            certificate.read_end(settings.grpc_certificate, settings.grpc_certificate_key)
+        except certificate.CertificateError as error:
+            raise CannotStart(f"CHESTCT_GRPC_CERTIFICATE: {error}") from error
     ports = [_reserve_port(settings.grpc_host, settings.grpc_port)] if settings.grpc_port else []
     if "private" in (settings.metrics, settings.bentoml_routes):
         ports.append(_reserve_port(settings.private_host, settings.private_port))
@@ -163,16 +166,6 @@ class Supervisor(bentoml_circus.Arbiter):
             return ""
         limit = cgroups.memory_limit()
         return "the memory" if limit == math.inf else f"the memory limit of {limit / (1 << 20):,.0f} MiB"
-
-
-def _check_certificate(settings: Settings) -> None:
-    if settings.grpc_certificate and settings.grpc_certificate_key:
-        try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-                settings.grpc_certificate, settings.grpc_certificate_key
-            )
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise CannotStart(f"CHESTCT_GRPC_CERTIFICATE and its key: {error}") from error
 
 
 def _reserve_port(host: str, port: int) -> socket.socket:

@@ -115,6 +115,12 @@ MODEL: Final = Gauge(
     ("model", "run_id", "git_commit", "data_digest"),
     multiprocess_mode="livemax",
 )
+CERTIFICATE_END: Final = Gauge(
+    "chestct_certificate_end_timestamp_seconds",
+    "Time at which the certificate of this protocol's server ends, in seconds since 1970.",
+    ("protocol",),
+    multiprocess_mode="livemin",
+)
 
 
 def exposition() -> bytes:

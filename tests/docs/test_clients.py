@@ -3,9 +3,11 @@
 Those of other people's clients run in tests/clients.
 """
 
+import ast
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,7 @@ def output(command: list[str], folder: Path) -> str:
 
 
 def here(example: str, server: Server) -> str:
+    example = example.replace("chestct-grpc:3001", server.grpc)
     return example.replace("localhost:3000", urlsplit(server.url).netloc).replace("localhost:3001", server.grpc)
 
 
@@ -60,7 +63,7 @@ def test_the_curl_examples_of_the_inference_protocol_answer_in_binary_and_in_jso
     assert {tensor["name"]: tensor["data"] for tensor in outputs}["label"] == ["normal"]
 
 
-@pytest.mark.parametrize("page", ["python", "grpc"])
+@pytest.mark.parametrize("page", ["python", "grpc", "grpc-balancing"])
 def test_a_python_example_prints_the_label(page: str, server: Server, tmp_path: Path) -> None:
     (example,) = examples(page, "python")
     assert "normal" in output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
@@ -89,6 +92,20 @@ def test_the_grpcurl_example_sends_a_message_of_the_protocol() -> None:
     assert template
     request = json_format.Parse(template[1] % "aW1hZ2U=", protocol.ModelInferRequest())
     assert request.inputs[0].contents.bytes_contents == [b"image"]
+
+
+@pytest.mark.skipif(shutil.which("gofmt") is None, reason="no gofmt here (Debian: apt-get install golang-go)")
+def test_the_go_example_is_go_in_its_usual_form(tmp_path: Path) -> None:
+    (example,) = examples("grpc-balancing", "go")
+    (tmp_path / "main.go").write_text(example)
+    assert output(["gofmt", "-e", "main.go"], tmp_path) == example
+
+
+def test_the_retries_of_the_go_example_are_those_of_the_python_example() -> None:
+    (go,), (python,) = examples("grpc-balancing", "go"), examples("grpc-balancing", "python")
+    (config,) = re.findall(r"serviceConfig = `(.*?)`", go, re.DOTALL)
+    (retry,) = re.findall(r"^retry = (\{.*?^\})$", python, re.MULTILINE | re.DOTALL)
+    assert json.loads(config)["methodConfig"][0]["retryPolicy"] == ast.literal_eval(retry)
 
 
 def test_every_output_of_the_metadata_is_in_the_table() -> None:

@@ -103,6 +103,7 @@ def test_the_metrics_of_a_process_have_their_blocks_before_they_are_written(tmp_
         "histogram",
         "gauge_livesum",
         "gauge_livemax",
+        "gauge_livemin",
     }
     for file in files:
         assert file.stat().st_blocks * 512 >= file.stat().st_size >= 1 << 14

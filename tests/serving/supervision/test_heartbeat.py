@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -31,6 +32,20 @@ print(worker.pid, worker.stdout.readline().decode().strip(), flush=True)
 time.sleep(99)
 """
 
+OTHER = """
+import pathlib, sys, time
+from serving.worker_states import WorkerStates
+states = WorkerStates(2)
+states.join(pathlib.Path(sys.argv[1]), 2)
+while True:
+    states.beat(time.monotonic())
+    time.sleep(0.01)
+"""
+
+
+async def ignore(all_beat: bool) -> None:
+    """Do nothing about a silent worker."""
+
 
 def beats(busy_since: list[float], states: WorkerStates, turns: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The beat after each of these turns."""
@@ -38,7 +53,7 @@ def beats(busy_since: list[float], states: WorkerStates, turns: int, monkeypatch
     seen = []
 
     async def main() -> None:
-        Heartbeat(states, lambda: busy_since[0]).start()
+        Heartbeat(states, lambda: busy_since[0], 600, ignore).start()
         for _ in range(turns):
             await asyncio.sleep(0.1)
             seen.append(states.worker_beats[os.getpid()])
@@ -77,18 +92,61 @@ def test_it_notices_a_supervisor_that_shows_nothing(states: WorkerStates, monkey
     monkeypatch.setattr(heartbeat, "SUPERVISOR_SECONDS", 0.3)
 
     async def main() -> None:
-        beating = Heartbeat(states, lambda: math.inf)
+        beating = Heartbeat(states, lambda: math.inf, 600, ignore)
         beating.start()
         for beat in range(20):
             states.supervisor_beat = beat + 1.0
             await asyncio.sleep(0.05)
-        assert beating.supervisor_alive
+        assert beating.alive
         deadline = time.monotonic() + 300
-        while beating.supervisor_alive and time.monotonic() < deadline:
+        while beating.alive and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        assert not beating.supervisor_alive
+        assert not beating.alive
 
     asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a signal that stops a process")
+def test_it_notices_a_worker_that_is_frozen_until_it_beats_again(
+    states: WorkerStates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "_LEAST_SILENCE", 1)
+    changes: list[bool] = []
+
+    async def note(all_beat: bool) -> None:
+        changes.append(all_beat)
+
+    async def until(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not holds() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def main(other: psutil.Process) -> None:
+        beating = Heartbeat(states, lambda: math.inf, 3, note)
+        beating.start()
+        await until(lambda: len(states.worker_beats) == 2)
+        await asyncio.sleep(0.2)
+        assert changes == []
+        other.suspend()
+        await until(lambda: changes == [False])
+        assert beating.alive
+        await until(lambda: not beating.alive)
+        other.resume()
+        await until(lambda: changes == [False, True])
+        assert beating.alive
+        other.suspend()
+        await until(lambda: changes == [False, True, False])
+        other.kill()
+        other.wait(300)
+        await until(lambda: len(changes) == 4)
+        assert changes == [False, True, False, True], "a dead one takes no calls"
+
+    with subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path / "states")], cwd=ROOT) as other:
+        try:
+            asyncio.run(main(psutil.Process(other.pid)))
+        finally:
+            other.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose kernel tells a process of its parent's death")

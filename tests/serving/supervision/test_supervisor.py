@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
 from circus.client import CircusClient  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from chestct.card import ModelCard
 from chestct.image import encode_png
@@ -23,10 +26,15 @@ from chestct.store import CARD, GRAPH
 from load_tests.server import free_ports
 from serving import run_folder
 from serving.worker_states import WorkerStates
+from tests.certificates import write_certificate
 from tests.graphs import tiny_model, tiny_picture
 from tests.server import ROOT, Server, environment, import_model, import_tiny_model, serve
 from tests.waiting import PATIENCE, wait_until
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+CHANNELS = 16
+"""So many connections reach both workers."""
 PICTURE = encode_png(tiny_picture(1)[:, :, 0])
 
 
@@ -44,11 +52,12 @@ def run_folder_of(server: Server) -> Path:
     return Path(worker.environ()["PROMETHEUS_MULTIPROC_DIR"])
 
 
-def states_of(server: Server) -> WorkerStates:
-    """What the two workers of a service share."""
+def both_ready(server: Server) -> bool:
+    """Whether the two workers of the service beat."""
     states = WorkerStates(2)
     states.open(run_folder_of(server) / run_folder.WORKER_STATES)
-    return states
+    workers = {worker.pid for worker in workers_of(psutil.Process(server.process.pid))}
+    return len(workers) == 2 and workers <= states.worker_beats.keys()
 
 
 def start(home: Path, http: int, grpc: int, **settings: str) -> "subprocess.Popen[str]":
@@ -56,7 +65,7 @@ def start(home: Path, http: int, grpc: int, **settings: str) -> "subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(http)],
         cwd=ROOT,
-        env=environment(home, CHESTCT_WORKERS="1", CHESTCT_GRPC_PORT=str(grpc), **settings),
+        env=environment(home, **{"CHESTCT_WORKERS": "1", "CHESTCT_GRPC_PORT": str(grpc), **settings}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -84,9 +93,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def supervised(home: Path) -> Iterator[Server]:
     """A service with two workers that finds a hung one soon, with BentoML's settings for containers."""
-    with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="3", BENTOML_CONTAINERIZED="true") as running:
-        states = states_of(running)
-        wait_until(lambda: len(states.worker_beats) == 2, "both are ready")
+    with serve(home, "", CHESTCT_WORKERS="2", CHESTCT_HANG_SECONDS="8", BENTOML_CONTAINERIZED="true") as running:
+        wait_until(lambda: both_ready(running), "both are ready")
         yield running
 
 
@@ -105,6 +113,27 @@ def metric(server: Server, pattern: str) -> float:
     return -1.0
 
 
+def readiness(server: Server) -> int:
+    """Status of /readyz; 0 without an answer."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{server.url}/readyz", timeout=PATIENCE).status_code
+    return 0
+
+
+def watch(server: Server, stack: contextlib.ExitStack, pool: ThreadPoolExecutor) -> list[int]:
+    """Watch the gRPC health over a connection of its own. Returns the list to which each status is added."""
+    channel = grpc.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
+    statuses = health_pb2_grpc.HealthStub(stack.enter_context(channel)).Watch(health_pb2.HealthCheckRequest())
+    seen: list[int] = []
+
+    def add() -> None:
+        with contextlib.suppress(grpc.RpcError):  # the frozen worker's end
+            seen.extend(answer.status for answer in statuses)
+
+    pool.submit(add)
+    return seen
+
+
 def test_a_frozen_worker_is_replaced_and_every_call_is_answered_again(supervised: Server) -> None:
     supervisor = psutil.Process(supervised.process.pid)
     before = workers_of(supervisor)
@@ -114,14 +143,30 @@ def test_a_frozen_worker_is_replaced_and_every_call_is_answered_again(supervised
     wait_until(lambda: not before[0].is_running(), "the frozen worker is dead")
     wait_until(lambda: metric(supervised, r'chestct_worker_restarts_total\{cause="hung"\}') == 1, "it is counted")
     assert metric(supervised, r"chestct_worker_restarts_total\{.*\}") == 1
-    wait_until(lambda: len(states_of(supervised).worker_beats) == 2, "another is ready")
+    wait_until(lambda: both_ready(supervised), "another is ready")
     assert before[1] in workers_of(supervisor)
     assert [ask(supervised) for _ in range(20)] == [200] * 20
     lines = [line for line in supervised.log.read_text().splitlines() if "worker process" in line]
     assert [json.loads(line)["message"] for line in lines] == [
-        f"worker process {before[0].pid} is silent for 3 s: killed",
+        f"worker process {before[0].pid} is silent for 8 s: killed",
         f"worker process {before[0].pid} has ended: it hung and was killed; another takes its place",
     ]
+
+
+def test_the_others_report_not_ready_while_a_worker_is_frozen(supervised: Server) -> None:
+    """No new call should go where half of the connections reach a frozen worker."""
+    wait_until(lambda: both_ready(supervised), "both are ready")
+    (frozen, _) = workers_of(psutil.Process(supervised.process.pid))
+    with ThreadPoolExecutor(CHANNELS) as pool, contextlib.ExitStack() as stack:
+        seen = [watch(supervised, stack, pool) for _ in range(CHANNELS)]
+        wait_until(lambda: seen == [[SERVING]] * CHANNELS, "the health is watched on connections to both")
+        frozen.suspend()
+        wait_until(lambda: [SERVING, NOT_SERVING] in seen, "gRPC says not ready")
+        wait_until(lambda: readiness(supervised) == 503, "HTTP says not ready")
+        assert ask(supervised) == 200, "who asks all the same is answered"
+        wait_until(lambda: readiness(supervised) == 200, "HTTP says ready again")
+        wait_until(lambda: [SERVING, NOT_SERVING, SERVING] in seen, "gRPC says ready again")
+    assert not frozen.is_running()
 
 
 def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> None:
@@ -133,11 +178,7 @@ def test_workers_that_are_to_start_again_have_not_died(supervised: Server) -> No
     client.call({"command": "restart", "properties": {"name": "service", "waiting": True}})
     client.stop()
     assert not set(before) & set(workers_of(supervisor))
-    states = states_of(supervised)
-    wait_until(
-        lambda: states.worker_beats.keys() == {worker.pid for worker in workers_of(supervisor)},
-        "the new ones are ready",
-    )
+    wait_until(lambda: both_ready(supervised), "the new ones are ready")
     assert not re.search("worker process|page: ", supervised.log.read_text().removeprefix(said))
 
 
@@ -211,10 +252,35 @@ def test_a_graph_that_does_not_compile_ends_the_start_in_one_line(tmp_path: Path
     assert not [line for line in lines[:-1] if "rror:" in line or "Traceback" in line], "OpenVINO's parser says some"
 
 
-def test_a_bad_certificate_ends_the_start_in_one_line(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "pem").write_text("no certificate")
-    pair = {name: str(tmp_path / "pem") for name in ("CHESTCT_GRPC_CERTIFICATE", "CHESTCT_GRPC_CERTIFICATE_KEY")}
-    code, lines = run(home, *free_ports(2), **pair)
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("CHESTCT_QUEUE_SIZE", "many", "CHESTCT_QUEUE_SIZE: .* integer, .*got 'many'"),
+        ("CHESTCT_WORKERS", "0", "CHESTCT_WORKERS: .* greater than or equal to 1, got '0'"),
+        ("CHESTCT_WORKRES", "2", "unknown setting CHESTCT_WORKRES; known are "),
+        ("CHESTCT_API_KEYS_FILE", "{folder}/absent", "CHESTCT_API_KEYS_FILE: .*absent"),
+        ("CHESTCT_API_KEYS_FILE", "{folder}/empty", "{folder}/empty: expected at least one key"),
+        ("CHESTCT_MODEL", "chestct:absent", "chestct:absent"),
+        ("BENTOML_HOME", "{folder}/nowhere", "no model trained on real images .*; `make serve` imports"),
+    ],
+)
+def test_what_is_wrong_ends_the_start_in_one_line(
+    name: str, value: str, words: str, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").touch()
+    code, lines = run(home, *free_ports(2), **{name: value.format(folder=tmp_path)})
     assert code == 1
     assert len(lines) == 1
-    assert lines[0].startswith("error: CHESTCT_GRPC_CERTIFICATE and its key: ")
+    assert lines[0].lower().startswith("error: ")
+    assert re.search(words.format(folder=tmp_path), lines[0])
+
+
+def test_an_expired_certificate_ends_the_start_in_one_line(home: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    write_certificate(certificate, key, first_day=-2, last_day=-0.001)
+    settings = {"CHESTCT_GRPC_CERTIFICATE": str(certificate), "CHESTCT_GRPC_CERTIFICATE_KEY": str(key)}
+    code, lines = run(home, *free_ports(2), **settings)
+    assert code == 1
+    assert lines == [
+        f"error: CHESTCT_GRPC_CERTIFICATE: {certificate}: certificate has expired; renew it, or look at the clock"
+    ]
