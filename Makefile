@@ -6,6 +6,7 @@ MLFLOW_PORT ?= 5000
 DATA      ?=
 RELEASE   ?=
 IMAGE     ?= chestct:latest
+NEXT      ?=
 # Where the sources are. Registries link the image to it.
 SOURCE    ?= https://github.com/chestct/chestct
 CONTAINER_OPTIONS ?=
@@ -50,7 +51,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image test-image load overload drain hold tune bench growth check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -137,6 +138,9 @@ overload: $(development) ## send a test server three times the load that it can 
 
 drain: $(development) ## stop a test server under load, ten times; fails if a request is lost
 	@python -m serving.release && python -m load_tests.drain
+
+rollout: $(development) ## replace, kill and freeze replicas of IMAGE under load, in 18 minutes; writes docs/reference/rollouts.md; needs haproxy
+	@python -m load_tests.rollout --tool=$(builder) $(if $(value NEXT),--next=$(call quote,$(value NEXT))) -- $(image)
 
 hold: $(development) ## send a test server bad input, slow clients and faults, in 30 minutes; writes docs/reference/reliability.md
 	@python -m serving.release && python -m load_tests.promises

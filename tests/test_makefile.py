@@ -115,6 +115,8 @@ def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -
     *_, (tested, environment) = make("test-image", f"IMAGE={text}")
     assert tested == ["python", "-m", "pytest", "-s", "--confcutdir", "tests/container", "tests/container"]
     assert environment == {"IMAGE": text}
+    *_, (rolled, _) = make("rollout", f"IMAGE={text}", f"NEXT={text}", "builder=docker")
+    assert rolled == ["python", "-m", "load_tests.rollout", "--tool=docker", f"--next={text}", "--", text]
     *_, (loaded, _) = make("load", f"SCENARIO={text}", f"USERS={text}", f"SECONDS={text}")
     assert loaded[3:] == [f"--scenario={text}", f"--users={text}", f"--seconds={text}"]
     *_, (tuned, _) = make("tune", f"P99={text}")

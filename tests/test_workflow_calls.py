@@ -146,7 +146,7 @@ def test_a_release_is_built_pushed_and_tested_for_each_architecture(runner: Runn
     image = "ghcr.io/owner/chestct:v1.2.0-arm64"
     calls = [call for call in outcome.calls if call.words[0] != "uses"]
     assert [call.line for call in calls] == [
-        f"make image IMAGE={image}",
+        f"make image IMAGE={image} SOURCE=https://github.com/Owner/Chestct",
         f"make test-image IMAGE={image}",
         "docker login ghcr.io --username owner --password-stdin",
         f"docker push {image}",

@@ -115,6 +115,7 @@ class Runner:
             "PATH": f"{self._programs}:{os.environ['PATH']}",
             "HOME": str(self.work),
             "GITHUB_OUTPUT": str(self._output),
+            "GITHUB_SERVER_URL": "https://github.com",
             "GITHUB_REPOSITORY": "Owner/Chestct",
             "GITHUB_ACTOR": "owner",
             **values,

@@ -20,12 +20,11 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
 import chestct
-from k8s.render import render
+from image.pod import pod, run_options
 from load_tests.server import ROOT, free_ports
 
 IMAGE = os.environ.get("IMAGE", "chestct:latest")
@@ -42,47 +41,10 @@ def run(*command: str) -> str:
     return subprocess.run([BUILDER, *command], check=True, capture_output=True, text=True, timeout=300).stdout.strip()
 
 
-class Pod(NamedTuple):
-    spec: dict[str, Any]
-    settings: dict[str, str]
-
-    @property
-    def container(self) -> dict[str, Any]:
-        (only,) = self.spec["containers"]
-        return only
-
-
 class Running(NamedTuple):
     url: str
     grpc: str
     ready_seconds: float
-
-
-def pod() -> Pod:
-    objects = list(yaml.safe_load_all(render("production")))
-    deployment = next(item for item in objects if item["kind"] == "Deployment")
-    settings = next(
-        item for item in objects if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("chestct-")
-    )
-    return Pod(deployment["spec"]["template"]["spec"], settings["data"])
-
-
-def run_options(pod: Pod, folder: Path) -> list[str]:
-    """Translate the manifest into options of podman."""
-    user, inside = pod.spec["securityContext"], pod.container["securityContext"]
-    limits = pod.container["resources"]["limits"]
-    options = ["--user", f"{user['runAsUser']}:{user['runAsGroup']}", "--cpus", limits["cpu"]]
-    options += ["--memory", limits["memory"].lower().removesuffix("i")]
-    options += ["--read-only"] if inside["readOnlyRootFilesystem"] else []
-    options += [] if inside["allowPrivilegeEscalation"] else ["--security-opt", "no-new-privileges"]
-    options += [f"--cap-drop={name.lower()}" for name in inside["capabilities"]["drop"]]
-    for mount in pod.container["volumeMounts"]:
-        empty = folder / mount["name"]
-        empty.mkdir()
-        empty.chmod(0o777)  # like an emptyDir
-        options += ["--volume", f"{empty}:{mount['mountPath']}"]
-    environment = {item["name"]: item["value"] for item in pod.container["env"]} | pod.settings
-    return options + [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +174,7 @@ def test_a_stop_answers_all_that_was_asked_and_ends_by_itself(running: Running) 
         time.sleep(0.2)  # the requests are under way
         run("kill", "--signal", str(int(signal.SIGTERM)), NAME)
         assert [answer.result().status_code for answer in asked] == [200] * 16
-    grace = pod().spec["terminationGracePeriodSeconds"]
+    grace = pod().grace_seconds
     started = time.monotonic()
     assert (
         subprocess.run([BUILDER, "wait", NAME], capture_output=True, check=True, timeout=grace).stdout.strip() == b"0"

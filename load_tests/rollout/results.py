@@ -1,0 +1,73 @@
+"""Keeps the rows of each run, and writes the table of docs/reference/rollouts.md."""
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from load_tests.rollout.events import Row
+from load_tests.server import ROOT
+from pipeline.core.pages import replace_part
+
+PAGE: Final = ROOT / "docs" / "reference" / "rollouts.md"
+FOLDER: Final = ROOT / "build" / "rollout"
+"""Holds a file for each complete run, so that an interrupted command continues after it."""
+
+
+class Run(NamedTuple):
+    """All events once."""
+
+    rate: float
+    """Requests a second."""
+    rows: Sequence[Row]
+
+
+def keep(number: int, run: Run, image: str) -> None:
+    """Keep a complete run of the image with this ID."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    unfinished = _file(number).with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"image": image, "rate": run.rate, "rows": run.rows}), encoding="utf-8")
+    unfinished.replace(_file(number))
+
+
+def kept(number: int, image: str) -> Run | None:
+    """Return an earlier run of the same image, or None."""
+    try:
+        found = json.loads(_file(number).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if found["image"] != image:
+        return None
+    return Run(found["rate"], [Row(*row) for row in found["rows"]])
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return a Markdown table of all rows."""
+    lines = [
+        "| run | what | sent | answered | lost | retried | over after | p99 before | during | after | must | held |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for number, run in enumerate(runs, 1):
+        for row in run.rows:
+            times = " | ".join(f"{value:.0f} ms" for value in row.p99)
+            lost = sum(row.lost.values())
+            codes = f" ({', '.join(f'{code} {count}' for code, count in row.lost.items())})" if lost else ""
+            counts = f"{row.sent} | {row.sent - lost} | {lost}{codes} | {row.retried} | {row.over:.1f} s"
+            held = "yes" if row.held else "**no**"
+            lines.append(f"| {number} | {row.what} | {counts} | {times} | {row.must} | {held} |")
+    return "\n".join(lines)
+
+
+def write_page(runs: Sequence[Run], image: str, commit: str) -> None:
+    """Write the table between the markers of PAGE."""
+    day = datetime.now(UTC).date().isoformat()
+    rates = " and ".join(sorted({f"{run.rate:.0f}" for run in runs}))
+    about = f"{day}, commit {commit}, {os.cpu_count()} cores, {rates} requests/s, image {image[:12]}."
+    page = replace_part(PAGE.read_text(encoding="utf-8"), "make rollout", f"{about}\n\n{table(runs)}\n")
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def _file(number: int) -> Path:
+    return FOLDER / f"run-{number}.json"
