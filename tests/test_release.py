@@ -15,6 +15,8 @@ from chestct.image import decode
 from chestct.prediction import Prediction, decide
 from chestct.store import CARD, GRAPH
 from load_tests.images import phantom
+from pipeline.core import paths
+from pipeline.judging.worst_style import worst_style
 
 ROOT = Path(__file__).parents[1]
 RELEASE = ROOT / "release"
@@ -48,6 +50,16 @@ def test_its_files_are_those_of_its_list_of_digests() -> None:
     names = [line.split("  ")[1] for line in (RELEASE / SUMS).read_text(encoding="utf-8").splitlines()]
     assert names == sorted(path.name for path in RELEASE.iterdir() if path.name != SUMS)
     check_sums(RELEASE, *names)
+
+
+def test_the_key_figures_in_git_are_its_own(card: ModelCard) -> None:
+    if (ROOT / "dvc.lock").exists():
+        pytest.skip("a training here has written the figures of its own model")
+    figures = json.loads((ROOT / paths.KEY_FIGURES).read_bytes())
+    found, worst = card.metrics["out_of_fold"], worst_style(card.styles)
+    known = {name: getattr(found, name).value for name in ("accuracy", "macro_f1", "cancer_auc", "calibration_error")}
+    known |= {"accepted": 1 - found.rejected - found.referred, "style_kept": worst["style_kept"]}
+    assert figures == pytest.approx({**known, "style_wrong": worst["style_accepted_otherwise"]}, abs=5e-5)
 
 
 def test_it_was_trained_on_real_images_by_committed_code(card: ModelCard) -> None:

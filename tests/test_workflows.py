@@ -14,7 +14,20 @@ WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE))
 # Commands for a cluster, a registry, the repository's host and the system, and for the file with a cluster's address.
-ELSEWHERE = {"cosign", "docker", "echo", "gh", "git", "install", "kind", "kubectl", "kustomize", "sudo"}
+# DVC compares the figures for a proposal.
+ELSEWHERE = {
+    ".venv/bin/dvc",
+    "cosign",
+    "docker",
+    "echo",
+    "gh",
+    "git",
+    "install",
+    "kind",
+    "kubectl",
+    "kustomize",
+    "sudo",
+}
 # Programs of .ci/run that the runner has.
 ON_THE_RUNNER = {"make", "chromium"}
 HASH = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40}")

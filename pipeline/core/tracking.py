@@ -68,6 +68,8 @@ _BATCH: Final = 500
 """Metrics in one call. A server takes 1000 at most."""
 _MOST_RUNS: Final = 50_000
 """MLflow returns no more in one call."""
+_KIND: Final = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's page then shows the experiment as training. It would show one of language models otherwise."""
 _PARENT: Final = "mlflow.parentRunId"
 _CHECKOUT: Final = "checkout"
 """Tag with a digest of the machine and the folder that the run was started in."""
@@ -153,9 +155,10 @@ def start_run(
     """
     with connected() as client:
         known = _find_experiment(client, experiment)
-        experiment_id = (
-            known.experiment_id if known else client.create_experiment(experiment, _artifacts_beside_store())
-        )
+        if known:
+            experiment_id = known.experiment_id
+        else:
+            experiment_id = client.create_experiment(experiment, _artifacts_beside_store(), _KIND)
         tags = {"data_source": data_source, "data_digest": data_digest, "git_commit": git_commit(), _CHECKOUT: _here()}
         if parent is not None:
             tags[_PARENT] = parent

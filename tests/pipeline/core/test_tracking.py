@@ -70,6 +70,13 @@ def test_a_run_names_the_data_and_the_commit_it_came_from(tracked: Path, params:
     assert [(each.name, each.type, each.shape) for each in schema.features] == [("pixels", np.uint8, (-1, -1, -1, 1))]
 
 
+def test_the_page_shows_the_experiment_as_training(tracked: Path, params: Params) -> None:
+    start(params)
+    experiment = mlflow.MlflowClient(f"sqlite:///{tracking.STORE.resolve()}").get_experiment_by_name("chestct")
+    assert experiment is not None
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_run_is_called_by_its_recipe_and_the_date(tracked: Path, params: Params) -> None:
     name = read_back(start(params)).info.run_name
     assert re.fullmatch(r"efficientnet_lite0 256 px 22 epochs, synthetic, \d{4}-\d\d-\d\d \d\d:\d\d", name)

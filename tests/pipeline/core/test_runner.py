@@ -1,0 +1,42 @@
+"""How a stage ends that is not finished."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import paths, runner
+from pipeline.core.params import Params
+from tests.server import ROOT
+
+
+def test_ctrl_c_ends_a_stage_with_one_line_and_the_exit_code_of_a_shell(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(_: Params) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    paths.PARAMS.write_bytes((ROOT / "params.yaml").read_bytes())
+    with pytest.raises(SystemExit) as caught:
+        runner.run(train)
+    assert caught.value.code == runner.INTERRUPTED
+    assert capsys.readouterr().err == "\ntrain: stopped\n"
+
+
+def test_a_command_that_is_stopped_while_it_draws_shows_no_traceback(workspace: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    paths.PARAMS.write_text(text.replace("source: kaggle", "source: synthetic").replace("train: 60", "train: 9000"))
+    command = [sys.executable, "-m", "pipeline.ingest"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as stage:
+        assert stage.stderr is not None
+        said = b""
+        while b"drawing phantoms" not in said:
+            said += stage.stderr.read1()
+        stage.send_signal(signal.SIGINT)
+        said += stage.stderr.read()
+    assert stage.returncode == runner.INTERRUPTED
+    assert said.splitlines()[-1] == b"ingest: stopped"
+    assert b"Traceback" not in said
