@@ -1,6 +1,6 @@
 """`python -m docs.screenshot [URL]`: takes the README's screenshots of the page, with drawn pictures.
 
-It needs a running `make serve`. The default URL is http://localhost:3000.
+It needs a running `make serve`, Chromium and the development set. The default URL is http://localhost:3000.
 """
 
 import shutil
@@ -9,10 +9,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
 
 from load_tests.images import phantom
+from pipeline.images.classes import CLASSES
+from pipeline.images.phantoms import draw_phantom
+from tests.dicom import dicom_file
 
 IMAGES: Final = Path(__file__).with_name("images")
 WIDE: Final = {"width": 1280, "height": 860}
@@ -20,18 +24,18 @@ PHONE: Final = {"width": 390, "height": 844}
 
 
 def photograph(url: str, folder: Path) -> None:
-    """Write screenshots of the page at `url` to `folder`: result, refer, reject, dark, phone and batch, each a PNG."""
+    """Write PNG screenshots of the page at `url` to `folder`: result, refer, reject, dark, phone, batch and stack."""
     folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
         )
         for name, sample, options in (
-            ("result", "Drawn slice, no lesion", {"viewport": WIDE}),
-            ("refer", "Drawn slice, large mass", {"viewport": {**WIDE, "height": 1000}}),
+            ("result", "Drawn slice, large mass", {"viewport": WIDE}),
+            ("refer", "Drawn slice, cavity", {"viewport": WIDE}),
             ("reject", "Drawn landscape", {"viewport": WIDE}),
             ("dark", "Drawn slice, no lesion", {"viewport": WIDE, "color_scheme": "dark"}),
-            ("phone", "Drawn slice, no lesion", {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
+            ("phone", "Drawn slice, large mass", {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
         ):
             page = _visit(browser, url, **options)
             page.locator("#sample-list button", has_text=sample).click()
@@ -39,6 +43,10 @@ def photograph(url: str, folder: Path) -> None:
         page = _visit(browser, url, viewport=WIDE)
         page.set_input_files("#file", _batch())
         _shoot(page, folder / "batch.png")
+        page = _visit(browser, url, viewport={**WIDE, "height": 1120})
+        page.set_input_files("#file", _series())
+        page.locator("#windows").get_by_text("Lung").click()
+        _shoot(page, folder / "stack.png")
         browser.close()
 
 
@@ -58,10 +66,22 @@ def _batch() -> list[FilePayload]:
     return files
 
 
+def _series() -> list[FilePayload]:
+    """Return a series of drawn slices. Seven of them have a lesion."""
+    files: list[FilePayload] = []
+    for number in range(30):
+        label = CLASSES.index("large_cell_carcinoma" if 10 <= number < 17 else "normal")
+        slice_ = draw_phantom(label, np.random.default_rng(9)).convert("L").resize((512, 400))
+        place = {"ImagePositionPatient": [0, 0, -2.5 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        data = dicom_file(np.asarray(slice_), SeriesInstanceUID="1.2.3", InstanceNumber=number + 1, **place)
+        files.append({"name": f"IM{number + 1:04}.dcm", "mimeType": "application/dicom", "buffer": data})
+    return files
+
+
 def _shoot(page: Page, path: Path) -> None:
     page.wait_for_selector("main[data-state=result]")
     page.wait_for_selector("#progress[hidden]", state="attached")
-    page.wait_for_selector("#heat:not([hidden]), #heat-controls[hidden]", state="attached")
+    page.wait_for_selector("#heat:not([hidden]), #hounsfield:not([hidden]), #heat-controls[hidden]", state="attached")
     page.wait_for_timeout(1000)  # thumbnails are drawn one after another
     page.evaluate("scrollTo(0, 0)")
     picture = Image.open(BytesIO(page.screenshot()))

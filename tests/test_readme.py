@@ -66,8 +66,18 @@ def test_every_module_that_a_page_names_exists(page: Path) -> None:
     assert unknown == []
 
 
+def test_readme_is_short_and_its_picture_to_send_is_drawn() -> None:
+    assert len(README.split()) <= 400
+    (sent,) = re.findall(r"curl -F image=@(\S+)", README)
+    assert (ROOT / sent).is_file()
+    assert b"Synthetic: drawn" in (ROOT / sent).read_bytes()
+    assert "docker run" in README
+    assert len(re.findall(r"^- \[", README, re.MULTILINE)) == 3
+
+
 def test_every_part_in_the_layout_table_exists() -> None:
-    _, _, table = README.partition("## Where things are")
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.partition("| folder | holds |")[2].partition("\n\n")[0]
     names = [
         name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
     ]

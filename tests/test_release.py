@@ -125,10 +125,10 @@ def test_the_samples_show_every_kind_of_answer_and_no_lesion_is_no_cancer(drawn:
 def test_its_answers_are_those_of_readme_and_the_first_tutorial(drawn: dict[str, Prediction]) -> None:
     landscape, drawing = drawn["drawn-landscape"], drawn["drawn-mass"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    head = {"decision": landscape.decision, "label": landscape.label, "reasons": landscape.reasons}
-    assert json.dumps(head)[:-1] in readme
-    (score,) = re.findall(r'"ood_score": ([\d.]+)', readme)
-    assert float(score) == pytest.approx(landscape.ood_score, abs=0.02)
+    for part in ({"decision": drawing.decision, "label": drawing.label}, {"reasons": drawing.reasons}):
+        assert json.dumps(part)[1:-1] in readme
+    (confidence,) = re.findall(r'"confidence": ([\d.]+)', readme)
+    assert float(confidence) == pytest.approx(drawing.confidence, abs=0.02)
     tutorial = (ROOT / "docs/tutorials/first-prediction.md").read_text(encoding="utf-8")
     (shown,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", tutorial, re.DOTALL))
     assert (shown["decision"], shown["label"]) == (drawing.decision, drawing.label)

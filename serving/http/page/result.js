@@ -26,6 +26,7 @@ export function drawResult({ prediction, milliseconds, synthetic }, model) {
   byId("explain").textContent = explain;
   byId("synthetic").hidden = !synthetic;
   byId("bars-key").hidden = !model;
+  byId("band-key").hidden = !model?.thresholds.refer_margin;
   const { pro, contra, against } = evidence(prediction, model);
   byId("against-title").textContent = against;
   fill("against", contra, decision === "accept" ? "refer" : decision);

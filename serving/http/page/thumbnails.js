@@ -51,7 +51,7 @@ function drawThumb(item, model) {
   const { words: said, tone } = outcome(item, model);
   button.dataset.tone = stack ? "busy" : tone;
   words.textContent = stack ? countsOf(stack.items) : said;
-  sign.hidden = Boolean(stack);
+  sign.toggleAttribute("hidden", Boolean(stack));
   sign.firstElementChild.setAttribute("href", `#icon-${tone}`);
   const preview = item.prediction?.preview;
   if (preview && !image.src && item.thumbed) image.src = pngUrl(preview);

@@ -391,7 +391,17 @@ def test_a_phone_offers_its_camera(browser: Browser, server: Server) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page = context.new_page()
     page.goto(server.url)
-    expect(page.get_by_text("Photograph", exact=True)).to_be_visible()
+    for width in (390, 360, 320):
+        page.set_viewport_size({"width": width, "height": 640})
+        button, screen = (
+            page.get_by_text("Photograph", exact=True).bounding_box(),
+            page.locator("#screen").bounding_box(),
+        )
+        assert button
+        assert screen
+        assert screen["x"] <= button["x"]
+        assert button["x"] + button["width"] <= screen["x"] + screen["width"]
+        assert button["y"] + button["height"] <= screen["y"] + screen["height"]
     page.set_input_files("#camera", upload(png(2)))
     expect(page.locator("#label")).to_have_text(TITLES[CLASSES[2]])
     context.close()
