@@ -38,11 +38,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BENTOML_DO_NOT_TRACK = True
 export DVC_NO_ANALYTICS = 1
 
-# development includes training and image, and each of these includes serving, so an installed larger set is enough.
+# development includes training, image and serving, and training includes serving, so an installed larger set is enough.
 development = .venv/.development
 training    = $(firstword $(wildcard .venv/.development) .venv/.training)
 packaging   = $(firstword $(wildcard .venv/.development) .venv/.image)
-serving     = $(firstword $(wildcard .venv/.development .venv/.training .venv/.image) .venv/.serving)
+serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.serving)
 node        = $(firstword $(wildcard .venv-node/.node-tests) .venv-node/.node)
 # `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
@@ -187,7 +187,7 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	  $(compile:pyproject.toml=-) -c requirements/development.txt -o requirements/node.txt $(UPGRADE)
 	$(compile:pyproject.toml=requirements/node.txt) --group node-tests -c requirements/development.txt -o requirements/node-tests.txt
 	$(compile) --group load -c requirements/development.txt -o requirements/load.txt
-	$(compile) --group image -c requirements/development.txt -o requirements/image.txt
+	$(compile) --group image $(unpacked:%=--no-emit-package %) -c requirements/development.txt -o requirements/image.txt
 	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
 	$(compile:pyproject.toml=--group docs) -o requirements/docs.txt $(UPGRADE)
 
@@ -195,6 +195,8 @@ clean: ## remove the demo, builds and tools' caches; data, models and runs stay
 	rm -rf .demo build .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
+# Parts of the serving set that building the image does not use: those of `chestct score`.
+unpacked = arro3-core arro3-io obstore
 compile = uv pip compile pyproject.toml -q --universal --python-version 3.11 --only-binary :all: --generate-hashes \
   --no-header --no-emit-index-url --no-emit-find-links
 
