@@ -1,7 +1,7 @@
 """A Kubernetes API server in small, for tests of what kubectl sends and of what a Role allows.
 
 It stores objects, applies patches with kubectl's own code, writes lists as the real server does, and lets an account do
-only what the rules of its Role allow. It runs no pods: a Deployment is complete as soon as it is stored.
+only what the rules of its Role allow. It runs no pods: a Deployment and a Job are complete as soon as they are stored.
 """
 
 import hashlib
@@ -109,7 +109,19 @@ class Cluster:
         self.objects[key] = new
         if resource == "deployments":
             self.roll(new)
+        if resource == "horizontalpodautoscalers":
+            self.scale(new)
+        if resource == "jobs":
+            new["status"] = {"ready": 1, "succeeded": 1, "conditions": [{"type": "Complete", "status": "True"}]}
         return new
+
+    def scale(self, autoscaler: Item) -> None:
+        """Give the Deployment the fewest pods that the autoscaler allows."""
+        meta, spec = autoscaler["metadata"], autoscaler["spec"]
+        deployment = self.objects.get(("deployments", meta["namespace"], spec["scaleTargetRef"]["name"]))
+        if deployment is not None:
+            deployment["spec"]["replicas"] = max(deployment["spec"]["replicas"], spec["minReplicas"])
+            self.count(deployment)
 
     def roll(self, deployment: Item) -> None:
         """Do what the controllers do: give a new template a ReplicaSet and a revision, and count its pods as ready."""
@@ -138,8 +150,13 @@ class Cluster:
         }
         self.objects["replicasets", meta["namespace"], name] = replica_set
         meta.setdefault("annotations", {})[REVISION] = revision
-        counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), spec["replicas"])
-        deployment["status"] = {"observedGeneration": meta["generation"], **counts}
+        self.count(deployment)
+
+    def count(self, deployment: Item) -> None:
+        """Write that every pod of the Deployment is new and ready."""
+        named = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+        counts = dict.fromkeys(named, deployment["spec"]["replicas"])
+        deployment["status"] = {"observedGeneration": deployment["metadata"]["generation"], **counts}
 
 
 REVISION = "deployment.kubernetes.io/revision"

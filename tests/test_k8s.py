@@ -211,7 +211,7 @@ def test_the_autoscaler_owns_the_replicas(objects: Objects) -> None:
 
 
 def test_an_overlays_bounds_hold_for_every_autoscaler(objects: Objects) -> None:
-    bounds = {"chestct-dev": (1, 10), "chestct-staging": (2, 3), "chestct": (2, 10)}
+    bounds = {"chestct-dev": (1, 2), "chestct-staging": (2, 3), "chestct": (2, 10)}
     least, most = bounds[namespace(objects)]
     to_zero = "InterceptorRoute" in {item["kind"] for item in objects}
     assert autoscaler(objects) == (0 if to_zero else least, most)

@@ -18,8 +18,13 @@ def test_the_image_of_the_load_test_has_one_tag_wherever_it_is_named() -> None:
     pages = [*(ROOT / "k8s").rglob("*.yaml"), *(ROOT / ".github/workflows").glob("*.yaml")]
     pages.append(ROOT / "docs/tutorials/deploy-on-kind.md")
     named = re.findall(r"chestct-load:(\d[\w.-]*\w)", "".join(page.read_text(encoding="utf-8") for page in pages))
-    assert len(named) == 6
+    assert len(named) == 10
     assert set(named) == {chestct.__version__}
+
+
+def test_the_tutorial_pulls_the_release_of_this_version() -> None:
+    page = (ROOT / "docs/tutorials/deploy-on-kind.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"OWNER/REPOSITORY:v([\d.]+\d)", page)) == {chestct.__version__}
 
 
 def test_the_changelog_has_no_release_after_this_version() -> None:
