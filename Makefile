@@ -67,7 +67,7 @@ demo: $(training) ## train on phantoms in a separate clone (a minute or two), th
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 # All tests of a file run in one process, so it sets up the fixtures that they share once.
-test: $(development) ## run the tests but those of the next two commands, in six minutes or less on two idle cores
+test: $(development) .venv-s3/.s3 ## run the tests but those of the next two commands, in six minutes or less on two idle cores
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-page: $(development) ## test the page in Chromium: accessibility, fifty pictures at once, speed, a server that dies
@@ -188,6 +188,7 @@ lock: $(development) ## pin pyproject.toml's dependencies with hashes; UPGRADE=-
 	$(compile:pyproject.toml=requirements/node.txt) --group node-tests -c requirements/development.txt -o requirements/node-tests.txt
 	$(compile) --group load -c requirements/development.txt -o requirements/load.txt
 	$(compile) --group image $(unpacked:%=--no-emit-package %) -c requirements/development.txt -o requirements/image.txt
+	$(compile:pyproject.toml=--group s3) -o requirements/s3.txt $(UPGRADE)
 	$(compile:pyproject.toml=--group checkov) -o requirements/checkov.txt $(UPGRADE)
 	$(compile:pyproject.toml=--group docs) -o requirements/docs.txt $(UPGRADE)
 
@@ -208,7 +209,7 @@ image = $(call quote,$(value IMAGE))
 save = $(if $(filter buildah,$(builder)),buildah push $(image) docker-archive:build/image.tar,$(builder) save --output build/image.tar $(image))
 builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
 
-.venv .venv-clients .venv-node .venv-checkov .venv-docs:
+.venv .venv-clients .venv-node .venv-s3 .venv-checkov .venv-docs:
 	@$(python) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
 	  { echo 'error: '$(call quote,$(value PYTHON))' is not a Python 3.11, 3.12 or 3.13; name one that is: make PYTHON=python3.12' >&2; exit 2; }
 	@if $(python) -m pip --version >/dev/null 2>&1; then $(python) -m venv --without-pip $@; \
@@ -228,6 +229,9 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 	$(install)
 
 .venv-node/.node .venv-node/.node-tests: .venv-node/.%: requirements/%.txt | .venv-node
+	$(install)
+
+.venv-s3/.s3: requirements/s3.txt | .venv-s3
 	$(install)
 
 .venv-checkov/.checkov: requirements/checkov.txt | .venv-checkov

@@ -4,7 +4,6 @@ Those of other people's clients run in tests/clients.
 """
 
 import ast
-import csv
 import json
 import re
 import shutil
@@ -67,17 +66,6 @@ def test_the_curl_examples_of_the_inference_protocol_answer_in_binary_and_in_jso
 def test_a_python_example_prints_the_label(page: str, server: Server, tmp_path: Path) -> None:
     (example,) = examples(page, "python")
     assert "normal" in output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
-
-
-def test_the_archive_example_writes_a_row_for_each_file(server: Server, tmp_path: Path) -> None:
-    (example,) = examples("../score-an-archive", "python")
-    (tmp_path / "archive/a").mkdir(parents=True)
-    (tmp_path / "archive/a/slice.png").write_bytes(encode_png(tiny_picture(NORMAL)[:, :, 0]))
-    (tmp_path / "archive/b.txt").write_text("no image")
-    output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
-    with (tmp_path / "scores.csv").open(newline="") as file:
-        rows = [row[:3] for row in csv.reader(file)][1:]
-    assert rows == [["archive/a/slice.png", "accept", "normal"], ["archive/b.txt", "error", "undecodable_image"]]
 
 
 def test_the_reflection_example_lists_services_and_methods(server: Server, tmp_path: Path) -> None:
