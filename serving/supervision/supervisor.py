@@ -130,11 +130,13 @@ class Supervisor(bentoml_circus.Arbiter):
 
     async def _check_workers(self) -> None:
         self._states.supervisor_beat = time.monotonic()
+        memory_kills = cgroups.memory_kills()
         if not self._stop_requested:
             with contextlib.suppress(ConflictError):
                 await self.manage_watchers()
             if type(failed := vars(self)["_exception"]) is RuntimeError:  # circus could not start any worker
                 self._exception = SystemExit(f"error: {failed}")
+        self._memory_kills = memory_kills  # of the check's start, so that no kill falls between two checks
         # Last, because circus silently forgets a worker that dies during its own check.
         alive = {pid: watcher for watcher in self._worker_watchers() for pid in watcher.processes}
         for pid, why in self._health.find_hung(self._states.worker_beats, alive):
@@ -160,9 +162,8 @@ class Supervisor(bentoml_circus.Arbiter):
             _log.warning("worker process %d has ended: %s; another takes its place", process_pid, reason)
 
     def _memory_used_up(self) -> str:
-        """What was used up, if the kernel has killed a process of the container for it since the last call."""
-        before, self._memory_kills = self._memory_kills, cgroups.memory_kills()
-        if self._memory_kills == before:
+        """What was used up, if the kernel has killed a process of the container for it since the last check."""
+        if cgroups.memory_kills() == self._memory_kills:
             return ""
         limit = cgroups.memory_limit()
         return "the memory" if limit == math.inf else f"the memory limit of {limit / (1 << 20):,.0f} MiB"
