@@ -20,6 +20,7 @@ from chestct.card import Rounding
 from chestct.engine import Engine
 from chestct.image import encode_png
 from chestct.store import CARD, GRAPH
+from load_tests.server import Server as Running
 from load_tests.server import free_ports
 from tests.dicom import dicom_file
 from tests.graphs import tiny_model, tiny_picture
@@ -138,6 +139,10 @@ def test_a_clock_that_jumps_delays_and_ends_nothing(tmp_path: Path) -> None:
         assert {3, 0} <= set(days())
         assert min(days()) <= -3
         assert "worker process" not in log.read_text()
+        clock.write_text("-3d")
+        frozen, *_ = Running(*server[:2], server.process, log).workers().values()
+        frozen.suspend()
+        wait_until(lambda: not frozen.is_running(), "the supervisor still looks for workers that hang")
 
 
 def test_a_cpu_without_avx_512_serves_and_says_so_in_one_line(tmp_path: Path) -> None:

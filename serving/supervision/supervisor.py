@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 import psutil  # type: ignore[import-untyped]
 from bentoml._internal.utils import circus as bentoml_circus
 from circus.exc import ConflictError  # type: ignore[import-untyped]
-from tornado.ioloop import PeriodicCallback
+from tornado.ioloop import IOLoop
 
 from chestct import cgroups
 from serving import certificate, run_folder
@@ -90,7 +90,6 @@ class Supervisor(bentoml_circus.Arbiter):
         self._health = WorkerHealth(settings.hang_seconds, settings.max_worker_deaths)
         self._memory_kills = cgroups.memory_kills()
         self._stop_requested = False
-        self._checks = PeriodicCallback(self._check_workers, 1000 * _CHECK_SECONDS)
 
     def initialize(self) -> None:
         """Bind the HTTP port and configure the workers. Raises SystemExit if the port is taken."""
@@ -106,7 +105,7 @@ class Supervisor(bentoml_circus.Arbiter):
             watcher.graceful_timeout = self._settings.drain_seconds + self._settings.request_timeout + END_SECONDS
             watcher.hooks.update(after_spawn=self._on_start, after_reap=self._on_end)
         log.take_over_of_supervisor()
-        self._checks.start()
+        IOLoop.current().add_callback(self._check_for_ever)
 
     def _worker_watchers(self) -> list[Any]:
         """Circus' watchers of workers. With `--reload` another watcher runs a process that looks for changed files."""
@@ -127,6 +126,15 @@ class Supervisor(bentoml_circus.Arbiter):
                 await asyncio.sleep(0.01)
             else:
                 return
+
+    async def _check_for_ever(self) -> None:
+        # Not with tornado's PeriodicCallback: after the clock was set back, it waits until the old time comes again.
+        while True:
+            try:
+                await self._check_workers()
+            except Exception:  # noqa: BLE001 - the next check may go well, and without any nobody replaces workers
+                _log.exception("a check of the workers failed")
+            await asyncio.sleep(_CHECK_SECONDS)
 
     async def _check_workers(self) -> None:
         self._states.supervisor_beat = time.monotonic()

@@ -32,7 +32,7 @@ BUILDER = os.environ.get("BUILDER", "podman")
 OPTIONS = os.environ.get("CONTAINER_RUN_OPTIONS", "--network host").split()
 NAME = f"chestct-test-{os.getpid()}"
 READY_SECONDS = 120
-PHANTOM = (ROOT / "serving/http/page/samples/phantom-adenocarcinoma.jpg").read_bytes()
+PHANTOM = (ROOT / "serving/http/page/samples/drawn-mass.jpg").read_bytes()
 BUILD = ROOT / "build"
 TOOLS = {"cc", "gcc", "g++", "c++", "ld", "make", "cmake", "git", "uv", "uvx", "curl", "wget"}
 
