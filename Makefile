@@ -51,7 +51,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image image-node test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -126,6 +126,14 @@ image: bento ## build the container image IMAGE and its bill of materials; needs
 	@rm -f build/image.tar && $(save) && python -m image.inventory build/image.tar build
 
 # Without kubectl, which renders the manifests, the development set is installed, because it has one.
+image-node: IMAGE = chestct-dicom-node:latest
+image-node: ## build the DICOM node's container image IMAGE; needs docker, podman or buildah
+	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
+	@$(builder) build --file image/Containerfile --target dicom-node --tag $(image) \
+	  --label org.opencontainers.image.title=chestct-dicom-node \
+	  --label org.opencontainers.image.description='Returns reports on chest-CT slices to a PACS. Research and education only. Not a medical device.' \
+	  --label org.opencontainers.image.revision=$(commit) $(CONTAINER_OPTIONS) .
+
 test-image: $(if $(shell command -v kubectl),$(packaging),$(development)) ## run IMAGE as a pod does and ask it; needs docker or podman
 	@IMAGE=$(image) BUILDER=$(builder) python -m pytest -s --confcutdir tests/container tests/container
 

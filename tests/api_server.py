@@ -32,7 +32,7 @@ RESOURCES = {
         "Service": "services",
         "ServiceAccount": "serviceaccounts",
     },
-    "apps/v1": {"Deployment": "deployments", "ReplicaSet": "replicasets"},
+    "apps/v1": {"Deployment": "deployments", "ReplicaSet": "replicasets", "StatefulSet": "statefulsets"},
     "argoproj.io/v1alpha1": {"AnalysisTemplate": "analysistemplates", "Rollout": "rollouts"},
     "autoscaling/v2": {"HorizontalPodAutoscaler": "horizontalpodautoscalers"},
     "autoscaling.k8s.io/v1": {"VerticalPodAutoscaler": "verticalpodautoscalers"},

@@ -11,6 +11,8 @@ import yaml
 import chestct
 from chestct import reader_child
 from chestct.encoded_image import CHEAP_MEMORY, MAX_MEMORY
+from dicom_node.settings import PREFIX as NODE_PREFIX
+from dicom_node.settings import Settings as NodeSettings
 from k8s.render import ADMIN_COMPONENTS, COMBINATIONS, COMPONENTS, HERE, OVERLAYS, render
 from serving.settings import PREFIX, Settings
 from tests.manifests import (
@@ -27,7 +29,7 @@ from tests.manifests import (
     settings,
 )
 
-POD_KINDS = ("Deployment", "Job")
+POD_KINDS = ("Deployment", "Job", "StatefulSet")
 
 
 @pytest.fixture(params=COMBINATIONS, ids=lambda value: "-".join((value[0], *value[1])))
@@ -163,7 +165,9 @@ def test_every_port_that_is_named_exists(objects: Objects) -> None:
         if item["kind"] == "NetworkPolicy":
             sides = [*item["spec"].get("ingress", []), *item["spec"].get("egress", [])]
             named |= {port["port"] for side in sides for port in side.get("ports", []) if port["port"] != 53}
-    assert named <= set(ports(objects))
+    specs = [item["spec"]["template"]["spec"] for item in objects if item["kind"] in POD_KINDS]
+    containers = [inside for spec in specs for inside in spec["containers"]]
+    assert named <= {port["name"] for inside in containers for port in inside.get("ports", ())}
     routes = [item for item in objects if item["kind"] in ("HTTPRoute", "GRPCRoute")]
     wanted = {
         (ref["name"], ref["port"]) for item in routes for rule in item["spec"]["rules"] for ref in rule["backendRefs"]
@@ -323,3 +327,30 @@ def test_a_skip_of_checkov_has_its_reason() -> None:
     skips = [number for number, line in enumerate(lines) if line.strip().startswith("- CKV")]
     assert skips
     assert all(lines[number - 1].strip().startswith("# ") for number in skips)
+
+
+def test_the_dicom_node_has_its_settings_its_ports_and_its_spool() -> None:
+    objects = rendered("production", ("dicom-node",))
+    data = find(objects, "ConfigMap", "chestct-dicom-node-.*")["data"]
+    read = NodeSettings.model_validate({name.removeprefix(NODE_PREFIX).lower(): value for name, value in data.items()})
+    assert read.service.host == find(objects, "Service")["metadata"]["name"]
+    spec = find(objects, "StatefulSet", "chestct-dicom-node")["spec"]
+    assert spec["replicas"] == 1
+    inside = spec["template"]["spec"]["containers"][0]
+    assert {port["name"]: port["containerPort"] for port in inside["ports"]} == {
+        "dicom": read.port,
+        "node-http": read.http_port,
+    }
+    (mount,) = [mount for mount in inside["volumeMounts"] if read.spool.is_relative_to(mount["mountPath"])]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert mount["name"] == claim["metadata"]["name"]
+    size = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi"))
+    assert size * 2**30 > read.max_spool_bytes
+    grace = spec["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert grace > read.drain_seconds + read.request_timeout
+    assert int(inside["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30 >= (
+        150 * 2**20 + 3 * read.max_associations * read.max_instance_bytes
+    )
+    labels = spec["template"]["metadata"]["labels"]
+    assert find(objects, "Service", "chestct-dicom-node")["spec"]["selector"] == labels
+    assert not find(objects, "Service")["spec"]["selector"].items() <= labels.items()
