@@ -18,7 +18,7 @@ from pydantic import Field
 from chestct import store
 from serving import run_folder
 from serving.api_keys import Keys, KeysError
-from serving.http import bentoml_api, connections
+from serving.http import bentoml_api, connections, shortcut
 from serving.http.admission_control import AdmissionControl
 from serving.http.app import create_app
 from serving.http.private_port import PortSeparation, PrivatePort
@@ -224,6 +224,9 @@ def _is_stopping() -> bool:
     return app.state.classifier is not None and app.state.classifier.stopping
 
 
+PREDICTIONS = shortcut.predictions(app, SETTINGS, KEYS, MEMORY, _is_stopping)
+
+ChestCT.add_asgi_middleware(shortcut.ShortcutInFront, predictions=PREDICTIONS)
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(PortSeparation, port=PRIVATE)
 ChestCT.add_asgi_middleware(AdmissionControl, settings=SETTINGS, keys=KEYS, classifier=lambda: app.state.classifier)

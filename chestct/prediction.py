@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -48,7 +50,8 @@ class Prediction(Frozen):
     """On request: the pixels that the model saw as a PNG in base64."""
 
 
-class Evidence(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Evidence:
     """The input of a rule: facts and scores of one image, and numbers of the model."""
 
     probabilities: NDArray[np.floating]
@@ -62,10 +65,17 @@ class Evidence(NamedTuple):
     """None if the request had pixels instead of a picture. Rules on the input then do not fire."""
     limits: InputLimits
 
-    @property
+    @cached_property
     def label(self) -> int:
         """Index of the most probable class."""
         return int(np.argmax(self.probabilities))
+
+    @cached_property
+    def between(self) -> tuple[int, ...]:
+        """Indices of the two most probable classes, the first one first, if too close to call; otherwise empty."""
+        second, first = (int(index) for index in np.argsort(self.probabilities, kind="stable")[-2:])
+        margin = self.probabilities[first] - self.probabilities[second]
+        return (first, second) if margin < self.thresholds.refer_margin else ()
 
 
 class Rule(NamedTuple):
@@ -78,13 +88,6 @@ class Rule(NamedTuple):
     on: Literal["input", "prediction"] = "prediction"
     withholds: bool = False
     """Whether a referral has no label. No other rule that refers is then a reason. A rejection never has a label."""
-
-
-def between(evidence: Evidence) -> tuple[int, ...]:
-    """Indices of the two most probable classes, the first one first, if they are too close to call; otherwise empty."""
-    second, first = (int(index) for index in np.argsort(evidence.probabilities, kind="stable")[-2:])
-    margin = evidence.probabilities[first] - evidence.probabilities[second]
-    return (first, second) if margin < evidence.thresholds.refer_margin else ()
 
 
 def likeness(layout: NDArray[np.floating], limits: InputLimits) -> float:
@@ -178,13 +181,13 @@ RULES: Final = (
     Rule(
         "close_call",
         "refer",
-        lambda evidence: evidence.normal in between(evidence),
+        lambda evidence: evidence.normal in evidence.between,
         "The two most probable classes, normal and a cancer, are too close to call.",
     ),
     Rule(
         "two_cancers",
         "refer",
-        lambda evidence: bool(pair := between(evidence)) and evidence.normal not in pair,
+        lambda evidence: bool(pair := evidence.between) and evidence.normal not in pair,
         "The two most probable classes, both cancers, are too close to call.",
     ),
     Rule(
@@ -255,11 +258,11 @@ def decide(
         decision=decision,
         label=None if withheld else card.classes[evidence.label],
         confidence=None if withheld else float(probabilities[evidence.label]),
-        probabilities={name: float(p) for name, p in zip(card.classes, probabilities, strict=True)},
+        probabilities=dict(zip(card.classes, probabilities.tolist(), strict=True)),
         ood_score=ood_score,
         chest_ct=chest_ct,
         prediction_set=() if withheld else tuple(card.classes[i] for i in prediction_set(evidence)),
-        between=() if withheld else tuple(card.classes[i] for i in between(evidence)),
+        between=() if withheld else tuple(card.classes[i] for i in evidence.between),
         reasons=tuple(rule.name for rule in rules),
         warnings=(
             *(("synthetic_model",) if card.synthetic else ()),

@@ -5,7 +5,9 @@ HTTP under /v2 and gRPC only translate their messages to `Request` and from `Ten
 
 import base64
 import json
+import struct
 from collections.abc import Callable, Container, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -79,7 +81,7 @@ class Tensor(NamedTuple):
         """The elements in the protocol's raw form, little-endian; see Input."""
         if self.datatype == "BYTES":
             return pack_bytes(self.values)
-        return np.asarray(self.values, "<f4").tobytes()
+        return struct.pack(f"<{len(self.values)}f", *self.values)
 
     def json_data(self) -> list[Any]:
         """The elements for JSON, with files in base64."""
@@ -93,14 +95,15 @@ class _Output(NamedTuple):
     datatype: Datatype
     per_class: bool
     """Whether the shape is [N, classes] in the card's order. Otherwise it is [N]."""
-    read: Callable[[Prediction], list[Any]]
+    read: Callable[[Prediction], Sequence[Any]]
     """Function that gives the elements of one prediction, row by row."""
     files: bool = False
     """Whether the elements are PNG files, which cost extra and are made only on request."""
 
 
-def _json(values: Sequence[str]) -> list[bytes]:
-    return [json.dumps(values).encode()]
+@lru_cache(maxsize=1024)
+def _json(values: tuple[str, ...]) -> tuple[bytes]:
+    return (json.dumps(values).encode(),)
 
 
 def _base64(values: Sequence[str]) -> list[bytes]:

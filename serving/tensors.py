@@ -87,19 +87,20 @@ def describe_inputs(card: ModelCard) -> tuple[TensorMetadata, ...]:
 
 def read_inputs(inputs: Sequence[Input], card: ModelCard, max_images: int) -> list[bytes] | NDArray[np.uint8]:
     """The encoded images, or the pixels uint8 [N, height, width, channels]. Raises InvalidRequest."""
-    specs = {spec.name: spec for spec in describe_inputs(card)}
-    if len(inputs) != 1 or inputs[0].name not in specs:
+    if len(inputs) != 1 or inputs[0].name not in (IMAGE, PIXELS):
         names = ", ".join(quote(tensor.name) for tensor in inputs[:4]) or "none"
         raise InvalidRequest(f"inputs: expected exactly one of {IMAGE!r} and {PIXELS!r}, got {names}")
     tensor = inputs[0]
-    spec = specs[tensor.name]
-    if tensor.datatype != spec.datatype:
-        raise InvalidRequest(f"{spec.name}: expected the datatype {spec.datatype}, got {quote(tensor.datatype)}")
+    spec = card.input
+    datatype, rest = ("BYTES", ()) if tensor.name == IMAGE else ("UINT8", (spec.height, spec.width, spec.channels))
+    if tensor.datatype != datatype:
+        raise InvalidRequest(f"{tensor.name}: expected the datatype {datatype}, got {quote(tensor.datatype)}")
     count = tensor.shape[0] if tensor.shape else 0
-    if tensor.shape != (count, *spec.shape[1:]) or not 1 <= count <= max_images:
-        wanted: list[int | str] = ["N", *spec.shape[1:]]
+    if tensor.shape != (count, *rest) or not 1 <= count <= max_images:
+        wanted: list[int | str] = ["N", *rest]
+        got = _shape(tensor.shape)
         raise InvalidRequest(
-            f"{spec.name}: expected the shape {_shape(wanted)} with N of 1 to {max_images}, got {_shape(tensor.shape)}"
+            f"{tensor.name}: expected the shape {_shape(wanted)} with N of 1 to {max_images}, got {got}"
         )
     return _images(tensor) if tensor.name == IMAGE else _pixels(tensor)
 

@@ -43,6 +43,7 @@ HTTP = (
     "errors",
     "request_recording",
     "require_api_key",
+    "shortcut",
     "private_port",
     "readiness",
     "rendered",

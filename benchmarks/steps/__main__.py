@@ -35,7 +35,7 @@ def document(table: Table, machine: Mapping[str, str], rounds: int) -> str:
         "",
         "Microseconds of CPU time an image in the thread of the event loop. This thread does everything but decoding"
         " and the arithmetic of the engine, which have threads of their own. Here the engine answers at once. Sixteen"
-        f" requests of one image run at a time, and each figure comes from medians of {rounds} turns.",
+        f" images are in progress at a time, and each figure comes from medians of {rounds} turns.",
         "",
         f"| step | {' | '.join(table)} |",
         f"|---|{'---:|' * len(table)}",

@@ -1,6 +1,5 @@
 """Calls of ModelInfer: to the method itself, with the interceptor around it, and over connections."""
 
-import asyncio
 import types
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,8 +8,9 @@ from typing import Any, NamedTuple
 import grpc
 from open_inference.grpc.service import add_GRPCInferenceServiceServicer_to_server
 
-from benchmarks.steps.turns import AT_ONCE, Turn, together
-from load_tests.payloads import MODEL_INFER, OWN_CONNECTION
+from benchmarks.steps import clients
+from benchmarks.steps.turns import Turn, together
+from load_tests.payloads import MODEL_INFER
 from serving import rpc
 from serving.inference.classifier import Classifier
 from serving.memory_budget import MemoryBudget
@@ -58,7 +58,7 @@ def _handler(classifier: Classifier) -> Any:
     return found[0].service(_Details())  # type: ignore[arg-type]
 
 
-def to_method(classifier: Classifier, message: bytes) -> Turn:
+def to_method(classifier: Classifier, message: bytes, images: int) -> Turn:
     """Calls of the method alone: its message is parsed, and its answer becomes bytes."""
     handler, context = _handler(classifier), _Context(message)
 
@@ -68,10 +68,10 @@ def to_method(classifier: Classifier, message: bytes) -> Turn:
         RECORD.set(record)
         handler.response_serializer(await handler.unary_unary(handler.request_deserializer(message), context))
 
-    return together(ask)
+    return together(ask, images)
 
 
-async def to_interceptor(classifier: Classifier, message: bytes) -> Turn:
+async def to_interceptor(classifier: Classifier, message: bytes, images: int) -> Turn:
     """Calls of the method with everything of ours around it, without gRPC's server."""
 
     async def find(_: object) -> Any:
@@ -83,26 +83,15 @@ async def to_interceptor(classifier: Classifier, message: bytes) -> Turn:
     async def ask() -> None:
         handler.response_serializer(await handler.stream_unary(None, _Context(message)))
 
-    return together(ask)
+    return together(ask, images)
 
 
 @asynccontextmanager
-async def to_server(classifier: Classifier, message: bytes) -> AsyncIterator[Turn]:
-    """Calls over AT_ONCE connections from other threads to a server in this one."""
+async def to_server(classifier: Classifier, message: bytes, images: int) -> AsyncIterator[Turn]:
+    """Calls over connections from another process to a server in this thread."""
     server = await rpc.start(classifier, None, MemoryBudget())
-    channels = [grpc.insecure_channel(f"127.0.0.1:{server.port}", OWN_CONNECTION) for _ in range(AT_ONCE)]
-    calls = [channel.unary_unary(MODEL_INFER) for channel in channels]
-
-    def ask_all() -> None:
-        for answer in [call.future(message) for call in calls]:
-            answer.result()
-
-    async def turn() -> None:
-        await asyncio.to_thread(ask_all)
-
     try:
-        yield turn
+        async with clients.clients(clients.connect_grpc, clients.ask_all_grpc, server.port, message, images) as turn:
+            yield turn
     finally:
-        for channel in channels:
-            channel.close()
         await server.stop(0)

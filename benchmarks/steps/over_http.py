@@ -1,7 +1,6 @@
 """Requests to an ASGI app: to the app itself, and over connections of the service's own kind."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,7 +10,8 @@ from typing import NamedTuple
 import uvicorn
 from starlette.types import ASGIApp, Message
 
-from benchmarks.steps.turns import AT_ONCE, Turn, together
+from benchmarks.steps import clients
+from benchmarks.steps.turns import Turn, together
 from load_tests import wire
 from load_tests.verdict import LoadError
 from serving.http.connections import BoundedConnection
@@ -20,13 +20,12 @@ from serving.telemetry.request_record import RequestRecord
 
 
 class Request(NamedTuple):
-    """One image over HTTP."""
+    """A request over HTTP."""
 
     path: str
-    route: str
-    """Name of its route."""
     headers: Mapping[str, str]
     body: bytes
+    images: int = 1
 
 
 def to_app(app: ASGIApp, request: Request) -> Turn:
@@ -62,46 +61,30 @@ def to_app(app: ASGIApp, request: Request) -> Turn:
         if sent[0]["status"] != HTTPStatus.OK:
             raise LoadError(f"{request.path}: expected the status 200, got {sent[0]['status']}")
 
-    return together(ask)
+    return together(ask, request.images)
 
 
 @asynccontextmanager
 async def to_server(app: ASGIApp, request: Request) -> AsyncIterator[Turn]:
-    """Requests over AT_ONCE connections from another thread to a server in this one."""
-    config = uvicorn.Config(app, port=0, http=BoundedConnection, lifespan="off", log_config=None, server_header=False)
+    """Requests over connections from another process to a server in this thread."""
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http=BoundedConnection,
+        lifespan="off",
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=3600,  # the other measurements have their turns meanwhile
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
-    address = server.servers[0].sockets[0].getsockname()
-    connections = [socket.create_connection(address[:2]) for _ in range(AT_ONCE)]
+    port = server.servers[0].sockets[0].getsockname()[1]
     post = wire.post(request.path, request.body, request.headers)
-
-    def ask_all() -> None:
-        for connection in connections:
-            connection.sendall(post)
-        for connection in connections:
-            _read_answer(connection)
-
-    async def turn() -> None:
-        await asyncio.to_thread(ask_all)
-
     try:
-        yield turn
+        async with clients.clients(clients.connect_http, clients.ask_all_http, port, post, request.images) as turn:
+            yield turn
     finally:
-        for connection in connections:
-            connection.close()
         server.should_exit = True
         await serving
-
-
-def _read_answer(connection: socket.socket) -> None:
-    came = b""
-    while b"\r\n\r\n" not in came:
-        came += connection.recv(65536)
-    head, _, body = came.partition(b"\r\n\r\n")
-    if b" 200 " not in head[:16]:
-        raise LoadError(f"expected the status 200, got {head[:64]!r}")
-    (length,) = (int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
-    while len(body) < length:
-        body += connection.recv(65536)

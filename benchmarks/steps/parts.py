@@ -3,14 +3,14 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from urllib3.filepost import encode_multipart_formdata
 
 import service
 from benchmarks.payloads import Payloads
@@ -23,20 +23,21 @@ from chestct.image import decode
 from chestct.prediction import decide
 from load_tests import payloads
 from load_tests.images import pictures
-from serving.http.admission_control import AdmissionControl
-from serving.http.error_boundary import ErrorBoundary
-from serving.http.request_recording import RequestRecording
+from serving.http.shortcut import Shortcut, route
 from serving.inference.classifier import Classifier
 from serving.settings import Settings
 from serving.telemetry import log
 from serving.telemetry.request_record import RequestRecord
 
 TAG: Final = "chestct:steps"
+PICTURES: Final = 8
+"""Pictures of which the one of median size is sent."""
+MANY: Final = 8
+"""Images of a request that has several."""
 DECISION: Final = "decision"
 QUEUE: Final = "queue, the threads of decoder and engine, the image's metrics"
 ROUTE: Final = "the route: message and answer"
 RECORD: Final = "record, deadline, admission, headers, metrics, log"
-STACK: Final = "BentoML, Starlette"
 CONNECTION: Final = "connection: uvicorn or gRPC"
 
 
@@ -66,63 +67,59 @@ class Parts:
         self._engine: Final = InstantEngine(card)
         self.classifier: Final = Classifier(self._engine, card, TAG, settings)  # type: ignore[arg-type]
         service.app.state.classifier = self.classifier
-        self._bentoml: Final[ASGIApp] = service.ChestCT.to_asgi()
-        kind, self._file = pictures(1)[0]
+        self._app: Final = Shortcut(service.ChestCT.to_asgi(), service.PREDICTIONS)
+        kind, self._file = sorted(pictures(PICTURES), key=lambda picture: len(picture[1]))[PICTURES // 2]
         self._decoded: Final = decode(self._file, card.input)
-        self.requests: Final = Payloads(card, [(kind, self._file)])
+        self._one: Final = Payloads(card, [(kind, self._file)])
 
-    async def over_http(self, request: Request, stack: AsyncExitStack, *, file: bool) -> dict[str, Turn]:
+    def kinds(self) -> Iterator[tuple[str, Request | bytes, bool, int]]:
+        """Name, request (a message over gRPC), whether it holds files, and the number of its images."""
+        ((headers, file),) = self._one.raw("").bodies
+        yield "HTTP, file", Request("/v1/predict", headers, file), True, 1
+        form, form_type = encode_multipart_formdata([("images", ("slice", self._file))] * MANY, "chestct")
+        yield f"HTTP, {MANY} files", Request("/v1/predict/batch", {"Content-Type": form_type}, form, MANY), True, MANY
+        ((headers, tensors),) = self._one.binary().bodies
+        yield "HTTP, OIP, pixels", Request(payloads.INFER, headers, tensors), False, 1
+        yield "gRPC, file", self._one.grpc_image()[0], True, 1
+        yield "gRPC, pixels", self._one.grpc_pixels()[0], False, 1
+        height, width, channels = self._decoded.pixels.shape
+        many = {"name": "pixels", "datatype": "UINT8", "shape": [MANY, height, width, channels]}
+        message = payloads.message(inputs=[many], raw_input_contents=[self._decoded.pixels.tobytes() * MANY])
+        yield f"gRPC, {MANY} pixels", message.SerializeToString(), False, MANY
+
+    async def measurements(
+        self, request: Request | bytes, stack: AsyncExitStack, *, files: bool, images: int
+    ) -> dict[str, Turn]:
         """Return the measurements of a request, each with one part more than the one before."""
-        return {
-            **self._inside(file=file),
-            ROUTE: over_http.to_app(self._route(request), request),
-            RECORD: over_http.to_app(self._bounded(request), request),
-            STACK: over_http.to_app(self._bentoml, request),
-            CONNECTION: await stack.enter_async_context(over_http.to_server(self._bentoml, request)),
+        inside = self._inside(files=files, images=images)
+        if isinstance(request, Request):
+            return inside | {
+                ROUTE: over_http.to_app(route(service.app, request.path), request),
+                RECORD: over_http.to_app(service.PREDICTIONS[request.path], request),
+                CONNECTION: await stack.enter_async_context(over_http.to_server(self._app, request)),
+            }
+        return inside | {
+            ROUTE: over_grpc.to_method(self.classifier, request, images),
+            RECORD: await over_grpc.to_interceptor(self.classifier, request, images),
+            CONNECTION: await stack.enter_async_context(over_grpc.to_server(self.classifier, request, images)),
         }
 
-    async def over_grpc(self, message: bytes, stack: AsyncExitStack, *, file: bool) -> dict[str, Turn]:
-        """Return the measurements of a call, each with one part more than the one before."""
-        return {
-            **self._inside(file=file),
-            ROUTE: over_grpc.to_method(self.classifier, message),
-            RECORD: await over_grpc.to_interceptor(self.classifier, message),
-            CONNECTION: await stack.enter_async_context(over_grpc.to_server(self.classifier, message)),
-        }
-
-    def _inside(self, *, file: bool) -> dict[str, Turn]:
-        facts = self._decoded.facts if file else None
+    def _inside(self, *, files: bool, images: int) -> dict[str, Turn]:
+        facts = self._decoded.facts if files else None
         scores = (self._engine.probabilities, 0.1, 0.9)
 
-        async def decide_one() -> None:
-            decide(self._card, *scores, facts, request_id="0" * 32, model=TAG)
+        async def decide_each() -> None:
+            for _ in range(images):
+                decide(self._card, *scores, facts, request_id="0" * 32, model=TAG)
 
         async def classify() -> None:
             record = RequestRecord("0" * 32)
-            if file:
-                await self.classifier.classify(self._file, record)
+            if files:
+                await self.classifier.classify_many([self._file] * images, record)
             else:
-                await self.classifier.classify_pixels(self._decoded.pixels[np.newaxis], record)
+                await self.classifier.classify_pixels(np.stack([self._decoded.pixels] * images), record)
 
-        return {DECISION: together(decide_one), QUEUE: together(classify)}
-
-    def _route(self, request: Request) -> ASGIApp:
-        (route,) = (route for route in _routes(service.app.routes) if route.name == request.route)
-        parameters = {"name": self._card.name} if "{name}" in request.route else {}
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await route.app({**scope, "app": service.app, "path_params": parameters}, receive, send)
-
-        return app
-
-    def _bounded(self, request: Request) -> ASGIApp:
-        inner = ErrorBoundary(self._route(request), self.classifier.settings)
-        return RequestRecording(AdmissionControl(inner, self.classifier.settings, None, lambda: self.classifier))
-
-
-def _routes(routes: list[Any]) -> list[Route]:
-    nested = [_routes(route.routes) if isinstance(route, Mount) else [route] for route in routes]
-    return [route for group in nested for route in group]
+        return {DECISION: together(decide_each, images), QUEUE: together(classify, images)}
 
 
 async def measure(card: ModelCard, rounds: int, log_file: Path) -> dict[str, dict[str, float]]:
@@ -133,22 +130,15 @@ async def measure(card: ModelCard, rounds: int, log_file: Path) -> dict[str, dic
     gc.collect()
     gc.freeze()  # these two as a worker does
     sys.setswitchinterval(0.0005)
-    ((file_headers, file),) = parts.requests.raw("").bodies
-    ((tensor_headers, tensors),) = parts.requests.binary().bodies
-    predict, infer = "/v1/predict", "/v2/models/{name}/infer"
+    turns: dict[tuple[str, str], Turn] = {}
     async with AsyncExitStack() as stack:
-        kinds = {
-            "HTTP, file": await parts.over_http(Request(predict, predict, file_headers, file), stack, file=True),
-            "HTTP, OIP, pixels": await parts.over_http(
-                Request(payloads.INFER, infer, tensor_headers, tensors), stack, file=False
-            ),
-            "gRPC, file": await parts.over_grpc(parts.requests.grpc_image()[0], stack, file=True),
-            "gRPC, pixels": await parts.over_grpc(parts.requests.grpc_pixels()[0], stack, file=False),
-        }
-        turns = {(kind, step): turn for kind, steps in kinds.items() for step, turn in steps.items()}
+        for kind, request, files, images in parts.kinds():
+            steps = await parts.measurements(request, stack, files=files, images=images)
+            turns |= {(kind, step): turn for step, turn in steps.items()}
         times = await medians(turns, rounds)
     await parts.classifier.close()
-    table: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
+    table: dict[str, dict[str, float]] = {}
     for (kind, step), time in times.items():
-        table[kind][step] = time - sum(table[kind].values())
+        before = table.setdefault(kind, {})
+        before[step] = time - sum(before.values())
     return table

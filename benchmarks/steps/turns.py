@@ -8,26 +8,26 @@ from typing import Final, TypeVar
 import numpy as np
 
 AT_ONCE: Final = 16
-"""Requests of one turn, all in progress at the same time."""
+"""Images of one turn, all in progress at the same time."""
 WARM_UP: Final = 10
 """Turns that do not count."""
 
 Turn = Callable[[], Awaitable[None]]
-"""Answers AT_ONCE requests of one image."""
+"""Answers requests for AT_ONCE images."""
 Name = TypeVar("Name")
 
 
-def together(ask: Callable[[], Awaitable[object]]) -> Turn:
-    """The turn that makes AT_ONCE requests of one."""
+def together(ask: Callable[[], Awaitable[object]], images: int = 1) -> Turn:
+    """The turn that asks for AT_ONCE images at the same time, so many of them in each request."""
 
     async def turn() -> None:
-        await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(ask() for _ in range(AT_ONCE // images)))
 
     return turn
 
 
 async def medians(turns: Mapping[Name, Turn], rounds: int) -> dict[Name, float]:
-    """Return the microseconds a request of each turn: the median of so many rounds."""
+    """Return the microseconds an image of each turn: the median of so many rounds."""
     times: dict[Name, list[float]] = {name: [] for name in turns}
     for number in range(WARM_UP + rounds):
         for name, turn in turns.items():

@@ -143,13 +143,24 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     The body must have been read. Raises ClientDisconnect.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    assert task is not None
+    hung_up = False
+
+    def stop(gone: asyncio.Future[Any]) -> None:
+        nonlocal hung_up
+        if not gone.cancelled():
+            hung_up = True
+            task.cancel()
+
     gone = asyncio.ensure_future(request.receive())
+    gone.add_done_callback(stop)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if hung_up and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        task.cancel()
+        gone.remove_done_callback(stop)
         gone.cancel()

@@ -46,6 +46,7 @@ class BoundedConnection(ClosingConnection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.access_log = False  # serving.telemetry.request_record logs each request
         self.ws_protocol_class = None  # upgrades are ignored: the request is answered as HTTP/1.1
         self.parser = _Parser(self)
         self.repeated_head = False

@@ -35,14 +35,15 @@ OPTION: Final = "explain"
 def routes(keys: Keys | None) -> Mount:
     """The routes below /v1. Each route's name is its label in the metrics. With `keys` they require an API key."""
     answering = [
-        Route("/predict", _predict, methods=["POST"], name="/v1/predict"),
-        Route("/predict/batch", _predict_batch, methods=["POST"], name="/v1/predict/batch"),
+        Route("/predict", predict, methods=["POST"], name="/v1/predict"),
+        Route("/predict/batch", predict_batch, methods=["POST"], name="/v1/predict/batch"),
         Route("/model", _model, methods=["GET"], name="/v1/model"),
     ]
     return Mount("/v1", Router(require_api_key(answering, keys, "v1"), redirect_slashes=False))
 
 
-async def _predict(request: Request) -> Response:
+async def predict(request: Request) -> Response:
+    """The prediction for the image of the body."""
     explain = _explain(request)
     classifier = ready_classifier(request)
     image = await _image(request, classifier.settings)
@@ -50,7 +51,8 @@ async def _predict(request: Request) -> Response:
     return Response(_json(prediction), media_type="application/json")
 
 
-async def _predict_batch(request: Request) -> Response:
+async def predict_batch(request: Request) -> Response:
+    """The prediction or the error for each image of the form."""
     explain = _explain(request)
     classifier = ready_classifier(request)
     settings = classifier.settings
@@ -95,6 +97,8 @@ def _json(prediction: Prediction) -> str:
 
 def _explain(request: Request) -> bool:
     """Whether to explain the answer."""
+    if not request.scope["query_string"]:
+        return False
     query = request.query_params
     if unknown := sorted(set(query) - {OPTION}):
         raise bad_request("invalid_query", f"expected no query parameter but {OPTION}, got {', '.join(unknown)}")

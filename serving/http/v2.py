@@ -1,6 +1,5 @@
 """The Open Inference Protocol over HTTP below /v2: JSON, and Triton's extension for binary tensor data."""
 
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -8,7 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
@@ -70,7 +69,7 @@ def _of_model(path: str) -> tuple[Route, ...]:
     return (
         Route(path, _metadata, name=f"/v2{path}"),
         Route(f"{path}/ready", _model_ready, name=f"/v2{path}/ready"),
-        Route(f"{path}/infer", _infer, methods=["POST"], name=f"/v2{path}/infer"),
+        Route(f"{path}/infer", infer, methods=["POST"], name=f"/v2{path}/infer"),
     )
 
 
@@ -150,7 +149,8 @@ async def _model_ready(request: Request) -> Response:
     return JSONResponse({"name": classifier.card.name, "ready": True})
 
 
-async def _infer(request: Request) -> Response:
+async def infer(request: Request) -> Response:
+    """The answer of the model, in the form that the request asks for."""
     classifier = _find(request)
     body = await read_body(request, classifier.settings, TENSORS_MEMORY)
     try:
@@ -252,7 +252,7 @@ def _response(classifier: Classifier, form: _AnswerForm, tensors: tuple[open_inf
     }
     if form.id is not None:
         answer["id"] = form.id
-    head = json.dumps(answer).encode()
+    head = to_json(answer)
     if not binary:
         return Response(head, media_type="application/json")
     media_type = "application/octet-stream"

@@ -7,13 +7,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.inference.threads import Threads
 from serving.telemetry import metrics
 from serving.unavailable import Closed, Overloaded
 
@@ -79,7 +79,7 @@ class Batcher:
         self._largest_batch = largest_batch
         self._queue_size = queue_size
         self._queue: deque[_Item] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._thread = Threads(1, "engine")
         self._in_engine = 0
         """Batches in the engine's thread or before it: one of this queue at most, and those of other workers."""
         self._in_peers = 0
@@ -145,7 +145,7 @@ class Batcher:
         self._closed = True
         self._publish_idle()
         await self._done.wait()
-        self._thread.shutdown()
+        self._thread.close()
 
     def share(self, sharing: EngineSharing) -> None:
         """From now on, send waiting images to idle engines of other workers, and publish when this engine is idle."""
@@ -158,7 +158,7 @@ class Batcher:
         self._done.clear()
         self._publish_idle()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, pixels)
+            return await self._thread.run(self._run, pixels)
         finally:
             self._in_engine -= 1
             self._start_batches()
@@ -167,7 +167,7 @@ class Batcher:
         self._start_scheduled = False
         if not self._in_engine and (batch := self._next_batch()):
             self._in_engine += 1
-            running = asyncio.get_running_loop().run_in_executor(self._thread, self._run, [one.pixels for one in batch])
+            running = self._thread.run(self._run, [one.pixels for one in batch])
             self._finish_later(batch, running, here=True)
         while self._sharing and self._queue and not self._queue[0].only_here:
             worker = self._sharing.find_idle_worker()

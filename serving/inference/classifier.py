@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -26,6 +25,7 @@ from serving.inference import explanation
 from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
+from serving.inference.threads import Threads
 from serving.settings import Settings
 from serving.telemetry import metrics
 from serving.telemetry.request_record import RequestRecord
@@ -50,7 +50,7 @@ class Classifier:
         self._engine = engine
         self._largest_batch = min(settings.largest_batch, engine.largest_batch)
         self._batcher = Batcher(engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = Threads(settings.decode_threads, "decode")
         self._reader = GuardedReader(card.input)
         # From 0, so that the first of a reason is seen as an increase.
         self._reasons = {rule.name: metrics.REASONS.labels(rule.decision, rule.name) for rule in RULES}
@@ -177,7 +177,7 @@ class Classifier:
         await self._batcher.close()
         if self._sharing:
             await self._sharing.stop()
-        await asyncio.to_thread(self._decoders.shutdown)
+        await asyncio.to_thread(self._decoders.close)
         await self._reader.close()
 
     async def _decode(self, data: bytes) -> tuple[Picture, float] | None:
@@ -189,8 +189,7 @@ class Classifier:
         self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._decoders, _decode_if_cheap, data, self.card.input)
+                return await self._decoders.run(_decode_if_cheap, data, self.card.input)
         finally:
             self._batcher.decoding -= 1
 
@@ -205,10 +204,7 @@ class Classifier:
         record.infer_seconds += score.seconds
         heatmaps, preview = None, None
         if explain:
-            loop = asyncio.get_running_loop()
-            heatmaps, preview = await loop.run_in_executor(
-                self._decoders, explanation.draw, self.card.classes, pixels, score.heatmap
-            )
+            heatmaps, preview = await self._decoders.run(explanation.draw, self.card.classes, pixels, score.heatmap)
         prediction = decide(
             self.card,
             score.probabilities,

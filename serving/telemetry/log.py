@@ -150,6 +150,9 @@ def take_over(descriptor: int = OUTPUT) -> None:
     """Send all log entries, warnings and uncaught exceptions of this process through one handler."""
     # Otherwise gRPC's native code would report each failed handshake, past any handler.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # JsonFormatter shows none of these, and to look them up takes half of an entry's time.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined] # since Python 3.12
     handler = NonBlockingHandler(descriptor)
     for logger in [logging.getLogger(name) for name in logging.root.manager.loggerDict]:
         logger.handlers.clear()

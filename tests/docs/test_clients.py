@@ -68,6 +68,15 @@ def test_a_python_example_prints_the_label(page: str, server: Server, tmp_path: 
     assert "normal" in output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["http", "grpc"])
+def test_an_example_with_several_images_prints_the_decision_on_each(
+    number: int, server: Server, tmp_path: Path
+) -> None:
+    example = examples("several", "python")[number]
+    printed = output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path).splitlines()
+    assert [line.split()[-1] for line in printed] == ["accept", "accept"]
+
+
 def test_the_reflection_example_lists_services_and_methods(server: Server, tmp_path: Path) -> None:
     (example,) = examples("reflection", "python")
     printed = output([sys.executable, "-W", "error", "-c", here(example, server)], tmp_path)
