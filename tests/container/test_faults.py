@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import httpx
@@ -26,8 +27,9 @@ print(*(pid for pid in states.worker_beats if pathlib.Path(f"/proc/{pid}").exist
 
 
 @pytest.fixture
-def name() -> Iterator[str]:
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Name of a container, which is removed after the test."""
+    monkeypatch.chdir(tmp_path)  # if the memory is used up, podman's monitor leaves a file where it was started
     name = f"chestct-faults-{os.getpid()}"
     yield name
     subprocess.run([BUILDER, "rm", "--force", name], capture_output=True, check=False, timeout=300)
