@@ -21,9 +21,9 @@ from pipeline.core.params import Params
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "notebooks"
-WIDEST: Final = 900
-"""Pixels of a stored picture."""
-COLOURS: Final = 48
+WIDEST: Final = 800
+"""Pixels of a side of a stored picture, at most."""
+COLOURS: Final = 32
 DIGEST: Final = "outputs_on_phantoms_sha256"
 BAD_INPUT: Final = 2
 
@@ -81,9 +81,9 @@ def _small(output: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _shrink(picture: str) -> str:
-    """Return a PNG in base64 with WIDEST pixels and COLOURS colours at most."""
+    """Return a PNG in base64 of at most WIDEST x WIDEST pixels and COLOURS colours."""
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        image.thumbnail((WIDEST, 4 * WIDEST), Image.Resampling.LANCZOS)
+        image.thumbnail((WIDEST, WIDEST), Image.Resampling.LANCZOS)
         small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     file = io.BytesIO()
     small.save(file, "PNG", optimize=True)
