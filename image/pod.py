@@ -47,9 +47,9 @@ class Probe(NamedTuple):
     """Failures in a row that count."""
 
 
-def pod() -> Pod:
-    """Render production's manifests. Needs kubectl."""
-    objects = list(yaml.safe_load_all(render("production")))
+def pod(*components: str) -> Pod:
+    """Render production's manifests with these components. Needs kubectl."""
+    objects = list(yaml.safe_load_all(render("production", components)))
     deployment = next(item for item in objects if item["kind"] == "Deployment")
     settings = next(
         item for item in objects if item["kind"] == "ConfigMap" and item["metadata"]["name"].startswith("chestct-")
@@ -58,7 +58,10 @@ def pod() -> Pod:
 
 
 def run_options(pod: Pod, folder: Path) -> list[str]:
-    """Translate the manifest into options of `podman run` or `docker run`. The volumes are new folders in `folder`."""
+    """Translate the manifest into options of `podman run` or `docker run`.
+
+    The volumes are new folders in `folder`. A Secret is a folder there of the Secret's name, which holds its files.
+    """
     user, inside = pod.spec["securityContext"], pod.container["securityContext"]
     limits = pod.container["resources"]["limits"]
     options = ["--user", f"{user['runAsUser']}:{user['runAsGroup']}", "--cpus", limits["cpu"]]
@@ -66,7 +69,11 @@ def run_options(pod: Pod, folder: Path) -> list[str]:
     options += ["--read-only"] if inside["readOnlyRootFilesystem"] else []
     options += [] if inside["allowPrivilegeEscalation"] else ["--security-opt", "no-new-privileges"]
     options += [f"--cap-drop={name.lower()}" for name in inside["capabilities"]["drop"]]
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod.spec["volumes"] if "secret" in volume}
     for mount in pod.container["volumeMounts"]:
+        if mount["name"] in secrets:
+            options += ["--volume", f"{folder / secrets[mount['name']]}:{mount['mountPath']}:ro"]
+            continue
         empty = folder / mount["name"]
         empty.mkdir()
         empty.chmod(0o777)  # like an emptyDir

@@ -98,4 +98,4 @@ def test_kserve_asks_the_open_inference_protocol_of_the_model_that_is_in_the_ima
         same = {key: value for key, value in usual[name].items() if key not in ("httpGet", "grpc")}
         assert same.items() <= inside[name].items()
     assert inside["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
-    assert runtime["metadata"]["annotations"]["prometheus.kserve.io/port"] == "3002"
+    assert runtime["spec"]["annotations"]["prometheus.kserve.io/port"] == "3002"

@@ -36,3 +36,9 @@ def test_a_container_gets_the_pods_rights_limits_volumes_and_environment(tmp_pat
     assert f"--volume {tmp_path}/bentoml:/var/lib/bentoml" in line
     assert {"--env", "BENTOML_HOME=/var/lib/bentoml", "CHESTCT_METRICS=private"} <= set(options)
     assert (tmp_path / "tmp").stat().st_mode & 0o777 == 0o777
+
+
+def test_a_secret_of_a_component_is_mounted_read_only_and_named_in_the_environment(tmp_path: Path) -> None:
+    options = run_options(pod("api-keys"), tmp_path)
+    assert f"{tmp_path}/chestct-keys:/etc/chestct/keys:ro" in options
+    assert "CHESTCT_API_KEYS_FILE=/etc/chestct/keys/keys" in options
