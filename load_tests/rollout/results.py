@@ -2,6 +2,8 @@
 
 import json
 import os
+import platform
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,9 +66,14 @@ def write_page(runs: Sequence[Run], image: str, commit: str) -> None:
     """Write the table between the markers of PAGE."""
     day = datetime.now(UTC).date().isoformat()
     rates = " and ".join(sorted({f"{run.rate:.0f}" for run in runs}))
-    about = f"{day}, commit {commit}, {os.cpu_count()} cores, {rates} requests/s, image {image[:12]}."
+    about = f"{day}, commit {commit}, image {image[:12]}, {rates} requests/s, {_machine()}."
     page = replace_part(PAGE.read_text(encoding="utf-8"), "make rollout", f"{about}\n\n{table(runs)}\n")
     PAGE.write_text(page, encoding="utf-8")
+
+
+def _machine() -> str:
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return f"{os.cpu_count()} cores of {found[1] if found else platform.machine()}"
 
 
 def _file(number: int) -> Path:

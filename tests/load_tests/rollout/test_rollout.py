@@ -1,5 +1,6 @@
 """What the measurement of roll-outs makes of the outcomes, and what it keeps and writes."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_the_page_gets_a_row_for_each_event(tmp_path: Path, monkeypatch: pytest.
     row = "| undo | 100 | 98 | 2 (429 2) | 3 | 1.2 s | 10 ms | 20 ms | 30 ms | 0 lost | **no** |"
     assert f"\n| 1 {row}\n| 2 {row}\n" in text
     assert "commit c0ffee" in text
-    assert "28 requests/s, image 5eed5eed5eed." in text
+    assert f"image 5eed5eed5eed, 28 requests/s, {os.cpu_count()} cores of " in text
 
 
 def test_a_run_is_kept_for_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
