@@ -1,7 +1,7 @@
 """`python -m load_tests.rollout`: measures what a roll-out, a kill and a freeze cost. PASS or FAIL.
 
 Runs three replicas of the image behind HAProxy, as the manifests say, and writes docs/reference/rollouts.md. An
-interrupted command continues after its last complete run.
+interrupted command continues after its last complete event.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from image.pod import pod
 from load_tests import traffic
@@ -30,40 +30,58 @@ CAPACITY_SECONDS: Final = 15
 REVISION: Final = "org.opencontainers.image.revision"
 
 
+EVENTS: Final = 4
+
+
+class Image(NamedTuple):
+    """The image that is measured."""
+
+    name: str
+    after: str
+    """Name of the image that replaces it."""
+    id: str
+    tool: str
+    """docker or podman."""
+
+
 @contextlib.asynccontextmanager
-async def replicas_of(
-    image: str, tool: str, places: list[Slot], balancer: Balancer, folder: Path
-) -> AsyncIterator[Replicas]:
+async def replicas_of(image: Image, places: list[Slot], balancer: Balancer, folder: Path) -> AsyncIterator[Replicas]:
     """Start REPLICAS replicas. One place more is free, for the surge."""
-    replicas = Replicas(tool, pod(), places, balancer, folder)
+    replicas = Replicas(image.tool, pod(), places, balancer, folder)
     try:
-        await asyncio.gather(*(replicas.start(slot, image) for slot in places[:REPLICAS]))
+        await asyncio.gather(*(replicas.start(slot, image.name) for slot in places[:REPLICAS]))
         yield replicas
     finally:
         await replicas.remove_all()
 
 
-async def run_once(
-    image: str, after: str, tool: str, server: Server, places: list[Slot], balancer: Balancer, folder: Path
-) -> results.Run:
-    """Measure the capacity, then each event."""
-    async with replicas_of(image, tool, places, balancer, folder) as replicas:
-        async with traffic.Clients(server, events.DEADLINE) as clients:
-            rate = SHARE * await traffic.capacity(clients, CAPACITY_SECONDS)
-        rows = []
-        for what, event in (
-            ("the next version", events.replace_each(replicas, after)),
-            ("undo", events.replace_each(replicas, image)),
-            ("a replica is killed", events.kill_one(replicas)),
-            ("a replica is frozen", events.freeze_one(replicas)),
-        ):
-            rows.append(await events.measure(what, event, server, balancer, rate))
-            print(results.table([results.Run(rate, rows[-1:])]).splitlines()[-1], flush=True)
-    return results.Run(rate, rows)
+async def complete(
+    number: int, measured: results.Run | None, image: Image, server: Server, places: list[Slot], balancer: Balancer,
+    folder: Path,
+) -> results.Run:  # fmt: skip
+    """Measure each event of the run that is not in `measured`, at the same rate. The first time, find the rate."""
+    async with replicas_of(image, places, balancer, folder) as replicas:
+        if measured is None:
+            async with traffic.Clients(server, events.DEADLINE) as clients:
+                measured = results.Run(SHARE * await traffic.capacity(clients, CAPACITY_SECONDS), [])
+        whats = {
+            "the next version": events.replace_each(replicas, image.after),
+            "undo": events.replace_each(replicas, image.name),
+            "a replica is killed": events.kill_one(replicas),
+            "a replica is frozen": events.freeze_one(replicas),
+        }
+        for what, event in whats.items():
+            if what not in {row.what for row in measured.rows}:
+                row = await events.measure(what, event, server, balancer, measured.rate)
+                rows = sorted([*measured.rows, row], key=lambda one: list(whats).index(one.what))
+                measured = results.Run(measured.rate, rows)
+                results.keep(number, measured, image.id)
+                print(results.line(number, row), flush=True)
+    return measured
 
 
-def measure(image: str, after: str, tool: str) -> results.Run:
-    """Set up the balancer and measure one run. Raises LoadError."""
+def run_once(number: int, measured: results.Run | None, image: Image) -> results.Run:
+    """Set up the balancer and the replicas, and complete a run. Raises LoadError."""
     probe = pod().probe("readinessProbe")
     with tempfile.TemporaryDirectory(prefix="rollout-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -71,13 +89,12 @@ def measure(image: str, after: str, tool: str) -> results.Run:
         places = slots(REPLICAS + 1)
         front = Ports(*free_ports(2))
         with balance(folder, front, [slot.ports for slot in places], probe) as balancer:
-            server = Server(
-                f"http://127.0.0.1:{front.http}", f"127.0.0.1:{front.grpc}", balancer.process, folder / "haproxy.log"
-            )
-            return traffic.run(run_once(image, after, tool, server, places, balancer, folder))  # type: ignore[no-any-return]
+            log = folder / "haproxy.log"
+            server = Server(f"http://127.0.0.1:{front.http}", f"127.0.0.1:{front.grpc}", balancer.process, log)
+            return traffic.run(complete(number, measured, image, server, places, balancer, folder))  # type: ignore[no-any-return]
 
 
-@command("rollout", interrupted="interrupted; the same command continues after the last complete run")
+@command("rollout", interrupted="interrupted; the same command continues after the last complete event")
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0 all held, 2 no verdict, 3 a bound was missed, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.rollout", description=__doc__)
@@ -92,16 +109,16 @@ def main(arguments: list[str] | None = None) -> int:
     (about,) = json.loads(run_tool(options.tool, "image", "inspect", options.image))
     if options.anew:
         shutil.rmtree(results.FOLDER, ignore_errors=True)
+    image = Image(options.image, options.next or options.image, about["Id"], options.tool)
     runs = []
     for number in range(1, options.runs + 1):
-        run = results.kept(number, about["Id"])
-        if run is None:
+        run = results.kept(number, image.id)
+        if run is None or len(run.rows) < EVENTS:
             print(f"run {number} ...", flush=True)
-            run = measure(options.image, options.next or options.image, options.tool)
-            results.keep(number, run, about["Id"])
+            run = run_once(number, run, image)
         runs.append(run)
     print(results.table(runs), flush=True)
-    results.write_page(runs, about["Id"].removeprefix("sha256:"), about["Config"]["Labels"][REVISION][:12])
+    results.write_page(runs, image.id.removeprefix("sha256:"), about["Config"]["Labels"][REVISION][:12])
     print(f"{results.PAGE} has the table")
     rows = ((number, row) for number, run in enumerate(runs, 1) for row in run.rows)
     return conclude([f"run {number}, {row.what}: expected {row.must}" for number, row in rows if not row.held])

@@ -76,9 +76,10 @@ class Balancer:
         """Close the connections to a replica that has ended."""
         await self._set(slot, "state maint")
 
-    async def in_flight(self, slot: int) -> int:
-        """Return how many requests wait for an answer of the slot."""
-        return sum(int(row["scur"]) for row in await self._rows() if row["svname"] == str(slot))
+    async def unanswered(self, slot: int) -> int:
+        """Return how many requests the slot has received in all whose answer never came, or came in part."""
+        rows = [row for row in await self._rows() if row["svname"] == str(slot)]
+        return sum(int(row["eresp"]) + int(row["srv_abrt"]) for row in rows)
 
     async def retried(self) -> int:
         """Return how many times a request was sent again because its connection was refused."""

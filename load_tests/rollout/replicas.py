@@ -100,15 +100,13 @@ class Replicas:
         A killed process ends after some milliseconds. Requests that reach it in that time are under way, too.
         """
         main = await self._main(slot)
-        pending = await self._balancer.in_flight(slot.number)
+        earlier = await self._balancer.unanswered(slot.number)
         main.kill()
-        while main.is_running() and main.status() != psutil.STATUS_ZOMBIE:
-            pending = max(pending, await self._balancer.in_flight(slot.number))
         await self._do("wait", slot.name)
         await self._balancer.take_out(slot.number)
         await self._do("start", slot.name)
         await self._wait_until_ready(slot)
-        return pending
+        return await self._balancer.unanswered(slot.number) - earlier
 
     async def freeze(self, slot: Slot) -> None:
         """Stop all processes of a replica with SIGSTOP. Its ports still accept connections."""

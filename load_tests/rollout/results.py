@@ -19,7 +19,7 @@ FOLDER: Final = ROOT / "build" / "rollout"
 
 
 class Run(NamedTuple):
-    """All events once."""
+    """All events once, or those that are complete."""
 
     rate: float
     """Requests a second."""
@@ -27,7 +27,7 @@ class Run(NamedTuple):
 
 
 def keep(number: int, run: Run, image: str) -> None:
-    """Keep a complete run of the image with this ID."""
+    """Keep the complete events of a run of the image with this ID."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     unfinished = _file(number).with_suffix(".tmp")
     unfinished.write_text(json.dumps({"image": image, "rate": run.rate, "rows": run.rows}), encoding="utf-8")
@@ -35,7 +35,7 @@ def keep(number: int, run: Run, image: str) -> None:
 
 
 def kept(number: int, image: str) -> Run | None:
-    """Return an earlier run of the same image, or None."""
+    """Return what an earlier command has measured of the run with the same image, or None."""
     try:
         found = json.loads(_file(number).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -51,15 +51,16 @@ def table(runs: Sequence[Run]) -> str:
         "| run | what | sent | answered | lost | retried | over after | p99 before | during | after | must | held |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for number, run in enumerate(runs, 1):
-        for row in run.rows:
-            times = " | ".join(f"{value:.0f} ms" for value in row.p99)
-            lost = sum(row.lost.values())
-            codes = f" ({', '.join(f'{code} {count}' for code, count in row.lost.items())})" if lost else ""
-            counts = f"{row.sent} | {row.sent - lost} | {lost}{codes} | {row.retried} | {row.over:.1f} s"
-            held = "yes" if row.held else "**no**"
-            lines.append(f"| {number} | {row.what} | {counts} | {times} | {row.must} | {held} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(line(number, row) for number, run in enumerate(runs, 1) for row in run.rows)])
+
+
+def line(number: int, row: Row) -> str:
+    """Return a line of the table. `number`: of the run."""
+    times = " | ".join(f"{value:.0f} ms" for value in row.p99)
+    lost = sum(row.lost.values())
+    codes = f" ({', '.join(f'{code} {count}' for code, count in row.lost.items())})" if lost else ""
+    counts = f"{row.sent} | {row.sent - lost} | {lost}{codes} | {row.retried} | {row.over:.1f} s"
+    return f"| {number} | {row.what} | {counts} | {times} | {row.must} | {'yes' if row.held else '**no**'} |"
 
 
 def write_page(runs: Sequence[Run], image: str, commit: str) -> None:

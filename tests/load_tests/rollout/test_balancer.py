@@ -66,11 +66,28 @@ def test_a_drained_slot_still_answers_what_it_was_asked(balanced: Balanced) -> N
             waiting = asyncio.ensure_future(ask(front))
             while not slow.asked:
                 await asyncio.sleep(0.01)
-            assert await balancer.in_flight(0) == 1
             await balancer.drain(0)
             slow.answers.set()
             assert await waiting == "0"
-            assert await balancer.in_flight(0) == 0
+            assert await balancer.unanswered(0) == 0
+
+    asyncio.run(talk())
+
+
+@needs_haproxy
+def test_a_request_that_a_slot_never_answers_is_counted(balanced: Balanced) -> None:
+    balancer, front, slots = balanced
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async def talk() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", slots[0].http)
+        await balancer.take_in(0)
+        assert await ask(front) == "502"
+        assert [await balancer.unanswered(slot) for slot in (0, 1)] == [1, 0]
+        server.close()
 
     asyncio.run(talk())
 

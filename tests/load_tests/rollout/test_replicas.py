@@ -28,6 +28,7 @@ class Record:
 
     def __init__(self, calls: Path) -> None:
         self._calls = calls
+        self.asked = 0
         for name in ("take_in", "drain", "take_out"):
             setattr(self, name, self._recorder(name))
 
@@ -38,8 +39,9 @@ class Record:
 
         return record  # type: ignore[return-value]
 
-    async def in_flight(self, slot: int) -> int:
-        return 7 + slot
+    async def unanswered(self, slot: int) -> int:
+        self.asked += 1
+        return 5 if self.asked == 1 else 12
 
 
 @pytest.fixture
