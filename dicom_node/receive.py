@@ -42,6 +42,8 @@ CONFLICT: Final = 0x0111
 OTHER_CLASS: Final = 0x0122
 NOT_CT: Final = 0xA900
 MALFORMED: Final = 0xC000
+_LONGEST_PDU: Final = 1024 * 1024
+"""Most bytes of a PDU. The node negotiates 16 KiB for data, and no request for an association is this long."""
 _IDENTIFIERS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DATA: Final = 0x04
 """Type of the PDU that carries data."""
@@ -106,6 +108,7 @@ class Receiver:
         for context in AllStoragePresentationContexts:  # others than CT are taken in to be refused by a status
             self._entity.add_supported_context(context.abstract_syntax, list(SYNTAXES))
         handlers = [
+            (evt.EVT_CONN_OPEN, _limit_pdus),
             (evt.EVT_REQUESTED, self._admit),
             (evt.EVT_PDU_RECV, self._measure),
             (evt.EVT_CONN_CLOSE, self._forget),
@@ -187,6 +190,20 @@ class Receiver:
         except OSError as error:
             LOG.error("can't write to the spool: %s", error.strerror)
             raise Refused(NO_ROOM, "spool_full", "the spool can't be written; send again later") from None
+
+
+def _limit_pdus(event: Any) -> None:
+    """Close a connection whose PDU is announced as too long. pynetdicom would read 4 GiB of anyone's."""
+    connection = event.assoc.dul.socket
+    receive = connection.recv
+
+    def receive_bounded(size: int) -> bytearray:
+        if size > _LONGEST_PDU:
+            raise OSError("the PDU is too long")
+        data: bytearray = receive(size)
+        return data
+
+    connection.recv = receive_bounded
 
 
 class _Handshakes(ssl.SSLContext):

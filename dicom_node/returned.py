@@ -53,7 +53,13 @@ class Identity(NamedTuple):
 
 
 def completed(header: Dataset) -> Dataset:
-    """Give a header the elements that the objects need, empty ones where the slice has none."""
+    """Give a header the elements that the objects need, empty if the slice lacks them, and its text in Unicode.
+
+    highdicom takes some character sets of the standard only, such as none with an empty first value.
+    """
+    if "SpecificCharacterSet" in header:
+        header.decode()
+        header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in _TYPE_2:
         if keyword not in header:
             setattr(header, keyword, None)

@@ -45,7 +45,8 @@ class Caller(NamedTuple):
         """Whether this is the title and the address of the peer."""
         if self.title not in ("*", title.strip()):
             return False
-        return self.network is None or ipaddress.ip_address(address) in self.network
+        peer = ipaddress.ip_address(address)
+        return self.network is None or (getattr(peer, "ipv4_mapped", None) or peer) in self.network
 
 
 class Settings(BaseSettings):

@@ -182,6 +182,20 @@ def test_dciodvfy_finds_no_error(tmp_path: Path, elements: dict[str, Any]) -> No
     assert [errors(path) for path in folder.objects()] == [[], []]
 
 
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jörg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("ISO_IR 192", "Иванов^Иван"),
+    ],
+)
+def test_names_in_any_character_set_come_back(tmp_path: Path, character_set: str | list[str], name: str) -> None:
+    folder = revision(tmp_path, 1, SpecificCharacterSet=character_set, PatientName=name)
+    for one in made(folder, result(CANCER)):
+        assert (one.PatientName, one.SpecificCharacterSet) == (name, "ISO_IR 192")
+
+
 @needs("dciodvfy", "dicom3tools")
 def test_dciodvfy_finds_no_error_in_a_second_revision(tmp_path: Path) -> None:
     first = revision(tmp_path, 1)

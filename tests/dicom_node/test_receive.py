@@ -2,17 +2,13 @@
 
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from pydicom import Dataset, dcmread, uid
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
@@ -22,6 +18,7 @@ from chestct import dicom
 from dicom_node import receive
 from dicom_node.receive import Receiver, check
 from dicom_node.spool import Spool, key_of
+from tests.dicom_node.certificates import certificate_of_the_loopback
 from tests.dicom_node.slices import ct_slice, levels, written
 
 Start = Callable[..., tuple[Receiver, Spool]]
@@ -189,31 +186,15 @@ def test_the_transfer_syntaxes_are_those_that_the_service_reads() -> None:
     assert set(receive.SYNTAXES) == {*dicom._NATIVE, *dicom._DECODERS}
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """Certificate of the loopback and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, private = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    kinds = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, *kinds))
-    return pem, private
+def test_a_pdu_that_is_announced_as_too_long_ends_its_connection(receiver: Start) -> None:
+    node, _ = receiver()
+    with socket.create_connection(("127.0.0.1", node.port), timeout=30) as stranger:
+        stranger.sendall(struct.pack(">BBL", 1, 0, 0x7FFFFFFF))
+        assert stranger.recv(1) == b""
 
 
-def test_tls_is_spoken_and_a_peer_without_a_certificate_is_left_out(
-    receiver: Start, certificate: tuple[Path, Path]
-) -> None:
-    pem, key = certificate
+def test_tls_is_spoken_and_a_peer_without_a_certificate_is_left_out(receiver: Start, tmp_path: Path) -> None:
+    pem, key = certificate_of_the_loopback(tmp_path)
     node, spool = receiver(certificate=pem, certificate_key=key, authorities=pem)
     with socket.create_connection(("127.0.0.1", node.port)):  # says nothing, and keeps nobody waiting
         trusting = ssl.create_default_context(cafile=str(pem))

@@ -60,6 +60,7 @@ def test_variables_that_kubernetes_sets_are_no_settings(variables: pytest.Monkey
         ("CT1@10.1.0.0/16", "CT1", "10.1.200.3", True),
         ("CT1@10.1.0.0/16", "CT1", "10.2.0.3", False),
         ("*@10.1.0.7", "ANY", "10.1.0.7", True),
+        ("*@10.1.0.7", "ANY", "::ffff:10.1.0.7", True),
         ("*", "ANY", "2001:db8::1", True),
         ("CT1@10.1.0.0/16", "CT1", "2001:db8::1", False),
     ],
