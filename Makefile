@@ -51,7 +51,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento image image-node test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento package image image-node test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -111,6 +111,9 @@ site: $(training) ## check the served model on your own labelled slices in DATA=
 bento: $(packaging) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build --label version=$(version)
 	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest "$$PWD/build/chestct.bento"
+
+package: $(packaging) ## build the Python package, which brings the command `chestct`: build/chestct-VERSION-py3-none-any.whl
+	@uv build --quiet --out-dir build .
 
 image: bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)

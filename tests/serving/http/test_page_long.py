@@ -59,10 +59,18 @@ def test_axe_finds_nothing_in_any_state(browser: Browser, server: Server, size: 
         (upload(unfamiliar()), "result", UNFAMILIAR),
         (upload(no_chest_ct()), "result", "Not a chest CT"),
         (upload(b"", "empty.png"), "error", "The file is empty"),
+        (upload(dicom_file(tiny_picture(1, size=64)[:, :, 0]), "slice.dcm"), "result", "Answer given"),
     ):
         visit.choose(file)
         visit.sees(state, title)
         assert violations(visit.page) == []
+    slices = [dicom_file(tiny_picture(1, size=64)[:, :, 0], SeriesInstanceUID="1.2.3") for _ in range(3)]
+    visit.page.set_input_files("#file", [upload(data, f"{i}.dcm") for i, data in enumerate(slices)])
+    expect(visit.page.locator("#stack-place")).to_have_text("2 of 3")
+    for part in ("all", "byClass", "caveats", "checks", "lineage"):
+        visit.page.locator(f"#about-{part} summary").click()
+    expect(visit.page.locator("figure svg")).to_have_count(3)
+    assert violations(visit.page) == []
     visit.page.evaluate("document.getElementById('key-dialog').showModal()")
     assert violations(visit.page) == []
     visit.close()
