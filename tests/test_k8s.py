@@ -272,7 +272,7 @@ def test_every_pod_meets_pod_security_restricted(objects: Objects) -> None:
         assert security["runAsUser"] > 0
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-        assert all(set(volume) <= {"name", "emptyDir", "secret"} for volume in spec["volumes"])
+        assert all(set(volume) <= {"name", "emptyDir", "secret", "persistentVolumeClaim"} for volume in spec["volumes"])
         assert spec["automountServiceAccountToken"] is False
         for inside in spec["containers"]:
             assert inside["securityContext"] == {
