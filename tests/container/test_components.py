@@ -15,8 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from image.pod import pod, run_options
 from load_tests.server import ROOT, free_ports
-from tests.certificates import write_certificate
 from tests.container import test_container as plain
+
+# requirements/image.txt has no cryptography, which makes the certificate.
+certificates = pytest.importorskip("tests.certificates", reason="no cryptography here; the development set has it")
 
 NAME = f"chestct-test-components-{os.getpid()}"
 
@@ -34,7 +36,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("secrets")
     for name in ("chestct-grpc-tls", "chestct-keys"):
         (folder / name).mkdir()
-    write_certificate(folder / "chestct-grpc-tls/tls.crt", folder / "chestct-grpc-tls/tls.key")
+    certificates.write_certificate(folder / "chestct-grpc-tls/tls.crt", folder / "chestct-grpc-tls/tls.key")
     command = [sys.executable, "-m", "serving.api_keys", "new", "test"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     (folder / "chestct-keys/keys").write_text(done.stdout, encoding="utf-8")

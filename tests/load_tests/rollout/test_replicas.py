@@ -71,6 +71,7 @@ def made(tmp_path: Path, pid: int = 0, code: int = 0) -> tuple[replicas.Replicas
     }
     spec = {
         "containers": [container],
+        "volumes": [],
         "terminationGracePeriodSeconds": 45,
         "securityContext": {"runAsUser": 1, "runAsGroup": 2},
     }
