@@ -34,7 +34,8 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(_failed(str(error)))
     except OSError as error:
-        sys.exit(_failed(f"can't start: {error.strerror or error}"))
+        place = f": {error.filename}" if error.filename else ""
+        sys.exit(_failed(f"can't start: {error.strerror or error}{place}"))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -24,7 +24,7 @@ def test_the_dicom_node_has_its_settings_its_ports_and_its_spool() -> None:
     grace = spec["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace > read.drain_seconds + read.request_timeout
     assert int(inside["resources"]["limits"]["memory"].removesuffix("Gi")) * 2**30 >= (
-        150 * 2**20 + 3 * read.max_associations * read.max_instance_bytes
+        212 * 2**20 + 3 * read.max_associations * read.max_instance_bytes
     )
     labels = spec["template"]["metadata"]["labels"]
     assert find(objects, "Service", "chestct-dicom-node")["spec"]["selector"] == labels

@@ -208,6 +208,14 @@ def test_a_port_that_is_taken_is_named_in_one_line(node: Start, tmp_path: Path) 
     assert (done.returncode, done.stderr) == (2, "error: can't start: Address already in use\n")
 
 
+def test_a_spool_that_cannot_be_made_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a file where the folder should be")
+    done = RunningNode(tmp_path, "http://localhost:1", "dicom://PACS@127.0.0.1:1").command()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: can't start: ")
+    assert done.stderr.endswith(f": {tmp_path / 'spool'}/incoming\n")
+
+
 def test_what_is_acknowledged_survives_ten_kills_and_comes_back_once(node: Start, pacs: Pacs, drawn: Drawn) -> None:
     running = node(quiet_seconds=4, longest_wait_seconds=1)
     sets = [series(drawn, 0, 2, 2, 2, uid=f"1.2.3.{number}") for number in range(10)]
