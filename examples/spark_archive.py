@@ -1,13 +1,14 @@
 """Scores the files of a folder with Spark, in an environment of its own. Research and education only.
 
     python3 -m venv .venv-spark
-    .venv-spark/bin/pip install -r requirements/serving.txt 'pyspark==4.*' pyarrow
+    .venv-spark/bin/pip install -r requirements/serving.txt 'pyspark==4.*' pyarrow pandas
     PYTHONPATH=. .venv-spark/bin/python examples/spark_archive.py FOLDER OUT [MODEL]
 
 Spark needs Java 17 or newer. On a cluster each executor needs this code and these packages, and FOLDER and MODEL in a
 place that all of them see. Spark may run a task twice, but commits its rows once.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -35,6 +36,7 @@ def columns(model: str | None) -> str:
 def main(folder: str, out: str, model: str | None = None) -> None:
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # otherwise Spark takes the first python3 of the PATH
     files = sorted(str(path) for path in Path(folder).absolute().rglob("*") if path.is_file())
     spark = SparkSession.builder.appName("chestct").getOrCreate()
     paths = spark.createDataFrame([(file,) for file in files], "file string")
