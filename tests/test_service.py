@@ -311,7 +311,7 @@ def test_the_bento_contains_the_served_model_and_answers_the_same(server: Server
 
     folder = home / "bentos" / bento.replace(":", "/")
     sources = {path.relative_to(folder / "src").parts[0] for path in (folder / "src").rglob("*") if path.is_file()}
-    assert sources == {"bentofile.yaml", "service.py", "chestct", "serving"}
+    assert sources == {"bentofile.yaml", "service.py", "archive", "chestct", "serving"}
     packages = {line.split("==")[0] for line in (folder / "env/python/requirements.txt").read_text().splitlines()}
     assert {"bentoml", "openvino", "grpcio"} <= packages
     assert not {"tensorflow", "tensorflow-cpu", "keras", "mlflow", "dvc"} & packages
