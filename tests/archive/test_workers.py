@@ -32,7 +32,8 @@ def out(tmp_path: Path, fill: Fill, model: Model) -> Path:
 
 
 def start(out: Path, model: Model, *arguments: str, **options: object) -> subprocess.Popen[str]:
-    run = [sys.executable, "-m", "archive", "score", "run", str(out)]
+    # A shell's job in the background ignores SIGINT, and so would its child.
+    run = ["env", "--default-signal=INT", sys.executable, "-m", "archive", "score", "run", str(out)]
     command = [*run, "--model", str(model.graph.parent), *arguments]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
 

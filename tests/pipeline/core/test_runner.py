@@ -17,7 +17,7 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_the_exit_code_of_a_shell(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(_: Params) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        raise KeyboardInterrupt  # as Python does on SIGINT
 
     paths.PARAMS.write_bytes((ROOT / "params.yaml").read_bytes())
     with pytest.raises(SystemExit) as caught:
@@ -29,7 +29,8 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_the_exit_code_of_a_shell(
 def test_a_command_that_is_stopped_while_it_draws_shows_no_traceback(workspace: Path) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     paths.PARAMS.write_text(text.replace("source: kaggle", "source: synthetic").replace("train: 60", "train: 9000"))
-    command = [sys.executable, "-m", "pipeline.ingest"]
+    # A shell's job in the background ignores SIGINT, and so would its child.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "pipeline.ingest"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as stage:
         assert stage.stderr is not None
         said = b""
