@@ -148,10 +148,11 @@ def test_a_release_is_built_pushed_and_tested_for_each_architecture(runner: Runn
     assert [call.line for call in calls] == [
         f"make image IMAGE={image} SOURCE=https://github.com/Owner/Chestct",
         f"make test-image IMAGE={image}",
+        "make package",
         "docker login ghcr.io --username owner --password-stdin",
         f"docker push {image}",
     ]
-    assert calls[2].stdin == "t0ken\n"
+    assert calls[3].stdin == "t0ken\n"
 
 
 def test_a_release_is_joined_signed_and_attested_by_its_digest(runner: Runner) -> None:
@@ -166,7 +167,7 @@ def test_a_release_is_joined_signed_and_attested_by_its_digest(runner: Runner) -
         f"cosign attest --yes --type cyclonedx --predicate amd64/image.cdx.json {image}:v1.2.0-amd64",
         f"cosign attest --yes --type cyclonedx --predicate arm64/image.cdx.json {image}:v1.2.0-arm64",
         "gh release create v1.2.0 --repo Owner/Chestct --verify-tag --generate-notes amd64/chestct.bento "
-        "amd64/image.cdx.json#Bill of materials, amd64",
+        "amd64/chestct-*.whl amd64/image.cdx.json#Bill of materials, amd64",
     ]
 
 
