@@ -1,7 +1,9 @@
 """The client of the service, against the real one."""
 
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,27 @@ def test_a_service_that_cannot_be_reached_is_for_later(
     (port,) = free_ports(1)
     with pytest.raises(Later, match="can't be reached: ConnectionError"):
         Scorer(settings(service=f"http://127.0.0.1:{port}")).score(chosen(0), tmp_path.joinpath, {})
+
+
+@pytest.mark.parametrize(("status", "header", "wait"), [(429, "7", 7.0), (503, "soon", None), (503, None, None)])
+def test_a_busy_service_says_when_to_come_back(
+    settings: Make, chosen: Callable[..., Choice], tmp_path: Path, status: int, header: str | None, wait: float | None
+) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            if header is not None:
+                self.send_header("Retry-After", header)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(Later, match=f"the service answers {status}") as caught:
+            Scorer(settings(service=f"http://127.0.0.1:{server.server_port}")).score(chosen(0), tmp_path.joinpath, {})
+        thread.join()
+    assert caught.value.wait == wait
 
 
 def test_a_path_that_the_service_does_not_have_is_a_wrong_setting(
