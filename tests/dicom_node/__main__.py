@@ -40,7 +40,7 @@ def main() -> None:
         draw(Path(folder))
         with serve(home, import_tiny_model(home), CHESTCT_WORKERS="2") as server:
             environment = {**os.environ, SERVICE: server.url, SLICES: folder}
-            command = [str(ROOT / ".venv-node/bin/python"), *PYTEST, *(sys.argv[1:] or ["tests/dicom_node"])]
+            command = [str(ROOT / ".venv-node/bin/python"), *PYTEST.split(), *(sys.argv[1:] or ["tests/dicom_node"])]
             done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     sys.exit(done.returncode)
 
