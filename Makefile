@@ -67,7 +67,7 @@ demo: $(training) ## train on phantoms in a separate clone (a minute or two), th
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 # All tests of a file run in one process, so it sets up the fixtures that they share once.
-test: $(development) .venv-s3/.s3 ## run the tests but those of the next two commands, in six minutes or less on two idle cores
+test: $(development) .venv-s3/.s3 ## run the tests but those of the next two commands, in twelve minutes or less on two cores
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-page: $(development) ## test the page in Chromium: accessibility, fifty pictures at once, speed, a server that dies
