@@ -60,7 +60,7 @@ serve: $(if $(champion),$(training),$(serving)) ## serve the newest model of rea
 	@$(if $(champion),tag=$$(python -m pipeline.store --champion) && export CHESTCT_MODEL=$$(echo "$$tag" | tail -n 1) &&) \
 	  python -m serving.release && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
-demo: $(training) ## train on phantoms in a separate clone (a minute or two), then serve that model
+demo: $(training) ## train on phantoms in a separate clone (a few minutes), then serve that model
 	@test -d .demo || git clone -q . .demo
 	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(recorded) $(experiment) $(PHANTOMS:%=-S %)
 	@stored=$$(cd .demo && $(recorded) python -m pipeline.store) && \

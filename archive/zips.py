@@ -59,7 +59,7 @@ class Zip:
         if not hasattr(self._local, "zip"):
             try:
                 self._local.zip = zipfile.ZipFile(self.root)
-            except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:  # RuntimeError: a newer version
                 raise CannotGoOn(f"{self.root}: {_words(error)}") from error
         opened: zipfile.ZipFile = self._local.zip
         return opened

@@ -20,9 +20,8 @@ from tests.graphs import tiny_picture
 from tests.server import ROOT, import_tiny_model, serve
 
 PHANTOMS = 8
-PYTEST = (
-    "-m pytest --confcutdir=tests/dicom_node -p no:cacheprovider -W ignore::pytest.PytestUnraisableExceptionWarning"
-)
+PYTEST = ("-m", "pytest", "--confcutdir=tests/dicom_node", "-p", "no:cacheprovider")
+QUIET = ("-W", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def draw(folder: Path) -> None:
@@ -40,7 +39,7 @@ def main() -> None:
         draw(Path(folder))
         with serve(home, import_tiny_model(home), CHESTCT_WORKERS="2") as server:
             environment = {**os.environ, SERVICE: server.url, SLICES: folder}
-            command = [str(ROOT / ".venv-node/bin/python"), *PYTEST.split(), *(sys.argv[1:] or ["tests/dicom_node"])]
+            command = [str(ROOT / ".venv-node/bin/python"), *PYTEST, *QUIET, *(sys.argv[1:] or ["tests/dicom_node"])]
             done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     sys.exit(done.returncode)
 

@@ -15,7 +15,8 @@ BASE = re.search(r"^ARG BASE=\S*python:(\S+?)-slim-(\w+)@", (ROOT / "image/Conta
 GLIBC = {"bookworm": "2_36", "trixie": "2_41"}
 """glibc of each Debian release."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-NO_NETWORK = ("Failed to fetch", "Could not connect", "error sending request", "operation timed out")
+NO_NETWORK = ("Could not connect", "error sending request", "operation timed out")
+"""Words of a connection that failed. An answer of the registry, such as 404, has none of them."""
 
 
 def architectures() -> list[str]:

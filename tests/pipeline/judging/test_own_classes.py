@@ -6,27 +6,14 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from chestct.image import Facts
 from pipeline.core.params import Params
 from pipeline.images.classes import CLASSES, NORMAL, TITLES, Classes, use_classes
 from pipeline.judging.calibration import METHODS, Scored, cross_fit, cross_fitted_loss
 from pipeline.judging.metrics import Evaluation
+from tests.graphs import plain_facts
 from tests.server import ROOT
 
-FACTS = Facts(
-    width=300,
-    height=200,
-    colour=0,
-    contrast=40,
-    frame=0,
-    layout=np.zeros((8, 8), np.float32),
-    negative=np.zeros((8, 8), np.float32),
-    bodies=1,
-    negative_bodies=0,
-    body=0.5,
-    air=0,
-    tissue=100,
-)
+FACTS = plain_facts()
 
 
 @pytest.fixture(params=[2, 10])
