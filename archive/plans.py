@@ -17,7 +17,8 @@ from archive.errors import CannotGoOn
 from archive.models import Model
 from archive.rows import readable
 from archive.sources import Source
-from chestct.card import DISCLAIMER, Frozen
+from chestct.card import DISCLAIMER
+from chestct.document import Frozen
 
 PLAN: Final = "plan.json"
 PARTS: Final = "parts"

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 from scipy.stats import binom
 
 from benchmarks.wrk import Sample
-from chestct.card import Frozen
+from chestct.document import Frozen
 from load_tests.check import read_yaml
 
 FIGURES: Final = Path(__file__).with_name("figures.yaml")

@@ -3,12 +3,13 @@
 The service has no class list and no constants of the model. It reads them from the card.
 """
 
-from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from chestct.document import Frozen, JsonFile
 
 DISCLAIMER: Final = "Research and education only. Not a medical device."
 
@@ -16,24 +17,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 LAYOUT: Final = 8
 """Rows and columns of the coarse picture that shows if a slice is inverted (InputLimits.average_layout)."""
-
-
-class Frozen(BaseModel):
-    """Base of the documents: immutable, without unknown fields, NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class JsonFile(Frozen):
-    """A document that is a JSON file."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a document. Raises OSError and pydantic's ValidationError."""
-        return cls.model_validate_json(path.read_bytes())
-
-    def write(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 class InputSpec(Frozen):
@@ -296,7 +279,7 @@ class ModelCard(JsonFile):
     """Out-of-fold accuracy and macro F1 of baselines, which answer without this network."""
     checks: dict[str, Estimate]
     """Out-of-fold results of checks: how often small changes flip the label, and tests of the heat maps."""
-    styles: dict[str, dict[str, Estimate]] = {}
+    styles: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
     """Out-of-fold shares of the slices by the style that they are shown in: `kept` (the most probable class stays),
     `kept_normal_or_cancer` (it stays normal, or any cancer), `kept_or_unfamiliar`, `accepted_otherwise` (accepted with
     another label), `unfamiliar`, `rejected`."""

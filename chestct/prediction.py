@@ -9,7 +9,8 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import DISCLAIMER, Frozen, InputLimits, ModelCard, Probability, Thresholds
+from chestct.card import DISCLAIMER, InputLimits, ModelCard, Probability, Thresholds
+from chestct.document import Frozen
 from chestct.image import Facts
 
 Decision = Literal["accept", "refer", "reject"]

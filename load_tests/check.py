@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from chestct.card import Frozen
+from chestct.document import Frozen
 from load_tests.verdict import LoadError
 
 T = TypeVar("T")

@@ -13,8 +13,9 @@ import shutil
 
 import numpy as np
 
-from chestct.card import JsonFile, Lineage, Metrics, ModelCard
+from chestct.card import Lineage, Metrics, ModelCard
 from chestct.digests import sha256_of
+from chestct.document import JsonFile
 from chestct.engine import load
 from chestct.store import CARD, GRAPH
 from pipeline.core import openings, paths, runner, tracking

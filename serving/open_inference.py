@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import Frozen, ModelCard
+from chestct.card import ModelCard
+from chestct.document import Frozen
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
 from chestct.store import version_of

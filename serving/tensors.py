@@ -10,7 +10,8 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import Frozen, ModelCard
+from chestct.card import ModelCard
+from chestct.document import Frozen
 
 IMAGE: Final = "image"
 PIXELS: Final = "pixels"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from chestct.card import Frozen, InputRules
+from chestct.card import InputRules
+from chestct.document import Frozen
 from pipeline.core import paths
 from pipeline.core.errors import ParamsError
 from pipeline.images.classes import ANY_CANCER, CLASSES, Classes, use_classes

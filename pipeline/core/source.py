@@ -1,6 +1,7 @@
 """Which code a stage runs, and whether it computes anything else than before.
 
-Comments, docstrings and layout compute nothing. Neither does pipeline/core/, which reads parameters and keeps records.
+Comments, docstrings and layout compute nothing. Neither does pipeline/core/, which reads parameters and keeps records,
+nor what only pipeline/core/ imports, such as the model card.
 """
 
 import ast
@@ -13,12 +14,15 @@ PACKAGES: Final = ("chestct", "pipeline")
 KEEPS_RECORDS: Final = "pipeline/core/"
 
 
-def modules_of(stage: str) -> list[str]:
-    """Return the paths of all modules of the project that `python -m pipeline.STAGE` imports, sorted, with its own."""
+def modules_of(stage: str, leave: str | None = None) -> list[str]:
+    """Return the paths of all modules of the project that `python -m pipeline.STAGE` imports, sorted, with its own.
+
+    Modules whose path begins with `leave` are left out, with what only they import.
+    """
     found, waiting = set[str](), [f"pipeline/{stage}.py"]
     while waiting:
         path = waiting.pop()
-        if path not in found:
+        if path not in found and not (leave and path.startswith(leave)):
             found.add(path)
             waiting += _imported(path)
     return sorted(found)
@@ -26,7 +30,7 @@ def modules_of(stage: str) -> list[str]:
 
 def describe(stage: str) -> str:
     """Return a line `path digest` for each module of the stage that computes something."""
-    computing = (path for path in modules_of(stage) if not path.startswith(KEEPS_RECORDS))
+    computing = modules_of(stage, leave=KEEPS_RECORDS)
     return "".join(f"{path} {digest_of((ROOT / path).read_text(encoding='utf-8'))}\n" for path in computing)
 
 

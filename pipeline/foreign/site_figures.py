@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import Estimate, Frozen, ReliabilityBin
+from chestct.card import Estimate, ReliabilityBin
+from chestct.document import Frozen
 from pipeline.core.params import Bar
 from pipeline.foreign.answering import (
     ACCEPTED_CANCER,

@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from chestct.card import DISCLAIMER, Estimate, Frozen, JsonFile, Thresholds
+from chestct.card import DISCLAIMER, Estimate, Thresholds
+from chestct.document import Frozen, JsonFile
 from pipeline.foreign.answering import OUTCOMES, Answered
 from pipeline.foreign.site_figures import MEANINGS, Mark, SiteFigures
 from pipeline.images.classes import class_names, titles

@@ -6,7 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from chestct.card import Estimate, Frozen, JsonFile
+from chestct.card import Estimate
+from chestct.document import Frozen, JsonFile
 from pipeline.foreign.answering import (
     ACCEPTED_CANCER,
     ACCEPTED_NORMAL,

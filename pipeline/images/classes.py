@@ -7,7 +7,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from chestct.card import Frozen
+from chestct.document import Frozen
 
 ANY_CANCER: Final = "any_cancer"
 """Label of a slice of a cancer patient whose kind of cancer is not known. No class may have this name."""

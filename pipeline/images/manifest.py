@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, Self
 
-from chestct.card import Frozen
+from chestct.document import Frozen
 from pipeline.core import paths
 from pipeline.core.errors import DataError
 

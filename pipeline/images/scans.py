@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import Frozen
+from chestct.document import Frozen
 from pipeline.images.slices import Slice
 
 CURATED: Final = Path(__file__).with_name("scans.json")

@@ -18,7 +18,6 @@ from chestct.card import (
     Estimate,
     Fold,
     InputLimits,
-    JsonFile,
     Metrics,
     ModelCard,
     OtherPictures,
@@ -26,6 +25,7 @@ from chestct.card import (
     ScoreCounts,
     Thresholds,
 )
+from chestct.document import JsonFile
 from chestct.image import Facts
 from chestct.prediction import Evidence, judge, possible_cancer, prediction_set
 from pipeline.core.params import Evaluate

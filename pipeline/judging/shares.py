@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, t
 
-from chestct.card import Estimate, Frozen, Probability
+from chestct.card import Estimate, Probability
+from chestct.document import Frozen
 from pipeline.judging.metrics import resample, weighted_auc
 
 LOW, HIGH = 0.025, 0.975

@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from chestct.card import LAYOUT, Frozen, ModelCard
+from chestct.card import LAYOUT, ModelCard
+from chestct.document import Frozen
 from chestct.image import Facts, encode_png
 from chestct.prediction import Prediction, decide
 from chestct.standard_picture import AIR, TISSUE

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 
 import chestct
-from chestct.card import Frozen
+from chestct.document import Frozen
 from chestct.invalid_image import InvalidImage
 from chestct.store import version_of
 from serving import open_inference
