@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from archive import plans, rows, series, tables
-from archive.buckets import Store
-from archive.errors import CannotGoOn
+from archive import plans, rows, series
 from archive.plans import Part, Plan
-from archive.tables import Row
+from chestct import tables
+from chestct.buckets import Store
 from chestct.card import DISCLAIMER
+from chestct.file_errors import CannotGoOn
+from chestct.tables import Row
 
 SERIES: Final = "series.parquet"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from archive import checks, models, plans, predicting, workers
-from archive.buckets import Store
-from archive.errors import CannotGoOn
 from archive.sources import find_source
 from archive.workers import Shard
 from chestct import __version__
+from chestct.buckets import Store
 from chestct.card import DISCLAIMER
 from chestct.cgroups import usable_cores
+from chestct.file_errors import CannotGoOn
 
 _INCOMPLETE: Final = 1
 _BAD_INPUT: Final = 2
@@ -117,7 +117,7 @@ def _score(options: argparse.Namespace) -> int:
         plan = plans.make(source, out, model, by_series=options.by_series, part_rows=options.part_rows)
         print(f"{plan.files:,} files in {plan.parts:,} parts, for the model {plan.model}", file=sys.stderr)
     else:
-        plan = plans.load(Store(options.place))
+        plan = plans.find(options.place)
     if "run" in options.steps:
         model = models.find_planned(plan.model, options.model)
         options.planned = True

@@ -5,8 +5,8 @@ from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
-from archive.errors import CannotGoOn
 from chestct.card import ModelCard
+from chestct.file_errors import CannotGoOn
 
 ROOT: Final = Path(__file__).parents[1]
 """The clone, or the code in a bento."""

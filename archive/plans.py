@@ -11,14 +11,14 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from archive import tables
-from archive.buckets import Object, Store, is_url
-from archive.errors import CannotGoOn
 from archive.models import Model
 from archive.rows import readable
 from archive.sources import Source
+from chestct import tables
+from chestct.buckets import Object, Store, is_url
 from chestct.card import DISCLAIMER
 from chestct.document import Frozen
+from chestct.file_errors import CannotGoOn
 
 PLAN: Final = "plan.json"
 PARTS: Final = "parts"
@@ -103,6 +103,13 @@ def make(source: Source, out: Store, model: Model, *, by_series: bool = False, p
         if found != plan:
             raise CannotGoOn(f"{out.place} has another plan: {_difference(found, plan, out, manifest)}")
     return found
+
+
+def find(place: str) -> Plan:
+    """The plan at a bucket's prefix or in a folder. Raises CannotGoOn."""
+    if not is_url(place) and not Path(place).is_dir():
+        raise CannotGoOn(f"{place}: no such folder; `chestct score plan IN {place}` makes it")
+    return load(Store(place))
 
 
 def load(out: Store) -> Plan:

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Literal, TextIO
 
-from archive.buckets import Object
 from archive.models import Model
 from archive.scoring import File, Scorer
 from archive.sources import read_local
-from archive.tables import Row
+from chestct.buckets import Object
+from chestct.tables import Row
 
 Form = Literal["table", "json", "csv"]
 

@@ -5,11 +5,11 @@ from typing import Final
 
 import numpy as np
 
-from archive import tables
 from archive.models import Model
-from archive.tables import NUMBER, TEXT, Row, Schema
+from chestct import tables
 from chestct.card import DISCLAIMER
 from chestct.prediction import Prediction, cancer_probability
+from chestct.tables import NUMBER, TEXT, Row, Schema
 
 FIRST: Final = {
     "file": TEXT,

@@ -13,18 +13,19 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from archive import models, rows, series, tables
-from archive.buckets import Object
-from archive.errors import CannotGoOn, FileError
+from archive import models, rows, series
 from archive.models import Model
 from archive.sources import read_local
-from archive.tables import RecordBatch, Row
+from chestct import tables
+from chestct.buckets import Object
 from chestct.engine import load
+from chestct.file_errors import CannotGoOn, FileError
 from chestct.guarded_decoding import GuardedProcessFailed, check_kind, decode_guarded, decode_if_cheap
 from chestct.image import Picture
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import decide
 from chestct.reader_process import ReaderProcess
+from chestct.tables import RecordBatch, Row
 
 READ_AHEAD: Final = 8
 """Files that are read before their turn, so that a bucket's latency does not count. Each has 20 MiB at most."""

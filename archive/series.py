@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from archive.tables import COUNT, NUMBER, TEXT, Row
 from chestct.card import DISCLAIMER
 from chestct.dicom_format import is_dicom, read_elements
 from chestct.invalid_image import InvalidImage
+from chestct.tables import COUNT, NUMBER, TEXT, Row
 
 NOTE: Final = f"A summary of single slices, and no diagnosis. {DISCLAIMER}"
 COLUMNS: Final = {

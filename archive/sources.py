@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
-from archive.buckets import Object, Store, changed, first_line, is_url, missing, too_large
-from archive.errors import CannotGoOn, FileError
 from archive.zips import Zip
+from chestct.buckets import Object, Store, changed, first_line, is_url, missing, too_large
+from chestct.file_errors import CannotGoOn, FileError
 
 MOST_BYTES: Final = 20 * 1024 * 1024
 """Most bytes of a file, by default those of a request to the service."""

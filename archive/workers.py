@@ -12,14 +12,15 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Final, NamedTuple
 
-from archive import plans, tables
-from archive.buckets import Store
-from archive.errors import CannotGoOn
+from archive import plans
 from archive.models import Model
 from archive.plans import Part, Plan
 from archive.progress import Progress
 from archive.scoring import File, Scorer
 from archive.sources import Source, open_source
+from chestct import tables
+from chestct.buckets import Store
+from chestct.file_errors import CannotGoOn
 from chestct.processes import die_with_parent
 
 _QUEUED: Final = 2

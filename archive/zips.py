@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
-from archive.buckets import Object, changed, missing, too_large
-from archive.errors import CannotGoOn, FileError
+from chestct.buckets import Object, changed, missing, too_large
+from chestct.file_errors import CannotGoOn, FileError
 
 
 class Zip:

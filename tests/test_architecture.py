@@ -54,8 +54,8 @@ HTTP = (
 RPC = ("connections", "errors", "health", "interceptor", "message_reader", "server")
 DICOM = ("capture", "concepts", "objects", "receive", "report", "returned", "send", "slices")
 OWNERS = {
-    "arro3": {"archive/tables.py"},
-    "obstore": {"archive/buckets.py"},
+    "arro3": {"chestct/tables.py"},
+    "obstore": {"chestct/buckets.py"},
     "bentoml": {"chestct/store.py", "service.py", "serving/supervision/supervisor.py"},
     "circus": {"serving/supervision/supervisor.py"},
     "openvino": {"chestct/engine.py"},

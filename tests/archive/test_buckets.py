@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from archive import checks, plans
-from archive.buckets import Object, Store
-from archive.errors import CannotGoOn, FileError
 from archive.models import Model
 from archive.sources import MOST_BYTES, find_source
+from chestct.buckets import Object, Store
+from chestct.file_errors import CannotGoOn, FileError
 from tests.archive.kinds import png_of
 from tests.server import ROOT
 from tests.waiting import wait_until

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from archive import checks, plans, rows, series, tables
-from archive.buckets import Store
-from archive.errors import CannotGoOn
+from archive import checks, plans, rows, series
 from archive.models import Model
 from archive.plans import Plan
 from archive.scoring import File, Scorer
 from archive.sources import find_source
-from archive.tables import Row
+from chestct import tables
+from chestct.buckets import Store
 from chestct.card import DISCLAIMER
+from chestct.file_errors import CannotGoOn
+from chestct.tables import Row
 from tests.archive.conftest import Fill
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from archive import models
-from archive.errors import CannotGoOn
 from archive.models import Model
 from chestct import store
+from chestct.file_errors import CannotGoOn
 
 
 def test_a_folder_is_a_model(model: Model) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from archive import plans
-from archive.buckets import Store
-from archive.errors import CannotGoOn
 from archive.models import Model
 from archive.plans import Plan
 from archive.sources import find_source
+from chestct.buckets import Store
+from chestct.file_errors import CannotGoOn
 from tests.archive.conftest import Fill
 
 
@@ -94,7 +94,7 @@ def test_no_files_and_no_plan_are_refused(tmp_path: Path, model: Model) -> None:
     with pytest.raises(CannotGoOn, match="has no plan; `chestct score plan IN"):
         plans.load(Store(str(tmp_path)))
     with pytest.raises(CannotGoOn, match="no such folder; `chestct score plan IN"):
-        Store(str(tmp_path / "absent"))
+        plans.find(str(tmp_path / "absent"))
 
 
 def test_a_table_among_its_files_is_refused(folder: Path) -> None:

@@ -7,15 +7,15 @@ import httpx
 import pyarrow
 import pytest
 
-from archive import models, scoring, tables
+from archive import models, scoring
 from archive.models import Model
 from archive.scoring import File, Scorer
-from archive.tables import Row
-from chestct import reader_process
+from chestct import reader_process, tables
 from chestct.card import DISCLAIMER, ModelCard
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
 from chestct.store import CARD, GRAPH
+from chestct.tables import Row
 from serving.inference.classifier import Classifier, load_engine
 from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord

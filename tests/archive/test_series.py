@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from archive import series
-from archive.tables import Row
 from chestct.card import DISCLAIMER
+from chestct.tables import Row
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 

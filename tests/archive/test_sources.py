@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from archive.buckets import Object
-from archive.errors import CannotGoOn, FileError
 from archive.sources import MOST_BYTES, Source, find_source, open_source, read_local
+from chestct.buckets import Object
+from chestct.file_errors import CannotGoOn, FileError
 
 needs_user = pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 

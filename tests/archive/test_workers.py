@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from archive import checks, plans, rows, tables
-from archive.buckets import Store
+from archive import checks, plans, rows
 from archive.models import Model
 from archive.sources import find_source
+from chestct import tables
+from chestct.buckets import Store
 from tests.archive.conftest import Fill
 from tests.server import ROOT
 from tests.waiting import wait_until

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from archive.buckets import Object
-from archive.errors import CannotGoOn, FileError
 from archive.sources import MOST_BYTES, find_source
+from chestct.buckets import Object
+from chestct.file_errors import CannotGoOn, FileError
 
 
 def make_zip(path: Path, *entries: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:

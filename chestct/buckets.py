@@ -11,7 +11,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from archive.errors import CannotGoOn, FileError
+from chestct.file_errors import CannotGoOn, FileError
 
 SCHEMES: Final = ("s3://", "gs://", "az://")
 
@@ -30,7 +30,7 @@ class Store:
         """`place` is a URL of SCHEMES or a local folder, which `make` creates if it is not there."""
         self.place: Final = place
         if not make and not is_url(place) and not Path(place).is_dir():
-            raise CannotGoOn(f"{place}: no such folder; `chestct score plan IN {place}` makes it")
+            raise CannotGoOn(f"{place}: no such folder")
         try:
             self._store: ObjectStore = from_url(place) if is_url(place) else LocalStore(Path(place), mkdir=make)
         except (BaseError, OSError, ValueError) as error:

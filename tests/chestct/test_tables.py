@@ -3,8 +3,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from archive import tables
-from archive.tables import COUNT, NUMBER, TEXT, Unreadable
+from chestct import tables
+from chestct.tables import COUNT, NUMBER, TEXT, Unreadable
 
 SCHEMA = tables.schema({"text": TEXT, "number": NUMBER, "count": COUNT}, {"note": "words"})
 ROWS = [{"text": "größe", "number": 0.5, "count": 3}, {"text": "b"}, {"count": 2**40}]

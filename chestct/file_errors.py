@@ -1,12 +1,12 @@
-"""The two kinds of errors: one ends the command, the other is a row of the table."""
+"""The two kinds of errors of files and buckets: one stops the work, the other concerns one file."""
 
 
 class CannotGoOn(Exception):
-    """The command ends. The message is one line that says what to do."""
+    """The work can't go on, because a place can't be read or written. The message is one line that says what to do."""
 
 
 class FileError(Exception):
-    """One file can't be scored. Its row has the code and the message.
+    """One file can't be read or scored. It has a code and a message.
 
     `code` is `file_missing`, `file_unreadable`, `file_changed`, `file_too_large` or `reader_failed`, or one of
     chestct.invalid_image.InvalidImage.
