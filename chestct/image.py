@@ -48,6 +48,10 @@ _LIGHT_CORNERS: Final = 3
 """If fewer corners are light, the picture is not inverted: air surrounds the body."""
 _NO_NEGATIVE: Final = (np.zeros((LAYOUT, LAYOUT)), 0)
 _RING: Final = np.flatnonzero(np.pad(np.zeros((_SIDE - 16, _SIDE - 16), bool), 8, constant_values=True))
+_BLOCK: Final = 8
+"""Pixels of a side of JPEG's blocks."""
+_MIDDLE: Final = 128
+"""Pixels of a side of the part that blockiness is measured on."""
 _BLACK: Final = 16
 _BAND: Final = 4
 """Grey levels that count as one in flat areas, because JPEG shifts levels a little."""
@@ -72,6 +76,9 @@ class Facts(NamedTuple):
     """Grey level of the lung, or of air if there is no lung."""
     tissue: float
     """Grey level of the soft tissue."""
+    blockiness: float
+    """Mean step between neighbours at every eighth column, by that elsewhere, in the picture's middle. JPEG raises it.
+    """
     layout: NDArray[np.float64]
     """[LAYOUT, LAYOUT], mean grey levels of the parts of the standard picture."""
     negative: NDArray[np.float64]
@@ -203,6 +210,7 @@ def _measure(
         body=(right - left) * (bottom - top),
         air=float(body.air),
         tissue=float(body.tissue),
+        blockiness=_blockiness(grey),
         layout=_layout(pixels),
         negative=negative,
         negative_bodies=negative_bodies,
@@ -213,6 +221,19 @@ def _layout(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean grey levels of the parts of a standard picture [height, width]."""
     parts = _sample(Image.fromarray(pixels), _SIDE).reshape(LAYOUT, _SIDE // LAYOUT, LAYOUT, _SIDE // LAYOUT)
     return np.asarray(parts.mean(axis=(1, 3)))
+
+
+def _blockiness(grey: Image.Image) -> float:
+    """Facts.blockiness; 1 if the picture is too narrow for a block's edge, or has no step elsewhere."""
+    left, top = (max(0, (side - _MIDDLE) // 2 // _BLOCK * _BLOCK) for side in grey.size)
+    right, bottom = min(left + _MIDDLE, grey.width - 1), min(top + _MIDDLE, grey.height)
+    middle, shifted = (grey.crop((left + by, top, right + by, bottom)) for by in (0, 1))
+    steps = np.asarray(ImageChops.difference(middle, shifted)).sum(axis=0, dtype=np.uint32)
+    at_edges = steps[_BLOCK - 1 :: _BLOCK]
+    elsewhere = steps.sum() - at_edges.sum()
+    if not len(at_edges) or not elsewhere:
+        return 1.0
+    return float(at_edges.mean() / (elsewhere / (len(steps) - len(at_edges))))
 
 
 def _measure_negative(grey: Image.Image, spec: InputSpec) -> tuple[NDArray[np.float64], int]:

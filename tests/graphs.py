@@ -111,6 +111,7 @@ def plain_facts(**changes: Any) -> Facts:
         body=0.6,
         air=20.0,
         tissue=110.0,
+        blockiness=1.0,
         layout=np.zeros((LAYOUT, LAYOUT)),
         negative=np.zeros((LAYOUT, LAYOUT)),
         negative_bodies=0,

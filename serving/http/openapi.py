@@ -146,6 +146,7 @@ def _example(card: ModelCard, tag: str) -> Prediction:
         body=0.6,
         air=float(AIR),
         tissue=float(TISSUE),
+        blockiness=1.0,
         layout=layout,
         negative=np.zeros_like(layout),
         negative_bodies=0,

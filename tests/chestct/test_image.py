@@ -3,6 +3,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from chestct import image
@@ -273,3 +274,24 @@ def test_the_negative_of_a_picture_with_light_corners_is_measured() -> None:
     assert np.array_equal(negative.negative, upright.layout)
     assert (upright.negative_bodies, negative.negative_bodies) == (0, 1)
     assert not np.array_equal(negative.layout, upright.layout)
+
+
+def blockiness(levels: NDArray[np.uint8]) -> float:
+    return decode(encoded(Image.fromarray(levels)), SPEC).facts.blockiness
+
+
+def test_blockiness_is_the_step_at_every_eighth_column_by_that_elsewhere() -> None:
+    steps = np.full(160, 2)
+    steps[8::8] = 5  # between columns 7 and 8, 15 and 16, ...
+    levels = np.cumsum(steps * np.where(np.arange(160) % 16 < 8, 1, -1)) + 60
+    assert blockiness(np.tile(levels.astype(np.uint8), (96, 1))) == pytest.approx(2.5)
+    assert blockiness(np.full((96, 96), 7, np.uint8)) == 1
+    assert blockiness(np.arange(8, dtype=np.uint8).reshape(1, 8).repeat(9, axis=0)) == 1
+
+
+def test_jpeg_makes_a_noisy_picture_blocky() -> None:
+    noisy = (np.linspace(40, 200, 160) + np.random.default_rng(0).normal(0, 6, (96, 160))).astype(np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(noisy).save(buffer, "JPEG", quality=50)
+    assert blockiness(noisy) == pytest.approx(1, abs=0.1)
+    assert decode(buffer.getvalue(), SPEC).facts.blockiness > 1.2
