@@ -21,6 +21,10 @@ _SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT)|^CHESTCT_PORT")
 """Variables that Kubernetes sets for a Service of this name. They are no settings."""
 
 
+MOST_THREADS_ALONE: Final = 4
+"""Default of `engine_threads_alone` at most: more threads gain little on small convolutions."""
+
+
 class SettingsError(ValueError):
     """A CHESTCT_ variable is unknown or has an invalid value. The message names it."""
 
@@ -28,6 +32,11 @@ class SettingsError(ValueError):
 def _cores_per_worker(settings: dict[str, Any]) -> int:
     workers: int = settings.get("workers", 1)
     return max(1, usable_cores() // workers)
+
+
+def _threads_of_all_workers(settings: dict[str, Any]) -> int:
+    threads: int = settings.get("workers", 1) * settings.get("engine_threads", 1)
+    return min(MOST_THREADS_ALONE, threads)
 
 
 class Settings(BaseSettings):
@@ -47,6 +56,13 @@ class Settings(BaseSettings):
         default_factory=_cores_per_worker, json_schema_extra={"default": "usable cores / workers"}
     )
     """CPU threads for one inference, per worker."""
+    engine_threads_alone: Annotated[int, Field(ge=1, le=256)] = Field(
+        default_factory=_threads_of_all_workers,
+        json_schema_extra={"default": f"ENGINE_THREADS of all workers, at most {MOST_THREADS_ALONE}"},
+    )
+    """CPU threads for an image while no worker has another one. It is then answered sooner.
+
+    With no more than ENGINE_THREADS there is no such engine. It costs about 45 MB a worker."""
     bfloat16: bool = True
     """Compute in bfloat16 if the model's card allows it and the CPU has instructions for it. It takes half the time.
 

@@ -87,6 +87,13 @@ class WorkerStates:
         """Publish whether the engine of this worker has nothing to do."""
         self._memory[self._first_idle + self.slot] = idle
 
+    def others_idle(self) -> bool:
+        """Whether the engines of all other living workers have nothing to do."""
+        idle = self._memory[self._first_idle :]
+        return all(
+            slot == self.slot or idle[slot] or not pid or not is_alive(pid) for slot, pid in enumerate(self._pids)
+        )
+
     def find_idle_worker(self, excluded: Container[int] = ()) -> int | None:
         """Slot of another living worker whose engine is idle and that is not `excluded`; None if there is none."""
         after_own = self._first_idle + self.slot + 1

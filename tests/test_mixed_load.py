@@ -313,6 +313,8 @@ class RecordingEngine:
         self.batches.append(pixels)
         return self._engine.infer(pixels)
 
+    infer_alone = infer
+
 
 def test_http_and_grpc_share_an_inference(tmp_path: Path) -> None:
     card = tiny_model(tmp_path)

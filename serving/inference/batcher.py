@@ -73,9 +73,21 @@ class Batcher:
     other workers with idle engines. Use it from one event loop.
     """
 
-    def __init__(self, infer: Callable[[NDArray[np.uint8]], Scores], *, largest_batch: int, queue_size: int) -> None:
-        """`infer` scores uint8 [N, height, width, 1], N up to `largest_batch`."""
+    def __init__(
+        self,
+        infer: Callable[[NDArray[np.uint8]], Scores],
+        infer_alone: Callable[[NDArray[np.uint8]], Scores] | None = None,
+        *,
+        largest_batch: int,
+        queue_size: int,
+    ) -> None:
+        """`infer` scores uint8 [N, height, width, 1], N up to `largest_batch`.
+
+        `infer_alone` scores one image while this worker has no other, and the other workers' engines are idle. It may
+        use their cores.
+        """
         self._infer = infer
+        self._infer_alone = infer_alone or infer
         self._largest_batch = largest_batch
         self._queue_size = queue_size
         self._queue: deque[_Item] = deque()
@@ -158,7 +170,7 @@ class Batcher:
         self._done.clear()
         self._publish_idle()
         try:
-            return await self._thread.run(self._run, pixels)
+            return await self._thread.run(self._run, pixels, self._infer)
         finally:
             self._in_engine -= 1
             self._start_batches()
@@ -167,7 +179,8 @@ class Batcher:
         self._start_scheduled = False
         if not self._in_engine and (batch := self._next_batch()):
             self._in_engine += 1
-            running = self._thread.run(self._run, [one.pixels for one in batch])
+            infer = self._infer_alone if self._is_alone(batch) else self._infer
+            running = self._thread.run(self._run, [one.pixels for one in batch], infer)
             self._finish_later(batch, running, here=True)
         while self._sharing and self._queue and not self._queue[0].only_here:
             worker = self._sharing.find_idle_worker()
@@ -180,6 +193,11 @@ class Batcher:
         self._publish_idle()
         if not (self._in_engine or self._in_peers or self._queue):
             self._done.set()
+
+    def _is_alone(self, batch: Sequence[_Item]) -> bool:
+        """Whether nothing but this batch of one image needs a core, as far as is known."""
+        others = len(batch) > 1 or self._queue or self.decoding or self._in_peers
+        return not others and (self._sharing is None or self._sharing.others_idle())
 
     def _publish_idle(self) -> None:
         if self._sharing:
@@ -198,10 +216,10 @@ class Batcher:
                 item.score.set_exception(TimeoutError("the deadline passed in the queue"))
         return batch
 
-    def _run(self, pixels: Sequence[Pixels]) -> list[Row]:
+    def _run(self, pixels: Sequence[Pixels], infer: Callable[[NDArray[np.uint8]], Scores]) -> list[Row]:
         self.busy_since = time.monotonic()
         try:
-            scores = self._infer(np.stack(pixels))
+            scores = infer(np.stack(pixels))
         finally:
             self.busy_since = math.inf
         return [row[1:] for row in zip(pixels, *scores, strict=True)]

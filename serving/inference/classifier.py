@@ -49,7 +49,9 @@ class Classifier:
         self.settings: Final = settings
         self._engine = engine
         self._largest_batch = min(settings.largest_batch, engine.largest_batch)
-        self._batcher = Batcher(engine.infer, largest_batch=self._largest_batch, queue_size=settings.queue_size)
+        self._batcher = Batcher(
+            engine.infer, engine.infer_alone, largest_batch=self._largest_batch, queue_size=settings.queue_size
+        )
         self._decoders = Threads(settings.decode_threads, "decode")
         self._reader = GuardedReader(card.input)
         # From 0, so that the first of a reason is seen as an increase.
@@ -146,6 +148,7 @@ class Classifier:
         for size in (size for size in self.settings.batch_sizes if size <= self._largest_batch):
             blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
             scores = await asyncio.to_thread(self._engine.infer, blank)
+        await asyncio.to_thread(self._engine.infer_alone, blank[:1])
         self._heatmap = scores.heatmaps.shape[1:]
         lineage = self.card.lineage
         metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
@@ -251,6 +254,7 @@ def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
         graph,
         card,
         threads=settings.engine_threads,
+        threads_alone=settings.engine_threads_alone,
         batch_sizes=settings.batch_sizes,
         bfloat16=settings.bfloat16,
     )

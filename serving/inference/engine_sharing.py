@@ -74,6 +74,10 @@ class EngineSharing:
         """Publish to the other workers whether this engine is idle."""
         self._states.set_idle(idle)
 
+    def others_idle(self) -> bool:
+        """Whether the engines of all other workers have nothing to do."""
+        return self._states.others_idle()
+
     def find_idle_worker(self) -> int | None:
         """A worker with an idle engine and no batch of this worker; None if there is none."""
         now = time.monotonic()

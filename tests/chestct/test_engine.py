@@ -60,6 +60,15 @@ def test_the_spatial_mean_of_a_heat_map_is_the_logit(engine):
     assert softmax == pytest.approx(scores.probabilities, abs=1e-5)
 
 
+@pytest.mark.parametrize("threads_alone", [0, 1, 2])
+def test_one_image_alone_gets_the_same_scores_with_any_number_of_threads(tmp_path, threads_alone):
+    graph = tiny_graph(tmp_path / "model.onnx")
+    engine = Engine(graph, threads=1, threads_alone=threads_alone, batch_sizes=(1, 2))
+    for pixels in (tiny_picture(1)[None], unfamiliar_picture()[None]):
+        for alone, usual in zip(engine.infer_alone(pixels), engine.infer(pixels), strict=True):
+            assert np.array_equal(alone, usual)
+
+
 def test_a_missing_graph_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
         Engine(tmp_path / "model.onnx")

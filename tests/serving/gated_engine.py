@@ -35,3 +35,5 @@ class GatedEngine:
             raise RuntimeError("secret of the engine")
         self.images += len(pixels)
         return self._engine.infer(pixels)
+
+    infer_alone = infer

@@ -28,6 +28,17 @@ def test_fewer_workers_get_the_cores_as_threads(monkeypatch: pytest.MonkeyPatch,
     assert Settings.read().engine_threads == 4
 
 
+@pytest.mark.parametrize(
+    ("workers", "threads", "alone"), [("1", "1", 1), ("2", "1", 2), ("3", "1", 3), ("2", "2", 4), ("32", "1", 4)]
+)
+def test_an_image_alone_gets_the_threads_of_all_workers_up_to_four(
+    monkeypatch: pytest.MonkeyPatch, workers: str, threads: str, alone: int
+) -> None:
+    monkeypatch.setenv("CHESTCT_WORKERS", workers)
+    monkeypatch.setenv("CHESTCT_ENGINE_THREADS", threads)
+    assert Settings.read().engine_threads_alone == alone
+
+
 def test_a_containers_cpu_limit_bounds_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))

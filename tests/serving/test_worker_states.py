@@ -56,6 +56,25 @@ def test_the_others_find_an_idle_worker_while_it_lives(file: Path) -> None:
     assert states[2].find_idle_worker() is None
 
 
+def test_a_worker_knows_whether_all_others_are_idle_while_the_dead_ones_do_not_count(file: Path) -> None:
+    states = [WorkerStates(3) for _ in range(3)]
+    for worker, state in enumerate(states, 1):
+        state.join(file, worker)
+    assert [state.others_idle() for state in states] == [False, False, False]
+    states[0].set_idle(True)
+    states[1].set_idle(True)
+    assert [state.others_idle() for state in states] == [False, False, True]
+    states[2].set_idle(True)
+    assert [state.others_idle() for state in states] == [True, True, True]
+    run_worker(file)
+    states[0].set_idle(False)
+    assert [state.others_idle() for state in states] == [True, False, False]
+
+
+def test_before_it_joins_a_worker_has_no_others() -> None:
+    assert WorkerStates(3).others_idle()
+
+
 def test_the_workers_see_why_the_supervisor_replaced_some(file: Path) -> None:
     supervisor, worker = WorkerStates(3), WorkerStates(3)
     supervisor.open(file)

@@ -94,6 +94,29 @@ def test_while_the_engine_is_busy_the_next_batch_grows_up_to_the_largest(gate: G
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
+def test_an_image_alone_may_use_all_cores_and_one_of_several_may_not(gate: Gate) -> None:
+    alone: list[int] = []
+
+    def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
+        alone.append(int(pixels[0, 0, 0, 0]))
+        return gate.infer(pixels)
+
+    async def run() -> None:
+        batcher = Batcher(gate.infer, infer_alone, largest_batch=2, queue_size=8)
+        await batcher.score(image(1))
+        await asyncio.gather(*await enqueue(batcher, 2, 3))
+        await asyncio.gather(*await enqueue(batcher, 4, 5, 6))  # 6 is the last of them, and no other is left
+        batcher.decoding = 1
+        await batcher.score(image(7))
+        batcher.decoding = 0
+        await batcher.lend([image(8)])
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == [[1], [2, 3], [4, 5], [6], [7], [8]]
+    assert alone == [1, 6]
+
+
 def test_under_load_each_image_gets_its_own_answer(gate: Gate) -> None:
     async def client(batcher: Batcher, level: int) -> bool:
         await asyncio.sleep(level % 7 / 1000)

@@ -228,6 +228,8 @@ def test_an_engine_that_fails_is_named_and_the_next_image_is_answered(model: tup
                 raise RuntimeError("out of memory")
             return model[0].infer(pixels)
 
+        infer_alone = infer
+
     flaky = Flaky()
 
     async def twice(classifier: Classifier) -> Prediction:

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 
+from chestct.engine import Scores
 from serving.inference import engine_sharing
 from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
 from serving.worker_states import WorkerStates
-from tests.serving.inference.test_batcher import Gate, enqueue, occupy
+from tests.serving.inference.test_batcher import Gate, enqueue, image, occupy
 
 SHAPE = (4, 4, 1)
 MAP = (4, 2, 2)
@@ -82,6 +83,27 @@ def test_waiting_images_are_computed_by_another_workers_idle_engine(tmp_path: Pa
 
     asyncio.run(run())
     assert REGISTRY.get_sample_value("chestct_borrowed_images_total") == before + 2
+
+
+def test_an_image_is_alone_only_if_the_other_engine_is_idle(tmp_path: Path) -> None:
+    async def run() -> list[int]:
+        alone: list[int] = []
+
+        def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
+            alone.append(int(pixels[0, 0, 0, 0]))
+            return one.gate.infer(pixels)
+
+        async with two(tmp_path) as (one, other):
+            one.batcher._infer_alone = infer_alone
+            await one.batcher.score(image(1))
+            first = await occupy(other.batcher, other.gate)
+            await one.batcher.score(image(2))
+            other.gate.open.set()
+            await first
+            await one.batcher.score(image(3))
+            return alone
+
+    assert asyncio.run(run()) == [1, 3]
 
 
 def test_borrowed_scores_are_exact(tmp_path: Path) -> None:
