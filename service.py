@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 from bentoml.exceptions import BentoMLException
@@ -29,6 +29,10 @@ from serving.settings import Settings, SettingsError
 from serving.supervision import heartbeat
 from serving.telemetry import log, metrics
 from serving.worker_states import WorkerStates
+
+if TYPE_CHECKING:  # imported only if it is turned on
+    from chestct.card import ModelCard
+    from serving.inference_log.writer import InferenceLog
 
 try:
     SETTINGS = Settings.read()
@@ -140,7 +144,7 @@ class ChestCT:
         stored = _find()
         card = stored.read_card()
         engine = load_engine(stored.graph, card, SETTINGS)
-        self.classifier = Classifier(engine, card, stored.tag, SETTINGS)
+        self.classifier = Classifier(engine, card, stored.tag, SETTINGS, _open_log(card))
         await self.classifier.warm_up()
         self.heartbeat = heartbeat.Heartbeat(
             STATES, lambda: self.classifier.busy_since, SETTINGS.hang_seconds, self._follow_workers
@@ -206,6 +210,15 @@ class ChestCT:
 
     async def __is_ready__(self) -> bool:
         return app.state.classifier is not None and self.classifier.ready
+
+
+def _open_log(card: "ModelCard") -> "InferenceLog | None":
+    """The inference log, if CHESTCT_INFERENCE_LOG names a place for it."""
+    if SETTINGS.inference_log is None:
+        return None
+    from serving.inference_log.writer import InferenceLog
+
+    return InferenceLog(SETTINGS.inference_log, card, SETTINGS)
 
 
 def _describe_process() -> dict[str, str | int]:

@@ -17,6 +17,7 @@ from archive import models, rows, series
 from archive.models import Model
 from archive.sources import read_local
 from chestct import tables
+from chestct.answer_columns import of_answer
 from chestct.buckets import Object
 from chestct.engine import load
 from chestct.file_errors import CannotGoOn, FileError
@@ -105,7 +106,7 @@ class Scorer:
             request_id="",
             model=self.model.tag,
         )
-        return rows.of_answer(self.model, answer)
+        return of_answer(self.model.card, answer)
 
 
 def score(batches: Iterable[object], model: str | None = None) -> Iterator[RecordBatch]:

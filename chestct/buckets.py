@@ -4,6 +4,7 @@ Addresses and keys come from the environment, such as AWS_ENDPOINT_URL and AWS_A
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,13 +27,21 @@ class Object(NamedTuple):
 class Store:
     """The objects below a bucket's prefix or a local folder. Raises CannotGoOn if the store fails."""
 
-    def __init__(self, place: str, *, make: bool = False) -> None:
-        """`place` is a URL of SCHEMES or a local folder, which `make` creates if it is not there."""
+    def __init__(self, place: str, *, make: bool = False, retry_for: timedelta | None = None) -> None:
+        """`place` is a URL of SCHEMES or a local folder, which `make` creates if it is not there.
+
+        `retry_for` is the time in which a request to a bucket is tried again if it fails, three minutes by default.
+        """
         self.place: Final = place
         if not make and not is_url(place) and not Path(place).is_dir():
             raise CannotGoOn(f"{place}: no such folder")
         try:
-            self._store: ObjectStore = from_url(place) if is_url(place) else LocalStore(Path(place), mkdir=make)
+            if is_url(place):
+                self._store: ObjectStore = from_url(
+                    place, retry_config={"retry_timeout": retry_for} if retry_for else None
+                )
+            else:
+                self._store = LocalStore(Path(place), mkdir=make)
         except (BaseError, OSError, ValueError) as error:
             raise CannotGoOn(f"{place}: {first_line(error)}") from error
 

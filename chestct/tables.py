@@ -5,7 +5,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
-from arro3.core import Array, DataType, Field, RecordBatchReader
+from arro3.core import Array, Field, RecordBatchReader
+from arro3.core import DataType as DataType
 from arro3.core import RecordBatch as RecordBatch
 from arro3.core import Schema as Schema
 from arro3.io import read_parquet, write_parquet
@@ -14,6 +15,8 @@ TEXT: Final = DataType.utf8()
 BYTES: Final = DataType.binary()
 NUMBER: Final = DataType.float64()
 COUNT: Final = DataType.int64()
+TIME: Final = DataType.timestamp("us", tz="UTC")
+"""In rows, whole microseconds since 1970."""
 
 _COMPRESSION: Final = "zstd(3)"
 
@@ -33,7 +36,7 @@ def schema(columns: Mapping[str, DataType], metadata: Mapping[str, str] | None =
 def to_batch(rows: Sequence[Row], schema: Schema) -> RecordBatch:
     """A record batch of rows. A column that a row lacks is null."""
     fields = (schema.field(name) for name in schema.names)
-    arrays = [Array([row.get(field.name) for row in rows], field.type) for field in fields]
+    arrays = [_array([row.get(field.name) for row in rows], field.type) for field in fields]
     return RecordBatch.from_arrays(arrays, schema=schema)
 
 
@@ -61,6 +64,10 @@ def read(file: Path | bytes, batch_size: int) -> Iterator[list[Row]]:
     batches = _try(lambda: read_parquet(opened, batch_size=batch_size))
     while (batch := _try(lambda: next(batches, None))) is not None:
         yield to_rows(batch)
+
+
+def _array(values: Sequence[Any], kind: DataType) -> Array:
+    return Array(values, COUNT).cast(kind) if kind == TIME else Array(values, kind)
 
 
 def _try(step: Callable[[], T]) -> T:

@@ -117,6 +117,15 @@ class Settings(BaseSettings):
     """Where BentoML's own routes answer, /classify and /schema.json, in the same way."""
     samples: DirectoryPath | None = None
     """Folder of pictures (.png, .jpg, .dcm) that the page offers beside its drawn ones."""
+    inference_log: Annotated[str, Field(min_length=1)] | None = None
+    """Folder or bucket (s3://, gs:// or az://) of a log with a row for each prediction, in Parquet files. Off if unset.
+
+    It holds scores and the image's SHA-256, but no pixels, file names or headers."""
+    inference_log_seconds: Annotated[float, Field(ge=1, le=3600)] = 60
+    """Most seconds that a row of this log waits for its file. A worker that is killed loses these rows."""
+    inference_log_rows: Annotated[int, Field(ge=2, le=1_000_000)] = 10_000
+    """Most rows of this log in memory, per worker, of some 2 KB each. While more wait, new ones are dropped and
+    counted."""
     private_host: Annotated[str, Field(min_length=1)] = "0.0.0.0"
     """Address of the private port."""
     private_port: Annotated[int, Field(ge=1, le=65535)] = 3002

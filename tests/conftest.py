@@ -1,13 +1,19 @@
 """Fixtures and the order of the tests."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
-from tests.server import Server, environment, import_tiny_model, serve
+from tests.server import ROOT, Server, environment, import_tiny_model, serve
+from tests.waiting import wait_until
+
+MOTO = ROOT / ".venv-s3" / "bin" / "moto_server"
+"""An S3 server in Python, in an environment of its own."""
 
 SLOWEST = (
     "test_end_to_end.py", "test_dvc.py", "test_backbones.py", "test_page.py", "test_store.py", "test_report.py",
@@ -51,3 +57,31 @@ def tiny_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_tiny_model(home)
     for name, value in environment(home).items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a client of a real S3 server on this machine. The server has the bucket `scans`."""
+    if not MOTO.exists():
+        pytest.skip("no moto here; make .venv-s3/.s3")
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("w") as stream, subprocess.Popen([MOTO, "--port", "0"], stdout=stream, stderr=stream) as server:
+        wait_until(lambda: "Running on" in log.read_text(), "moto listens")
+        url = log.read_text().partition("Running on ")[2].split()[0]
+        httpx.put(f"{url}/scans").raise_for_status()
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        server.terminate()
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A place of this test alone."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://scans/{request.node.name}"

@@ -28,6 +28,7 @@ LAYERS = [
     {"serving.http", "serving.rpc", "serving.supervision", "serving.shutdown", "serving.release"},
     {"serving.open_inference"},
     {"serving.inference"},
+    {"serving.inference_log"},
     {"serving.telemetry"},
     {"serving.memory_budget", "serving.tensors", "serving.worker_states"},
     {"serving.api_keys", "serving.run_folder", "serving.settings", "serving.unavailable"},

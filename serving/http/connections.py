@@ -235,7 +235,7 @@ class BoundedConnection(ClosingConnection):
         path = ""
         record = RequestRecord(choose_id(), route=UNKNOWN_ROUTE, outcome=error.code)
         if self._stage is not Stage.BODY:
-            record.finish("http", str(error.status.value), {})
+            record.finish(str(error.status.value), {})
         elif self._busy:  # its app finishes the record
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -98,7 +98,7 @@ class RequestRecording:
             if status >= HTTPStatus.BAD_REQUEST and record.outcome == "answered":
                 record.outcome = code_of(status)
             record.route = record.route or _route_name(scope)
-            record.finish("http", str(int(status)), headers, scope)
+            record.finish(str(int(status)), headers, scope)
 
 
 def _route_name(scope: Scope) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,18 @@ from serving.worker_states import WorkerStates
 
 if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this module too
     from chestct.engine import Engine
+    from serving.inference_log.writer import InferenceLog
 
 T = TypeVar("T")
+
+
+class _Decoded(NamedTuple):
+    picture: Picture
+    seconds: float
+    """Time of decoding."""
+    sha256: str | None
+    """Of the file, if it is logged."""
+
 
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed | ReaderFailed
 
@@ -43,7 +54,10 @@ Outcome = Prediction | InvalidImage | Overloaded | EngineFailed | ReaderFailed
 class Classifier:
     """Answers with one model. All protocols share its queue and its engine. Use it from one event loop."""
 
-    def __init__(self, engine: Engine, card: ModelCard, tag: str, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, card: ModelCard, tag: str, settings: Settings, log: InferenceLog | None = None
+    ) -> None:
+        """`log` gets a row for each prediction, and is closed with this."""
         self.card: Final = card
         self.tag: Final = tag
         self.settings: Final = settings
@@ -53,7 +67,8 @@ class Classifier:
             engine.infer, engine.infer_alone, largest_batch=self._largest_batch, queue_size=settings.queue_size
         )
         self._decoders = Threads(settings.decode_threads, "decode")
-        self._reader = GuardedReader(card.input)
+        self._log = log
+        self._reader = GuardedReader(card.input, hashing=log is not None)
         # From 0, so that the first of a reason is seen as an increase.
         self._reasons = {rule.name: metrics.REASONS.labels(rule.decision, rule.name) for rule in RULES}
         self._sharing: EngineSharing | None = None
@@ -92,24 +107,27 @@ class Classifier:
             raise Closed("the model is loading or the service is stopping")
         self._batcher.check_room(deadline)
 
-    async def classify(self, data: bytes, record: RequestRecord, *, explain: bool = False) -> Prediction:
+    async def classify(
+        self, data: bytes, record: RequestRecord, *, explain: bool = False, place: int = 0
+    ) -> Prediction:
         """Classify one encoded image.
 
-        `explain` adds the heat maps and the preview. Raises InvalidImage, Overloaded, Closed, EngineFailed, and
-        TimeoutError if the deadline passes before the engine takes the image.
+        `explain` adds the heat maps and the preview. `place` is the image's in its request, for the log. Raises
+        InvalidImage, Overloaded, Closed, EngineFailed, and TimeoutError if the deadline passes before the engine takes
+        the image.
         """
         self._batcher.check_room(record.deadline)
         decoded = None if is_dicom(data) else await self._decode(data)
         if decoded:
-            picture, seconds = decoded
+            picture, seconds, sha256 = decoded
         else:
             # The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
             with metrics.QUEUE_DEPTH.track_inprogress():
-                picture, waited, seconds = await self._reader.read(data, record)
+                picture, waited, seconds, sha256 = await self._reader.read(data, record)
             record.queue_seconds += waited
         metrics.DECODE_SECONDS.observe(seconds)
         record.decode_seconds += seconds
-        return await self._answer(picture.pixels, picture.facts, record, explain=explain)
+        return await self._answer(picture.pixels, picture.facts, record, explain=explain, place=place, sha256=sha256)
 
     async def classify_many(
         self, images: Sequence[bytes], record: RequestRecord, *, explain: bool = False
@@ -119,13 +137,13 @@ class Classifier:
         A long list takes only a part of the queue at a time, which leaves room for other requests.
         """
 
-        async def outcome(data: bytes) -> Outcome:
+        async def outcome(place: int, data: bytes) -> Outcome:
             try:
-                return await self.classify(data, record, explain=explain)
+                return await self.classify(data, record, explain=explain, place=place)
             except (InvalidImage, Overloaded, EngineFailed, ReaderFailed) as error:
                 return error
 
-        return await self._run_some_at_a_time([partial(outcome, data) for data in images])
+        return await self._run_some_at_a_time([partial(outcome, place, data) for place, data in enumerate(images)])
 
     async def classify_pixels(
         self, pixels: NDArray[np.uint8], record: RequestRecord, *, explain: bool = False
@@ -139,8 +157,12 @@ class Classifier:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != expected:
             wanted = ", ".join(map(str, expected))
             raise ValueError(f"expected pixels uint8 [N, {wanted}], got {pixels.dtype} {list(pixels.shape)}")
-        answer = partial(self._answer, facts=None, record=record, explain=explain)
-        return await self._run_some_at_a_time([partial(answer, row) for row in pixels])
+
+        async def answer(place: int, image: NDArray[np.uint8]) -> Prediction:
+            sha256 = await self._decoders.run(lambda: hashlib.sha256(image.data).hexdigest()) if self._log else None
+            return await self._answer(image, None, record, explain=explain, place=place, sha256=sha256)
+
+        return await self._run_some_at_a_time([partial(answer, place, image) for place, image in enumerate(pixels)])
 
     async def warm_up(self) -> None:
         """Run each compiled batch size once, so that the first request is as fast as later ones."""
@@ -182,9 +204,11 @@ class Classifier:
             await self._sharing.stop()
         await asyncio.to_thread(self._decoders.close)
         await self._reader.close()
+        if self._log:
+            await asyncio.to_thread(self._log.close)
 
-    async def _decode(self, data: bytes) -> tuple[Picture, float] | None:
-        """Decode a cheap PNG or JPEG. Returns the picture and the seconds; None if the guarded process must decode it.
+    async def _decode(self, data: bytes) -> _Decoded | None:
+        """Decode a cheap PNG or JPEG. Returns None if the guarded process must decode it.
 
         The image has a place in the queue meanwhile. Raises InvalidImage.
         """
@@ -192,12 +216,19 @@ class Classifier:
         self._batcher.decoding += 1
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
-                return await self._decoders.run(_decode_if_cheap, data, self.card.input)
+                return await self._decoders.run(_decode_if_cheap, data, self.card.input, self._log is not None)
         finally:
             self._batcher.decoding -= 1
 
     async def _answer(
-        self, pixels: NDArray[np.uint8], facts: Facts | None, record: RequestRecord, *, explain: bool
+        self,
+        pixels: NDArray[np.uint8],
+        facts: Facts | None,
+        record: RequestRecord,
+        *,
+        explain: bool,
+        place: int,
+        sha256: str | None,
     ) -> Prediction:
         with metrics.QUEUE_DEPTH.track_inprogress():
             # A decoded image was admitted before. To refuse it now would waste the work.
@@ -225,6 +256,8 @@ class Classifier:
         metrics.OOD_SCORE.observe(prediction.ood_score / self.card.thresholds.ood_limit)
         if prediction.confidence is not None:
             metrics.CONFIDENCE.observe(prediction.confidence)
+        if self._log and sha256:
+            self._log.note(record, place, sha256, facts, prediction)
         return prediction
 
     async def _run_some_at_a_time(self, calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
@@ -260,8 +293,9 @@ def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
     )
 
 
-def _decode_if_cheap(data: bytes, spec: InputSpec) -> tuple[Picture, float] | None:
-    """The picture and the seconds to decode it; None if only the guarded process may decode it."""
+def _decode_if_cheap(data: bytes, spec: InputSpec, hashing: bool) -> _Decoded | None:
+    """The decoded file; None if only the guarded process may decode it."""
     started = time.perf_counter()
     picture = decode_if_cheap(data, spec)
-    return picture and (picture, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return picture and _Decoded(picture, seconds, hashlib.sha256(data).hexdigest() if hashing else None)

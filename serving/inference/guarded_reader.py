@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,13 +31,17 @@ class Reading(NamedTuple):
     """Seconds before decoding."""
     seconds: float
     """Seconds of decoding."""
+    sha256: str | None
+    """Of the file, if the reader hashes."""
 
 
 class GuardedReader:
     """Decodes one file at a time in the guarded process, which starts with the first. Use it from one event loop."""
 
-    def __init__(self, spec: InputSpec) -> None:
+    def __init__(self, spec: InputSpec, *, hashing: bool = False) -> None:
+        """`hashing`: also make the files' SHA-256."""
         self._spec = spec
+        self._hashing = hashing
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader", initializer=_block_signals)
         self._process = ReaderProcess()
         self._lock = FairLock(MOST_WAITING)
@@ -58,8 +63,8 @@ class GuardedReader:
                 loop.call_soon_threadsafe(self._lock.release)
 
         running.add_done_callback(release)  # also if the request was cancelled
-        picture = await asyncio.wrap_future(running)
-        return Reading(picture, began - arrived, time.monotonic() - began)
+        picture, sha256 = await asyncio.wrap_future(running)
+        return Reading(picture, began - arrived, time.monotonic() - began, sha256)
 
     async def close(self) -> None:
         """Refuse the waiting files, finish the current one, and end the process."""
@@ -67,11 +72,12 @@ class GuardedReader:
         await asyncio.to_thread(self._thread.shutdown)
         await asyncio.to_thread(self._process.stop)
 
-    def _read(self, data: bytes, deadline: float) -> Picture:
+    def _read(self, data: bytes, deadline: float) -> tuple[Picture, str | None]:
         try:
-            return decode_guarded(self._process, data, self._spec, deadline, _count_restart)
+            picture = decode_guarded(self._process, data, self._spec, deadline, _count_restart)
         except GuardedProcessFailed as failed:
             raise ReaderFailed(f"{failed}: send it again") from None
+        return picture, hashlib.sha256(data).hexdigest() if self._hashing else None
 
 
 def _count_restart(cause: Cause) -> None:

@@ -99,7 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def answer(_: Any, context: Context) -> Any:
             metadata = dict(context.invocation_metadata() or ())
-            record = RequestRecord(choose_id(metadata.get(REQUEST_ID)), route=method, memory=memory)
+            record = RequestRecord(choose_id(metadata.get(REQUEST_ID)), protocol="grpc", route=method, memory=memory)
             left = context.time_remaining()
             record.set_deadline(math.inf if left is None else left, self._settings.request_timeout)
             RECORD.set(record)
@@ -125,7 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 _log.exception("request %s failed", record.request_id, extra={"request_id": record.request_id})
                 await abort(context, code, record.outcome, f"request {record.request_id} failed, see the log")
             finally:
-                record.finish("grpc", code.name, metadata)
+                record.finish(code.name, metadata)
             return response
 
         return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
@@ -194,12 +194,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._streams -= 1
 
     async def _refuse_unknown(self, _: Any, context: Context) -> NoReturn:
-        record = RequestRecord(choose_id(), route=UNKNOWN_ROUTE, outcome="unknown_method")
+        record = RequestRecord(choose_id(), protocol="grpc", route=UNKNOWN_ROUTE, outcome="unknown_method")
         try:
             message = f"expected a method of {SERVICE}, of the health or of reflection"
             await abort(context, StatusCode.UNIMPLEMENTED, record.outcome, message)
         finally:
-            record.finish("grpc", StatusCode.UNIMPLEMENTED.name, {})
+            record.finish(StatusCode.UNIMPLEMENTED.name, {})
 
     def _parser(self, name: str, handler: _Handler, layout: message_limits.Layout) -> Callable[[bytes], Any]:
         """The function that parses the bytes of a message. It raises InvalidRequest."""

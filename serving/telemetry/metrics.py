@@ -78,6 +78,11 @@ QUEUE_DEPTH: Final = Gauge(
 LOG_LINES_DROPPED: Final = Counter(
     "chestct_log_lines_dropped", "Log lines that were dropped because standard output was full."
 )
+LOG_ROWS: Final = Counter("chestct_inference_log_rows", "Rows of the inference log that were written.")
+LOG_ROWS_DROPPED: Final = Counter(
+    "chestct_inference_log_rows_dropped",
+    "Rows of the inference log that were dropped, because too many waited to be written or the service ended.",
+)
 BORROWED: Final = Counter("chestct_borrowed_images", "Images that the idle engine of another worker computed.")
 READER_RESTARTS: Final = Counter(
     "chestct_reader_restarts",

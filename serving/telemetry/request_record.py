@@ -42,6 +42,8 @@ class RequestRecord:
     client_deadline: bool = False
     """Whether the client chose the deadline, and the service's own limit is later."""
     started: float = field(default_factory=time.monotonic)
+    protocol: str = "http"
+    """`http` or `grpc`."""
     route: str = ""
     """The route's name in metrics and log, one of few."""
     outcome: str = "answered"
@@ -108,9 +110,7 @@ class RequestRecord:
         if self.work is not None:
             self.work.cancel()
 
-    def finish(
-        self, protocol: str, code: str, carrier: Mapping[str, Any], scope: Mapping[str, Any] | None = None
-    ) -> None:
+    def finish(self, code: str, carrier: Mapping[str, Any], scope: Mapping[str, Any] | None = None) -> None:
         """Count, trace and log the request, in one line of JSON with id, outcome and timings, but no content.
 
         `carrier` holds the request's headers or metadata; only tracing reads its own entries in it. `scope` is ASGI's,
@@ -119,8 +119,8 @@ class RequestRecord:
         self.memory.release(self)
         seconds = time.monotonic() - self.started
         excused = self.outcome == CLIENT_LATE
-        metrics.REQUESTS.labels(protocol, self.route, CLIENT_LATE if excused else code).inc()
-        metrics.REQUEST_SECONDS.labels(protocol, self.route).observe(seconds)
+        metrics.REQUESTS.labels(self.protocol, self.route, CLIENT_LATE if excused else code).inc()
+        metrics.REQUEST_SECONDS.labels(self.protocol, self.route).observe(seconds)
         if self.route in _FREQUENT and code == "200":
             return
         facts: dict[str, str | int | float] = {"request_id": self.request_id, "outcome": self.outcome}
@@ -130,10 +130,10 @@ class RequestRecord:
             facts["images"] = self.images
             for stage in ("decode", "queue", "infer"):
                 facts[f"{stage}_seconds"] = round(getattr(self, f"{stage}_seconds"), 6)
-        tracing.record(protocol, self.route, code, seconds, facts, carrier, scope, excused=excused)
+        tracing.record(self.protocol, self.route, code, seconds, facts, carrier, scope, excused=excused)
         if _log.isEnabledFor(logging.INFO):
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            where = {"protocol": protocol, "route": self.route, "code": code}
+            where = {"protocol": self.protocol, "route": self.route, "code": code}
             _log.info("%s", json.dumps({"time": now, **where, **facts, "total_seconds": round(seconds, 6)}))
 
 

@@ -1,11 +1,9 @@
-"""Buckets, with a real S3 server on this machine: moto's, from an environment of its own."""
+"""Buckets, with a real S3 server on this machine."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from archive import checks, plans
@@ -15,37 +13,6 @@ from chestct.buckets import Object, Store
 from chestct.file_errors import CannotGoOn, FileError
 from tests.archive.kinds import png_of
 from tests.server import ROOT
-from tests.waiting import wait_until
-
-MOTO = ROOT / ".venv-s3" / "bin" / "moto_server"
-
-pytestmark = pytest.mark.skipif(not MOTO.exists(), reason="no moto here; make .venv-s3/.s3")
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a client. The server has the bucket `scans`."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("w") as stream, subprocess.Popen([MOTO, "--port", "0"], stdout=stream, stderr=stream) as server:
-        wait_until(lambda: "Running on" in log.read_text(), "moto listens")
-        url = log.read_text().partition("Running on ")[2].split()[0]
-        httpx.put(f"{url}/scans").raise_for_status()
-        yield {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_ALLOW_HTTP": "true",
-            "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-        }
-        server.terminate()
-
-
-@pytest.fixture
-def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A place of this test alone."""
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    return f"s3://scans/{request.node.name}"
 
 
 def test_a_put_happens_once(bucket: str) -> None:

@@ -150,7 +150,7 @@ from serving.telemetry.request_record import RequestRecord
 log.make_writes_non_blocking()
 log.take_over()
 for number in range(9000):
-    RequestRecord("0" * 128, route="/v1/predict").finish("http", "200", {})
+    RequestRecord("0" * 128, route="/v1/predict").finish("200", {})
 warnings.warn("what was sent")
 thread = threading.Thread(target=int, args=("what was sent",))
 thread.start()

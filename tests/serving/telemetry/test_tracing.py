@@ -100,7 +100,7 @@ def test_unknown_methods_and_paths_are_not_span_names(spans: InMemorySpanExporte
 def test_only_failures_of_the_service_are_error_spans(
     spans: InMemorySpanExporter, protocol: str, code: str, outcome: str, failed: bool
 ) -> None:
-    RequestRecord("mine", route="/a/B", outcome=outcome).finish(protocol, code, SAMPLED)
+    RequestRecord("mine", protocol=protocol, route="/a/B", outcome=outcome).finish(code, SAMPLED)
     (span,) = spans.get_finished_spans()
     assert span.status.status_code is (StatusCode.ERROR if failed else StatusCode.UNSET)
     assert (span.attributes or {}).get("error.type") == (code if failed else None)
@@ -108,20 +108,20 @@ def test_only_failures_of_the_service_are_error_spans(
 
 def test_each_grpc_status_has_its_number(spans: InMemorySpanExporter) -> None:
     for status in grpc.StatusCode:
-        RequestRecord("mine", route="/a.B/C").finish("grpc", status.name, SAMPLED)
+        RequestRecord("mine", protocol="grpc", route="/a.B/C").finish(status.name, SAMPLED)
     found = [(span.attributes or {})["rpc.grpc.status_code"] for span in spans.get_finished_spans()]
     assert found == [status.value[0] for status in grpc.StatusCode]
 
 
 @pytest.mark.parametrize("carrier", [{}, NOT_SAMPLED, {"traceparent": "nonsense"}])
 def test_a_request_that_is_not_sampled_leaves_no_span(spans: InMemorySpanExporter, carrier: dict[str, str]) -> None:
-    RequestRecord("mine", route="/v1/predict").finish("http", "200", carrier)
+    RequestRecord("mine", route="/v1/predict").finish("200", carrier)
     assert spans.get_finished_spans() == ()
 
 
 def test_a_probe_that_succeeds_leaves_no_span(spans: InMemorySpanExporter) -> None:
     for code in ("200", "503"):
-        RequestRecord("mine", route="/readyz").finish("http", code, SAMPLED)
+        RequestRecord("mine", route="/readyz").finish(code, SAMPLED)
     assert [(span.attributes or {})["http.response.status_code"] for span in spans.get_finished_spans()] == [503]
 
 
