@@ -204,6 +204,27 @@ class ScoreCounts(Frozen):
     """Images in each bin, upper edge included: of `chest_ct`, out-of-fold, and of each kind in the card's `others`."""
 
 
+class FactReference(Frozen):
+    """One watched fact (chestct.watched) of train + valid."""
+
+    edges: tuple[float, ...]
+    """Upper edges of all bins but the last, ascending."""
+    shares: tuple[Probability, ...]
+    """Share of the images in each bin."""
+    clumping: Probability
+    """How much likelier two images of one scan share a bin than two of different scans: 0 not at all, 1 always."""
+
+
+class Reference(Frozen):
+    """The watched facts of train + valid, each image answered by a network that was not trained on it."""
+
+    images: int
+    same_scan: Probability
+    """Probability that two of the images are of one scan."""
+    facts: dict[str, FactReference]
+    """By the fact's name."""
+
+
 class Rounding(Frozen):
     """Cost of rounding the arithmetic, on images that the networks of the folds have not seen."""
 
@@ -289,6 +310,8 @@ class ModelCard(JsonFile):
     """Folders that the probe `chest_ct` was fitted on, beside the data set and `others`."""
     ood_scores: ScoreCounts | None = None
     """None in older cards."""
+    reference: Reference | None = None
+    """What `make drift` and the alerts compare with; None in older cards."""
     bfloat16: Rounding | None = None
     """Cost of bfloat16. If it is None, the engine computes in float32."""
     caveats: tuple[str, ...]

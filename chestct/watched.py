@@ -103,7 +103,7 @@ SCORES: Final[tuple[Watched[Scores], ...]] = (
         "confidence",
         "probability",
         "Probability of the most probable class, also if the label is withheld.",
-        (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99),
+        (0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99),
         lambda scores: float(scores.probabilities.max()),
     ),
 )

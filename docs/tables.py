@@ -61,11 +61,12 @@ def _settings(prefix: str, model: type[BaseModel]) -> str:
 
 def _metrics(module: ModuleType) -> str:
     rows = []
-    for metric in vars(module).values():
-        if isinstance(metric, MetricWrapperBase) and not metric._labelvalues:  # the public API names no labels
-            (family,) = metric.describe()
-            name = family.name + ("_total" if family.type == "counter" else "")
-            rows.append((f"`{name}`", family.type, ", ".join(metric._labelnames), family.documentation))
+    for value in vars(module).values():
+        for metric in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(metric, MetricWrapperBase) and not metric._labelvalues:  # the public API names no labels
+                (family,) = metric.describe()
+                name = family.name + ("_total" if family.type == "counter" else "")
+                rows.append((f"`{name}`", family.type, ", ".join(metric._labelnames), family.documentation))
     return _table(("metric", "type", "labels", "what it counts or measures"), rows)
 
 

@@ -17,7 +17,7 @@ from pipeline.core import paths, runner
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.images import input_facts
-from pipeline.judging import baselines, rejection, style_table
+from pipeline.judging import baselines, reference, rejection, style_table
 from pipeline.judging.calibration import (
     METHODS,
     Answers,
@@ -83,6 +83,7 @@ def evaluate(params: Params) -> None:
         styles=styles,
         others=rejection.count_rejected(trust, wanted.ood_score, calibration),
         ood_scores=rejection.count_scores(trust, wanted.ood_score, calibration.thresholds.ood_limit),
+        reference=reference.measure_reference(scored, calibration, scans),
     )
     paths.OUT_OF_FOLD_METRICS.parent.mkdir(parents=True, exist_ok=True)
     for path, numbers in ((paths.OUT_OF_FOLD_METRICS, summary), (paths.KEY_FIGURES, _key_figures(evaluation, styles))):

@@ -17,6 +17,7 @@ from tests.manifests import find, namespace, rendered
 MONITORING = HERE / "components/monitoring"
 PROBES = 'route!~"/livez|/readyz|/healthz|/metrics"'
 METRICS = [value for value in vars(metrics).values() if isinstance(value, MetricWrapperBase)]
+METRICS += metrics.WATCHED.values()
 
 
 def queries() -> dict[str, str]:

@@ -21,6 +21,7 @@ from chestct.card import (
     Metrics,
     ModelCard,
     OtherPictures,
+    Reference,
     Scaling,
     ScoreCounts,
     Thresholds,
@@ -55,6 +56,7 @@ class OutOfFold(JsonFile):
     styles: dict[str, dict[str, Estimate]]
     others: dict[str, OtherPictures]
     ood_scores: ScoreCounts
+    reference: Reference
 
 
 class Scored(NamedTuple):

@@ -22,6 +22,7 @@ from chestct.image import Facts, Picture
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import RULES, Prediction, decide
 from chestct.store import version_of
+from chestct.watched import Scores
 from serving.inference import explanation
 from serving.inference.batcher import Batcher, EngineFailed
 from serving.inference.engine_sharing import EngineSharing
@@ -125,6 +126,7 @@ class Classifier:
             with metrics.QUEUE_DEPTH.track_inprogress():
                 picture, waited, seconds, sha256 = await self._reader.read(data, record)
             record.queue_seconds += waited
+            metrics.observe_input(picture.facts)
         metrics.DECODE_SECONDS.observe(seconds)
         record.decode_seconds += seconds
         return await self._answer(picture.pixels, picture.facts, record, explain=explain, place=place, sha256=sha256)
@@ -174,6 +176,8 @@ class Classifier:
         self._heatmap = scores.heatmaps.shape[1:]
         lineage = self.card.lineage
         metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
+        if self.card.reference:
+            metrics.show_reference(self.card.reference)
         self._warm = True
 
     async def share(self, states: WorkerStates, folder: Path) -> None:
@@ -253,9 +257,8 @@ class Classifier:
         metrics.PREDICTIONS.labels(prediction.decision, prediction.label or "none").inc()
         for reason in prediction.reasons:
             self._reasons[reason].inc()
-        metrics.OOD_SCORE.observe(prediction.ood_score / self.card.thresholds.ood_limit)
-        if prediction.confidence is not None:
-            metrics.CONFIDENCE.observe(prediction.confidence)
+        limit = self.card.thresholds.ood_limit
+        metrics.observe_scores(Scores(score.probabilities, score.ood_score, limit, score.chest_ct))
         if self._log and sha256:
             self._log.note(record, place, sha256, facts, prediction)
         return prediction
@@ -294,8 +297,14 @@ def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
 
 
 def _decode_if_cheap(data: bytes, spec: InputSpec, hashing: bool) -> _Decoded | None:
-    """The decoded file; None if only the guarded process may decode it."""
+    """The decoded file; None if only the guarded process may decode it.
+
+    The picture's facts are counted here, in a decoder's thread, to keep the event loop free.
+    """
     started = time.perf_counter()
     picture = decode_if_cheap(data, spec)
+    if picture is None:
+        return None
     seconds = time.perf_counter() - started
-    return picture and _Decoded(picture, seconds, hashlib.sha256(data).hexdigest() if hashing else None)
+    metrics.observe_input(picture.facts)
+    return _Decoded(picture, seconds, hashlib.sha256(data).hexdigest() if hashing else None)

@@ -16,7 +16,11 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.utils import floatToGoString
 
+from chestct import watched
+from chestct.card import Reference
+from chestct.image import Facts
 from chestct.processes import is_alive
 from serving import run_folder
 
@@ -104,15 +108,17 @@ REASONS: Final = Counter(
     "Reasons of the predictions that were referred or rejected. One prediction may have several.",
     ("decision", "reason"),
 )
-CONFIDENCE: Final = Histogram(
-    "chestct_confidence",
-    "Probability of the label, for predictions with one.",
-    buckets=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
-)
-OOD_SCORE: Final = Histogram(
-    "chestct_ood_score",
-    "Out-of-distribution score as a share of the model's limit: above 1 is unfamiliar.",
-    buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4),
+WATCHED: Final = {
+    each.name: Histogram(f"chestct_{each.name}", each.about, buckets=each.edges) for each in watched.WATCHED
+}
+"""By the fact's name."""
+_INPUT: Final = [(each.read, WATCHED[each.name].observe) for each in watched.INPUT]
+_SCORES: Final = [(each.read, WATCHED[each.name].observe) for each in watched.SCORES]
+REFERENCE_SHARE: Final = Gauge(
+    "chestct_reference_share",
+    "Share of the images of train and valid in a bin of a watched fact: over `above`, up to `le`.",
+    ("fact", "above", "le"),
+    multiprocess_mode="livemax",
 )
 MODEL: Final = Gauge(
     "chestct_model_info",
@@ -126,6 +132,27 @@ CERTIFICATE_END: Final = Gauge(
     ("protocol",),
     multiprocess_mode="livemin",
 )
+
+
+def observe_input(facts: Facts) -> None:
+    """Count what a picture is like in the histograms."""
+    for read, observe in _INPUT:
+        observe(read(facts))
+
+
+def observe_scores(scores: watched.Scores) -> None:
+    """Count an image's scores in the histograms."""
+    for read, observe in _SCORES:
+        observe(read(scores))
+
+
+def show_reference(reference: Reference) -> None:
+    """Set REFERENCE_SHARE. Facts with other bins than the histograms are left out."""
+    for name, fact in reference.facts.items():
+        if fact.edges == watched.EDGES.get(name):
+            ends = ["-Inf", *map(floatToGoString, fact.edges), "+Inf"]
+            for above, le, share in zip(ends, ends[1:], fact.shares, strict=False):
+                REFERENCE_SHARE.labels(name, above, le).set(share)
 
 
 def exposition() -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chestct.watched import EDGES, count
 from pipeline.core import paths, runner
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
@@ -150,6 +151,18 @@ def test_the_card_has_baselines_and_histograms_of_the_scores(out_of_fold: Params
     baselines = card.baselines
     assert set(baselines) == {"majority_class", "style_alone", "nearest_picture", "frozen_features"}
     assert baselines["frozen_features"]["accuracy"].value > baselines["majority_class"]["accuracy"].value
+
+
+def test_the_card_has_the_reference_of_the_watched_facts(out_of_fold: Params) -> None:
+    evaluate(out_of_fold)
+    reference = OutOfFold.read(paths.OUT_OF_FOLD_CARD).reference
+    thresholds = Calibration.read(paths.CALIBRATION).thresholds
+    with np.load(paths.TRUST) as trust:
+        familiarity = trust["ood_mahalanobis"] / thresholds.ood_limit
+    assert (reference.images, reference.same_scan) == (IMAGES, pytest.approx(1 / (IMAGES - 1)))
+    assert {name: fact.edges for name, fact in reference.facts.items()} == EDGES
+    assert reference.facts["familiarity"].shares == pytest.approx(count("familiarity", familiarity) / IMAGES, abs=1e-6)
+    assert reference.facts["input_side"].shares == (0, 0, 0, 1, 0, 0, 0, 0)  # all are 400 pixels wide
 
 
 def test_a_rule_on_the_input_that_rejects_the_training_images_ends_the_stage(

@@ -30,7 +30,9 @@ def evaluated(tracked: Path) -> Params:
     accuracy = Estimate(value=0.4, low=0.3, high=0.5)
     baselines = {name: {"accuracy": accuracy} for name in ("majority_class", "style_alone")}
     found = {"metrics": card.metrics["out_of_fold"], "baselines": baselines, "checks": {}, "others": {}}
-    found |= {"styles": {}, "ood_scores": counts}
+    body = {"edges": (0.5,), "shares": (0.25, 0.75), "clumping": 0.1}
+    reference = {"images": 4, "same_scan": 0.2, "facts": {"input_body": body}}
+    found |= {"styles": {}, "ood_scores": counts, "reference": reference}
     audit = {"formats": {"PNG L": 9}, "images": {"test": {"normal": 1}}, "test_of_known_scans": {"normal": 1}}
     paths.AUDIT.write_text(json.dumps({**audit, "scans": {"looked_at": 0}}), encoding="utf-8")
     np.savez(paths.EXTRA, allowed=np.ones((2, 4), bool))
@@ -51,6 +53,8 @@ def test_the_card_names_the_commit_that_trained_and_the_one_that_exported(
     card = export._card(evaluated, calibration, bias, tiny_graph(Path("model.onnx")), 8, None)
     assert (card.lineage.trained_commit, card.lineage.git_commit) == ("c0ffee", "ca5cade")
     assert [fold.accuracy for fold in card.folds] == [0.9]
+    assert card.reference is not None
+    assert card.reference.facts["input_body"].shares == (0.25, 0.75)
     assert [(source.name, source.images) for source in card.probe_sources] == [("site", 3)]
     assert "images of a local folder" in card.licence
     assert "Kaggle" not in card.model_dump_json()

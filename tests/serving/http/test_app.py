@@ -4,9 +4,12 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chestct.card import ModelCard
+from chestct.image import encode_png
+from chestct.watched import EDGES
 from serving.http import web
 from serving.http.app import create_app
 from serving.http.request_recording import RequestRecording
@@ -71,10 +74,27 @@ def test_metrics_are_labelled_by_route_not_by_path(client: Client, model: tuple[
         "chestct_queue_depth",
         "chestct_predictions",
         "chestct_confidence_count",
-        "chestct_ood_score_count",
+        "chestct_familiarity_count",
         f'chestct_model_info{{data_digest="{model[1].lineage.data_digest}"',
     ):
         assert name in text
+
+
+def test_an_image_is_counted_in_the_bins_of_the_watched_facts(client: Client) -> None:
+    def counted() -> dict[str, float]:
+        lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    levels = np.tile(np.arange(350) % 200, (300, 1)).astype(np.uint8)
+    before = counted()
+    assert client.post("/v1/predict", files=files("image", encode_png(levels))).status_code == 200
+    after = counted()
+    gained = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    side = {name: value for name, value in gained.items() if name.startswith("chestct_input_side_")}
+    bounds = ("380.0", "400.0", "420.0", "460.0", "600.0", "+Inf")
+    by_hand = {f'chestct_input_side_bucket{{le="{bound}"}}': 1 for bound in bounds}
+    assert side == {**by_hand, "chestct_input_side_count": 1, "chestct_input_side_sum": 350}
+    assert [gained[f"chestct_{name}_count"] for name in EDGES] == [1] * len(EDGES)
 
 
 def test_each_request_leaves_one_line_of_json_without_its_content(
