@@ -77,6 +77,13 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         MODEL,
         gauge("chestct_certificate_end_timestamp_seconds", ',protocol="grpc"', "90000+0", "9999999+0"),
     ],
+    "ChestctInferenceLogDrops": [
+        MODEL,
+        {
+            "series": f"chestct_inference_log_rows_dropped_total{{{IN_POD}}}",
+            "values": f"0+3x{FAULT_MINUTES} {3 * FAULT_MINUTES}x{FAULT_MINUTES}",
+        },
+    ],
     "ChestctTwoModels": [MODEL, gauge("chestct_model_info", ',model="chestct:b"', "1+0", "stale _")],
     "ChestctRejecting": [
         MODEL,
