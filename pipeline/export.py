@@ -6,7 +6,8 @@ checks compare it with what was evaluated, and a graph that fails one ends the s
 - The logits of the float32 graph equal Keras' on real images, to `export.logit_tolerance`.
 - float16 weights move no probability by more than `export.probability_tolerance`.
 - int8 weights and bfloat16 arithmetic move more, so the folds judge them: each fold's network is exported and rounded
-  alike, and its answers on its held-out images are compared with those of its float32 graph.
+  alike, and its answers to pictures that it has not seen are compared with those of its float32 graph
+  (pipeline.graph.rounding_gate).
 """
 
 import json
@@ -19,16 +20,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from chestct.card import InputSpec, Lineage, ModelCard, Rounding
+from chestct.card import Estimate, InputSpec, Lineage, ModelCard, Rounding
 from chestct.digests import sha256_of, write_sums
 from chestct.engine import Engine
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
-from pipeline.core.params import Params
+from pipeline.core.params import Export, Params
 from pipeline.graph.rounding import round_weights, spread
-from pipeline.graph.rounding_cost import agreement, check, check_difference, infer, measure
+from pipeline.graph.rounding_cost import Slices, check_difference, infer, measure
+from pipeline.graph.rounding_gate import agreement, check
 from pipeline.graph.to_onnx import serving_graph
-from pipeline.images import input_facts, origin
+from pipeline.images import origin
 from pipeline.images.classes import class_names, normal_name, titles
 from pipeline.images.manifest import Manifest
 from pipeline.judging.calibration import Calibration, OutOfFold
@@ -43,8 +45,8 @@ def export(params: Params) -> None:
     """Write RELEASE (model.onnx, card.json and their digests) and QUANTISATION."""
     wanted = params.export
     network = keras.models.load_model(paths.FINAL_MODEL, compile=False)
-    with np.load(paths.POOL) as pool, np.load(paths.FACTS) as measured:
-        pixels, labels, folds, facts = pool["pixels"], pool["labels"], pool["folds"], input_facts.from_arrays(measured)
+    slices = Slices.load()
+    pixels, labels = slices.pixels, slices.labels
     calibration = Calibration.read(paths.CALIBRATION)
 
     probe = ProbePictures.load()
@@ -74,25 +76,35 @@ def export(params: Params) -> None:
     served = Engine(graph, bfloat16=wanted.arithmetic == "bfloat16", recheck=calibration.thresholds.refer_margin)
     if wanted.arithmetic == "bfloat16" and not served.bfloat16:
         print("this CPU has no instructions for bfloat16, so what it costs is not measured, and the card forbids it")
+    judged: dict[str, Estimate] = {}
     if wanted.weights == "int8" or served.bfloat16:
-        figures |= measure(pixels, labels, folds, facts, calibration, params)
+        judged, described = measure(slices, probe, calibration, params)
+        released = agreement(infer(exact, pixels).probabilities, served.infer(pixels).probabilities)
+        figures |= described | {"released_agreement": released}
         print(
             f"rounded, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
-            f"{figures['float32_accuracy']:.4f} and the same label on {figures['agreement']:.1%} of the images"
+            f"{figures['float32_accuracy']:.4f} and the same label on {judged['agreement'].value:.1%} of the images"
         )
-        released = infer(exact, pixels).probabilities, served.infer(pixels).probabilities
-        figures["released_agreement"] = agreement(*released)
-    rounded_figures = {name: round(value, 4) for name, value in figures.items()}
-    content = {"weights": wanted.weights, "arithmetic": wanted.arithmetic, **rounded_figures}
-    paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
-    paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if "agreement" in figures:
-        check(figures, wanted)
+    _write_figures(wanted, figures, judged)
+    if judged:
+        check(judged, figures["released_agreement"], wanted)
 
-    cost = Rounding(**{name: rounded_figures[name] for name in Rounding.model_fields}) if served.bfloat16 else None
+    costs = {name: round(judged[name].value, 4) for name in Rounding.model_fields} if served.bfloat16 else None
+    cost = Rounding(**costs) if costs else None
     _card(params, calibration, bias, graph, len(labels), cost).write(paths.RELEASE / CARD)
     write_sums(paths.RELEASE, GRAPH, CARD)
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
+
+
+def _write_figures(wanted: Export, figures: dict[str, float], judged: dict[str, Estimate]) -> None:
+    """Write QUANTISATION. The ends of a judged figure's interval are `…_low` and `…_high`."""
+    numbers = dict(figures)
+    for name, figure in judged.items():
+        numbers |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    rounded = {name: round(value, 4) for name, value in numbers.items()}
+    content = {"weights": wanted.weights, "arithmetic": wanted.arithmetic, **rounded}
+    paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
+    paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _card(

@@ -147,8 +147,12 @@ class Export(Frozen):
     logit_tolerance: Positive
     probability_tolerance: Positive
     calibration_images: Count
+    draws: Count
     max_accuracy_fall: Share
+    max_loss_rise: Positive
     min_agreement: Share
+    min_same_decision: Share
+    bootstrap: Resamples
 
 
 class Report(Frozen):

@@ -9,6 +9,7 @@ OOD score.
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,13 +21,24 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pipeline.core.params import Export
 
 
-def round_weights(exact: onnx.ModelProto, pixels: NDArray[np.uint8], wanted: Export) -> onnx.ModelProto:
-    """Return the graph with weights of the type `wanted.weights`. int8 takes its ranges from `pixels` [N, S, S, 1]."""
+def round_weights(exact: onnx.ModelProto, pixels: NDArray[np.uint8], wanted: Export, draw: int = 0) -> onnx.ModelProto:
+    """Return the graph with weights of the type `wanted.weights`.
+
+    int8 takes its ranges from some of `pixels` [N, S, S, 1]. The first draw, 0, is the one that is released.
+    """
     if wanted.weights == "float16":
         return with_float16_weights(exact)
     if wanted.weights == "int8":
-        return quantise(exact, spread(pixels, wanted.calibration_images))
+        return quantise(exact, draw_images(pixels, wanted.calibration_images, draw))
     return exact
+
+
+def draw_images(pixels: NDArray[np.uint8], count: int, draw: int) -> NDArray[np.uint8]:
+    """Return `count` images: evenly spaced ones for draw 0, and random ones with the draw as the seed for others."""
+    if draw == 0:
+        return spread(pixels, count)
+    chosen = np.random.default_rng(draw).permutation(len(pixels))[:count]
+    return np.take(pixels, np.sort(chosen), axis=0)
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
@@ -81,7 +93,7 @@ def with_float16_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def spread(pixels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return `count` images evenly spaced from first to last, or all if there are fewer."""
-    chosen = np.linspace(0, len(pixels) - 1, min(count, len(pixels))).astype(int)
-    return np.take(pixels, chosen, axis=0)
+def spread(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """Return `count` rows evenly spaced from first to last, or all if there are fewer."""
+    chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+    return np.take(rows, chosen, axis=0)

@@ -8,7 +8,7 @@ import openvino
 import pytest
 
 from chestct.engine import Engine
-from pipeline.graph.rounding import quantise, spread
+from pipeline.graph.rounding import draw_images, quantise, spread
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import LinearProbe
@@ -74,3 +74,13 @@ def test_the_images_for_the_ranges_are_spread_over_all_images() -> None:
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
     assert spread(images, 5).ravel().tolist() == [0, 24, 49, 74, 99]
     assert len(spread(images, 200)) == 100
+
+
+def test_each_draw_takes_other_images_and_the_first_those_that_are_spread() -> None:
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    draws = [draw_images(images, 5, number).ravel().tolist() for number in range(3)]
+    assert draws[0] == spread(images, 5).ravel().tolist()
+    assert len({tuple(draw) for draw in draws}) == 3
+    assert all(len(set(draw)) == 5 and draw == sorted(draw) for draw in draws)
+    assert draw_images(images, 5, 2).ravel().tolist() == draws[2], "a draw is the same each time"
+    assert len(draw_images(images, 200, 1)) == 100
