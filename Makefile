@@ -51,7 +51,7 @@ recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlf
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
-.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site bento package image image-node test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
+.PHONY: help serve demo test test-page test-long clients node test-node train report experiments sweep store external site drift bento package image image-node test-image load overload drain rollout hold tune bench growth check docs lock mlflow notebooks clean
 
 help: ## list these commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
@@ -107,6 +107,9 @@ external: $(training) ## ask the served model, or MODEL=tag, about slices of oth
 
 site: $(training) ## check the served model on your own labelled slices in DATA=folder; ADAPT=1 refits its numbers; see reports/site/
 	@$(folder) && python -m pipeline.site $(if $(value ADAPT),--adapt) $(asked) -- $(call quote,$(value DATA))
+
+drift: $(training) ## compare images or an inference log in DATA=folder with what the served model learned from; see build/drift/
+	@$(folder) && python -m pipeline.drift $(asked) -- $(call quote,$(value DATA))
 
 bento: $(packaging) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build --label version=$(version)

@@ -4,10 +4,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from k8s.render import render
+from pipeline.judging.drift import stability_index
 from serving.telemetry.request_record import CLIENT_LATE
 
 OBJECTS = yaml.safe_load_all(render("production", ("monitoring",)))
@@ -97,6 +99,24 @@ FAULTS: dict[str, list[dict[str, str]]] = {
         counter("chestct_reasons_total", 'decision="refer",reason="unfamiliar"', 40, stops=True),
     ],
 }
+BODY = (("-Inf", "0.7", 0.5), ("0.7", "0.8", 0.25), ("0.8", "+Inf", 0.25))
+"""A reference of `input_body`: above, le, share."""
+
+
+def watched(during: tuple[float, ...], after: tuple[float, ...] = (8, 4, 4)) -> list[dict[str, str]]:
+    """Return the reference of `input_body`, and images of so many a minute in each of its bins."""
+    series = []
+    for place, (above, le, share) in enumerate(BODY):
+        bin_of = f',fact="input_body",above="{above}",le="{le}"'
+        series.append(gauge("chestct_reference_share", bin_of, f"{share}+0", f"{share}+0"))
+        one, two = (round(sum(each[: place + 1]), 3) for each in (during, after))
+        end = one * FAULT_MINUTES
+        values = f"0+{one}x{FAULT_MINUTES} {end}+{two}x{FAULT_MINUTES}"
+        series.append({"series": f'chestct_input_body_bucket{{{IN_POD},le="{le}"}}', "values": values})
+    return series
+
+
+FAULTS["ChestctDrift"] = [MODEL, *watched((0, 0, 4))]
 # A healthy namespace, which must not hide the fault in this one.
 STAGING = [
     gauge("chestct_model_info", ',model="chestct:a"', "1+0", "1+0", IN_STAGING),
@@ -107,12 +127,21 @@ STAGING = [
 def play(name: str, series: list[dict[str, str]], folder: Path, moments: dict[int, bool]) -> None:
     """Check with promtool whether the alert fires at these minutes, in production's namespace alone."""
     query = f'count by (namespace) (ALERTS{{alertname="{name}",alertstate="firing"}})'
-    firing = [{"labels": '{namespace="chestct"}', "value": 1}]
-    expected = [
-        {"expr": query, "eval_time": f"{minute}m", "exp_samples": firing if fires else []}
-        for minute, fires in moments.items()
+    firing = {'{namespace="chestct"}': 1.0}
+    ask([*series, *STAGING], folder, query, {minute: firing if fires else {} for minute, fires in moments.items()})
+
+
+def ask(series: list[dict[str, str]], folder: Path, query: str, expected: dict[int, dict[str, float]]) -> None:
+    """Check with promtool what a query gives at these minutes: its values by their labels."""
+    asked = [
+        {
+            "expr": query,
+            "eval_time": f"{minute}m",
+            "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
+        }
+        for minute, samples in expected.items()
     ]
-    test = {"interval": "1m", "input_series": [*series, *STAGING], "promql_expr_test": expected}
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "5m", "tests": [test]}
     (folder / "rules.yaml").write_text(yaml.safe_dump(RULES), encoding="utf-8")
     (folder / "test.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -165,3 +194,16 @@ def test_two_pods_probes_do_not_hide_that_the_one_request_a_minute_goes_wrong(
                 counter("chestct_request_seconds_bucket", f"{asked},{inside}", a_minute, stops=False, pod=where),
             ]
     play(name, series, tmp_path, {FAULT_MINUTES - 5: True, 2 * FAULT_MINUTES - 5: False})
+
+
+@pytest.mark.parametrize("images", [(1, 1, 2), (0, 1, 3), (2, 1, 1)])
+def test_the_recorded_stability_index_is_that_of_make_drift(images: tuple[int, ...], tmp_path: Path) -> None:
+    now, reference = np.array(images) / sum(images), np.array([share for *_, share in BODY])
+    index = round(float(stability_index(now, reference)), 3)
+    labels = '{fact="input_body",namespace="chestct"}'
+    query = "round(chestct:watched:psi1d, 0.001)"
+    ask(watched(images), tmp_path, query, {FAULT_MINUTES: {labels: index}})
+
+
+def test_a_day_of_few_images_raises_no_alarm_for_drift(tmp_path: Path) -> None:
+    play("ChestctDrift", [MODEL, *watched((0, 0, 0.1))], tmp_path, {FAULT_MINUTES - 5: False})

@@ -127,6 +127,8 @@ def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -
 def test_a_folder_of_slices_reaches_its_command_as_typed(make: Make, text: str) -> None:
     ((asked, _),) = make("external", f"DATA={text}")
     assert asked == ["python", "-m", "pipeline.external", "--", text]
+    ((compared, _),) = make("drift", f"DATA={text}", f"MODEL={text}")
+    assert compared == ["python", "-m", "pipeline.drift", f"--model={text}", "--", text]
     ((checked, _),) = make("site", f"DATA={text}", f"MODEL={text}", "ADAPT=1")
     assert checked == ["python", "-m", "pipeline.site", "--adapt", f"--model={text}", "--", text]
 
@@ -139,7 +141,7 @@ def test_serve_follows_mlflows_champion_if_it_is_asked_to(make: Make) -> None:
     assert (named["CHESTCT_MODEL"], follows["CHESTCT_MODEL"]) == ("stub", "stub"), "the last line that the store prints"
 
 
-@pytest.mark.parametrize("command", ["external", "site"])
+@pytest.mark.parametrize("command", ["drift", "external", "site"])
 def test_a_check_without_a_folder_says_how_to_name_one(command: str) -> None:
     done = subprocess.run(
         ["make", "-o", ".venv/.development", "-o", ".venv/.training", command],

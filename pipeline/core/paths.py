@@ -68,6 +68,7 @@ EXTERNAL: Final = Path("reports/external")
 EXTERNAL_OPENINGS: Final = Path("reports/external_openings.jsonl")
 """When slices of other sources were opened, and with which model."""
 SITE: Final = Path("reports/site")
+DRIFT: Final = Path("build/drift/facts.png")
 
 
 def fold_model(fold: int) -> Path:

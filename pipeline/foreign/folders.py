@@ -95,7 +95,7 @@ def list_slices(folder: Path, meaning: Callable[[str], str | None], overrides: M
     if there are pictures in a folder of which nothing is known, if there are no slices, and if a folder can't be read.
     """
     found, unknown = list[SliceFile](), dict[str, None]()
-    for path in _files(folder, _DEEPEST):
+    for path in list_files(folder):
         relative = path.relative_to(folder)
         parents = [parent for parent in reversed(relative.parents) if parent.name]
         named = [
@@ -117,6 +117,20 @@ def list_slices(folder: Path, meaning: Callable[[str], str | None], overrides: M
     if not found:
         raise DataError(f"{where}: no slices in a folder whose name says what is known of them")
     return found
+
+
+def list_pictures(folder: Path) -> list[SliceFile]:
+    """List the pictures in and below a folder, of which nothing is known but the patient in a file's name."""
+    found = []
+    for path in filter(_is_picture, list_files(folder)):
+        name, (patient, _, rest) = path.relative_to(folder), path.stem.rpartition("_")
+        found.append(SliceFile(path, in_utf8(name.as_posix()), "", "", in_utf8(patient or rest), alone=not patient))
+    return found
+
+
+def list_files(folder: Path) -> Iterator[Path]:
+    """All files in and below `folder` that are not hidden. Links are followed. Raises DataError."""
+    return _files(folder, _DEEPEST)
 
 
 def _cancer_of(folder: str) -> str | None:

@@ -1,12 +1,14 @@
 """Pictures of what the served model answers to slices from elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from chestct.watched import EDGES
 from pipeline.foreign.answering import (
     ACCEPTED_CANCER,
     ACCEPTED_NORMAL,
@@ -18,6 +20,7 @@ from pipeline.foreign.answering import (
     UNREADABLE,
 )
 from pipeline.foreign.site_figures import SiteFigures
+from pipeline.judging.drift import Drift
 from pipeline.judging.plots import in_words
 from pipeline.judging.shares import Share
 
@@ -88,6 +91,28 @@ def draw_reliability(figures: SiteFigures, heading: str, path: Path) -> None:
     axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(heading, x=0.02, ha="left", fontsize=9, color=_MUTED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def draw_drift(found: Sequence[Drift], heading: str, path: Path) -> None:
+    """Write a PNG with the histograms of each fact, now and in the reference."""
+    rows = -(-len(found) // 3)
+    figure = Figure(figsize=(11, 0.9 + 2.5 * rows), layout="constrained")
+    for place, each in enumerate(found, 1):
+        axes = figure.add_subplot(rows, 3, place)
+        bins = np.arange(len(each.now))
+        axes.bar(bins - 0.2, each.reference, 0.4, color=_MUTED, label="train and valid")
+        axes.bar(bins + 0.2, each.now, 0.4, color=COLOURS[ACCEPTED_NORMAL], label="now")
+        axes.set_xticks(bins[:-1] + 0.5, [f"{edge:g}" for edge in EDGES[each.fact]], fontsize=7)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes.tick_params(axis="y", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+        verdict = "  drift" if each.drifted else ""
+        colour = COLOURS[ACCEPTED_CANCER] if each.drifted else "black"
+        axes.set_title(f"{each.fact}  PSI {each.psi:.2f}{verdict}", fontsize=9, loc="left", color=colour)
+    figure.suptitle(heading, x=0.02, ha="left", fontsize=9, color=_MUTED)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -1,7 +1,5 @@
 """What train and valid are like: the reference that later images are compared with (pipeline.judging.drift)."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -29,26 +27,22 @@ def measure_reference(scored: Scored, calibration: Calibration, scans: NDArray[n
 
 def count_reference(values: dict[str, NDArray[np.floating]], scans: NDArray[np.int64]) -> Reference:
     """The reference of the watched facts `values`, each [N], of images of the `scans` [N]."""
-    same = same_group(scans)
+    same = (scans[:, np.newaxis] == scans) & ~np.eye(len(scans), dtype=bool)
     return Reference(
         images=len(scans),
-        same_scan=probability_of_pair(same),
+        same_scan=probability_of_pair(scans),
         facts={name: _count_fact(name, each, same) for name, each in values.items()},
     )
 
 
-def same_group(groups: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which two different images are of one group, [N, N]; `groups` [N]."""
-    return np.asarray((groups[:, np.newaxis] == groups) & ~np.eye(len(groups), dtype=bool))
-
-
-def probability_of_pair(chosen: NDArray[np.bool_]) -> float:
-    """Share of the ordered pairs of different images that are `chosen` [N, N]; 0 without a pair."""
-    images = len(chosen)
-    return float(chosen.sum() / max(1, images * (images - 1)))
+def probability_of_pair(groups: NDArray[np.int64]) -> float:
+    """Probability that two of the images are of one group; `groups` [N]. 0 for one image."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    return float((sizes * (sizes - 1)).sum() / max(1, len(groups) * (len(groups) - 1)))
 
 
 def _count_fact(name: str, values: NDArray[np.floating], same: NDArray[np.bool_]) -> FactReference:
+    """The reference of one fact; `same` [N, N] tells which different images are of one scan."""
     shares = count(name, values) / len(values)
     bins = np.searchsorted(EDGES[name], values, side="left")
     by_chance = float(np.square(shares).sum())
