@@ -204,6 +204,7 @@ class ChestCT:
         await self._stop_rpc()
         await PRIVATE.stop()
         await self.classifier.close()
+        metrics.write_gathered()
 
     async def __is_alive__(self) -> bool:
         return self.heartbeat.alive

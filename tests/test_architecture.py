@@ -78,7 +78,11 @@ OWNERS = {
     "requests": {"dicom_node/score.py", "dicom_node/send.py"},
     "starlette": {f"serving/http/{name}.py" for name in HTTP},
     "uvicorn": {f"serving/http/{name}.py" for name in ("connection_closing", "connections", "private_port")},
-    "prometheus_client": {"dicom_node/metrics.py", "serving/telemetry/metrics.py"},
+    "prometheus_client": {
+        "dicom_node/metrics.py",
+        "serving/telemetry/gathering_histogram.py",
+        "serving/telemetry/metrics.py",
+    },
     "pydantic_settings": {"dicom_node/settings.py", "serving/settings.py"},
 }
 TRAINING_ONLY = {

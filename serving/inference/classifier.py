@@ -254,7 +254,7 @@ class Classifier:
             heatmaps=heatmaps,
             preview=preview,
         )
-        metrics.PREDICTIONS.labels(prediction.decision, prediction.label or "none").inc()
+        metrics.of_predictions(prediction.decision, prediction.label).inc()
         for reason in prediction.reasons:
             self._reasons[reason].inc()
         limit = self.card.thresholds.ood_limit

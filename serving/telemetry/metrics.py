@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from prometheus_client import (
@@ -11,7 +12,6 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     generate_latest,
 )
 from prometheus_client.metrics_core import Metric
@@ -23,6 +23,8 @@ from chestct.card import Reference
 from chestct.image import Facts
 from chestct.processes import is_alive
 from serving import run_folder
+from serving.telemetry.gathering_histogram import GatheringHistogram as Histogram
+from serving.telemetry.gathering_histogram import write_gathered
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -155,8 +157,21 @@ def show_reference(reference: Reference) -> None:
                 REFERENCE_SHARE.labels(name, above, le).set(share)
 
 
+@lru_cache(maxsize=1024)
+def of_requests(protocol: str, route: str, code: str) -> tuple[Counter, Histogram]:
+    """The counter and the seconds of requests with these labels. To look them up takes longer than to count."""
+    return REQUESTS.labels(protocol, route, code), REQUEST_SECONDS.labels(protocol, route)
+
+
+@lru_cache(maxsize=64)
+def of_predictions(decision: str, label: str | None) -> Counter:
+    """The counter of predictions with these labels."""
+    return PREDICTIONS.labels(decision, label or "none")
+
+
 def exposition() -> bytes:
     """The metrics of all workers in Prometheus' text format."""
+    write_gathered()
     if not _FOLDER:
         return generate_latest(REGISTRY)
     for file in _FOLDER.glob("gauge_live*_*.db"):

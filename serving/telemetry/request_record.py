@@ -1,18 +1,18 @@
 """The record of one request over any protocol: its id, deadline, timings and outcome."""
 
 import asyncio
-import json
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from serving.memory_budget import MemoryBudget
-from serving.telemetry import metrics, tracing
+from serving.telemetry import log, metrics, tracing
 from serving.unavailable import Overloaded
 
 LONGEST_MESSAGE: Final = 1000
@@ -119,8 +119,9 @@ class RequestRecord:
         self.memory.release(self)
         seconds = time.monotonic() - self.started
         excused = self.outcome == CLIENT_LATE
-        metrics.REQUESTS.labels(self.protocol, self.route, CLIENT_LATE if excused else code).inc()
-        metrics.REQUEST_SECONDS.labels(self.protocol, self.route).observe(seconds)
+        count, times = metrics.of_requests(self.protocol, self.route, CLIENT_LATE if excused else code)
+        count.inc()
+        times.observe(seconds)
         if self.route in _FREQUENT and code == "200":
             return
         facts: dict[str, str | int | float] = {"request_id": self.request_id, "outcome": self.outcome}
@@ -128,13 +129,13 @@ class RequestRecord:
             facts["key"] = self.key
         if self.images:
             facts["images"] = self.images
-            for stage in ("decode", "queue", "infer"):
-                facts[f"{stage}_seconds"] = round(getattr(self, f"{stage}_seconds"), 6)
+            facts["decode_seconds"] = round(self.decode_seconds, 6)
+            facts["queue_seconds"] = round(self.queue_seconds, 6)
+            facts["infer_seconds"] = round(self.infer_seconds, 6)
         tracing.record(self.protocol, self.route, code, seconds, facts, carrier, scope, excused=excused)
         if _log.isEnabledFor(logging.INFO):
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            where = {"protocol": self.protocol, "route": self.route, "code": code}
-            _log.info("%s", json.dumps({"time": now, **where, **facts, "total_seconds": round(seconds, 6)}))
+            where = {"time": log.now(), "protocol": self.protocol, "route": self.route, "code": code}
+            log.write_request(_log, to_json({**where, **facts, "total_seconds": round(seconds, 6)}).decode())
 
 
 def choose_id(*wanted: object) -> str:

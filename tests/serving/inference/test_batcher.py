@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from chestct.engine import Scores
 from serving.inference.batcher import Batcher, EngineFailed
-from serving.telemetry import metrics
+from serving.telemetry import gathering_histogram, metrics
 from serving.unavailable import Closed, Overloaded
 
 
@@ -72,6 +72,7 @@ def test_an_idle_engine_takes_a_single_image_without_a_timer(gate: Gate, monkeyp
 
     async def run() -> None:
         batcher = Batcher(gate.infer, largest_batch=8, queue_size=8)
+        monkeypatch.setattr(gathering_histogram, "_write_later", lambda: None)  # the metrics' own timer
         monkeypatch.setattr(asyncio.get_running_loop(), "call_at", lambda when, *_, **__: timers.append(when))
         await batcher.score(image(1))
         await batcher.close()
