@@ -57,6 +57,8 @@ class InstantEngine:
         probabilities, heatmaps = (np.stack([one] * count) for one in (self.probabilities, self._heatmap))
         return Scores(probabilities, np.full(count, 0.1, np.float32), np.full(count, 0.9, np.float32), heatmaps)
 
+    infer_alone = infer
+
 
 class Parts:
     """The parts around one classifier."""
