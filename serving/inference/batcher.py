@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.inference.batches import Ended, EngineFailed, PeerLost, Pixels, QueuedImage, Row, Score
 from serving.inference.threads import Threads
 from serving.telemetry import metrics
 from serving.unavailable import Closed, Overloaded
@@ -27,50 +30,12 @@ _RECENT_BATCHES: Final = 32
 """Batches that the seconds per image are the mean of, enough to smooth out a pause of the process."""
 
 
-class EngineFailed(RuntimeError):
-    """The engine could not score a batch. Every image of the batch gets this error, with its cause chained."""
-
-
-class PeerLost(RuntimeError):
-    """Another worker did not return a batch."""
-
-
-Row = tuple[NDArray[np.float32], np.float32, np.float32, NDArray[np.float32]]
-"""One image of chestct.engine.Scores, in the same order."""
-Pixels = NDArray[np.uint8]
-"""One image, [height, width, 1]."""
-
-
-class Score(NamedTuple):
-    """One image of chestct.engine.Scores, with its times."""
-
-    probabilities: NDArray[np.float32]
-    """[classes], calibrated, sums to 1."""
-    ood_score: float
-    chest_ct: float
-    heatmap: NDArray[np.float32]
-    """[classes, h, w] in logits."""
-    waited: float
-    """Seconds in the queue."""
-    seconds: float
-    """Seconds of its batch in the engine."""
-
-
-@dataclass(eq=False, slots=True)  # two items are never equal, whatever their pixels
-class _Item:
-    pixels: Pixels
-    score: asyncio.Future[Score]
-    deadline: float
-    queued_at: float
-    only_here: bool = False
-    """Another worker lost it, so this worker computes it."""
-
-
 class Batcher:
     """A bounded queue before an engine that runs one batch at a time in a thread of its own.
 
-    An idle engine takes all that is queued at once, so no image waits for a batch to fill. Images beyond a batch go to
-    other workers with idle engines. Use it from one event loop.
+    An idle engine takes all that is queued at once, so no image waits for a batch to fill. The engine's thread takes
+    the batches itself, so it never waits for the event loop. Images beyond a batch go to other workers with idle
+    engines. Use it from one event loop, except for the methods that say so.
     """
 
     def __init__(
@@ -90,18 +55,23 @@ class Batcher:
         self._infer_alone = infer_alone or infer
         self._largest_batch = largest_batch
         self._queue_size = queue_size
-        self._queue: deque[_Item] = deque()
-        self._thread = Threads(1, "engine")
+        self._lock = threading.Lock()
+        """Guards the next three, which more than one thread changes."""
+        self._queue: deque[QueuedImage] = deque()
+        self._decoding: set[QueuedImage] = set()
         self._in_engine = 0
-        """Batches in the engine's thread or before it: one of this queue at most, and those of other workers."""
+        """Batches that the engine's thread has taken, and whose end the event loop has not seen."""
+        self._thread = Threads(1, "engine")
+        self._lent = 0
+        """Batches of other workers in the engine's thread or before it."""
         self._in_peers = 0
         """Batches of this queue in other workers' engines."""
         self._start_scheduled = False
         """Whether `_start_batches` will run in this turn of the loop."""
         self._closed = False
         self._sharing: EngineSharing | None = None
-        self._done = asyncio.Event()
-        self._done.set()
+        self._drained: asyncio.Future[None] | None = None
+        """Done when a closed queue has no more work."""
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_BATCHES)
         """Seconds and images of the recent batches."""
         self._seconds_per_image = 0.0
@@ -110,8 +80,11 @@ class Batcher:
         """End of the last batch (time.monotonic), if work was left then."""
         self.busy_since = math.inf
         """Start of the batch in the engine (time.monotonic); infinity if there is none."""
-        self.decoding = 0
-        """Images being decoded. Each has a place in the queue, and its decoding counts in the seconds per image."""
+
+    @property
+    def decoding(self) -> int:
+        """Images being decoded. Each has a image in the queue, and its decoding counts in the seconds per image."""
+        return len(self._decoding)
 
     def check_room(self, deadline: float = math.inf) -> None:
         """Raise Closed, or Overloaded if the queue is full or the answer would probably miss the deadline.
@@ -120,7 +93,7 @@ class Batcher:
         """
         if self._closed:
             raise Closed("the service is shutting down")
-        waiting = len(self._queue) + self.decoding
+        waiting = len(self._queue) + len(self._decoding)
         seconds = waiting * self._seconds_per_image
         known = len(self._recent) == _RECENT_BATCHES
         if waiting >= self._queue_size or (known and seconds > MOST_WAIT * max(0, deadline - time.monotonic())):
@@ -129,34 +102,76 @@ class Batcher:
     async def score(self, pixels: Pixels, deadline: float = math.inf, *, admitted: bool = False) -> Score:
         """Score one image, uint8 [height, width, 1]. If cancelled, the image leaves the queue.
 
-        An `admitted` image was counted in `decoding` until now, so it has a place already. `deadline` is on
-        time.monotonic's clock. Raises Closed, EngineFailed, Overloaded unless admitted, and TimeoutError if the
-        deadline passes before the engine takes the image.
+        `deadline` is on time.monotonic's clock. Raises Closed, Overloaded unless admitted, and the errors of `wait`.
         """
         if not admitted:
             self.check_room(deadline=deadline)
         elif self._closed:
             raise Closed("the service is shutting down")
         loop = asyncio.get_running_loop()
-        item = _Item(pixels, loop.create_future(), deadline, time.monotonic())
-        self._queue.append(item)
-        if not self._start_scheduled and (self._sharing or not self._in_engine):
+        image = QueuedImage(loop.create_future(), deadline, pixels)
+        with self._lock:
+            self._queue.append(image)
+        if not self._start_scheduled:
             # Not at once, so that other images of this turn of the loop join the batch.
             self._start_scheduled = True
-            self._done.clear()
             loop.call_soon(self._start_batches)
+        score = await self.wait(image)
+        assert score is not None
+        return score
+
+    def reserve(self, deadline: float = math.inf) -> QueuedImage:
+        """A place for an image that will be decoded. `fill` or `leave` must follow."""
+        image = QueuedImage(asyncio.get_running_loop().create_future(), deadline)
+        with self._lock:
+            self._decoding.add(image)
+        return image
+
+    def fill(self, image: QueuedImage, pixels: Pixels) -> None:
+        """Queue a reserved image that is decoded, unless nobody waits for it any more. Call it in any thread."""
+        with self._lock:
+            if image not in self._decoding:
+                return
+            if not self._closed:
+                self._decoding.remove(image)
+                image.pixels, image.queued_at = pixels, time.monotonic()
+                self._queue.append(image)
+        if image.pixels is None:
+            self.leave(image, Closed("the service is shutting down"))
+            return
+        self._thread.start(self._run_next)
+        if self._sharing and self._in_engine and self._sharing.sees_idle_worker():
+            _tell(image, self._send_to_peers)
+
+    def leave(self, image: QueuedImage, error: BaseException | None = None) -> None:
+        """Give up the place of a reserved image. Who waits for it gets None, or the error. Call it in any thread."""
+        with self._lock:
+            self._decoding.discard(image)
+        _tell(image, _settle, image, None, error)
+
+    async def wait(self, image: QueuedImage) -> Score | None:
+        """The score of an image, or None if it left. If cancelled, the image leaves the queue.
+
+        Raises the error that it left with, EngineFailed, and TimeoutError if the deadline passes before the engine
+        takes the image.
+        """
         try:
-            return await item.score
+            return await image.score
         except asyncio.CancelledError:
-            if item in self._queue:
-                self._queue.remove(item)
+            with self._lock, contextlib.suppress(ValueError):  # it is in the engine
+                self._decoding.discard(image)
+                self._queue.remove(image)
+            self._end_if_drained()
             raise
 
     async def close(self) -> None:
         """Refuse new images, finish the waiting ones, and end the engine's thread."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._publish_idle()
-        await self._done.wait()
+        self._drained = asyncio.get_running_loop().create_future()
+        self._end_if_drained()
+        await self._drained
         self._thread.close()
 
     def share(self, sharing: EngineSharing) -> None:
@@ -166,55 +181,34 @@ class Batcher:
 
     async def lend(self, pixels: Sequence[Pixels]) -> list[Row]:
         """Run another worker's batch, past the queue. Raises the engine's error, and RuntimeError after `close`."""
-        self._in_engine += 1
-        self._done.clear()
+        self._lent += 1
         self._publish_idle()
         try:
             return await self._thread.run(self._run, pixels, self._infer)
         finally:
-            self._in_engine -= 1
-            self._start_batches()
+            self._lent -= 1
+            self._publish_idle()
+            self._end_if_drained()
 
-    def _start_batches(self) -> None:
-        self._start_scheduled = False
-        if not self._in_engine and (batch := self._next_batch()):
-            self._in_engine += 1
-            infer = self._infer_alone if self._is_alone(batch) else self._infer
-            running = self._thread.run(self._run, [one.pixels for one in batch], infer)
-            self._finish_later(batch, running, here=True)
-        while self._sharing and self._queue and not self._queue[0].only_here:
-            worker = self._sharing.find_idle_worker()
-            if worker is None:
-                break
-            if batch := self._next_batch():
-                self._in_peers += 1
-                computing = self._sharing.compute(worker, [one.pixels for one in batch])
-                self._finish_later(batch, asyncio.ensure_future(computing), here=False)
-        self._publish_idle()
-        if not (self._in_engine or self._in_peers or self._queue):
-            self._done.set()
+    # In the engine's thread
 
-    def _is_alone(self, batch: Sequence[_Item]) -> bool:
-        """Whether nothing but this batch of one image needs a core, as far as is known."""
-        others = len(batch) > 1 or self._queue or self.decoding or self._in_peers
-        return not others and (self._sharing is None or self._sharing.others_idle())
-
-    def _publish_idle(self) -> None:
-        if self._sharing:
-            self._sharing.publish_idle(not (self._in_engine or self._queue or self._closed))
-
-    def _next_batch(self) -> list[_Item]:
-        now = time.monotonic()
-        batch: list[_Item] = []
-        while self._queue and len(batch) < self._largest_batch:
-            item = self._queue.popleft()
-            if item.score.done():
-                continue  # cancelled in this turn of the loop, and not yet removed from the queue
-            if item.deadline > now:
-                batch.append(item)
-            else:
-                item.score.set_exception(TimeoutError("the deadline passed in the queue"))
-        return batch
+    def _run_next(self) -> None:
+        """Run the next batch, if there is one."""
+        batch, alone = self._take(here=True)
+        if not batch:
+            return
+        started = time.monotonic()
+        rows: list[Row] = []
+        error = None
+        try:
+            pixels = [image.pixels for image in batch if image.pixels is not None]
+            rows = self._run(pixels, self._infer_alone if alone else self._infer)
+        except BaseException as caught:  # noqa: BLE001 - whatever it is, it is raised where the score is awaited
+            error = caught
+        ended = Ended(batch, started, time.monotonic(), bool(self._queue or self._decoding), rows, error)
+        if self._queue:
+            self._thread.start(self._run_next)
+        _tell(batch[0], self._finish_here, ended)
 
     def _run(self, pixels: Sequence[Pixels], infer: Callable[[NDArray[np.uint8]], Scores]) -> list[Row]:
         self.busy_since = time.monotonic()
@@ -224,41 +218,120 @@ class Batcher:
             self.busy_since = math.inf
         return [row[1:] for row in zip(pixels, *scores, strict=True)]
 
-    def _finish_later(self, batch: list[_Item], running: asyncio.Future[list[Row]], *, here: bool) -> None:
-        started = time.monotonic()
-        running.add_done_callback(lambda done: self._finish_batch(batch, started, done, here=here))
+    # In any thread
 
-    def _finish_batch(self, batch: list[_Item], started: float, done: asyncio.Future[list[Row]], *, here: bool) -> None:
-        ended = time.monotonic()
-        seconds = ended - started
-        error = done.exception()
-        if here:
+    def _take(self, *, here: bool) -> tuple[list[QueuedImage], bool]:
+        """The next batch for the engine here or for another one, and whether nothing else needs a core."""
+        now = time.monotonic()
+        batch: list[QueuedImage] = []
+        with self._lock:
+            # An idle engine is about to take these itself.
+            kept = 0 if here or self._in_engine or self._lent else self._largest_batch
+            while len(self._queue) > kept and len(batch) < self._largest_batch:
+                if self._queue[0].only_here and not here:
+                    break
+                image = self._queue.popleft()
+                if image.score.done():  # cancelled in this turn of the loop, and not yet removed from the queue
+                    continue
+                if image.deadline > now:
+                    batch.append(image)
+                else:
+                    _tell(image, self._expire, image)
+            alone = len(batch) == 1 and not (self._queue or self._decoding or self._in_peers)
+            if batch and here:
+                self._in_engine += 1
+        alone = alone and (self._sharing is None or self._sharing.others_idle())
+        self._publish_idle()
+        return batch, alone
+
+    def _publish_idle(self) -> None:
+        if self._sharing:
+            with self._lock:
+                self._sharing.publish_idle(not (self._in_engine or self._lent or self._queue or self._closed))
+
+    # In the event loop
+
+    def _start_batches(self) -> None:
+        self._start_scheduled = False
+        self._thread.start(self._run_next)
+        self._send_to_peers()
+
+    def _send_to_peers(self) -> None:
+        """Send images that the engine here does not take now to idle engines of other workers."""
+        while self._sharing and self._queue:
+            worker = self._sharing.find_idle_worker()
+            if worker is None:
+                break
+            batch, _ = self._take(here=False)
+            if not batch:
+                break
+            self._in_peers += 1
+            pixels = [image.pixels for image in batch if image.pixels is not None]
+            computing = asyncio.ensure_future(self._sharing.compute(worker, pixels))
+            computing.add_done_callback(partial(self._finish_in_peer, batch, time.monotonic()))
+
+    def _finish_here(self, ended: Ended) -> None:
+        with self._lock:
             self._in_engine -= 1
-            # During a backlog, time in which the engine waits for decoding or the event loop counts, too.
-            self._recent.append((ended - min(started, self._backlog_since), len(batch)))
-            self._backlog_since = ended if self._queue or self.decoding else math.inf
-        else:
-            self._in_peers -= 1
-            if isinstance(error, PeerLost):
-                for item in reversed(batch):
-                    item.only_here = True
-                    self._queue.appendleft(item)
-                self._start_batches()
-                return
-            self._recent.append((0, len(batch)))  # no time of its own: this engine was busy meanwhile
+        # During a backlog, time in which the engine waits for decoding counts, too.
+        self._recent.append((ended.ended - min(ended.started, self._backlog_since), len(ended.batch)))
+        self._backlog_since = ended.ended if ended.backlog else math.inf
+        self._finish(ended)
+
+    def _finish_in_peer(self, batch: list[QueuedImage], started: float, done: asyncio.Future[list[Row]]) -> None:
+        self._in_peers -= 1
+        error = done.exception()
+        if isinstance(error, PeerLost):
+            for image in reversed(batch):
+                image.only_here = True
+            with self._lock:
+                self._queue.extendleft(reversed(batch))
+            self._start_batches()
+            return
+        self._recent.append((0, len(batch)))  # no time of its own: this engine was busy meanwhile
+        self._finish(Ended(batch, started, time.monotonic(), False, [] if error else done.result(), error))
+
+    def _finish(self, ended: Ended) -> None:
+        """Give each image of a batch its score, or the error."""
+        batch, seconds = ended.batch, ended.ended - ended.started
         self._seconds_per_image = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
         metrics.BATCH_SIZE.observe(len(batch))
         metrics.INFER_SECONDS.observe(seconds)
-        for index, item in enumerate(batch):
-            metrics.QUEUE_SECONDS.observe(waited := started - item.queued_at)
-            if item.score.done():
-                continue
-            if error is not None:
-                failure = EngineFailed(f"the engine could not score a batch of {len(batch)}: {error}")
-                failure.__cause__ = error
-                item.score.set_exception(failure)
+        for index, image in enumerate(batch):
+            metrics.QUEUE_SECONDS.observe(waited := ended.started - image.queued_at)
+            if ended.error is not None:
+                failure = EngineFailed(f"the engine could not score a batch of {len(batch)}: {ended.error}")
+                failure.__cause__ = ended.error
+                _settle(image, None, failure)
             else:
-                probabilities, ood_score, chest_ct, heatmap = done.result()[index]
+                probabilities, ood_score, chest_ct, heatmap = ended.rows[index]
                 score = Score(probabilities, float(ood_score), float(chest_ct), heatmap, waited, seconds)
-                item.score.set_result(score)
-        self._start_batches()
+                _settle(image, score, None)
+        self._publish_idle()
+        self._send_to_peers()
+        self._end_if_drained()
+
+    def _expire(self, image: QueuedImage) -> None:
+        _settle(image, None, TimeoutError("the deadline passed in the queue"))
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        busy = self._in_engine or self._lent or self._in_peers or self._queue
+        if self._drained and not busy and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _tell(image: QueuedImage, function: Callable[..., object], *arguments: Any) -> None:
+    """Call the function in the event loop that waits for the image."""
+    with contextlib.suppress(RuntimeError):  # the loop has closed
+        image.score.get_loop().call_soon_threadsafe(function, *arguments)
+
+
+def _settle(image: QueuedImage, score: Score | None, error: BaseException | None) -> None:
+    """End the wait for an image, unless it was cancelled."""
+    if image.score.done():
+        return
+    if error is None:
+        image.score.set_result(score)
+    else:
+        image.score.set_exception(error)

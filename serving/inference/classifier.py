@@ -24,7 +24,8 @@ from chestct.prediction import RULES, Prediction, decide
 from chestct.store import version_of
 from chestct.watched import Scores
 from serving.inference import explanation
-from serving.inference.batcher import Batcher, EngineFailed
+from serving.inference.batcher import Batcher
+from serving.inference.batches import EngineFailed, QueuedImage, Score
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.threads import Threads
@@ -39,15 +40,6 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
     from serving.inference_log.writer import InferenceLog
 
 T = TypeVar("T")
-
-
-class _Decoded(NamedTuple):
-    picture: Picture
-    seconds: float
-    """Time of decoding."""
-    sha256: str | None
-    """Of the file, if it is logged."""
-
 
 Outcome = Prediction | InvalidImage | Overloaded | EngineFailed | ReaderFailed
 
@@ -118,18 +110,10 @@ class Classifier:
         the image.
         """
         self._batcher.check_room(record.deadline)
-        decoded = None if is_dicom(data) else await self._decode(data)
-        if decoded:
-            picture, seconds, sha256 = decoded
-        else:
-            # The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
-            with metrics.QUEUE_DEPTH.track_inprogress():
-                picture, waited, seconds, sha256 = await self._reader.read(data, record)
-            record.queue_seconds += waited
-            metrics.observe_input(picture.facts)
-        metrics.DECODE_SECONDS.observe(seconds)
-        record.decode_seconds += seconds
-        return await self._answer(picture.pixels, picture.facts, record, explain=explain, place=place, sha256=sha256)
+        scored = None if is_dicom(data) else await self._decode_and_score(data, record)
+        picture, sha256, score = scored or await self._read_and_score(data, record)
+        image = _Image(picture.pixels, picture.facts, place, sha256)
+        return await self._answer(image, score, record, explain=explain)
 
     async def classify_many(
         self, images: Sequence[bytes], record: RequestRecord, *, explain: bool = False
@@ -162,7 +146,9 @@ class Classifier:
 
         async def answer(place: int, image: NDArray[np.uint8]) -> Prediction:
             sha256 = await self._decoders.run(lambda: hashlib.sha256(image.data).hexdigest()) if self._log else None
-            return await self._answer(image, None, record, explain=explain, place=place, sha256=sha256)
+            with metrics.QUEUE_DEPTH.track_inprogress():
+                score = await self._batcher.score(image, record.deadline)
+            return await self._answer(_Image(image, None, place, sha256), score, record, explain=explain)
 
         return await self._run_some_at_a_time([partial(answer, place, image) for place, image in enumerate(pixels)])
 
@@ -211,32 +197,37 @@ class Classifier:
         if self._log:
             await asyncio.to_thread(self._log.close)
 
-    async def _decode(self, data: bytes) -> _Decoded | None:
-        """Decode a cheap PNG or JPEG. Returns None if the guarded process must decode it.
+    async def _decode_and_score(self, data: bytes, record: RequestRecord) -> tuple[Picture, str | None, Score] | None:
+        """Decode a cheap PNG or JPEG and score it. Returns the picture, the file's SHA-256 if logged, and the score.
 
-        The image has a place in the queue meanwhile. Raises InvalidImage.
+        Returns None if the guarded process must decode it. Raises InvalidImage.
         """
         check_kind(data)
-        self._batcher.decoding += 1
+        queued = self._batcher.reserve(record.deadline)
+        decoding = _Decoding(data, self.card.input, self._batcher, queued, hashing=self._log is not None)
+        self._decoders.start(decoding.run)
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
-                return await self._decoders.run(_decode_if_cheap, data, self.card.input, self._log is not None)
+                score = await self._batcher.wait(queued)
         finally:
-            self._batcher.decoding -= 1
+            if decoding.picture:
+                _note_decoding(decoding.seconds, record)
+        return (decoding.picture, decoding.sha256, score) if decoding.picture and score else None
 
-    async def _answer(
-        self,
-        pixels: NDArray[np.uint8],
-        facts: Facts | None,
-        record: RequestRecord,
-        *,
-        explain: bool,
-        place: int,
-        sha256: str | None,
-    ) -> Prediction:
+    async def _read_and_score(self, data: bytes, record: RequestRecord) -> tuple[Picture, str | None, Score]:
+        """The same in the guarded process."""
         with metrics.QUEUE_DEPTH.track_inprogress():
-            # A decoded image was admitted before. To refuse it now would waste the work.
-            score = await self._batcher.score(pixels, record.deadline, admitted=facts is not None)
+            # The file has no place in the engine's queue meanwhile. Otherwise slow files would keep other images out.
+            picture, waited, seconds, sha256 = await self._reader.read(data, record)
+            record.queue_seconds += waited
+            metrics.observe_input(picture.facts)
+            _note_decoding(seconds, record)
+            # It was admitted before. To refuse it now would waste the work.
+            score = await self._batcher.score(picture.pixels, record.deadline, admitted=True)
+            return picture, sha256, score
+
+    async def _answer(self, image: _Image, score: Score, record: RequestRecord, *, explain: bool) -> Prediction:
+        pixels, facts, place, sha256 = image
         record.images += 1
         record.queue_seconds += score.waited
         record.infer_seconds += score.seconds
@@ -296,15 +287,62 @@ def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
     )
 
 
-def _decode_if_cheap(data: bytes, spec: InputSpec, hashing: bool) -> _Decoded | None:
-    """The decoded file; None if only the guarded process may decode it.
+class _Image(NamedTuple):
+    """An image that is answered."""
 
-    The picture's facts are counted here, in a decoder's thread, to keep the event loop free.
-    """
-    started = time.perf_counter()
-    picture = decode_if_cheap(data, spec)
-    if picture is None:
-        return None
-    seconds = time.perf_counter() - started
-    metrics.observe_input(picture.facts)
-    return _Decoded(picture, seconds, hashlib.sha256(data).hexdigest() if hashing else None)
+    pixels: NDArray[np.uint8]
+    facts: Facts | None
+    """None if the request had pixels instead of a picture."""
+    place: int
+    """The image's in its request."""
+    sha256: str | None
+    """Of the file or the pixels, if they are logged."""
+
+
+class _Decoding:
+    """A file that a decoder's thread decodes and puts into the queue, past the event loop."""
+
+    def __init__(self, data: bytes, spec: InputSpec, batcher: Batcher, queued: QueuedImage, *, hashing: bool) -> None:
+        """`hashing`: also make the file's SHA-256."""
+        self._data = data
+        self._spec = spec
+        self._batcher = batcher
+        self._queued = queued
+        self._hashing = hashing
+        self.picture: Picture | None = None
+        """The decoded picture. None if only the guarded process may decode the file, or it can't be decoded."""
+        self.seconds = 0.0
+        """Time of decoding."""
+        self.sha256: str | None = None
+
+    def run(self) -> None:
+        """Decode the file, unless nobody waits for it any more.
+
+        The picture's facts are counted here, in a decoder's thread, to keep the event loop free.
+        """
+        if self._queued.score.done():
+            return
+        try:
+            self._decode()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the score is awaited
+            self._batcher.leave(self._queued, error)
+            return
+        if self.picture is None:
+            self._batcher.leave(self._queued)
+        else:
+            self._batcher.fill(self._queued, self.picture.pixels)
+
+    def _decode(self) -> None:
+        started = time.perf_counter()
+        picture = decode_if_cheap(self._data, self._spec)
+        if picture is None:
+            return
+        self.seconds = time.perf_counter() - started
+        metrics.observe_input(picture.facts)
+        self.sha256 = hashlib.sha256(self._data).hexdigest() if self._hashing else None
+        self.picture = picture
+
+
+def _note_decoding(seconds: float, record: RequestRecord) -> None:
+    metrics.DECODE_SECONDS.observe(seconds)
+    record.decode_seconds += seconds

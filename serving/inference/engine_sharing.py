@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from serving.inference.batcher import PeerLost, Pixels, Row
+from serving.inference.batches import PeerLost, Pixels, Row
 from serving.telemetry import metrics
 from serving.worker_states import WorkerStates
 
@@ -77,6 +77,10 @@ class EngineSharing:
     def others_idle(self) -> bool:
         """Whether the engines of all other workers have nothing to do."""
         return self._states.others_idle()
+
+    def sees_idle_worker(self) -> bool:
+        """Whether another engine is idle. Any thread may ask."""
+        return self._states.find_idle_worker() is not None
 
     def find_idle_worker(self) -> int | None:
         """A worker with an idle engine and no batch of this worker; None if there is none."""

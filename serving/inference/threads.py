@@ -44,7 +44,7 @@ class Threads:
     """Some threads, and a queue of calls before them."""
 
     def __init__(self, count: int, name: str) -> None:
-        self._calls: Final[SimpleQueue[_Call | None]] = SimpleQueue()
+        self._calls: Final[SimpleQueue[Callable[[], object] | None]] = SimpleQueue()
         self._threads: Final = [
             threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True) for number in range(count)
         ]
@@ -57,11 +57,18 @@ class Threads:
 
         Call this in an event loop. Raises RuntimeError after `close`.
         """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.start(_Call(future, function, arguments).run)
+        return future
+
+    def start(self, function: Callable[[], object]) -> None:
+        """Call the function in one of the threads, in turn. It must not raise, and nobody waits for its result.
+
+        Call this in any thread. Raises RuntimeError after `close`.
+        """
         if self._closed:
             raise RuntimeError("the threads have ended")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put(_Call(future, function, arguments))
-        return future
+        self._calls.put(function)
 
     def close(self) -> None:
         """Wait until all calls have ended, and end the threads."""
@@ -73,5 +80,5 @@ class Threads:
 
     def _work(self) -> None:
         while call := self._calls.get():
-            call.run()
+            call()
             del call  # otherwise its image would be in memory until the next call

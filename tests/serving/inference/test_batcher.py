@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from chestct.engine import Scores
-from serving.inference.batcher import Batcher, EngineFailed
+from serving.inference.batcher import Batcher
+from serving.inference.batches import EngineFailed, Score
 from serving.telemetry import gathering_histogram, metrics
 from serving.unavailable import Closed, Overloaded
 
@@ -107,9 +108,9 @@ def test_an_image_alone_may_use_all_cores_and_one_of_several_may_not(gate: Gate)
         await batcher.score(image(1))
         await asyncio.gather(*await enqueue(batcher, 2, 3))
         await asyncio.gather(*await enqueue(batcher, 4, 5, 6))  # 6 is the last of them, and no other is left
-        batcher.decoding = 1
+        decoded = batcher.reserve()
         await batcher.score(image(7))
-        batcher.decoding = 0
+        batcher.leave(decoded)
         await batcher.lend([image(8)])
         await batcher.close()
 
@@ -256,10 +257,10 @@ def test_a_pause_of_the_process_is_smoothed_out_of_the_seconds_per_image(gate: G
         await asyncio.sleep(0)
         time.sleep(0.5)  # the pause
         await waiting
-        batcher.decoding = 8
+        for _ in range(8):
+            batcher.reserve()
         with pytest.raises(Overloaded) as caught:
             batcher.check_room()
-        batcher.decoding = 0
         await batcher.close()
         return caught.value.retry_after
 
@@ -307,31 +308,82 @@ def test_an_image_that_is_cancelled_as_its_deadline_passes_does_not_stop_the_que
 def test_images_being_decoded_count_against_the_queue(gate: Gate) -> None:
     async def run() -> None:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=3)
-        batcher.decoding = 2
+        places = [batcher.reserve() for _ in range(2)]
         batcher.check_room()
-        batcher.decoding = 3
+        places.append(batcher.reserve())
         with pytest.raises(Overloaded):
             batcher.check_room()
+        batcher.leave(places.pop())
+        batcher.check_room()
+        waiting = asyncio.create_task(batcher.wait(places.pop()))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        assert batcher.decoding == 1
         await batcher.close()
 
     asyncio.run(run())
 
 
-def test_an_admitted_image_is_not_refused_for_later_ones(gate: Gate) -> None:
-    async def run() -> float:
+def test_an_image_with_a_place_is_not_refused_for_later_ones(gate: Gate) -> None:
+    async def run() -> tuple[Score | None, Score]:
         batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
-        batcher.decoding = 4  # they arrived while this one was decoded
+        place, *others = [batcher.reserve() for _ in range(5)]  # the others arrived while this one was decoded
         with pytest.raises(Overloaded):
             await batcher.score(image(1))
-        score = await batcher.score(image(2), admitted=True)
-        batcher.decoding = 0
+        await asyncio.to_thread(batcher.fill, place, image(2))
+        scores = await batcher.wait(place), await batcher.score(image(3), admitted=True)
         await batcher.close()
         with pytest.raises(Closed):
-            await batcher.score(image(3), admitted=True)
-        return score.ood_score
+            await batcher.score(image(4), admitted=True)
+        batcher.fill(others[0], image(5))
+        with pytest.raises(Closed):
+            await batcher.wait(others[0])
+        return scores
 
-    assert asyncio.run(run()) == 2
-    assert gate.batches == [[2]]
+    first, second = asyncio.run(run())
+    assert first is not None
+    assert (first.ood_score, second.ood_score) == (2, 3)
+    assert gate.batches == [[2], [3]]
+
+
+def test_who_waits_for_an_image_that_leaves_its_place_gets_nothing_or_the_error(gate: Gate) -> None:
+    async def run() -> None:
+        batcher = Batcher(gate.infer, largest_batch=1, queue_size=4)
+        left, failed, cancelled = (batcher.reserve() for _ in range(3))
+        await asyncio.to_thread(batcher.leave, left)
+        await asyncio.to_thread(batcher.leave, failed, ValueError("spoilt"))
+        assert await batcher.wait(left) is None
+        with pytest.raises(ValueError, match="spoilt"):
+            await batcher.wait(failed)
+        waiting = asyncio.create_task(batcher.wait(cancelled))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        batcher.fill(cancelled, image(1))
+        await batcher.close()
+
+    asyncio.run(run())
+    assert gate.batches == []
+
+
+def test_decoded_images_reach_the_engine_while_the_event_loop_is_busy(gate: Gate) -> None:
+    async def run() -> list[object]:
+        batcher = Batcher(gate.infer, largest_batch=2, queue_size=8)
+        first = await occupy(batcher, gate)
+        places = [batcher.reserve() for _ in range(3)]
+        decoder = threading.Thread(target=lambda: [batcher.fill(place, image(8)) for place in places])
+        decoder.start()
+        decoder.join()
+        gate.open.set()
+        while len(gate.batches) < 3:  # blocks the loop
+            time.sleep(0.001)
+        scores = await asyncio.gather(first, *map(batcher.wait, places))
+        await batcher.close()
+        return [score.ood_score for score in scores]  # type: ignore[attr-defined]
+
+    assert asyncio.run(run()) == [0, 8, 8, 8]
+    assert gate.batches == [[0], [8, 8], [8]]
 
 
 def test_closing_finishes_waiting_images_and_accepts_no_more(gate: Gate) -> None:

@@ -18,7 +18,7 @@ from chestct.invalid_image import InvalidImage
 from chestct.prediction import Prediction
 from chestct.reader_process import Cause, ProcessEnded
 from chestct.store import GRAPH
-from serving.inference.batcher import EngineFailed
+from serving.inference.batches import EngineFailed
 from serving.inference.classifier import Classifier
 from serving.inference.guarded_reader import MOST_WAITING, ReaderFailed
 from serving.settings import Settings

@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 
 from chestct.engine import Scores
 from serving.inference import engine_sharing
-from serving.inference.batcher import Batcher, EngineFailed
+from serving.inference.batcher import Batcher
+from serving.inference.batches import EngineFailed
 from serving.inference.engine_sharing import EngineSharing
 from serving.worker_states import WorkerStates
 from tests.serving.inference.test_batcher import Gate, enqueue, image, occupy

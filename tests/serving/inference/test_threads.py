@@ -80,3 +80,15 @@ def test_a_loop_that_closed_meanwhile_does_not_end_the_thread() -> None:
     gate.set()
     assert asyncio.run(ask()) == 1
     threads.close()
+
+
+def test_a_started_function_runs_in_turn_and_from_any_thread() -> None:
+    threads, order = Threads(1, "some"), list[str]()
+    threads.start(lambda: order.append(threading.current_thread().name))
+    starter = threading.Thread(target=lambda: threads.start(lambda: order.append("second")))
+    starter.start()
+    starter.join()
+    threads.close()
+    assert order == ["some_0", "second"]
+    with pytest.raises(RuntimeError, match="ended"):
+        threads.start(int)
