@@ -138,6 +138,22 @@ def test_a_log_in_a_bucket_has_each_row(home: Path, bucket: str, s3: dict[str, s
     assert sorted(row["sha256"] for row in rows) == sorted(sha256(tiny_sample(index).data) for index in range(20))
 
 
+def test_a_killed_service_leaves_whole_files_and_loses_only_what_was_not_written(home: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    samples = [tiny_sample(index) for index in range(40)]
+    settings = {"CHESTCT_INFERENCE_LOG": str(log), "CHESTCT_INFERENCE_LOG_SECONDS": "1"}
+    with serve(home, "", CHESTCT_WORKERS="1", **settings) as server:
+        ask_all(server, [(raw, sample) for sample in samples[:20]])
+        wait_until(lambda: len(read(log)) == 20, "20 rows")
+        ask_all(server, [(raw, sample) for sample in samples[20:]])
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait(300)
+    digests = [row["sha256"] for row in read(log)]
+    assert len(set(digests)) == len(digests)
+    assert {sha256(sample.data) for sample in samples[:20]} <= set(digests)
+    assert set(digests) <= {sha256(sample.data) for sample in samples}
+
+
 def test_the_service_answers_and_counts_while_the_log_can_t_be_written(home: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     settings = {"CHESTCT_INFERENCE_LOG_SECONDS": "1", "CHESTCT_INFERENCE_LOG_ROWS": "10"}
