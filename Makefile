@@ -13,7 +13,7 @@ CONTAINER_OPTIONS ?=
 SCENARIO  ?= steady
 USERS     ?=
 SECONDS   ?=
-P99       ?= 200
+P99       ?=
 MODEL     ?=
 ADAPT     ?=
 # The oldest Kubernetes with every field that the manifests use, and the newest that was checked.
@@ -165,8 +165,8 @@ bench: $(development) ## compare with the bare loop and other servers, in 30 min
 growth: $(development) ## draw how throughput, p99 and memory grow with load, in ten minutes; writes docs/reference/growth.md; needs wrk
 	@python -m serving.release && python -m benchmarks.growth
 
-tune: $(development) ## find the settings that answer most within P99 (milliseconds), in ten minutes: build/tune/settings.env
-	@python -m serving.release && python -m benchmarks.tune --p99=$(call quote,$(value P99))
+tune: $(development) ## find the settings that answer most, and with P99 (milliseconds) a queue, in ten minutes: build/tune/settings.env
+	@python -m serving.release && python -m benchmarks.tune $(if $(value P99),--p99=$(call quote,$(value P99)))
 
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain language, workflows, Kubernetes manifests
 	ruff check

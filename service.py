@@ -3,6 +3,7 @@
 BentoML provides the worker processes, the probes and the bento. The package `serving` answers the requests.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -137,13 +138,18 @@ class ChestCT:
         from serving.inference.classifier import Classifier, load_engine
         from serving.shutdown import Drain
         from serving.telemetry import tracing
+        from serving.telemetry.start_times import StartTimes
 
+        self.times = StartTimes()
+        self.times.end("imports")
         _keep_threads_from_interrupting()
         bentoml_api.log_only_failures()
         tracing.export_from_environment(_describe_process())
         stored = _find()
         card = stored.read_card()
-        engine = load_engine(stored.graph, card, SETTINGS)
+        self.times.end("model's files")
+        engine = load_engine(stored.graph, card, SETTINGS, only_smallest=True)
+        self.times.end("first graph")
         self.classifier = Classifier(engine, card, stored.tag, SETTINGS, _open_log(card))
         await self.classifier.warm_up()
         self.heartbeat = heartbeat.Heartbeat(
@@ -161,8 +167,6 @@ class ChestCT:
         # Decoder and engine take Python's lock several times per image. Under overload the event loop is busy, and each
         # time would take the default interval of 5 ms.
         sys.setswitchinterval(0.0005)
-        with contextlib.suppress(AttributeError):  # only glibc has it
-            ctypes.CDLL(None).malloc_trim(0)  # frees about 12 MB that compiling the graph left
         worker = bentoml.server_context.worker_index
         replaces = False
         if worker and RUN:
@@ -174,6 +178,22 @@ class ChestCT:
             if engine.lacks_bfloat16:
                 logging.getLogger(__name__).warning(_NO_BFLOAT16)
             print(f"page: {ChestCT.url}/", flush=True)
+        self.times.end("warm-up and gRPC")
+        self.times.report("ready")
+        self.completion = asyncio.ensure_future(self._complete())
+
+    async def _complete(self) -> None:
+        """After the start, compile what the first requests don't need. A failure ends the worker, as in the start."""
+        try:
+            await self.classifier.complete()
+        except Exception as error:
+            if RUN is None:
+                raise
+            run_folder.exit_cannot_start(RUN, error)
+        with contextlib.suppress(AttributeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)  # frees about 12 MB that compiling the graphs left
+        self.times.end("other graphs")
+        self.times.report("complete")
 
     @bentoml.api(
         route=bentoml_api.ROUTE,

@@ -1,167 +1,63 @@
-"""`python -m benchmarks.tune --p99 200`: finds the settings with the highest throughput while p99 keeps a bound.
+"""`python -m benchmarks.tune`: finds the settings with the highest throughput while p99 keeps a bound.
 
-Serves the newest model of the store with one combination of settings after another: first workers and engine threads,
-then the largest batch of the best two, then the longest queue with which accepted images keep the bound at twice the
-capacity. Writes settings.env and tune.png.
+Serves the newest model of the store with one combination of settings after another: first the present ones, then other
+workers and engine threads, then other largest batches of the best two. What did best is compared with the present
+settings in pairs, and takes their place only if it does more. With --p99, also finds the longest queue with which
+accepted images keep the bound at twice the capacity. Writes settings.env and tune.png.
 
 The clients use the cores that are measured. A service that has its cores to itself does more.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import footprint
+from benchmarks.tune_choice import (
+    PAIRS,
+    Configuration,
+    Latency,
+    Measurement,
+    Missed,
+    choose,
+    decide,
+    fit_queue,
+    present,
+    search,
+)
 from chestct import store
 from load_tests import traffic
 from load_tests.images import pictures
-from load_tests.server import OUTPUT, ROOT, serve
+from load_tests.server import OUTPUT, ROOT, Server, serve
 from load_tests.verdict import MISSED, command
-from serving.settings import PREFIX, Settings, SettingsError
+from serving.settings import Settings, SettingsError
 
 T = TypeVar("T")
 
 FOLDER: Final = ROOT / "build" / "tune"
 
-BATCHES: Final = (1, 2, 4, 8)
-FIRST_BATCH: Final = 2
-"""Largest batch while workers and threads are searched."""
 CONNECTIONS_A_CORE: Final = (2, 8, 32)
+"""For the capacity. The comparison uses the middle one."""
 CHANNELS_A_WORKER: Final = 4
 IMAGES: Final = 16
 SHARES: Final = (0.9, 0.8, 0.7, 0.5)
 """Rates to try, as shares of the capacity. The first that keeps the bound counts."""
-ALIKE: Final = 0.95
-"""Share of the best rate that counts as equally good. The cheapest of those configurations is chosen."""
 BURST: Final = 2
 """Rate of a burst, as a multiple of the capacity."""
-QUEUE_TRIES: Final = 5
-LONGEST_QUEUE: Final = 10_000
-"""Limit of the setting."""
+BOUND: Final = 0.2
+"""Seconds of p99 unless --p99 is given."""
 DRAWN: Final = 3
 """Multiple of the bound at which a higher p99 is drawn."""
-
-
-class Configuration(NamedTuple):
-    """The settings that are searched."""
-
-    workers: int
-    engine_threads: int
-    largest_batch: int = FIRST_BATCH
-    queue_size: int = Settings.model_fields["queue_size"].default
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {f"{PREFIX}{name.upper()}": str(value) for name, value in self._asdict().items()}
-
-
-class Latency(NamedTuple):
-    """Rate and latency of an open loop."""
-
-    rate: float
-    """Requests a second."""
-    p50: float
-    """Seconds. A request without an answer counts as infinite."""
-    p99: float
-    """Seconds. It stays finite if at most one request in a hundred has no answer."""
-
-
-class Measurement(NamedTuple):
-    configuration: Configuration
-    capacity: float
-    """Good answers a second in a closed loop, for the best number of connections."""
-    held: Latency
-    """At the first of SHARES that kept the bound, or at the last."""
-
-
-class Missed(Exception):
-    """Nothing keeps the bound. The message names what came nearest."""
-
-
-def pairs(cores: int) -> list[Configuration]:
-    """Return the workers and engine threads to try. They use from half of the cores to 1.5 times the cores."""
-    most = max(1, 3 * cores // 2)
-    workers = sorted({*(1 << power for power in range(cores.bit_length())), cores, most})
-    threads = {count: {math.ceil(cores / count), math.ceil(cores / count / 2)} for count in workers}
-    return [
-        Configuration(count, each)
-        for count in workers
-        for each in sorted(threads[count])
-        if cores / 2 <= count * each <= most
-    ]
-
-
-def search(
-    cores: int,
-    bound: float,
-    measure: Callable[[Configuration], Measurement],
-    show: Callable[[Measurement, int, int], None],
-) -> list[Measurement]:
-    """Measure the configurations. `bound`: seconds. `show`: called with each measurement, its number and the total."""
-    found: list[Measurement] = []
-    first = pairs(cores)
-    others = [size for size in BATCHES if size != FIRST_BATCH]
-    total = len(first) + min(2, len(first)) * len(others)
-
-    def take(configurations: Iterable[Configuration]) -> None:
-        for configuration in configurations:
-            found.append(measure(configuration))
-            show(found[-1], len(found), total)
-
-    take(first)
-    best = sorted(found, key=lambda one: _worth(one, bound), reverse=True)[:2]
-    take(one.configuration._replace(largest_batch=size) for one in best for size in others)
-    return found
-
-
-def choose(found: Sequence[Measurement], bound: float) -> Measurement:
-    """Return the measurement that takes least memory among those about as good as the best. Raises Missed."""
-    held = [one for one in found if one.held.p99 <= bound]
-    if not held:
-        nearest = min(found, key=lambda one: one.held.p99)
-        raise Missed(
-            f"no configuration keeps a p99 of {1000 * bound:g} ms; the nearest, {_in_words(nearest.configuration)}, "
-            f"has {1000 * nearest.held.p99:.0f} ms at {nearest.held.rate:.0f} images a second"
-        )
-    best = max(one.held.rate for one in held)
-    alike = [one for one in held if one.held.rate >= ALIKE * best]
-    return min(alike, key=lambda one: (one.configuration.workers, one.configuration.largest_batch, -one.held.rate))
-
-
-def queue_size(bound: float, chosen: Measurement) -> int:
-    """Return the queue size by Little's law: the images that a worker answers while an image may wait."""
-    a_worker = chosen.capacity / chosen.configuration.workers
-    return min(LONGEST_QUEUE, max(1, int((bound - chosen.held.p50) * a_worker)))
-
-
-def fit_queue(
-    chosen: Measurement, bound: float, check: Callable[[Measurement], tuple[Measurement, Latency]]
-) -> tuple[Measurement, Latency]:
-    """Find the longest queue, from Little's law downwards, that keeps the bound below and above the capacity.
-
-    `check` measures a queue below the capacity, and the accepted requests of a burst. Raises Missed.
-    """
-    size = queue_size(bound, chosen)
-    for _ in range(QUEUE_TRIES):
-        now, burst = check(chosen._replace(configuration=chosen.configuration._replace(queue_size=size)))
-        if max(now.held.p99, burst.p99) <= bound:
-            return now, burst
-        if size == 1 or burst.p99 <= bound:  # a shorter queue would refuse more below the capacity
-            break
-        size = max(1, int(size * min(0.8, bound / burst.p99)))
-    raise Missed(
-        f"no queue keeps a p99 of {1000 * bound:g} ms; {_in_words(now.configuration)} has {1000 * now.held.p99:.0f} ms "
-        f"at {now.held.rate:.0f} images a second and {1000 * burst.p99:.0f} ms at {burst.rate:.0f}"
-    )
 
 
 def latency(outcomes: Sequence[traffic.Outcome], rate: float) -> Latency:
@@ -193,14 +89,39 @@ def check(chosen: Measurement, bound: float, seconds: float) -> tuple[Measuremen
     return _served(chosen.configuration, work)
 
 
-def settings_file(chosen: Measurement, burst: Latency, bound: float, model: str) -> str:
+def compare(now: Configuration, other: Configuration, bound: float, seconds: float) -> list[float]:
+    """Return `other`'s answers within the bound to those of `now`, a ratio for each of PAIRS. Raises LoadError.
+
+    Both are served at once, and asked in turn, so that a machine that wavers does so for both.
+    """
+
+    async def rate(server: Server, configuration: Configuration) -> float:
+        async with _clients(server, configuration) as clients:
+            return await traffic.capacity(clients, seconds / 2, _cores() * CONNECTIONS_A_CORE[1], within=bound)
+
+    async def ratio(servers: dict[Configuration, Server], turn: int) -> float:
+        order = (now, other) if turn % 2 else (other, now)
+        rates = {one: await rate(servers[one], one) for one in order}
+        return rates[other] / max(rates[now], 1 / seconds)
+
+    with contextlib.ExitStack() as stack:
+        servers = {
+            one: stack.enter_context(
+                serve(environment={**os.environ, **one.environment}, log=OUTPUT / f"tune-{name}.log")
+            )
+            for name, one in (("present", now), ("other", other))
+        }
+        return [traffic.run(ratio(servers, turn)) for turn in range(PAIRS)]
+
+
+def settings_file(chosen: Measurement, why: Sequence[str], command: str, model: str) -> str:
     """Return the settings for a shell (`set -a; . FILE`), `--env-file`, or a ConfigMap by `--from-env-file`."""
     machine = footprint.describe_machine()
     facts = (
-        f"`make tune P99={1000 * bound:g}` on {datetime.now(UTC):%Y-%m-%d}, commit {machine['commit']}, model {model}",
+        f"`{command}` on {datetime.now(UTC):%Y-%m-%d}, commit {machine['commit']}, model {model}",
         f"on {_cores()} cores, {machine['CPU']}, with the sender of the requests on the same cores:",
-        f"{chosen.capacity:.1f} images a second at most; p99 {1000 * chosen.held.p99:.0f} ms at {chosen.held.rate:.1f},"
-        f" and {1000 * burst.p99:.0f} ms of what is taken of {burst.rate:.1f}",
+        f"{chosen.capacity:.1f} images a second at most; p99 {1000 * chosen.held.p99:.0f} ms at {chosen.held.rate:.1f}",
+        *why,
     )
     lines = [f"{name}={value}" for name, value in chosen.configuration.environment.items()]
     return "".join(f"{line}\n" for line in (*(f"# {fact}" for fact in facts), *lines))
@@ -258,26 +179,22 @@ def _served(configuration: Configuration, work: Callable[[traffic.Clients], Awai
     with serve(environment=environment, log=OUTPUT / "tune.log") as server:
 
         async def run() -> T:
-            channels = max(traffic.CHANNELS, CHANNELS_A_WORKER * configuration.workers)
-            async with traffic.Clients(server, Settings.read().request_timeout, pictures(IMAGES), channels) as clients:
+            async with _clients(server, configuration) as clients:
                 return await work(clients)
 
         result: T = traffic.run(run())
         return result
 
 
-def _worth(one: Measurement, bound: float) -> tuple[bool, float]:
-    return one.held.p99 <= bound, one.held.rate
+def _clients(server: Server, configuration: Configuration) -> traffic.Clients:
+    channels = max(traffic.CHANNELS, CHANNELS_A_WORKER * configuration.workers)
+    return traffic.Clients(server, Settings.read().request_timeout, pictures(IMAGES), channels)
 
 
 def _cores() -> int:
     """Return the number of cores as the settings count them."""
     cores: int = Settings.model_fields["workers"].get_default(call_default_factory=True, validated_data={})
     return cores
-
-
-def _in_words(configuration: Configuration) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in configuration._asdict().items())
 
 
 def _milliseconds(text: str) -> float:
@@ -302,14 +219,18 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _tune(bound: float, seconds: float) -> None:
-    """Search, print and write the settings. Raises Missed, LoadError, SettingsError and NoModel."""
+def _tune(given: float | None, seconds: float) -> None:
+    """Search, print and write the settings. `given`: the bound of --p99.
+
+    Raises Missed, LoadError, SettingsError and NoModel.
+    """
     model = store.find(Settings.read().model).tag
+    now, bound = present(), given or BOUND
     started = time.monotonic()
     print(f"{'workers':>9}{'threads':>9}{'batch':>7}{'capacity':>11}{'rate':>9}{'p99':>10}{'to go':>9}", flush=True)
 
     def show(one: Measurement, number: int, total: int) -> None:
-        to_go = (time.monotonic() - started) / number * (total - number + 1)  # plus one for the queue
+        to_go = (time.monotonic() - started) / number * (total - number + 2)  # plus the comparison and the queue
         workers, threads, batch, _ = one.configuration
         print(
             f"{workers:9}{threads:9}{batch:7}{one.capacity:9.1f}/s{one.held.rate:7.1f}/s{1000 * one.held.p99:7.0f} ms"
@@ -317,22 +238,31 @@ def _tune(bound: float, seconds: float) -> None:
             flush=True,
         )
 
-    found = search(_cores(), bound, lambda configuration: measure(configuration, bound, seconds), show)
-    best = choose(found, bound)
+    found = search(_cores(), bound, now, lambda configuration: measure(configuration, bound, seconds), show)
+    best = choose(found, bound, now)
+    ratios = [] if best.configuration == now else compare(now, best.configuration, bound, seconds)
+    chosen, reason = decide(found, best, now, ratios)
+    why = [reason]
+    if chosen.held.p99 > bound:
+        why.append(f"nothing kept a p99 of {1000 * bound:g} ms in this run: try again on a calmer machine")
     picture = FOLDER / "tune.png"
-    _replace(picture, lambda path: draw(found, best, bound, path))  # before the search for a queue, which may fail
+    _replace(picture, lambda path: draw(found, chosen, bound, path))
     print(picture.relative_to(ROOT), flush=True)
-    chosen, burst = fit_queue(best, bound, lambda one: check(one, bound, seconds))
-    text = settings_file(chosen, burst, bound, model)
+    if given:
+        chosen, words = fit_queue(chosen, bound, lambda one: check(one, bound, seconds))
+        why.append(words)
+    text = settings_file(chosen, why, f"make tune P99={1000 * given:g}" if given else "make tune", model)
     _replace(FOLDER / "settings.env", lambda path: path.write_text(text, encoding="utf-8"))
     print(text, (FOLDER / "settings.env").relative_to(ROOT), sep="")
 
 
 @command("tune", SettingsError, store.NoModel, interrupted="interrupted; no settings were written")
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0 written, 2 no result, 3 nothing keeps the bound, 130 interrupted."""
+    """Return the exit code: 0 written, 2 no result, 3 not even a median keeps the bound, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    parser.add_argument("--p99", type=_milliseconds, default="200", help="the bound in ms (default %(default)s)")
+    parser.add_argument(
+        "--p99", type=_milliseconds, help=f"the bound in ms (default {1000 * BOUND:g}), also for bursts"
+    )
     parser.add_argument("--seconds", type=float, default=5, help="length of each measurement (default %(default)g)")
     options = parser.parse_args(arguments)
     try:

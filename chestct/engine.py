@@ -1,6 +1,7 @@
 """Runs the ONNX graph with OpenVINO on the CPU. The only module that imports the inference runtime."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,7 +29,7 @@ class Scores(NamedTuple):
 
 
 class Engine:
-    """A graph compiled for the CPU. It is not thread-safe."""
+    """A graph compiled for the CPU. It is not thread-safe, except that `complete` may run beside everything else."""
 
     def __init__(
         self,
@@ -39,10 +40,12 @@ class Engine:
         batch_sizes: Sequence[int] = BATCH_SIZES,
         bfloat16: bool = False,
         recheck: float = 0,
+        only_smallest: bool = False,
     ) -> None:
         """Compile the graph for each of `batch_sizes`, with `threads` CPU threads for one inference, 0 for all cores.
 
-        With `threads_alone` above `threads`, also for one image with so many threads (`infer_alone`).
+        With `threads_alone` above `threads`, also for one image with so many threads (`infer_alone`). If
+        `only_smallest`, compile the smallest batch size alone, and leave the others to `complete`.
 
         `bfloat16`: use it if the CPU has instructions for it, which takes half the time. Scores then differ a little
         from float32, but do not depend on the batch. If the two highest probabilities of an image are closer than
@@ -50,17 +53,36 @@ class Engine:
         """
         if not graph.is_file():
             raise FileNotFoundError(f"no ONNX graph at {graph}")
-        core = ov.Core()
-        self.bfloat16: Final[bool] = bfloat16 and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._graph: Final = graph
+        self._core: Final = ov.Core()
+        self.bfloat16: Final[bool] = bfloat16 and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.lacks_bfloat16: Final[bool] = bfloat16 and not self.bfloat16
         """Whether bfloat16 was asked for, but the CPU has no instructions for it."""
         self._sizes: Final = sorted(set(batch_sizes))
-        precision = "bf16" if self.bfloat16 else "f32"
-        self._requests: Final = {size: _compile(core, graph, size, threads, precision) for size in self._sizes}
-        more = threads_alone > threads > 0
-        self._alone: Final = _compile(core, graph, 1, threads_alone, precision) if more else None
+        self._threads: Final = threads
+        self._threads_alone: Final = threads_alone if threads_alone > threads > 0 else 0
+        self._precision: Final = "bf16" if self.bfloat16 else "f32"
         self._recheck: Final = recheck if self.bfloat16 else 0
-        self._exact: Final = _compile(core, graph, 1, threads, "f32") if self._recheck else None
+        self._requests = {self._sizes[0]: self._compile(self._sizes[0], threads, self._precision)}
+        """By batch size. Replaced as a whole, because `complete` may run in another thread."""
+        self._alone: ov.InferRequest | None = None
+        self._exact: ov.InferRequest | None = None
+        self._compiling_exact: Final = threading.Lock()
+        if not only_smallest:
+            self.complete()
+
+    def complete(self) -> None:
+        """Compile the graphs that are missing yet. Raises RuntimeError if OpenVINO can't.
+
+        Until then, `infer` runs an image or a batch in smaller batches, and a close call waits for its graph.
+        """
+        if self._recheck:
+            self._in_float32()
+        for size in self._sizes:
+            if size not in self._requests:
+                self._requests = {**self._requests, size: self._compile(size, self._threads, self._precision)}
+        if self._threads_alone and self._alone is None:
+            self._alone = self._compile(1, self._threads_alone, self._precision)
 
     @property
     def largest_batch(self) -> int:
@@ -68,31 +90,47 @@ class Engine:
 
     def infer(self, pixels: NDArray[np.uint8]) -> Scores:
         """Score uint8 [N, height, width, 1] with any N of 1 or more, in batches padded to the compiled sizes."""
-        parts = [
-            self._run(pixels[start : start + self.largest_batch]) for start in range(0, len(pixels), self.largest_batch)
-        ]
+        requests = self._requests
+        largest = max(requests)
+        parts = [self._run(requests, pixels[start : start + largest]) for start in range(0, len(pixels), largest)]
         return parts[0] if len(parts) == 1 else Scores(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
     def infer_alone(self, pixels: NDArray[np.uint8]) -> Scores:
         """Score one image, uint8 [1, height, width, 1], in less time, if nothing else needs the cores."""
         return self.infer(pixels) if self._alone is None else self._with_exact(_outputs(self._alone, pixels, 1), pixels)
 
-    def _run(self, pixels: NDArray[np.uint8]) -> Scores:
+    def _run(self, requests: Mapping[int, ov.InferRequest], pixels: NDArray[np.uint8]) -> Scores:
         count = len(pixels)
-        size = next(size for size in self._sizes if size >= count)
+        size = min(size for size in requests if size >= count)
         if size > count:
             pixels = np.concatenate([pixels, np.zeros((size - count, *pixels.shape[1:]), np.uint8)])
-        return self._with_exact(_outputs(self._requests[size], pixels, count), pixels)
+        return self._with_exact(_outputs(requests[size], pixels, count), pixels)
 
     def _with_exact(self, scores: Scores, pixels: NDArray[np.uint8]) -> Scores:
         """The scores, with those of close calls in float32."""
-        if self._exact is not None:
+        if self._recheck:
             second, first = np.partition(scores.probabilities, -2, axis=1)[:, -2:].T
             for index in np.flatnonzero(first - second < self._recheck):
-                exact = _outputs(self._exact, pixels[index : index + 1], 1)
+                exact = _outputs(self._in_float32(), pixels[index : index + 1], 1)
                 for kept, better in zip(scores, exact, strict=True):
                     kept[index] = better[0]
         return scores
+
+    def _in_float32(self) -> ov.InferRequest:
+        """The graph for one image in float32, compiled when it is first needed."""
+        with self._compiling_exact:
+            if self._exact is None:
+                self._exact = self._compile(1, self._threads, "f32")
+            return self._exact
+
+    def _compile(self, size: int, threads: int, precision: str) -> ov.InferRequest:
+        """Compile the graph for batches of `size` images. Run it once, because the first run takes longer."""
+        model = self._core.read_model(self._graph)
+        _, height, width, channels = model.input("pixels").partial_shape
+        model.reshape({"pixels": [size, height, width, channels]})
+        request = self._core.compile_model(model, "CPU", _options(threads, precision)).create_infer_request()
+        request.infer()
+        return request
 
 
 def load(
@@ -103,6 +141,7 @@ def load(
     threads_alone: int = 0,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     bfloat16: bool = True,
+    only_smallest: bool = False,
 ) -> Engine:
     """Compile the graph of the card's model. Every answer comes from an engine with these options.
 
@@ -116,6 +155,7 @@ def load(
         batch_sizes=batch_sizes,
         bfloat16=bfloat16 and card.bfloat16 is not None,
         recheck=card.thresholds.refer_margin,
+        only_smallest=only_smallest,
     )
 
 
@@ -127,14 +167,6 @@ def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) ->
     for values in (scores.probabilities, scores.chest_ct):
         np.clip(values, 0, 1, out=values)  # a vectorised softmax or tanh can round to more than 1
     return scores
-
-
-def _compile(core: ov.Core, graph: Path, size: int, threads: int, precision: str) -> ov.InferRequest:
-    """Compile the graph for batches of `size` images."""
-    model = core.read_model(graph)
-    _, height, width, channels = model.input("pixels").partial_shape
-    model.reshape({"pixels": [size, height, width, channels]})
-    return core.compile_model(model, "CPU", _options(threads, precision)).create_infer_request()
 
 
 def _options(threads: int, precision: str) -> dict[str, object]:

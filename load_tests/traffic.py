@@ -7,6 +7,7 @@ messages that are serialised once.
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -136,10 +137,11 @@ async def open_loop(
     return await asyncio.gather(*running)
 
 
-async def capacity(clients: Clients, seconds: float, connections: int = 16) -> float:
+async def capacity(clients: Clients, seconds: float, connections: int = 16, within: float = math.inf) -> float:
     """Return the good answers a second in a closed loop: each connection sends again as soon as it has its answer.
 
-    Measures for `seconds`, after a third of that as warm-up. Raises LoadError if nothing was answered.
+    Measures for `seconds`, after a third of that as warm-up. Counts only answers within `within` seconds. Raises
+    LoadError if nothing was answered.
     """
     begin = time.monotonic() + seconds / 3
     end = begin + seconds
@@ -147,13 +149,16 @@ async def capacity(clients: Clients, seconds: float, connections: int = 16) -> f
     async def ask_on(kind: str) -> int:
         good = 0
         while (now := time.monotonic()) < end:
-            answered = (await clients.ask(kind, now)).code in GOOD
-            good += answered and begin <= time.monotonic() < end
+            outcome = await clients.ask(kind, now)
+            if outcome.code in GOOD:
+                answered.add(kind)
+                good += outcome.seconds <= within and begin <= time.monotonic() < end
         return good
 
+    answered: set[str] = set()
     kinds = itertools.islice(itertools.cycle(PROTOCOLS), connections)
     good = sum(await asyncio.gather(*(ask_on(kind) for kind in kinds)))
-    if not good:
+    if not answered:
         raise LoadError(f"no request was answered; {clients.log} says why")
     return good / seconds
 

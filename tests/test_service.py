@@ -105,6 +105,14 @@ def test_the_log_says_where_the_page_is(server: Server) -> None:
     assert "Chest" in get(page).text
 
 
+def test_each_worker_says_when_it_is_ready_and_when_all_graphs_are_compiled(server: Server) -> None:
+    def events() -> list[str]:
+        lines = [line for line in server.log.read_text(encoding="utf-8").splitlines() if ".start_times" in line]
+        return [json.loads(line)["message"].partition(" after")[0] for line in lines]
+
+    wait_until(lambda: 0 < events().count("ready") == events().count("complete"), "both lines of each worker")
+
+
 def test_errors_keep_their_schema_behind_bentoml(server: Server) -> None:
     cases = {
         post(f"{server.url}/v1/predict", content=b"text", headers=PNG): 422,

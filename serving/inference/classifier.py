@@ -153,18 +153,20 @@ class Classifier:
         return await self._run_some_at_a_time([partial(answer, place, image) for place, image in enumerate(pixels)])
 
     async def warm_up(self) -> None:
-        """Run each compiled batch size once, so that the first request is as fast as later ones."""
+        """Run the engine once, so that the first request is as fast as later ones."""
         spec = self.card.input
-        for size in (size for size in self.settings.batch_sizes if size <= self._largest_batch):
-            blank = np.zeros((size, spec.height, spec.width, spec.channels), np.uint8)
-            scores = await asyncio.to_thread(self._engine.infer, blank)
-        await asyncio.to_thread(self._engine.infer_alone, blank[:1])
+        blank = np.zeros((1, spec.height, spec.width, spec.channels), np.uint8)
+        scores = await asyncio.to_thread(self._engine.infer, blank)
         self._heatmap = scores.heatmaps.shape[1:]
         lineage = self.card.lineage
         metrics.MODEL.labels(self.tag, lineage.run_id, lineage.git_commit, lineage.data_digest).set(1)
         if self.card.reference:
             metrics.show_reference(self.card.reference)
         self._warm = True
+
+    async def complete(self) -> None:
+        """Compile the graphs that the engine lacks yet, while images are answered. Raises RuntimeError if it can't."""
+        await asyncio.to_thread(self._engine.complete)
 
     async def share(self, states: WorkerStates, folder: Path) -> None:
         """After the warm-up, lend the engine to the other workers in `states`, and borrow their idle engines.
@@ -273,8 +275,11 @@ class Classifier:
             raise
 
 
-def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
-    """Load the graph of the card's model with the options of the card and the settings."""
+def load_engine(graph: Path, card: ModelCard, settings: Settings, *, only_smallest: bool = False) -> Engine:
+    """Load the graph of the card's model with the options of the card and the settings.
+
+    If `only_smallest`, it is compiled for single images alone, and `Classifier.complete` compiles it for all else.
+    """
     from chestct.engine import load
 
     return load(
@@ -284,6 +289,7 @@ def load_engine(graph: Path, card: ModelCard, settings: Settings) -> Engine:
         threads_alone=settings.engine_threads_alone,
         batch_sizes=settings.batch_sizes,
         bfloat16=settings.bfloat16,
+        only_smallest=only_smallest,
     )
 
 

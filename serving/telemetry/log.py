@@ -189,7 +189,8 @@ def take_over(descriptor: int = OUTPUT) -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.root.handlers = [handler]
-    logging.getLogger("serving.telemetry.request_record").setLevel(logging.INFO)
+    for name in ("request_record", "start_times"):
+        logging.getLogger(f"serving.telemetry.{name}").setLevel(logging.INFO)
     logging.getLogger("bentoml").setLevel(logging.WARNING)
     # They warn of each invalid form or request, which the request's own line reports already.
     for name in ("python_multipart", "uvicorn.error"):

@@ -17,20 +17,17 @@ only the probes that succeed. BentoML adds the same middleware and records the r
 microseconds), so service.py excludes every URL from it.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from google.rpc import code_pb2
-from opentelemetry import trace
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+if TYPE_CHECKING:  # imported when tracing starts, which it seldom does
+    from opentelemetry import trace
 
-_PROPAGATOR: Final = TraceContextTextMapPropagator()
 _METHODS: Final = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
 _GRPC_FAILURES: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -60,6 +57,10 @@ def export_from_environment(attributes: Mapping[str, str | int]) -> None:
     if name not in installed.names:
         found = ", ".join(sorted(installed.names))
         raise ValueError(f"OTEL_TRACES_EXPORTER: expected none or an installed exporter ({found}), got {name}")
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     resource = Resource.create(attributes).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(installed[name].load()()))
@@ -91,6 +92,9 @@ def record(
     """
     if _tracer is None:
         return
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
     name, attributes, failed = _http(route, code, scope or {}) if protocol == "http" else _grpc(route, code)
     attributes |= {f"chestct.{key}": value for key, value in facts.items()}
     failed = failed and not excused
@@ -99,7 +103,7 @@ def record(
     ended = time.time_ns()
     span = _tracer.start_span(
         name,
-        _PROPAGATOR.extract(carrier),
+        TraceContextTextMapPropagator().extract(carrier),
         kind=trace.SpanKind.SERVER,
         attributes=attributes,
         start_time=ended - round(seconds * 1e9),
@@ -127,6 +131,8 @@ def _http(route: str, code: str, scope: Mapping[str, Any]) -> tuple[str, Attribu
 
 
 def _grpc(route: str, code: str) -> tuple[str, Attributes, bool]:
+    from google.rpc import code_pb2
+
     attributes: Attributes = {"rpc.system": "grpc", "rpc.grpc.status_code": code_pb2.Code.Value(code)}
     name = "grpc"
     if route != UNKNOWN_ROUTE:

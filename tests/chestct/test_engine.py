@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,37 @@ def test_one_image_alone_gets_the_same_scores_with_any_number_of_threads(tmp_pat
 def test_a_missing_graph_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model\.onnx"):
         Engine(tmp_path / "model.onnx")
+
+
+def test_an_engine_with_its_smallest_graph_alone_scores_as_a_complete_one(tmp_path):
+    graph = tiny_graph(tmp_path / "model.onnx")
+    pictures = np.stack([tiny_picture(label) for label in (0, 1, 2, 3, 0)])
+    whole = Engine(graph, threads=1, batch_sizes=(1, 4)).infer(pictures)
+    engine = Engine(graph, threads=1, batch_sizes=(1, 4), only_smallest=True)
+    assert engine.largest_batch == 4
+    before = engine.infer(pictures)
+    engine.complete()
+    for expected, early, late in zip(whole, before, engine.infer(pictures), strict=True):
+        assert early == pytest.approx(expected, abs=1e-5)
+        assert np.array_equal(late, expected)
+
+
+def test_a_close_call_is_computed_in_float32_also_before_the_engine_is_complete(tmp_path):
+    graph = tiny_graph(tmp_path / "model.onnx")
+    engine = Engine(graph, threads=1, batch_sizes=(1, 4), bfloat16=True, recheck=1.1, only_smallest=True)
+    if not engine.bfloat16:
+        pytest.skip("this CPU has no bfloat16")
+    exact = Engine(graph, threads=1, batch_sizes=(1,))
+    assert np.array_equal(engine.infer(tiny_picture(2)[None]).probabilities, exact.infer(tiny_picture(2)[None])[0])
+
+
+def test_images_are_scored_while_another_thread_completes_the_engine(tmp_path):
+    engine = Engine(tiny_graph(tmp_path / "model.onnx"), threads=1, batch_sizes=(1, 2, 4, 8), only_smallest=True)
+    pictures = np.stack([tiny_picture(label % 4) for label in range(8)])
+    with ThreadPoolExecutor() as threads:
+        completion = threads.submit(engine.complete)
+        labels = [engine.infer(pictures).probabilities.argmax(axis=1)]
+        while not completion.done():
+            labels.append(engine.infer(pictures).probabilities.argmax(axis=1))
+        completion.result()
+    assert all(found.tolist() == [0, 1, 2, 3, 0, 1, 2, 3] for found in labels)
