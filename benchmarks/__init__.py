@@ -2,3 +2,7 @@
 
 load_tests/ judges the running service. This package uses its server, images and traffic.
 """
+
+from chestct import interrupts
+
+interrupts.report_in_one_line()

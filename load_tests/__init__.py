@@ -2,3 +2,7 @@
 
 benchmarks/ measures speed and writes figures. It may import from here; nothing here imports from benchmarks/.
 """
+
+from chestct import interrupts
+
+interrupts.report_in_one_line()

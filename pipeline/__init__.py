@@ -2,5 +2,9 @@
 
 import os
 
+from chestct import interrupts
+
+interrupts.report_in_one_line()
+
 # TensorFlow reads this while it is imported, and otherwise fills the terminal with notes on its build.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
