@@ -2,7 +2,6 @@
 
 import base64
 import math
-import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
@@ -55,7 +54,7 @@ class Input(NamedTuple):
 
 def pack_bytes(elements: Sequence[bytes]) -> bytes:
     """Convert BYTES elements to the protocol's raw form."""
-    return b"".join(part for element in elements for part in (struct.pack("<I", len(element)), element))
+    return b"".join([len(element).to_bytes(4, "little") + element for element in elements])
 
 
 def unpack_bytes(raw: bytes, at_most: int | None = None) -> list[bytes]:

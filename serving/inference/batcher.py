@@ -72,10 +72,10 @@ class Batcher:
         self._sharing: EngineSharing | None = None
         self._drained: asyncio.Future[None] | None = None
         """Done when a closed queue has no more work."""
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_BATCHES)
+        self._recent: deque[tuple[float, int]] = deque()
         """Seconds and images of the recent batches."""
-        self._seconds_per_image = 0.0
-        """Mean over the recent batches."""
+        self._recent_seconds, self._recent_images = 0.0, 0
+        """Their sums."""
         self._backlog_since = math.inf
         """End of the last batch (time.monotonic), if work was left then."""
         self.busy_since = math.inf
@@ -94,7 +94,7 @@ class Batcher:
         if self._closed:
             raise Closed("the service is shutting down")
         waiting = len(self._queue) + len(self._decoding)
-        seconds = waiting * self._seconds_per_image
+        seconds = waiting * self._recent_seconds / max(1, self._recent_images)
         known = len(self._recent) == _RECENT_BATCHES
         if waiting >= self._queue_size or (known and seconds > MOST_WAIT * max(0, deadline - time.monotonic())):
             raise Overloaded(seconds)
@@ -274,7 +274,7 @@ class Batcher:
         with self._lock:
             self._in_engine -= 1
         # During a backlog, time in which the engine waits for decoding counts, too.
-        self._recent.append((ended.ended - min(ended.started, self._backlog_since), len(ended.batch)))
+        self._note_time(ended.ended - min(ended.started, self._backlog_since), len(ended.batch))
         self._backlog_since = ended.ended if ended.backlog else math.inf
         self._finish(ended)
 
@@ -288,13 +288,22 @@ class Batcher:
                 self._queue.extendleft(reversed(batch))
             self._start_batches()
             return
-        self._recent.append((0, len(batch)))  # no time of its own: this engine was busy meanwhile
+        self._note_time(0, len(batch))  # no time of its own: this engine was busy meanwhile
         self._finish(Ended(batch, started, time.monotonic(), False, [] if error else done.result(), error))
+
+    def _note_time(self, seconds: float, images: int) -> None:
+        """Note the seconds of a batch, and forget those of the oldest one."""
+        if len(self._recent) == _RECENT_BATCHES:
+            oldest_seconds, oldest_images = self._recent.popleft()
+            self._recent_seconds -= oldest_seconds
+            self._recent_images -= oldest_images
+        self._recent.append((seconds, images))
+        self._recent_seconds += seconds
+        self._recent_images += images
 
     def _finish(self, ended: Ended) -> None:
         """Give each image of a batch its score, or the error."""
         batch, seconds = ended.batch, ended.ended - ended.started
-        self._seconds_per_image = sum(spent for spent, _ in self._recent) / sum(count for _, count in self._recent)
         metrics.BATCH_SIZE.observe(len(batch))
         metrics.INFER_SECONDS.observe(seconds)
         for index, image in enumerate(batch):

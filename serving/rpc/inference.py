@@ -102,7 +102,8 @@ def _to_request(message: protocol.ModelInferRequest) -> open_inference.Request:
         raise InvalidRequest("inputs: expected either raw_input_contents or contents, got both")
     described: list[Any] = [message, *message.inputs, *message.outputs]
     for part in described:
-        open_inference.check_parameters(part.parameters)
+        if part.parameters:
+            open_inference.check_parameters(part.parameters)
     return open_inference.Request(
         inputs=tuple(
             Input(tensor.name, tensor.datatype, tuple(tensor.shape), raw[index] if raw else _contents(tensor))

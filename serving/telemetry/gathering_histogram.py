@@ -5,6 +5,7 @@ has seven.
 """
 
 import asyncio
+import contextlib
 import threading
 from bisect import bisect_left
 from collections import Counter
@@ -63,10 +64,8 @@ def write_gathered() -> None:
 
 def _write_later() -> None:
     global _loop
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # the observation waits for the next collection
+    if _loop is not None and not _loop.is_closed():
         return
-    if loop is not _loop:
-        _loop = loop
-        loop.call_later(WRITE_SECONDS, write_gathered)
+    with contextlib.suppress(RuntimeError):  # in a thread without a loop the observation waits for the next one
+        _loop = asyncio.get_running_loop()
+        _loop.call_later(WRITE_SECONDS, write_gathered)
