@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -21,11 +21,12 @@ from typing import Any, Final, NamedTuple
 import keras
 import numpy as np
 import onnx
-import onnxruntime as ort
-import openvino as ov
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.utils import Extractor
 
+from benchmarks.engine_variants import MIXED, SMALLER, Run, Variant, openvino, variants
 from benchmarks.footprint import describe_machine, machine_table
 from chestct.card import InputSpec
 from chestct.image import decode
@@ -46,28 +47,6 @@ SECONDS: Final = 0.5
 """Length of one measurement."""
 RESAMPLES: Final = 2000
 """Bootstrap samples of an interval."""
-SMALLER: Final = (224, 192, 160)
-"""Heights and widths of the input in pixels, besides the size that the network was trained on."""
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-
-
-class Variant(NamedTuple):
-    """A way to compute the network."""
-
-    runtime: str
-    arithmetic: str
-    size: int
-    """Height and width of the input in pixels."""
-
-    @property
-    def graph(self) -> str:
-        return "int8" if self.arithmetic == "int8" else "float32"
-
-    def compile(self, graph: Path, batch: int, **options: Any) -> Run:
-        """Return a function from pixels, uint8 [batch, size, size, 1], to probabilities. Default: one core."""
-        if self.runtime == "ONNX Runtime":
-            return _onnx_runtime(graph)
-        return _openvino(graph, [batch, self.size, self.size, 1], self.arithmetic, options)
 
 
 class Way(NamedTuple):
@@ -78,42 +57,6 @@ class Way(NamedTuple):
     options: dict[str, Any]
     batch: int = 1
     static: bool = True
-
-
-def _onnx_runtime(graph: Path) -> Run:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: np.asarray(session.run(["probabilities"], {"pixels": pixels})[0])
-
-
-def _openvino(graph: Path, shape: Sequence[int], arithmetic: str, options: dict[str, Any]) -> Run:
-    core = ov.Core()
-    model = core.read_model(graph)
-    model.reshape({"pixels": shape})
-    wanted = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": 1,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "bf16" if arithmetic == "bfloat16" else "f32",
-        **options,
-    }
-    request = core.compile_model(model, "CPU", wanted).create_infer_request()
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        request.infer({"pixels": pixels})
-        return np.array(request.get_tensor("probabilities").data)
-
-    return run
-
-
-def variants(trained: int) -> list[Variant]:
-    """Return the variants to measure. The others are compared with the first."""
-    sizes = [Variant("OpenVINO", "bfloat16", size) for size in SMALLER if size < trained]
-    runtimes = ("OpenVINO", "ONNX Runtime")
-    kinds = [Variant(runtime, kind, trained) for runtime in runtimes for kind in ("float32", "bfloat16", "int8")]
-    return [kind for kind in kinds if kind[:2] != ("ONNX Runtime", "bfloat16")] + sizes
 
 
 def ways(cores: int) -> list[Way]:
@@ -159,10 +102,11 @@ def answer_held_out(folder: Path) -> Answers:
         held_out = folds == number
         network = keras.models.load_model(paths.fold_model(number), compile=False)
         exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params, UNFITTED)
-        quantised = quantise(exact, spread(pixels[~held_out], params.export.calibration_images))
+        images = spread(pixels[~held_out], params.export.calibration_images)
+        rounded = {"int8": quantise(exact, images), MIXED: quantise(exact, images, params.export.unrounded)}
         keep = folder / str(number)
         keep.mkdir()
-        for name, graph in (("float32", exact), ("int8", quantised)):
+        for name, graph in {"float32": exact, **rounded}.items():
             onnx.save(graph, keep / f"{name}.onnx")
         for variant, answers in best.items():
             run = variant.compile(_of_size(keep / f"{variant.graph}.onnx", variant.size), 1)
@@ -176,15 +120,25 @@ def _decoded(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
 
 
 def _of_size(graph: Path, size: int) -> Path:
-    """Return the path of the graph with another input size. It has only convolutions and means, so any size works."""
+    """Return the path of the graph with another input size.
+
+    What gives the probabilities has only convolutions and means, so any size works. The rest is left out, because the
+    probe takes one size. Some exported graphs also write the size into the shape that adds the channel.
+    """
     model = onnx.load(graph)
-    _, height, width, _ = model.graph.input[0].type.tensor_type.shape.dim
-    if height.dim_value == size:
+    height = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    if height == size:
         return graph
-    height.dim_value = width.dim_value = size
+    model = Extractor(model).extract_model(["pixels"], ["probabilities"])
+    for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
+        dimension.dim_value = size
+    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    for tensor in model.graph.initializer:
+        if tensor.name in shapes:
+            shape = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.where(shape == height, size, shape), tensor.name))
     del model.graph.value_info[:]
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
     path = graph.with_name(f"{graph.stem}_{size}.onnx")
     onnx.save(model, path)
     return path
@@ -228,7 +182,7 @@ def _take_barrier(barrier: Barrier) -> None:
 
 def _run_way(graph: Path, size: int, way: Way) -> list[float]:
     shape = [way.batch if way.static else -1, size, size, 1]
-    run = _openvino(graph, shape, "bfloat16", way.options)
+    run = openvino(graph, shape, "bfloat16", way.options)
     rates = []
     for _ in range(ROUNDS):
         _BARRIER.wait(60)  # all start at once
@@ -244,6 +198,14 @@ def _rate(run: Run, size: int, batch: int) -> float:
         run(pixels)
         count += batch
     return count / passed
+
+
+def served(params: Params) -> Variant:
+    """The variant that params.yaml chooses. Weights in float16 compute like those in float32."""
+    arithmetic = params.export.arithmetic
+    if params.export.weights == "int8":
+        arithmetic = MIXED if params.export.unrounded and arithmetic == "bfloat16" else "int8"
+    return Variant("OpenVINO", arithmetic, params.prepare.image_size)
 
 
 def accuracies(answers: Answers) -> dict[Variant, tuple[float, float, float, float]]:
@@ -264,7 +226,9 @@ def accuracies(answers: Answers) -> dict[Variant, tuple[float, float, float, flo
     return found
 
 
-def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_cores: dict[str, float], cores: int) -> str:
+def document(
+    answers: Answers, rates: dict[tuple[Variant, int], float], all_cores: dict[str, float], cores: int, chosen: Variant
+) -> str:
     known = accuracies(answers)
     first = next(iter(known))
     today = datetime.datetime.now(datetime.UTC).date()
@@ -276,6 +240,7 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         f"- **Accuracy** is out of fold, on {len(answers.labels)} images of train and valid without exact duplicates.",
         "- **Points** is the difference from the first row, paired, with a 95 % interval by scan.",
         "- **Same label** is the share of images with the first row's label.",
+        f"- **Served** is {chosen.arithmetic}, {chosen.size} pixels, by `params.yaml`: the ring in the picture.",
         f"- **Batch** columns are images a second, of one core and the graph alone, medians of {ROUNDS} turns.",
         "",
         "| runtime | arithmetic | input | accuracy | points | same label |"
@@ -295,7 +260,8 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
         "The networks are those of the folds of the training that was the last one then, at the largest size. Smaller"
         " inputs are fed to the same weights. bfloat16 rounds each convolution's input and kernel to eight bits of"
         " precision and adds up in float32. The service computes close calls again in float32 (`chestct/engine.py`)."
-        " This table does not.",
+        " This table does not. In the row with both, the convolutions next to the input stay in bfloat16"
+        " (`export.unrounded` of them).",
         "",
         f"## All {cores} cores, OpenVINO, bfloat16",
         "",
@@ -308,16 +274,23 @@ def document(answers: Answers, rates: dict[tuple[Variant, int], float], all_core
     return "\n".join(lines) + "\n"
 
 
-def draw(answers: Answers, rates: dict[tuple[Variant, int], float], path: Path) -> None:
-    """Draw accuracy out of fold against images a second of one core, a point for each variant."""
+def draw(answers: Answers, rates: dict[tuple[Variant, int], float], chosen: Variant, path: Path) -> None:
+    """Draw accuracy out of fold against images a second of one core, a point for each variant.
+
+    Bars are the intervals of the paired differences. The served variant has a ring.
+    """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    colours = {"float32": "C0", "bfloat16": "C1", "int8": "C2"}
-    for variant, (accuracy, *_) in accuracies(answers).items():
+    colours = {"float32": "C0", "bfloat16": "C1", "int8": "C2", MIXED: "C3"}
+    for variant, (accuracy, difference, low, high) in accuracies(answers).items():
         rate = max(rates[variant, batch] for batch in BATCHES)
         marker = "o" if variant.runtime == "OpenVINO" else "s"
         label = f"{variant.runtime}, {variant.arithmetic}, {variant.size} px"
         filled = {} if variant.size == max(one.size for one in answers.best) else {"markerfacecolor": "white"}
+        ends = [[(difference - low) / 100], [(high - difference) / 100]]
+        axes.errorbar(rate, accuracy, ends, color=colours[variant.arithmetic], linewidth=1, alpha=0.5)
+        if variant == chosen:
+            axes.plot(rate, accuracy, "o", color="black", markersize=15, markerfacecolor="none", label="served")
         axes.plot(rate, accuracy, marker, color=colours[variant.arithmetic], markersize=8, label=label, **filled)
         if filled:
             axes.annotate(f"{variant.size} px", (rate, accuracy), xytext=(8, 4), textcoords="offset points")
@@ -339,8 +312,9 @@ def main() -> int:
         graphs = folder / "0"
         rates = measure_speed(graphs, list(answers.best))
         all_cores = measure_ways(graphs / "float32.onnx", next(iter(answers.best)).size, cores)
-    draw(answers, rates, PICTURE)
-    DOCUMENT.write_text(document(answers, rates, all_cores, cores), encoding="utf-8")
+    chosen = served(Params.read(Path("params.yaml")))
+    draw(answers, rates, chosen, PICTURE)
+    DOCUMENT.write_text(document(answers, rates, all_cores, cores, chosen), encoding="utf-8")
     print(f"wrote {DOCUMENT.relative_to(ROOT)} and {PICTURE.name}")
     return 0
 

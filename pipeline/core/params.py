@@ -146,6 +146,7 @@ class Export(Frozen):
     arithmetic: Literal["bfloat16", "float32"]
     logit_tolerance: Positive
     probability_tolerance: Positive
+    unrounded: Share
     calibration_images: Count
     draws: Count
     max_accuracy_fall: Share

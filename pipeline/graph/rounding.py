@@ -1,9 +1,9 @@
 """Rounds the weights of a graph to int8 or float16.
 
-int8 also rounds activations: each convolution takes int8 weights with a scale per channel, and uint8 input with a range
+int8 also rounds activations: a convolution takes int8 weights with a scale per channel, and uint8 input with a range
 measured on training images. Pairs of QuantizeLinear and DequantizeLinear in the file say so, and OpenVINO and ONNX
-Runtime turn them into int8 convolutions. Everything else stays float32: additions, the head, the calibration and the
-OOD score.
+Runtime turn them into int8 convolutions. Everything else stays float32: additions, the head, the calibration, the OOD
+score, and the convolutions next to the input if wanted. Those add most of the error.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def round_weights(exact: onnx.ModelProto, pixels: NDArray[np.uint8], wanted: Exp
     if wanted.weights == "float16":
         return with_float16_weights(exact)
     if wanted.weights == "int8":
-        return quantise(exact, draw_images(pixels, wanted.calibration_images, draw))
+        return quantise(exact, draw_images(pixels, wanted.calibration_images, draw), wanted.unrounded)
     return exact
 
 
@@ -50,18 +50,24 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
         return None if image is None else {"pixels": image[np.newaxis]}
 
 
-def quantise(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> onnx.ModelProto:
-    """Return a copy of the float32 graph with int8 convolutions. The ranges come from `pixels` uint8 [N, S, S, 1]."""
+def quantise(model: onnx.ModelProto, pixels: NDArray[np.uint8], unrounded: float = 0) -> onnx.ModelProto:
+    """Return a copy of the float32 graph with int8 convolutions.
+
+    The ranges come from `pixels` uint8 [N, S, S, 1]. `unrounded` is the share of the convolutions, counted from the
+    input, that stay as they are.
+    """
     with TemporaryDirectory() as folder:
         exact, folded, quantised = (Path(folder, name) for name in ("exact.onnx", "folded.onnx", "quantised.onnx"))
         onnx.save(model, exact)
         quant_pre_process(exact, folded, skip_symbolic_shape=True)  # merges batch norms into their convolutions
+        convolutions = [node.name for node in onnx.load(folded).graph.node if node.op_type == "Conv"]
         quantize_static(
             folded,
             quantised,
             _Images(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
+            nodes_to_exclude=convolutions[: int(unrounded * len(convolutions))],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

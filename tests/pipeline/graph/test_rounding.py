@@ -60,6 +60,20 @@ def test_every_convolution_runs_in_int8_and_nothing_else_does(graphs: tuple[Path
         assert {precision for kind, precision in kinds if kind == "FullyConnected"} == {"f32"}
 
 
+def test_the_convolutions_next_to_the_input_can_stay_as_they_are(graphs: tuple[Path, Path], tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed.onnx"
+    onnx.save(quantise(onnx.load(graphs[0]), PIXELS, unrounded=0.6), mixed)
+    model = openvino.Core().read_model(mixed)
+    model.reshape({"pixels": [1, 32, 32, 1]})
+    executed = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    kinds = [op.get_rt_info() for op in executed.get_ordered_ops()]
+    found = [kind["runtimePrecision"].value for kind in kinds if kind["layerType"].value == "Convolution"]
+    assert found == ["f32", "f32", "u8", "u8"], "0.6 of four, rounded down"
+    exact, closer, rounded = (Engine(path, batch_sizes=(8,)).infer(PIXELS) for path in (graphs[0], mixed, graphs[1]))
+    errors = [float(np.abs(each.heatmaps - exact.heatmaps).mean()) for each in (closer, rounded)]
+    assert 0 < errors[0] < errors[1]
+
+
 def test_onnx_runtime_can_run_the_int8_graph_too(graphs: tuple[Path, Path]) -> None:
     _, path = graphs
     session = onnxruntime.InferenceSession(path)
