@@ -254,10 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.starts < 1:
         raise LoadError("--starts: expected 1 or more")
     store.find(Settings.read().model)
+    load = f"{os.getloadavg()[0]:.1f} processes wanted a core in the minute before the first start"
     starts, memory = zip(*(measure_start() for _ in range(options.starts)), strict=True)
     runs = [measure_imports() for _ in range(IMPORT_STARTS)]
     packages = [by_package(process) for process in zip(*runs, strict=True)]
-    page = document(starts, memory, packages, footprint.describe_machine())
+    page = document(starts, memory, packages, {**footprint.describe_machine(), "other load": load})
     print(page, end="")
     options.document.write_text(page, encoding="utf-8")
     draw(starts, options.document.with_suffix(".png"))
