@@ -83,7 +83,7 @@ class Batcher:
 
     @property
     def decoding(self) -> int:
-        """Images being decoded. Each has a image in the queue, and its decoding counts in the seconds per image."""
+        """Images being decoded. Each has a place in the queue, and its decoding counts in the seconds per image."""
         return len(self._decoding)
 
     def check_room(self, deadline: float = math.inf) -> None:
