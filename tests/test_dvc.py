@@ -1,6 +1,7 @@
 """Compares dvc.yaml with the code, and checks which changes make a stage run again."""
 
 import ast
+import hashlib
 import os
 import re
 import shutil
@@ -142,6 +143,19 @@ def test_a_stages_module_function_and_params_share_its_name(name: str) -> None:
         == (section in Params.model_fields)
         == (name not in ("code", "record"))
     )
+
+
+def test_the_lock_in_git_is_of_the_training_whose_figures_are_in_git() -> None:
+    """So `dvc metrics diff` and `dvc exp show` compare with that training."""
+    locked = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    assert locked.keys() == STAGES.keys()
+    digests = {out["path"]: out["md5"] for stage in locked.values() for out in stage.get("outs", [])}
+    figures = (ROOT / "reports/figures.json").read_bytes()
+    assert digests["reports/figures.json"] == hashlib.md5(figures, usedforsecurity=False).hexdigest()
+
+
+def test_the_lock_in_git_names_no_folder_of_one_machine() -> None:
+    assert not re.search(r"[ \"'](/|~|[A-Z]:)", (ROOT / "dvc.lock").read_text(encoding="utf-8"))
 
 
 def test_each_stage_depends_on_its_own_code() -> None:
