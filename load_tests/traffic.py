@@ -150,9 +150,9 @@ async def capacity(clients: Clients, seconds: float, connections: int = 16, with
         good = 0
         while (now := time.monotonic()) < end:
             outcome = await clients.ask(kind, now)
-            if outcome.code in GOOD:
+            if outcome.code in GOOD and begin <= time.monotonic() < end:
                 answered.add(kind)
-                good += outcome.seconds <= within and begin <= time.monotonic() < end
+                good += outcome.seconds <= within
         return good
 
     answered: set[str] = set()
