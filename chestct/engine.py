@@ -82,7 +82,7 @@ class Engine:
             if size not in self._requests:
                 self._requests = {**self._requests, size: self._compile(size, self._threads, self._precision)}
         if self._threads_alone and self._alone is None:
-            self._alone = self._compile(1, self._threads_alone, self._precision)
+            self._alone = self._compile(1, self._threads_alone, self._precision, pinned=True)
 
     @property
     def largest_batch(self) -> int:
@@ -123,12 +123,16 @@ class Engine:
                 self._exact = self._compile(1, self._threads, "f32")
             return self._exact
 
-    def _compile(self, size: int, threads: int, precision: str) -> ov.InferRequest:
-        """Compile the graph for batches of `size` images. Run it once, because the first run takes longer."""
+    def _compile(self, size: int, threads: int, precision: str, *, pinned: bool = False) -> ov.InferRequest:
+        """Compile the graph for batches of `size` images. Run it once, because the first run takes longer.
+
+        `pinned`: each thread keeps a core of its own. Otherwise the kernel may put them all on one core for seconds.
+        Pinned threads of two processes may share a core, so this is only for an image that has the machine to itself.
+        """
         model = self._core.read_model(self._graph)
         _, height, width, channels = model.input("pixels").partial_shape
         model.reshape({"pixels": [size, height, width, channels]})
-        request = self._core.compile_model(model, "CPU", _options(threads, precision)).create_infer_request()
+        request = self._core.compile_model(model, "CPU", _options(threads, precision, pinned)).create_infer_request()
         request.infer()
         return request
 
@@ -169,11 +173,11 @@ def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) ->
     return scores
 
 
-def _options(threads: int, precision: str) -> dict[str, object]:
+def _options(threads: int, precision: str, pinned: bool) -> dict[str, object]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": precision,
-        "ENABLE_CPU_PINNING": False,  # pinned, two processes of one thread share a core
+        "ENABLE_CPU_PINNING": pinned,
     }
