@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from chestct.engine import Scores
@@ -31,15 +32,21 @@ def other_pictures(rows: list[int]) -> ProbePictures:
     return ProbePictures(pixels, np.full(len(rows), "noise"), np.zeros(len(rows), bool), np.array(rows))
 
 
-def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_saw(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def save_folds() -> onnx.ModelProto:
+    """Write two folds of one untrained network, and probes that take every picture for a chest CT. Return its graph."""
     network = build(PARAMS)
     graph = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, UNFITTED)
     paths.FOLD_MODELS.mkdir(parents=True)
     for fold in range(2):
         network.save(paths.fold_model(fold))
     np.savez(paths.TRUST, probe_weights=np.zeros((2, 1), np.float32), probe_bias=np.full(2, 20, np.float32))
+    return graph
+
+
+def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_saw(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = save_folds()
     others = other_pictures([1, 23])
     every = np.concatenate([PIXELS, others.pixels])
     looked_at: list[tuple[str, list[int]]] = []
@@ -83,12 +90,7 @@ def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_
 def test_float16_weights_are_the_same_in_every_draw_so_there_is_one(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = build(PARAMS)
-    graph = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, UNFITTED)
-    paths.FOLD_MODELS.mkdir(parents=True)
-    for fold in range(2):
-        network.save(paths.fold_model(fold))
-    np.savez(paths.TRUST, probe_weights=np.zeros((2, 1), np.float32), probe_bias=np.full(2, 20, np.float32))
+    graph = save_folds()
     monkeypatch.setattr(rounding_cost, "serving_graph", lambda *_: graph)
     drawn: list[int] = []
     monkeypatch.setattr(rounding_cost, "round_weights", lambda exact, _, __, draw: drawn.append(draw) or exact)
