@@ -26,6 +26,7 @@ from serving import api_keys
 from tests.certificates import write_certificate
 from tests.graphs import tiny_picture
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
+from tests.waiting import wait_until
 
 PNG = encode_png(tiny_picture(1)[:, :, 0])
 TYPE = {"Content-Type": "image/png"}
@@ -219,10 +220,19 @@ def test_bentomls_client_takes_the_key_as_its_token(guarded: Guarded) -> None:
         client.classify(images=[image])
 
 
-def ask_both_workers(guarded: Guarded, key: str) -> set[int]:
-    """The codes of many simultaneous requests. One worker can't take them all; sequential ones might meet the same."""
+def ask_until_both_workers_log(guarded: Guarded, key: str, words: str) -> set[int]:
+    """The codes of simultaneous requests, sent until each worker has logged `words`. One worker may take many."""
+    codes = set[int]()
+    before = guarded.server.log.read_text().count(words)
     with ThreadPoolExecutor(8) as pool:
-        return set(pool.map(lambda _: ask(guarded, "/v1/predict", key).status_code, range(64)))
+
+        def both_logged() -> bool:
+            codes.update(pool.map(lambda _: ask(guarded, "/v1/predict", key).status_code, range(16)))
+            return guarded.server.log.read_text().count(words) >= before + 2
+
+        wait_until(both_logged, f"both workers log {words!r}")
+    assert guarded.server.log.read_text().count(words) == before + 2
+    return codes
 
 
 def test_every_worker_reads_a_changed_key_file_and_keeps_its_keys_if_the_file_is_bad(guarded: Guarded) -> None:
@@ -231,13 +241,11 @@ def test_every_worker_reads_a_changed_key_file_and_keeps_its_keys_if_the_file_is
     new = guarded.file.with_suffix(".new")
     new.write_text(before + line)
     new.rename(guarded.file)
-    assert ask_both_workers(guarded, key) == {200}
-    assert guarded.server.log.read_text().count("read 3 API keys") == 2
+    assert ask_until_both_workers_log(guarded, key, "read 3 API keys") == {200}
     guarded.file.write_text("no line of a key\n")
-    assert ask_both_workers(guarded, key) == {200}
-    assert guarded.server.log.read_text().count("the API keys stay as they were") == 2
+    assert ask_until_both_workers_log(guarded, key, "the API keys stay as they were") == {200}
     guarded.file.write_text(before)
-    assert ask_both_workers(guarded, key) == {401}
+    assert ask_until_both_workers_log(guarded, key, "read 2 API keys") == {401}
     log = guarded.server.log.read_text()
     assert key not in log
     assert guarded.key not in log
