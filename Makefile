@@ -16,6 +16,7 @@ SECONDS   ?=
 P99       ?=
 MODEL     ?=
 ADAPT     ?=
+SINCE     ?=
 # The oldest Kubernetes with every field that the manifests use, and the newest that was checked.
 KUBERNETES = 1.30 1.37
 # Parameters of `make demo` and the end-to-end test: a small network, trained from scratch on drawn phantoms.
@@ -108,8 +109,8 @@ external: $(training) ## ask the served model, or MODEL=tag, about slices of oth
 site: $(training) ## check the served model on your own labelled slices in DATA=folder; ADAPT=1 refits its numbers; see reports/site/
 	@$(folder) && python -m pipeline.site $(if $(value ADAPT),--adapt) $(asked) -- $(call quote,$(value DATA))
 
-drift: $(training) ## compare images or an inference log in DATA=folder with what the served model learned from; see build/drift/
-	@$(folder) && python -m pipeline.drift $(asked) -- $(call quote,$(value DATA))
+drift: $(training) ## compare images or an inference log, DATA=folder or bucket, with what the served model learned from; see build/drift/
+	@$(folder) && python -m pipeline.drift $(asked) $(if $(value SINCE),--since=$(call quote,$(value SINCE))) -- $(call quote,$(value DATA))
 
 bento: $(packaging) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build --label version=$(version)

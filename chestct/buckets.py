@@ -15,6 +15,21 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from chestct.file_errors import CannotGoOn, FileError
 
 SCHEMES: Final = ("s3://", "gs://", "az://")
+_NO_KEYS: Final = (
+    "no keys are set, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or "
+    "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+)
+_MEANINGS: Final = {
+    "/latest/api/token": _NO_KEYS,
+    "/computeMetadata/": _NO_KEYS,
+    "/metadata/identity/": _NO_KEYS,
+    "Missing AccessKeyId": _NO_KEYS,
+    "Missing SecretAccessKey": _NO_KEYS,
+    "Account must be specified": _NO_KEYS,
+    "404 Not Found": "there is no such bucket",
+    "403 Forbidden": "the keys are refused, or lack the right to do this",
+}
+"""What an error means that has this in its text. Without keys, obstore asks the cloud's own address for some."""
 
 
 class Object(NamedTuple):
@@ -45,10 +60,10 @@ class Store:
         except (BaseError, OSError, ValueError) as error:
             raise CannotGoOn(f"{place}: {first_line(error)}") from error
 
-    def names(self, prefix: str = "") -> Iterator[Object]:
-        """The objects whose names begin with `prefix`, a folder."""
+    def names(self, prefix: str = "", *, after: str = "") -> Iterator[Object]:
+        """The objects whose names begin with `prefix`, a folder, and sort after `after`."""
         try:
-            for chunk in obstore.list(self._store, prefix or None, chunk_size=1000):
+            for chunk in obstore.list(self._store, prefix or None, offset=after or None, chunk_size=1000):
                 for found in chunk:
                     version = found["e_tag"] or found["last_modified"].isoformat()
                     yield Object(found["path"], found["size"], version)
@@ -121,7 +136,8 @@ def is_url(place: str) -> bool:
 
 def first_line(error: Exception) -> str:
     """The error in one line. obstore's have a second part for developers."""
-    return str(error).partition("\n")[0].strip() or type(error).__name__
+    line = str(error).partition("\n")[0].strip() or type(error).__name__
+    return next((meaning for sign, meaning in _MEANINGS.items() if sign in line), line)
 
 
 def missing() -> FileError:

@@ -18,6 +18,8 @@ COUNT: Final = DataType.int64()
 TIME: Final = DataType.timestamp("us", tz="UTC")
 """In rows, whole microseconds since 1970."""
 
+_MAGIC: Final = b"PAR1"
+"""The first and the last bytes of a Parquet file."""
 _COMPRESSION: Final = "zstd(3)"
 
 Row = dict[str, Any]
@@ -60,10 +62,20 @@ def to_parquet(batch: RecordBatch) -> bytes:
 
 def read(file: Path | bytes, batch_size: int) -> Iterator[list[Row]]:
     """Rows of a Parquet file, up to `batch_size` at a time. Raises Unreadable."""
+    with file.open("rb") if isinstance(file, Path) else BytesIO(file) as whole:
+        _check_ends(whole)
     opened = file if isinstance(file, Path) else BytesIO(file)
     batches = _try(lambda: read_parquet(opened, batch_size=batch_size))
     while (batch := _try(lambda: next(batches, None))) is not None:
         yield to_rows(batch)
+
+
+def _check_ends(file: IO[bytes]) -> None:
+    """Raises Unreadable for what is no whole Parquet file. arro3 would write its panic to stderr."""
+    first, size = file.read(len(_MAGIC)), file.seek(0, 2)
+    file.seek(max(size - len(_MAGIC), 0))
+    if size < 3 * len(_MAGIC) or (first, file.read()) != (_MAGIC, _MAGIC):
+        raise Unreadable("this is no Parquet file, or a part of one")
 
 
 def _array(values: Sequence[Any], kind: DataType) -> Array:

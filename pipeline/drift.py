@@ -1,12 +1,12 @@
 """Compares later images with what the model learned from, and says which watched facts have drifted.
 
 `python -m pipeline.drift PLACE`: a folder of images, which the served model is asked about, or the service's inference
-log. It ends with exit code 0 without drift, 3 with drift, and 2 if it can't tell.
+log in a folder or a bucket. It ends with exit code 0 without drift, 3 with drift, and 2 if it can't tell.
 """
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import date
 from typing import Final
 
 import numpy as np
@@ -26,9 +26,10 @@ LEAST: Final = 10
 DRIFTED: Final = 3
 
 
-def drift(params: Params, place: Path, model_name: str | None = None) -> None:
+def drift(params: Params, place: str, model_name: str | None = None, since: date | None = None) -> None:
     """Print the table of facts, and write DRIFT.
 
+    `since` is the first day of a log that counts.
     Raises DataError if there are no images or rows. Raises StageError if the model's card has no reference or there are
     too few images, and with exit code 3 if a fact has drifted.
     """
@@ -38,7 +39,7 @@ def drift(params: Params, place: Path, model_name: str | None = None) -> None:
         raise StageError(
             f"{model.tag}: its card has no reference to compare with; `make train` stores a model with one"
         )
-    feed = read_feed(place, model)
+    feed = read_feed(place, model, since)
     if feed.images < LEAST:
         raise StageError(f"{place}: {feed.images} images say too little; at least {LEAST} are needed")
     found = compare(feed.counts, reference, feed.same_scan, params.seed)
@@ -86,12 +87,17 @@ def _largest_move(each: Drift) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("place", type=Path, metavar="PLACE", help="a folder of images, or an inference log")
+    parser.add_argument(
+        "place", metavar="PLACE", help="a folder of images, or an inference log: a folder, or a bucket's URL"
+    )
     parser.add_argument(
         "--model", metavar="MODEL", help="a tag, or a folder with a graph and its card; by default the served model"
     )
+    parser.add_argument(
+        "--since", type=date.fromisoformat, metavar="YYYY-MM-DD", help="the first day of the log that counts"
+    )
     arguments = parser.parse_args()
-    runner.run(drift, arguments.place, arguments.model)
+    runner.run(drift, arguments.place, arguments.model, arguments.since)
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -
 def test_a_folder_of_slices_reaches_its_command_as_typed(make: Make, text: str) -> None:
     ((asked, _),) = make("external", f"DATA={text}")
     assert asked == ["python", "-m", "pipeline.external", "--", text]
-    ((compared, _),) = make("drift", f"DATA={text}", f"MODEL={text}")
-    assert compared == ["python", "-m", "pipeline.drift", f"--model={text}", "--", text]
+    ((compared, _),) = make("drift", f"DATA={text}", f"MODEL={text}", f"SINCE={text}")
+    assert compared == ["python", "-m", "pipeline.drift", f"--model={text}", f"--since={text}", "--", text]
     ((checked, _),) = make("site", f"DATA={text}", f"MODEL={text}", "ADAPT=1")
     assert checked == ["python", "-m", "pipeline.site", "--adapt", f"--model={text}", "--", text]
 

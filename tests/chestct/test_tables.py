@@ -26,6 +26,12 @@ def test_other_libraries_read_the_file_with_its_note(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 3, 100])
-def test_a_file_that_is_cut_off_is_unreadable(cut: int) -> None:
-    with pytest.raises(Unreadable):
-        list(tables.read(tables.to_parquet(tables.to_batch(ROWS, SCHEMA))[:cut], 10))
+def test_a_file_that_is_cut_off_is_unreadable_and_stderr_says_nothing(
+    tmp_path: Path, cut: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = tables.to_parquet(tables.to_batch(ROWS, SCHEMA))[:cut]
+    (tmp_path / "a.parquet").write_bytes(content)
+    for file in (content, tmp_path / "a.parquet"):
+        with pytest.raises(Unreadable, match="no Parquet file"):
+            list(tables.read(file, 10))
+    assert capfd.readouterr() == ("", "")
