@@ -77,7 +77,7 @@ REQUEST: Final = (
     ("Read the body within its memory budget", "serving/http/body.py, form.py"),
     (
         "Decode: a cheap image in a thread, a costly one in the guarded process",
-        "serving/inference/classifier.py, chestct/image.py",
+        "serving/inference/decoding.py, chestct/image.py",
     ),
     ("Wait in the queue, form a batch", "serving/inference/batcher.py"),
     ("Run the graph", "chestct/engine.py"),

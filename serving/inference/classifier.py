@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.card import InputSpec, ModelCard
+from chestct.card import ModelCard
 from chestct.dicom_format import is_dicom
-from chestct.guarded_decoding import check_kind, decode_if_cheap
+from chestct.guarded_decoding import check_kind
 from chestct.image import Facts, Picture
 from chestct.invalid_image import InvalidImage
 from chestct.prediction import RULES, Prediction, decide
@@ -25,7 +24,8 @@ from chestct.store import version_of
 from chestct.watched import Scores
 from serving.inference import explanation
 from serving.inference.batcher import Batcher
-from serving.inference.batches import EngineFailed, QueuedImage, Score
+from serving.inference.batches import EngineFailed, Score
+from serving.inference.decoding import Decoding
 from serving.inference.engine_sharing import EngineSharing
 from serving.inference.guarded_reader import GuardedReader, ReaderFailed
 from serving.inference.threads import Threads
@@ -206,7 +206,7 @@ class Classifier:
         """
         check_kind(data)
         queued = self._batcher.reserve(record.deadline)
-        decoding = _Decoding(data, self.card.input, self._batcher, queued, hashing=self._log is not None)
+        decoding = Decoding(data, self.card.input, self._batcher, queued, hashing=self._log is not None)
         self._decoders.start(decoding.run)
         try:
             with metrics.QUEUE_DEPTH.track_inprogress():
@@ -303,50 +303,6 @@ class _Image(NamedTuple):
     """The image's in its request."""
     sha256: str | None
     """Of the file or the pixels, if they are logged."""
-
-
-class _Decoding:
-    """A file that a decoder's thread decodes and puts into the queue, past the event loop."""
-
-    def __init__(self, data: bytes, spec: InputSpec, batcher: Batcher, queued: QueuedImage, *, hashing: bool) -> None:
-        """`hashing`: also make the file's SHA-256."""
-        self._data = data
-        self._spec = spec
-        self._batcher = batcher
-        self._queued = queued
-        self._hashing = hashing
-        self.picture: Picture | None = None
-        """The decoded picture. None if only the guarded process may decode the file, or it can't be decoded."""
-        self.seconds = 0.0
-        """Time of decoding."""
-        self.sha256: str | None = None
-
-    def run(self) -> None:
-        """Decode the file, unless nobody waits for it any more.
-
-        The picture's facts are counted here, in a decoder's thread, to keep the event loop free.
-        """
-        if self._queued.score.done():
-            return
-        try:
-            self._decode()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the score is awaited
-            self._batcher.leave(self._queued, error)
-            return
-        if self.picture is None:
-            self._batcher.leave(self._queued)
-        else:
-            self._batcher.fill(self._queued, self.picture.pixels)
-
-    def _decode(self) -> None:
-        started = time.perf_counter()
-        picture = decode_if_cheap(self._data, self._spec)
-        if picture is None:
-            return
-        self.seconds = time.perf_counter() - started
-        metrics.observe_input(picture.facts)
-        self.sha256 = hashlib.sha256(self._data).hexdigest() if self._hashing else None
-        self.picture = picture
 
 
 def _note_decoding(seconds: float, record: RequestRecord) -> None:
