@@ -3,6 +3,7 @@
 Addresses and keys come from the environment, such as AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID.
 """
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,8 @@ _MEANINGS: Final = {
     "403 Forbidden": "the keys are refused, or lack the right to do this",
 }
 """What an error means that has this in its text. Without keys, obstore asks the cloud's own address for some."""
+_OBSTORES_WORDS: Final = re.compile(r"^Generic (LocalFileSystem error: .*: (?=[^:]+ \(os error \d+\)$)|\w+ error: )")
+"""Its name of the store, and for a folder also the path, which the caller's message has."""
 
 
 class Object(NamedTuple):
@@ -88,14 +91,14 @@ class Store:
             raise CannotGoOn(f"can't read {self.place}/{name}: {first_line(error)}") from error
         return True
 
-    def put_if_absent(self, name: str, content: bytes | Path) -> bool:
+    def put_if_absent(self, name: str, content: bytes) -> bool:
         """Store an object whole, unless there is one of that name. Returns whether it was stored.
 
         A local file is written by another name first and then linked. A bucket does it with a conditional request.
         """
         return self._put(name, content, replace=False)
 
-    def put(self, name: str, content: bytes | Path) -> None:
+    def put(self, name: str, content: bytes) -> None:
         """Store an object whole, in place of one of that name."""
         self._put(name, content, replace=True)
 
@@ -120,7 +123,7 @@ class Store:
         except (BaseError, OSError) as error:
             raise CannotGoOn(f"can't read {self.place}: {first_line(error)}") from error
 
-    def _put(self, name: str, content: bytes | Path, *, replace: bool) -> bool:
+    def _put(self, name: str, content: bytes, *, replace: bool) -> bool:
         try:
             obstore.put(self._store, name, content, mode="overwrite" if replace else "create")
         except AlreadyExistsError:
@@ -136,7 +139,7 @@ def is_url(place: str) -> bool:
 
 def first_line(error: Exception) -> str:
     """The error in one line. obstore's have a second part for developers."""
-    line = str(error).partition("\n")[0].strip() or type(error).__name__
+    line = _OBSTORES_WORDS.sub("", str(error).partition("\n")[0]).strip() or type(error).__name__
     return next((meaning for sign, meaning in _MEANINGS.items() if sign in line), line)
 
 

@@ -96,30 +96,39 @@ def serve(
     log: Path = OUTPUT / "server.log",
     drain_seconds: float = 0,
     ports: Sequence[int] = (),
+    python: Sequence[str] = (sys.executable,),
 ) -> Iterator[Server]:
     """Run `bentoml serve WHAT` in `cwd`. Yields when it is ready, and ends it with all its workers.
 
-    `ports`: of HTTP and of gRPC; default two free ones. Raises LoadError.
+    `ports`: of HTTP and of gRPC; default two free ones. `python`: the command of the interpreter. Raises LoadError.
     """
     http, grpc = ports or free_ports(2)
     settings = {"CHESTCT_GRPC_PORT": str(grpc), "CHESTCT_DRAIN_SECONDS": str(drain_seconds)}
     command = ["bentoml", "serve", what, "--host", "127.0.0.1", "--port", str(http), "--timeout-keep-alive", "75"]
-    with start(command, http, f"127.0.0.1:{grpc}", cwd=cwd, environment={**environment, **settings}, log=log) as server:
+    variables = {**environment, **settings}
+    with start(command, http, f"127.0.0.1:{grpc}", cwd=cwd, environment=variables, log=log, python=python) as server:
         yield server
 
 
 @contextlib.contextmanager
 def start(
-    module: Sequence[str], http: int, grpc: str = "", *, cwd: Path = ROOT, environment: Mapping[str, str], log: Path
+    module: Sequence[str],
+    http: int,
+    grpc: str = "",
+    *,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str],
+    log: Path,
+    python: Sequence[str] = (sys.executable,),
 ) -> Iterator[Server]:
     """Run `python -m MODULE ...` in `cwd`. Yields when /readyz answers on the port `http`, and ends all its processes.
 
-    Raises LoadError.
+    `python`: the command of the interpreter. Raises LoadError.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            [*python, "-m", *module],
             cwd=cwd,
             env=environment,
             stdout=output,

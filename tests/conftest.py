@@ -10,6 +10,7 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.models import ModelStore
 
 from tests.server import ROOT, Server, environment, import_tiny_model, serve
+from tests.small_disk import SmallDisk, mount
 from tests.waiting import wait_until
 
 MOTO = ROOT / ".venv-s3" / "bin" / "moto_server"
@@ -57,6 +58,14 @@ def tiny_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_tiny_model(home)
     for name, value in environment(home).items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 128 KiB."""
+    (tmp_path / "disk").mkdir()
+    with mount(tmp_path / "disk", kilobytes=128) as disk:
+        yield disk
 
 
 @pytest.fixture(scope="session")

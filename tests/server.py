@@ -63,12 +63,13 @@ def serve(
     cwd: Path = ROOT,
     drain_seconds: float = 0,
     ports: Sequence[int] = (),
+    python: Sequence[str] = (sys.executable,),
     **settings: str,
 ) -> Iterator[Server]:
     """Run `bentoml serve WHAT` in `cwd` with this home. Yields when it is ready, and ends it with all its workers."""
     log = home.with_name(f"{home.name}-{what.replace(':', '-')}.log")
     variables = environment(home, **settings)
     with server.serve(
-        what, cwd=cwd, environment=variables, log=log, drain_seconds=drain_seconds, ports=ports
+        what, cwd=cwd, environment=variables, log=log, drain_seconds=drain_seconds, ports=ports, python=python
     ) as running:
         yield Server(running.url, running.grpc, tag, running.process, running.log)

@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import itertools
+import json
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,8 @@ from chestct.buckets import Store
 from chestct.image import encode_png
 from tests.dicom import PATIENT, dicom_file
 from tests.graphs import narrow_picture, tiny_picture
-from tests.server import Server, import_tiny_model, serve
+from tests.server import ROOT, Server, import_tiny_model, serve
+from tests.small_disk import SmallDisk
 from tests.test_mixed_load import (
     BROKEN,
     PROTOCOLS,
@@ -169,10 +172,51 @@ def test_the_service_answers_and_counts_while_the_log_can_t_be_written(home: Pat
         asyncio.run(ask())
         text = httpx.get(f"{server.url}/metrics", timeout=300).text
         assert "chestct_inference_log_rows_dropped_total 30.0" in text.splitlines()
-        wait_until(lambda: "can't be written" in server.log.read_text(), "a line about the failure")
+        wait_until(lambda: "some may be dropped" in server.log.read_text(), "a line about the failure")
         stop(server)
     lines = server.log.read_text().splitlines()
     assert sum("the inference log" in line for line in lines) == 2  # the failure, and the rows lost at the end
+
+
+def test_on_a_full_and_on_a_read_only_disk_the_service_answers_and_writes_when_it_can(
+    home: Path, small_disk: SmallDisk
+) -> None:
+    log, outside = small_disk.folder / "log", small_disk.outside / "log"
+    settings = {"CHESTCT_INFERENCE_LOG_SECONDS": "1", "CHESTCT_INFERENCE_LOG_ROWS": "10"}
+    python = small_disk.command(sys.executable, cwd=ROOT)
+    with serve(home, "", python=python, CHESTCT_WORKERS="1", CHESTCT_INFERENCE_LOG=str(log), **settings) as server:
+
+        def ask(samples: range) -> None:
+            ask_all(server, [(raw, tiny_sample(index)) for index in samples])
+
+        def lines() -> list[str]:
+            found = map(
+                json.loads, filter(lambda line: "the inference log" in line, server.log.read_text().splitlines())
+            )
+            return [line["message"] for line in found]
+
+        ask(range(5))
+        wait_until(lambda: len(read(outside)) == 5, "5 rows")
+        (first,) = small_disk.files()
+        small_disk.fill()
+        ask(range(5, 35))  # each gets its answer, and 10 rows wait
+        wait_until(lambda: len(lines()) == 1, "a line about the failure")
+        text = httpx.get(f"{server.url}/metrics", timeout=300).text
+        assert "chestct_inference_log_rows_dropped_total 20.0" in text.splitlines()
+        assert small_disk.files() == [first]
+        small_disk.free()
+        wait_until(lambda: len(read(outside)) == 15, "the rows that waited")
+        small_disk.remount("ro")
+        ask(range(35, 40))
+        wait_until(lambda: len(lines()) == 3, "a line about the next failure")
+        small_disk.remount("rw")
+        wait_until(lambda: len(read(outside)) == 20, "the rows that waited")
+        stop(server)
+        found = lines()
+    assert "No space left on device" in found[0]
+    assert "Read-only file system" in found[2]
+    assert found[1] == found[3] == f"the inference log is written again: {log}"
+    assert len(found) == 4
 
 
 def test_a_place_that_can_t_be_used_ends_the_start_with_one_line(home: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class InferenceLog:
         except CannotGoOn as error:
             self._try_at = time.monotonic() + _PAUSE_SECONDS
             if not self._failing:
-                _log.warning("the inference log can't be written, so its rows wait, and some may be dropped: %s", error)
+                _log.warning("rows of the inference log wait, and some may be dropped: %s", error)
             self._failing = True
             return
         if self._failing:

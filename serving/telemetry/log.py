@@ -80,6 +80,8 @@ class NonBlockingHandler(logging.Handler):
         self.setFormatter(JsonFormatter())
         self._descriptor = descriptor
         self._dropped = 0
+        self._cut = False
+        """Whether the last line was cut off, which only a disk that fills up does."""
         mode = os.fstat(descriptor).st_mode
         self._ready: select.poll | None = None
         if not stat.S_ISREG(mode) and os.get_blocking(descriptor):
@@ -106,7 +108,7 @@ class NonBlockingHandler(logging.Handler):
             metrics.LOG_LINES_DROPPED.inc()
 
     def _notice(self) -> str:
-        words = "lines of the log were dropped, since nobody read them"
+        words = "lines of the log were dropped: nobody read them, or the disk was full"
         return json.dumps(
             {"time": now(), "level": "WARNING", "logger": __name__, "message": words, "dropped": self._dropped}
         )
@@ -114,11 +116,12 @@ class NonBlockingHandler(logging.Handler):
     def _write(self, text: str) -> bool:
         if self._ready and not self._ready.poll(0):
             return False
+        data = f"\n{text}".encode() if self._cut else text.encode()
         try:
-            os.write(self._descriptor, text.encode())
+            self._cut = os.write(self._descriptor, data) < len(data)
         except OSError:  # the pipe or the disk is full, or the reader is gone
             return False
-        return True
+        return not self._cut
 
 
 _handler: NonBlockingHandler | None = None

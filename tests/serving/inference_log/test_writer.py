@@ -1,6 +1,8 @@
 """The log of one worker, in a real folder and in a real bucket."""
 
 import re
+import resource
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,18 +131,47 @@ def test_rows_wait_while_the_folder_fails_and_the_log_says_it_once(
         place.write_text("in the way")
         for number in range(3):
             note(log, number)
-        wait_until(lambda: "can't be written" in caplog.text, "a line about the failure")
+        wait_until(lambda: "some may be dropped" in caplog.text, "a line about the failure")
         for number in range(3, 10):
             note(log, number)
         assert dropped() - before == 4
         tries = log._try_at
         wait_until(lambda: log._try_at > tries + 0.2, "more tries")
-        assert caplog.text.count("can't be written") == 1
+        assert caplog.text.count("some may be dropped") == 1
         place.unlink()
         aside.rename(place)
         wait_until(lambda: "is written again" in caplog.text, "a line about the recovery")
     assert sorted(name for part in parts(place) for name in read(part)) == [f"r{number}" for number in range(6)]
     assert [path for path in place.rglob("*") if path.is_file() and path.suffix != ".parquet"] == []
+
+
+def test_a_part_that_is_cut_off_at_a_limit_of_its_size_is_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """This fails like a full disk, in the middle of a part, and needs no disk of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with opened(tmp_path, inference_log_seconds=1) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+        try:
+            note(log, 1)
+            wait_until(lambda: log._failing, "a failure")
+            assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [read(part) for part in parts(tmp_path)] == [["r1"]]
+    assert caplog.text.count("some may be dropped") == caplog.text.count("is written again") == 1
+
+
+def test_a_folder_that_is_removed_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place, before = tmp_path / "log", dropped()
+    with opened(place, inference_log_seconds=1) as log:
+        note(log, 0)
+        wait_until(lambda: parts(place), "a part")
+        shutil.rmtree(place)
+        note(log, 1)
+    assert [read(part) for part in parts(place)] == [["r1"]]
+    assert caplog.text == ""
+    assert dropped() == before
 
 
 def test_what_can_t_be_written_at_the_end_is_counted_in_time(
@@ -182,7 +213,7 @@ def test_a_bucket_that_is_gone_for_a_while_loses_no_row(bucket: str, caplog: pyt
         there = log._store
         log._store = Store("s3://absent/prefix", retry_for=timedelta(seconds=1))
         note(log, 1)
-        wait_until(lambda: "can't be written" in caplog.text, "a line about the failure")
+        wait_until(lambda: "some may be dropped" in caplog.text, "a line about the failure")
         note(log, 2)
         log._store = there
     store = Store(bucket)

@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -140,6 +141,28 @@ def test_a_full_pipe_drops_lines_and_reports_their_number_later(waits: bool) -> 
     assert (last[0]["dropped"], last[1]["message"], len(last)) == (dropped, "flows", 2)
     assert metrics.LOG_LINES_DROPPED._value.get() - before == dropped
     assert all(json.loads(line)["level"] == "WARNING" for line in read)
+
+
+def test_a_line_that_a_full_disk_cuts_off_spoils_no_other_line(tmp_path: Path) -> None:
+    """A limit on the size of a file fails like a full disk: first a line is cut off, then none is taken."""
+    file = (tmp_path / "log").open("ab", buffering=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with file, logger("serving.made_up", NonBlockingHandler(file.fileno())) as log:
+        log.warning("whole")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.tell() + 20, hard))
+        try:
+            log.warning("cut off")
+            log.warning("not taken")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        log.warning("there is room again")
+        log.warning("the next")
+    first, torn, *last = (tmp_path / "log").read_text().splitlines()
+    assert json.loads(first)["message"] == "whole"
+    assert len(torn) == 20
+    notice, again, after = map(json.loads, last)
+    assert notice["dropped"] == 2
+    assert [line["message"] for line in (again, after)] == ["there is room again", "the next"]
 
 
 HOLDS_UP_NOBODY = """
