@@ -1,10 +1,12 @@
 """Proves that the rows are those of the plan, each exactly once, and sums them up."""
 
+import contextlib
 import csv
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
 from archive import plans, rows, series
 from archive.plans import Part, Plan
@@ -100,13 +102,13 @@ def check(plan: Plan, place: str, csv_file: Path | None = None) -> Check:
     out = Store(place)
     result = Check(plan, place)
     planned = set[str]()
-    with _CsvFile(csv_file) as table:
+    with _csv_file(csv_file) as write:
         for part in plans.parts(plan, out):
             planned.add(part.name)
             content = out.get(part.name)
             found = _read(content)
             result.add_part(part, found)
-            table.write(found or [])
+            write(found or [])
     for stray in sorted(object_.name for object_ in out.names(plans.PARTS) if object_.name not in planned):
         result.problems.append(f"{place}/{stray}: no part of the plan")
     if plan.by_series:
@@ -124,33 +126,41 @@ def _read(content: bytes | None) -> list[Row] | None:
         return None
 
 
-class _CsvFile:
-    """Writes rows to a CSV file, if there is one."""
+@contextlib.contextmanager
+def _csv_file(path: Path | None) -> Iterator[Callable[[list[Row]], None]]:
+    """Yields what writes rows to a CSV file, which appears whole at the end. A pipe gets the rows as they come.
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file: TextIO | None = None
-        self._writer: csv.DictWriter[str] | None = None
+    Without a path the rows go nowhere. Raises CannotGoOn.
+    """
+    if path is None:
+        yield lambda found: None
+        return
+    place = path.resolve()
+    whole = place.is_file() or not place.exists()
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial") if whole else place
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            yield _to_csv(file)
+        if whole:
+            partial.replace(place)
+    except OSError as error:
+        raise CannotGoOn(f"{path}: {error.strerror}") from error
+    finally:
+        if whole:
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
-    def __enter__(self) -> "_CsvFile":
-        if self._path:
-            try:
-                self._file = self._path.open("w", newline="", encoding="utf-8")
-            except OSError as error:
-                raise CannotGoOn(f"{self._path}: {error.strerror}") from error
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self._file:
-            self._file.close()
+def _to_csv(file: TextIO) -> Callable[[list[Row]], None]:
+    """What writes rows to an open CSV file. Its first line names the columns of the first row."""
+    writer: csv.DictWriter[str] | None = None
 
-    def write(self, found: list[Row]) -> None:
-        if self._file is None or not found:
-            return
-        if self._writer is None:
-            self._writer = csv.DictWriter(self._file, list(found[0]))
-            self._writer.writeheader()
-        try:
-            self._writer.writerows(found)
-        except OSError as error:
-            raise CannotGoOn(f"{self._path}: {error.strerror}") from error
+    def write(found: list[Row]) -> None:
+        nonlocal writer
+        if found and writer is None:
+            writer = csv.DictWriter(file, list(found[0]))
+            writer.writeheader()
+        if writer:
+            writer.writerows(found)
+
+    return write

@@ -1,6 +1,8 @@
 """The command `chestct`: answers for a few files, and rows for whole archives."""
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -36,13 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # a container's first process would ignore it
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
     except CannotGoOn as error:
         return _fail(f"error: {error}{_way_on(options)}", _BAD_INPUT)
     except KeyboardInterrupt:
         return _fail(f"stopped{_way_on(options)}", _STOPPED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough, as in `| head`
+    except BrokenPipeError:  # the reader has seen enough, as in `| head`
         return _INCOMPLETE
     return status
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", dest="form", action="store_const", const="json", default="table")
     form.add_argument("--csv", dest="form", action="store_const", const="csv")
     _add_model(predict)
-    predict.set_defaults(run=_predict, planned=False)
+    predict.set_defaults(run=_predict, way_on=None)
 
     score = commands.add_parser(
         "score",
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         prog = "chestct score" if name == "all" else None
         step = steps.add_parser(name, prog=prog, help=words, description=DISCLAIMER)
         _add_step(step, parts)
-        step.set_defaults(run=_score, steps=parts, planned=False)
+        step.set_defaults(run=_score, steps=parts, way_on=None)
     return parser
 
 
@@ -104,7 +104,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    errors = predicting.predict(models.find(options.model), options.files, options.form, sys.stdout)
+    answers = io.StringIO()
+    errors = predicting.predict(models.find(options.model), options.files, options.form, answers)
+    _print(answers.getvalue())
     return _INCOMPLETE if errors else 0
 
 
@@ -115,30 +117,50 @@ def _score(options: argparse.Namespace) -> int:
         model = models.find(options.model)
         out = Store(options.place, make=True)
         plan = plans.make(source, out, model, by_series=options.by_series, part_rows=options.part_rows)
-        print(f"{plan.files:,} files in {plan.parts:,} parts, for the model {plan.model}", file=sys.stderr)
+        _tell(f"{plan.files:,} files in {plan.parts:,} parts, for the model {plan.model}")
     else:
         plan = plans.find(options.place)
     if "run" in options.steps:
         model = models.find_planned(plan.model, options.model)
-        options.planned = True
+        options.way_on = f"score run {options.place}"
         workers.run(plan, options.place, model, options.shard, options.processes)
+        if "check" in options.steps:
+            options.way_on = f"score check {options.place}" + (f" --csv {options.csv}" if options.csv else "")
     if "check" not in options.steps:
         return 0
     result = checks.check(plan, options.place, options.csv)
-    print("\n".join(result.lines()))
+    _print("".join(f"{line}\n" for line in result.lines()))
     return 0 if result.complete else _INCOMPLETE
 
 
 def _way_on(options: argparse.Namespace) -> str:
-    return f"; `chestct score run {options.place}` goes on" if options.planned else ""
+    return f"; `chestct {options.way_on}` goes on" if options.way_on else ""
 
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _print(text: str) -> None:
+    """Write all of this to standard output. Raises BrokenPipeError and CannotGoOn."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try it again at the end
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise CannotGoOn(f"standard output can't be written: {error.strerror}") from error
+
+
+def _tell(words: str) -> None:
+    """Write a line to standard error, if it takes one. A full disk there stops no work."""
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr)
+
+
 def _fail(words: str, status: int) -> int:
-    print(" ".join(words.split()), file=sys.stderr)
+    _tell(" ".join(words.split()))
     return status
 
 

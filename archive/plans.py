@@ -4,9 +4,9 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
@@ -76,32 +76,29 @@ def make(source: Source, out: Store, model: Model, *, by_series: bool = False, p
     Raises CannotGoOn if there are no files, if the files can't be listed, or if there is another plan. The message
     then says what differs.
     """
-    with TemporaryDirectory(prefix="chestct-plan-") as folder:
-        manifest = Path(folder, "manifest.parquet")
-        count = _write_manifest(source.files(), manifest)
-        if not count:
-            raise CannotGoOn(f"{source.root}: there are no files")
-        with manifest.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        plan = Plan.model_validate(
-            {
-                "kind": source.kind,
-                "root": source.root,
-                "files": count,
-                "part_rows": part_rows or max(_FEWEST_ROWS, min(MOST_ROWS, math.ceil(count / _PARTS_WANTED))),
-                "by_series": by_series,
-                "model": model.tag,
-                "model_sha256": model.card.lineage.model_sha256,
-                "manifest": f"manifest-{digest[:16]}.parquet",
-                "manifest_sha256": digest,
-            }
-        )
-        if out.get(PLAN) is None:
-            out.put_if_absent(plan.manifest, manifest)
-            out.put_if_absent(PLAN, f"{plan.model_dump_json(indent=1)}\n".encode())
-        found = load(out)
-        if found != plan:
-            raise CannotGoOn(f"{out.place} has another plan: {_difference(found, plan, out, manifest)}")
+    count, manifest = _list(source.files())
+    if not count:
+        raise CannotGoOn(f"{source.root}: there are no files")
+    digest = hashlib.sha256(manifest).hexdigest()
+    plan = Plan.model_validate(
+        {
+            "kind": source.kind,
+            "root": source.root,
+            "files": count,
+            "part_rows": part_rows or max(_FEWEST_ROWS, min(MOST_ROWS, math.ceil(count / _PARTS_WANTED))),
+            "by_series": by_series,
+            "model": model.tag,
+            "model_sha256": model.card.lineage.model_sha256,
+            "manifest": f"manifest-{digest[:16]}.parquet",
+            "manifest_sha256": digest,
+        }
+    )
+    if out.get(PLAN) is None:
+        out.put_if_absent(plan.manifest, manifest)
+        out.put_if_absent(PLAN, f"{plan.model_dump_json(indent=1)}\n".encode())
+    found = load(out)
+    if found != plan:
+        raise CannotGoOn(f"{out.place} has another plan: {_difference(found, plan, out, manifest)}")
     return found
 
 
@@ -139,9 +136,10 @@ def check_apart(source: Source, place: str) -> None:
         raise CannotGoOn(f"{place} lies in {source.root}, so its own files would be scored; choose another place")
 
 
-def _write_manifest(files: Iterable[Object], path: Path) -> int:
-    """Write the files one by one. Returns their number."""
+def _list(files: Iterable[Object]) -> tuple[int, bytes]:
+    """The number of the files, and the manifest: a Parquet file, which takes about 20 bytes for each."""
     count = 0
+    manifest = BytesIO()
 
     def batches() -> Iterator[tables.RecordBatch]:
         nonlocal count
@@ -155,15 +153,15 @@ def _write_manifest(files: Iterable[Object], path: Path) -> int:
         count += len(rows)
         yield tables.to_batch(rows, _MANIFEST)
 
-    tables.write(batches(), _MANIFEST, path)
-    return count
+    tables.write(batches(), _MANIFEST, manifest)
+    return count, manifest.getvalue()
 
 
 def _to_object(row: tables.Row) -> Object:
     return Object(os.fsdecode(row["name"]), row["size"], row["version"])
 
 
-def _difference(found: Plan, wanted: Plan, out: Store, manifest: Path) -> str:
+def _difference(found: Plan, wanted: Plan, out: Store, manifest: bytes) -> str:
     """What differs between the plan that was found and the wanted one, in words."""
     if found.manifest_sha256 == wanted.manifest_sha256 or (found.kind, found.root) != (wanted.kind, wanted.root):
         names = ("model", "root", "kind", "by_series", "part_rows")

@@ -1,5 +1,6 @@
 """Shows how far the work is: the files that are done, the rate and the time left."""
 
+import contextlib
 import time
 from typing import Final, TextIO
 
@@ -31,12 +32,13 @@ class Progress:
             return
         self._shown = now
         line = self.describe(now - self._started)
-        if self._terminal:
-            self._stream.write(f"\r{line.ljust(self._width)}" + ("\n" if last else ""))
-            self._width = len(line)
-        else:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # a full disk below the log stops no work
+            if self._terminal:
+                self._stream.write(f"\r{line.ljust(self._width)}" + ("\n" if last else ""))
+                self._width = len(line)
+            else:
+                self._stream.write(f"{line}\n")
+            self._stream.flush()
 
     def describe(self, seconds: float) -> str:
         """The line after so many seconds."""

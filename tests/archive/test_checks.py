@@ -1,4 +1,8 @@
 import csv
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +22,8 @@ from chestct.tables import Row
 from tests.archive.conftest import Fill
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
+from tests.server import ROOT
+from tests.small_disk import SmallDisk
 
 
 @pytest.fixture
@@ -138,3 +144,32 @@ def test_the_table_is_written_as_csv_on_request(place: str, tmp_path: Path) -> N
 def test_a_csv_file_that_can_not_be_written_is_one_line(place: str, tmp_path: Path) -> None:
     with pytest.raises(CannotGoOn, match=r"absent/table\.csv: No such file or directory"):
         check(place, tmp_path / "absent" / "table.csv")
+
+
+def test_on_a_full_disk_the_last_csv_file_stays_and_nothing_else(place: str, small_disk: SmallDisk) -> None:
+    """A process on the disk asks for the table, because the disk is mounted for it alone."""
+    table, outside = small_disk.folder / "table.csv", small_disk.outside / "table.csv"
+    outside.write_text("the last table")
+    small_disk.fill()
+    call = [sys.executable, "-m", "archive", "score", "check", place, "--csv", str(table)]
+    on_it = small_disk.command(*call, cwd=ROOT)
+    done = subprocess.run(on_it, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {table}: No space left on device\n"
+    assert outside.read_text() == "the last table"
+    assert small_disk.files() == ["table.csv"]
+    small_disk.free()
+    assert subprocess.run(on_it, capture_output=True, timeout=300, check=False).returncode == 0
+    assert len(outside.read_text().splitlines()) == 1 + sum(len(read(place, part)) for part in range(5))
+    assert small_disk.files() == ["table.csv"]
+
+
+def test_a_pipe_gets_the_csv_file_as_it_comes(place: str, tmp_path: Path) -> None:
+    pipe, found = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.extend(pipe.read_text().splitlines()))
+    reader.start()
+    check(place, pipe)
+    reader.join()
+    assert len(found) == 1 + sum(len(read(place, part)) for part in range(5))
+    assert [path.name for path in tmp_path.iterdir() if "table" in path.name or "pipe" in path.name] == ["pipe"]

@@ -14,6 +14,7 @@ from chestct import __version__
 from chestct.card import DISCLAIMER
 from tests.archive.conftest import Fill
 from tests.server import ROOT
+from tests.small_disk import SmallDisk
 
 
 @pytest.fixture
@@ -110,3 +111,44 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(model: Model, folder: Pat
     call = f"{sys.executable} -m archive predict {files} --model {model.graph.parent} | true"
     done = subprocess.run(["sh", "-c", call], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.stderr == ""
+
+
+def test_on_a_full_disk_each_step_ends_in_one_line_and_later_goes_on(
+    folder: Path, model: Model, small_disk: SmallDisk
+) -> None:
+    """The table is on the disk, and so is what the command prints."""
+    out, of_model = str(small_disk.folder / "out"), ("--model", str(model.graph.parent))
+
+    def on_it(*arguments: str, stdout: str = "/dev/null") -> tuple[int, str]:
+        shell = ["sh", "-c", 'out=$1 && shift && exec "$@" > "$out"', "sh", stdout, sys.executable, "-m", "archive"]
+        call = small_disk.command(*shell, *arguments, cwd=ROOT)
+        done = subprocess.run(call, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+        return done.returncode, done.stderr
+
+    no_room = "No space left on device"
+    small_disk.fill()
+    status, words = on_it("score", str(folder), out, *of_model, stdout="/dev/null")
+    assert (status, len(words.splitlines())) == (2, 1)
+    assert words.startswith(f"error: can't write {out}/")
+    assert no_room in words
+    assert small_disk.files() == []
+
+    small_disk.free()
+    assert on_it("score", str(folder), out, *of_model)[0] == 0
+    before = small_disk.files()
+    small_disk.fill()
+    for printed in (("score", "check", out), ("predict", str(folder / "00001.png"), "--csv", *of_model)):
+        target = small_disk.folder / "printed"
+        assert on_it(*printed, stdout=str(target)) == (2, f"error: standard output can't be written: {no_room}\n")
+        (small_disk.outside / "printed").unlink()
+    assert small_disk.files() == before
+
+
+def test_a_log_on_a_full_disk_stops_no_run(folder: Path, model: Model, small_disk: SmallDisk, tmp_path: Path) -> None:
+    small_disk.fill()
+    call = [sys.executable, "-m", "archive", "score", str(folder), str(tmp_path / "out")]
+    shell = ["sh", "-c", 'log=$1 && shift && exec "$@" 2> "$log"', "sh", str(small_disk.folder / "log")]
+    on_it = small_disk.command(*shell, *call, "--model", str(model.graph.parent), cwd=ROOT)
+    done = subprocess.run(on_it, stdout=subprocess.PIPE, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines()[0] == "30 files, 30 rows: 0 missing, 0 twice, 0 of no planned file"
+    assert done.returncode == 0
