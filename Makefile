@@ -44,6 +44,8 @@ development = .venv/.development
 training    = $(firstword $(wildcard .venv/.development) .venv/.training)
 packaging   = $(firstword $(wildcard .venv/.development) .venv/.image)
 serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.serving)
+# `bentoml build` needs the service's packages alone. `make image` installs its own set first, which has them.
+bundling    = $(if $(filter image,$(MAKECMDGOALS)),$(packaging),$(firstword $(wildcard .venv/.development .venv/.training .venv/.image) .venv/.serving))
 node        = $(firstword $(wildcard .venv-node/.node-tests) .venv-node/.node)
 # `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
@@ -112,14 +114,14 @@ site: $(training) ## check the served model on your own labelled slices in DATA=
 drift: $(training) ## compare images or an inference log, DATA=folder or bucket, with what the served model learned from; see build/drift/
 	@$(folder) && python -m pipeline.drift $(asked) $(if $(value SINCE),--since=$(call quote,$(value SINCE))) -- $(call quote,$(value DATA))
 
-bento: $(packaging) ## build the bento of the model that `make serve` would serve: build/chestct.bento
+bento: $(bundling) ## build the bento of the model that `make serve` would serve: build/chestct.bento
 	@python -m serving.release && bentoml build --label version=$(version)
 	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest "$$PWD/build/chestct.bento"
 
 package: $(packaging) ## build the Python package, which brings the command `chestct`: build/chestct-VERSION-py3-none-any.whl
 	@uv build --quiet --out-dir build .
 
-image: bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
+image: $(packaging) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
 	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(image) \
@@ -160,7 +162,7 @@ rollout: $(development) ## replace, kill and freeze replicas of IMAGE under load
 hold: $(development) ## send a test server bad input, slow clients and faults, in 30 minutes; writes docs/reference/reliability.md
 	@python -m serving.release && python -m load_tests.promises
 
-bench: $(development) ## compare with the bare loop and other servers, in 30 minutes; writes docs/reference/benchmarks.md; needs wrk
+bench: $(development) ## compare with the bare loop and other servers, in 30 minutes; writes docs/reference/benchmarks.md; needs wrk and strip
 	@python -m serving.release && python -m benchmarks.bench
 
 growth: $(development) ## draw how throughput, p99 and memory grow with load, in ten minutes; writes docs/reference/growth.md; needs wrk

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
@@ -90,8 +91,26 @@ class ServedModel(bentoml.models.BentoModel):
         return bentoml.models.BentoModel(_find().tag).resolve(base_path)
 
 
+class PinnedImage(bentoml.images.Image):
+    """What a bento says about its image: its packages are those that requirements/serving.txt pins with hashes.
+
+    BentoML would first look for uv, which locks packages, and end the build without it, although it locks nothing here.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        """Complete the commands. BentoML does so again in a copy, which would then hold the first one twice."""
+        super().__attrs_post_init__()
+        self.commands: list[str] = list(dict.fromkeys(self.commands))
+
+    def _freeze_python_requirements(self, bento_fs: Path, platform_: str | None = None) -> str:
+        """The text of the bento's file of requirements, which BentoML writes."""
+        requirements: str = self.python_requirements
+        return requirements
+
+
 @bentoml.service(
     name=store.NAME,
+    image=PinnedImage(),
     workers=SETTINGS.workers,
     # BentoML labels metrics with the requested path, so a scan would create endless series. Ours are bounded.
     metrics={"enabled": False},

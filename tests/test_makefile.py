@@ -164,6 +164,15 @@ def test_bento_and_image_are_labelled_with_the_version_that_the_package_says(mak
     assert "org.opencontainers.image.source=https://github.com/chestct/chestct" in built
 
 
+def test_a_bento_needs_no_more_packages_than_serve_has_installed(make: Make, tmp_path: Path) -> None:
+    (clone,) = tmp_path.glob("it's*")
+    (clone / "requirements/development.txt").rename(clone / "requirements/serving.txt")
+    (clone / ".venv/.development").rename(clone / ".venv/.serving")
+    calls = [call for call, _ in make("bento")]
+    assert [call[:2] for call in calls if call[0] == "bentoml"] == [["bentoml", "build"], ["bentoml", "export"]]
+    assert not [call for call in calls if "pip" in call]
+
+
 def test_a_fork_s_image_is_linked_to_its_own_sources(make: Make) -> None:
     calls = [call for call, _ in make("image", "builder=docker", "SOURCE=https://example.org/a$b")]
     (built,) = (call for call in calls if call[:2] == ["docker", "build"])

@@ -25,7 +25,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from open_inference.grpc import protocol, service
 
-import chestct
 from chestct.image import encode_png
 from chestct.store import GRAPH
 from pipeline.images.classes import CLASSES
@@ -306,32 +305,6 @@ def test_an_unknown_setting_ends_the_start_with_one_line(tmp_path: Path) -> None
     assert done.returncode != 0
     assert "unknown setting CHESTCT_WORKRES" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-
-
-def test_the_bento_contains_the_served_model_and_answers_the_same(server: Server, tmp_path: Path) -> None:
-    home = tmp_path / "bentoml"
-    tag = import_tiny_model(home)
-    built = bentoml("build", "--output", "tag", home=home)
-    assert built.returncode == 0, built.stderr
-    bento = built.stdout.split()[-1].removeprefix("__tag__:")
-    newer = import_tiny_model(home, run_id="newer")
-    assert newer != tag
-
-    folder = home / "bentos" / bento.replace(":", "/")
-    sources = {path.relative_to(folder / "src").parts[0] for path in (folder / "src").rglob("*") if path.is_file()}
-    assert sources == {"bentofile.yaml", "service.py", "archive", "chestct", "serving"}
-    packages = {line.split("==")[0] for line in (folder / "env/python/requirements.txt").read_text().splitlines()}
-    assert {"bentoml", "openvino", "grpcio"} <= packages
-    assert not {"tensorflow", "tensorflow-cpu", "keras", "mlflow", "dvc"} & packages
-    assert "--hash=sha256:" in (folder / "env/python/requirements.txt").read_text()
-
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    with serve(home, tag, what=bento, cwd=elsewhere, CHESTCT_WORKERS="1") as packed:
-        assert get(f"{packed.url}/v1/model").json()["model"] == tag
-        assert get(f"{packed.url}/v2").json()["version"] == chestct.__version__
-        assert ask_http(packed, png()) == ask_http(server, png())
-        assert ask_grpc(packed, png()) == ask_grpc(server, png())
 
 
 def test_a_refusal_arrives_while_the_client_is_still_sending(server: Server) -> None:
