@@ -3,18 +3,20 @@
 import os
 import platform
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from image.slim import CannotSlim, slim
 from load_tests.server import ROOT, Server, served_commit
 from load_tests.verdict import LoadError
 
 REQUIREMENTS: Final = ROOT / "requirements" / "serving.txt"
-CONTAINERFILE: Final = ROOT / "image" / "Containerfile"
 FLAGS: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 """CPU flags that matter to the arithmetic of a network."""
 PACKAGES: Final = ("openvino", "onnxruntime", "bentoml", "uvicorn", "grpcio", "numpy", "pillow")
@@ -29,26 +31,30 @@ def worker_memory(server: Server) -> float:
 def installed_size(requirements: Path = REQUIREMENTS) -> float:
     """Return the MB of the pinned distributions' files that the image keeps, without Python's bytecode.
 
-    Skips distributions whose marker does not apply to this machine. Raises LoadError if another one is not installed.
+    Slims a copy of them as the image does. Skips distributions whose marker does not apply to this machine. Raises
+    LoadError if another one is not installed, or if slimming fails.
     """
-    removed = tuple(f"openvino/{path}" for path in left_out())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in _pinned_files(requirements):
+            if file.suffix != ".pyc" and ".." not in file.parts:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file.locate(), folder / file)
+        try:
+            slim(folder)
+        except CannotSlim as error:
+            raise LoadError(str(error)) from None
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) / 1e6
+
+
+def _pinned_files(requirements: Path) -> Iterator[metadata.PackagePath]:
     pins = re.findall(r"^([\w.-]+)==\S+ (;?)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
-    size = 0
     for name, marked in pins:
         try:
-            files = metadata.files(name) or []
+            yield from metadata.files(name) or []
         except metadata.PackageNotFoundError:
-            if marked:
-                continue
-            raise LoadError(f"{name} of {requirements.name} is not installed; `make test` installs it") from None
-        size += sum(file.size or 0 for file in files if not str(file).startswith(removed))
-    return size / 1e6
-
-
-def left_out(containerfile: Path = CONTAINERFILE) -> list[str]:
-    """Return the parts of OpenVINO that the image removes: GPU and NPU plugins, and C++ headers."""
-    found = re.search(r"/openvino && \\\n\s*rm -rf ([^&\n]+)", containerfile.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1].split() if found else []
+            if not marked:
+                raise LoadError(f"{name} of {requirements.name} is not installed; `make test` installs it") from None
 
 
 def describe_machine() -> dict[str, str]:

@@ -183,10 +183,16 @@ def test_peers_must_give_the_service_s_probabilities() -> None:
         bench.check_same({"ours": ours, "bentoml": {"probabilities": {"a": 0.7, "b": 0.3}}})
 
 
-def test_the_installed_size_is_that_of_every_pinned_distribution(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("strip") is None, reason="no strip here (Debian: apt-get install binutils)")
+def test_the_installed_size_is_what_the_image_keeps_of_every_pinned_distribution(tmp_path: Path) -> None:
     path = tmp_path / "requirements.txt"
     path.write_text("numpy==1 \\\n    --hash=sha256:0\nabsent==1 ; implementation_name == 'pypy' \\\n")
-    assert 10 < footprint.installed_size(path) < 200
+    whole = sum(file.size or 0 for file in metadata.files("numpy") or []) / 1e6
+    assert 20 < footprint.installed_size(path) < 0.85 * whole  # a fifth is numpy's tests, stubs and headers
+
+
+def test_a_pinned_distribution_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
     path.write_text("absent==1 \\\n")
     with pytest.raises(LoadError, match="absent"):
         footprint.installed_size(path)
@@ -208,10 +214,3 @@ def test_a_short_run_measures_service_loop_and_peers_and_writes_the_document(
     for name in (*bench.OURS, "decode-infer", "infer", *peers, "paced", "paced-loop"):
         assert f"| {bench_report.WORDS[name]} |" in text
     assert len(re.findall(r"\| (?:missed|must|aim|not shown) \|$", text, re.MULTILINE)) == 14
-
-
-def test_what_the_image_leaves_out_is_a_part_of_what_is_installed() -> None:
-    installed = {str(file).split("/", 1)[1] for file in metadata.files("openvino") or [] if "/" in str(file)}
-    for path in footprint.left_out():
-        assert any(file == path or file.startswith(f"{path}/") for file in installed), path
-    assert "libs/libopenvino_intel_gpu_plugin.so" in footprint.left_out()
