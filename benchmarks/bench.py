@@ -122,12 +122,12 @@ class Bench:
             self._compare_tails(self._ours, self._loops)
         if self._ours:
             self.footprint["memory"] = [footprint.worker_memory(self._ours)]
-            self.footprint["installed"] = [footprint.installed_size()]
 
     def _start(self) -> None:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         answers = {}
         if self.only & {*OURS}:
+            self.footprint["installed"] = [footprint.installed_size()]  # first, since it fails without strip
             self._ours = self._start_ours()
             answers["ours"] = self._ask(self._ours, self.payloads.raw("/v1/predict"))
             self._plan_ours(self._ours)
