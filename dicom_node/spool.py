@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Final
 
 REASON: Final = "reason.txt"
+KEPT_FREE: Final = 16 * 1024 * 1024
+"""Bytes of the disk that slices leave free for the results. Without a result no series would leave the spool."""
 _DIGITS: Final = 24
 """Hexadecimal digits of a key."""
 
 
 class SpoolFull(Exception):
-    """The spool has no room for this file."""
+    """The spool or its disk has no room for this file."""
 
 
 class OtherContent(Exception):
@@ -98,6 +100,8 @@ class Spool:
         Returns False if the same slice is there already. Raises SpoolFull, OtherContent and OSError.
         """
         place = self._series / key / "slices" / f"{name}.dcm"
+        if shutil.disk_usage(self._folder).free < len(data) + KEPT_FREE:
+            raise SpoolFull
         with self._lock:
             if self._bytes + len(data) > self._max_bytes:
                 raise SpoolFull

@@ -140,13 +140,16 @@ class Worker:
 
     def _bury(self, key: str, reason: str) -> None:
         metrics.FAILED.labels(self._step).inc()
-        LOG.error("series %s is a dead letter: %s; try again with: python -m dicom_node retry %s", key, reason, key)
         try:
             self._spool.bury(key, reason)
         except OSError as error:
-            LOG.error("can't move series %s to the dead letters: %s", key, error.strerror)
-            self._due[key] = time.monotonic() + self._settings.longest_wait_seconds
+            pause = self._settings.longest_wait_seconds
+            self._due[key] = time.monotonic() + pause
+            LOG.error(
+                "series %s waits %.0f s: %s; can't move it to the dead letters: %s", key, pause, reason, error.strerror
+            )
             return
+        LOG.error("series %s is a dead letter: %s; try again with: python -m dicom_node retry %s", key, reason, key)
         self._forget(key)
 
     def _forget(self, key: str) -> None:

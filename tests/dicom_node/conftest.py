@@ -16,6 +16,7 @@ from tests.dicom_node import variables
 from tests.dicom_node.pacs import Pacs
 from tests.dicom_node.pacs import pacs as running_pacs
 from tests.dicom_node.running import RunningNode
+from tests.small_disk import SmallDisk, mount
 
 
 @pytest.fixture
@@ -35,6 +36,14 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
         return Settings(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 128 KiB."""
+    (tmp_path / "disk").mkdir()
+    with mount(tmp_path / "disk", kilobytes=128) as disk:
+        yield disk
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from dicom_node import spool as spools
 from dicom_node.spool import OtherContent, Spool, SpoolFull, key_of
+from tests.small_disk import SmallDisk
 
 
 def test_a_slice_is_there_after_a_restart_and_what_was_half_written_is_not(tmp_path: Path) -> None:
@@ -40,6 +41,43 @@ def test_a_full_spool_takes_nothing_until_something_left(tmp_path: Path) -> None
     assert spool.remove("k", ["a"])
     assert spool.used_bytes == 0
     assert spool.take("k", "b", b"slice")
+
+
+def test_slices_leave_room_on_the_disk_for_the_results(small_disk: SmallDisk) -> None:
+    spool = Spool(small_disk.outside, 10**9)
+    with pytest.raises(SpoolFull):
+        spool.take("k", "a", b"slice")
+    assert (spool.series(), spool.used_bytes, small_disk.files()) == ([], 0, [])
+
+
+def test_on_a_full_disk_nothing_is_half_written_and_all_goes_on_later(
+    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if others had used up the room that the slices left free."""
+    monkeypatch.setattr(spools, "KEPT_FREE", -(10**9))
+    spool = Spool(small_disk.outside, 10**9)
+    assert spool.take("k", "a", b"slice")
+    result = spool.folder("k") / "revision-1" / "result.json"
+    spool.write(result, b"{}")
+    before, used = small_disk.files(), spool.used_bytes
+    small_disk.fill()
+    for step in (
+        lambda: spool.take("k", "b", b"slice"),
+        lambda: spool.take("new", "c", b"slice"),
+        lambda: spool.write(result, b"[]"),
+        lambda: spool.bury("k", "no answer"),
+    ):
+        with pytest.raises(OSError, match="No space left on device"):
+            step()
+    assert (small_disk.files(), spool.used_bytes) == (before, used)
+    assert result.read_bytes() == b"{}"
+    assert spool.dead_letters() == 0
+    small_disk.free()
+    assert spool.take("k", "b", b"slice")
+    spool.write(result, b"[]")
+    assert result.read_bytes() == b"[]"
+    spool.bury("k", "no answer")
+    assert spool.dead_letters() == 1
 
 
 def test_a_series_with_a_late_slice_is_not_removed(tmp_path: Path) -> None:
