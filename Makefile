@@ -51,6 +51,8 @@ node        = $(firstword $(wildcard .venv-node/.node-tests) .venv-node/.node)
 experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
 # The demo's clone records its runs here, where `make mlflow` shows them, if the environment names no other place.
 recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlflow.db}
+# A library's command that Ctrl-C ends in one line, also while it imports.
+calmly      = python -m chestct.interrupts
 champion    = $(filter champion,$(value MODEL))
 
 .DEFAULT_GOAL = help
@@ -61,9 +63,10 @@ help: ## list these commands
 
 serve: $(if $(champion),$(training),$(serving)) ## serve the newest model of real images, or else the released one, on PORT (HTTP, page) and GRPC_PORT; MODEL=champion follows MLflow
 	@$(if $(champion),tag=$$(python -m pipeline.store --champion) && export CHESTCT_MODEL=$$(echo "$$tag" | tail -n 1) &&) \
-	  python -m serving.release && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
+	  python -m serving.release && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec $(calmly) bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
-demo: $(training) ## train on phantoms in a separate clone (a few minutes), then serve that model
+demo: $(training) ## train on phantoms in a separate clone (about four minutes on two cores), then serve that model
+	@echo 'Eight stages train a small network on drawn phantoms, in about four minutes on two cores. Each shows its progress.'
 	@test -d .demo || git clone -q . .demo
 	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(recorded) $(experiment) $(PHANTOMS:%=-S %)
 	@stored=$$(cd .demo && $(recorded) python -m pipeline.store) && \
@@ -190,7 +193,7 @@ docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link
 mlflow: $(training) ## browse the runs, also those of `make demo`, on http://localhost:5000; MLFLOW_PORT= is another port
 	@echo 'MLflow shows the runs on http://localhost:'$(call quote,$(value MLFLOW_PORT))'; Ctrl-C ends it'
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_LOGGING_LEVEL=ERROR PYTHONWARNINGS=ignore \
-	  exec mlflow ui --workers 1 --port $(call quote,$(value MLFLOW_PORT)) --backend-store-uri sqlite:///mlflow.db
+	  exec $(calmly) mlflow ui --workers 1 --port $(call quote,$(value MLFLOW_PORT)) --backend-store-uri sqlite:///mlflow.db
 
 notebooks: $(development) ## open notebooks/ in JupyterLab, which is fetched for this and kept out of .venv
 	uv run --no-project --with jupyterlab jupyter lab notebooks
@@ -239,7 +242,7 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 	$(install)
 
 # Not an installed package, whose build would need setuptools. The service does without.
-.venv/bin/chestct: | .venv
+.venv/bin/chestct: archive/launch.sh | .venv
 	@cp archive/launch.sh $@
 
 .venv-clients/.clients: requirements/clients.txt | .venv-clients

@@ -51,6 +51,9 @@ with open("calls", "a") as file:
 print("stub")
 """
 
+CALMLY = ("python", "-m", "chestct.interrupts")
+"""What runs a library's command so that Ctrl-C ends it in one line."""
+
 Make = Callable[..., list[tuple[list[str], dict[str, str]]]]
 
 
@@ -60,6 +63,8 @@ def make(tmp_path: Path) -> Make:
     folder = tmp_path / "it's a $clone"
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
+    (folder / "archive").mkdir()
+    (folder / "archive" / "launch.sh").touch()  # older than the program that stands for its copy
     stub = programs / "stub"
     stub.write_text(STUB.format(python=sys.executable, root=str(ROOT)), encoding="utf-8")
     stub.chmod(0o755)
@@ -110,7 +115,7 @@ def test_every_other_value_reaches_its_program_as_typed(make: Make, text: str) -
     ((stored, _),) = make("store", f"RELEASE={text}")
     assert stored == ["python", "-m", "pipeline.store", f"--release={text}"]
     _, (served, environment) = make("serve", f"PORT={text}", f"GRPC_PORT={text}")
-    assert served[:4] == ["bentoml", "serve", "--port", text]
+    assert served[:7] == [*CALMLY, "bentoml", "serve", "--port", text]
     assert environment == {"CHESTCT_GRPC_PORT": text}
     *_, (tested, environment) = make("test-image", f"IMAGE={text}")
     assert tested == ["python", "-m", "pytest", "-s", "--confcutdir", "tests/container", "tests/container"]
@@ -137,7 +142,7 @@ def test_serve_follows_mlflows_champion_if_it_is_asked_to(make: Make) -> None:
     (stored, _), (checked, named), (served, follows) = make("serve", "MODEL=champion")
     assert stored == ["python", "-m", "pipeline.store", "--champion"]
     assert checked == ["python", "-m", "serving.release"]
-    assert served[:2] == ["bentoml", "serve"]
+    assert served[:5] == [*CALMLY, "bentoml", "serve"]
     assert (named["CHESTCT_MODEL"], follows["CHESTCT_MODEL"]) == ("stub", "stub"), "the last line that the store prints"
 
 
