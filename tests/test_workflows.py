@@ -29,7 +29,7 @@ ELSEWHERE = {
     "sudo",
 }
 # Programs of .ci/run that the runner has.
-ON_THE_RUNNER = {"make", "chromium"}
+ON_THE_RUNNER = {"binutils", "make", "chromium"}
 HASH = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40}")
 
 
