@@ -20,7 +20,7 @@ from pydantic import Field
 from chestct import store
 from serving import run_folder
 from serving.api_keys import Keys, KeysError
-from serving.http import bentoml_api, connections, shortcut
+from serving.http import accepting, bentoml_api, connections, shortcut
 from serving.http.admission_control import AdmissionControl
 from serving.http.app import create_app
 from serving.http.private_port import PortSeparation, PrivatePort
@@ -52,6 +52,8 @@ STATES = WorkerStates(SETTINGS.workers)
 metrics.WORKER_RESTARTS.read = lambda: STATES.replaced
 app = create_app(SETTINGS, KEYS)
 connections.install()
+if SETTINGS.workers > 1:
+    accepting.install(STATES)
 
 
 def _find() -> store.StoredModel:

@@ -12,9 +12,16 @@ _NO_LIMIT: Final = 1 << 62
 
 def usable_cores() -> int:
     """Number of cores that this process may use, within the CPU limit of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
-    limit = cpu_limit()
-    return cores if limit == math.inf else min(cores, math.ceil(limit))
+    return math.ceil(min(_allowed_cores(), cpu_limit()))
+
+
+def cores_are_shared() -> bool:
+    """Whether a CPU limit gives this process less time than its cores have. Then other containers use them, too."""
+    return cpu_limit() < _allowed_cores()
+
+
+def _allowed_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
 
 
 def cpu_limit() -> float:

@@ -10,6 +10,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from chestct.card import ModelCard
+from chestct.cgroups import cores_are_shared
 
 BATCH_SIZES: Final = (1, 2, 4, 8)
 """Compiled batch sizes. A static shape runs faster than a dynamic one, but each size takes memory."""
@@ -82,7 +83,7 @@ class Engine:
             if size not in self._requests:
                 self._requests = {**self._requests, size: self._compile(size, self._threads, self._precision)}
         if self._threads_alone and self._alone is None:
-            self._alone = self._compile(1, self._threads_alone, self._precision, pinned=True)
+            self._alone = self._compile(1, self._threads_alone, self._precision, pinned=not cores_are_shared())
 
     @property
     def largest_batch(self) -> int:
@@ -127,7 +128,8 @@ class Engine:
         """Compile the graph for batches of `size` images. Run it once, because the first run takes longer.
 
         `pinned`: each thread keeps a core of its own. Otherwise the kernel may put them all on one core for seconds.
-        Pinned threads of two processes may share a core, so this is only for an image that has the machine to itself.
+        Pinned threads of two processes may share a core, so this is only for an image that has the machine to itself,
+        and not for a container with a CPU limit: OpenVINO takes the machine's first cores in each of them.
         """
         model = self._core.read_model(self._graph)
         _, height, width, channels = model.input("pixels").partial_shape

@@ -13,10 +13,13 @@ DeathCause = Literal["hung", "not_ready", "out_of_memory", "killed", "crashed", 
 """Why a worker was replaced: it hung; it was not ready in time; the container's memory was used up; somebody killed it
 (SIGKILL); another signal ended it, as after an error in native code; it exited."""
 CAUSES: Final[tuple[DeathCause, ...]] = get_args(DeathCause)
+_NOT_ACCEPTING: Final = -1
 
 
 class WorkerStates:
-    """For each worker: its process id, whether its engine is idle, and its last beat. Also why workers were replaced.
+    """For each worker: its process id, connections, last beat, and whether its engine is idle.
+
+    Also why workers were replaced.
 
     Before `open` or `join` it covers this process alone.
     """
@@ -25,7 +28,7 @@ class WorkerStates:
         self._slots = 2 * workers  # BentoML's supervisor numbers its workers up to this
         self.slot = 0
         """Index of this worker."""
-        self._size = (8 + 4 + 1) * self._slots + 8 + 8 * len(CAUSES)
+        self._size = (8 + 4 + 4 + 1) * self._slots + 8 + 8 * len(CAUSES)
         self._map(mmap.mmap(-1, self._size))
 
     def open(self, file: Path) -> None:
@@ -43,6 +46,7 @@ class WorkerStates:
         self.slot = worker - 1
         replaces = self._pids[self.slot] != 0
         self._beats[self.slot] = 0
+        self.publish_connections(None)
         self._pids[self.slot] = os.getpid()
         self.set_idle(False)
         return replaces
@@ -53,8 +57,9 @@ class WorkerStates:
         self._beats = view[: 8 * (slots + 1)].cast("d")  # the last one is the supervisor's
         start = 8 * (slots + 1 + len(CAUSES))
         self._replaced = view[8 * (slots + 1) : start].cast("q")  # the supervisor writes them
-        self._first_idle = start + 4 * slots
-        self._pids = view[start : self._first_idle].cast("i")
+        self._first_idle = start + 8 * slots
+        self._pids = view[start : start + 4 * slots].cast("i")
+        self._connections = view[start + 4 * slots : self._first_idle].cast("i")
 
     def beat(self, at: float) -> None:
         """Show that this worker is alive, by a number that differs from the last one."""
@@ -93,6 +98,19 @@ class WorkerStates:
         return all(
             slot == self.slot or idle[slot] or not pid or not is_alive(pid) for slot, pid in enumerate(self._pids)
         )
+
+    def publish_connections(self, count: int | None) -> None:
+        """Publish the number of open HTTP connections of this worker; None if it accepts none."""
+        self._connections[self.slot] = _NOT_ACCEPTING if count is None else count
+
+    def share_of_connections(self, waiting: int) -> int:
+        """Connections of each living worker that accepts any, if they had all and `waiting` more, rounded up."""
+        counts = [
+            max(0, count) if slot == self.slot else count
+            for slot, (pid, count) in enumerate(zip(self._pids, self._connections, strict=True))
+            if slot == self.slot or (pid and count != _NOT_ACCEPTING and is_alive(pid))
+        ]
+        return -(-(sum(counts) + waiting) // len(counts))
 
     def find_idle_worker(self, excluded: Container[int] = ()) -> int | None:
         """Slot of another living worker whose engine is idle and that is not `excluded`; None if there is none."""

@@ -77,7 +77,10 @@ OWNERS = {
     "dicomweb_client": {"dicom_node/send.py"},
     "requests": {"dicom_node/score.py", "dicom_node/send.py"},
     "starlette": {f"serving/http/{name}.py" for name in HTTP},
-    "uvicorn": {f"serving/http/{name}.py" for name in ("connection_closing", "connections", "private_port")},
+    "uvicorn": {
+        f"serving/http/{name}.py" for name in ("accepting", "connection_closing", "connections", "private_port")
+    },
+    "uvloop": {"serving/http/accepting.py"},
     "prometheus_client": {
         "dicom_node/metrics.py",
         "serving/telemetry/gathering_histogram.py",

@@ -7,6 +7,7 @@ serve each connection by `BoundedConnection`, which limits both.
 import asyncio
 import resource
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
@@ -64,6 +65,8 @@ class BoundedConnection(ClosingConnection):
         self._head_timer: asyncio.TimerHandle | None = None
         self._idle_since = 0.0
         """Time (the event loop's clock) when the latest request was complete or answered."""
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when the connection has ended."""
 
     # Called by the event loop, the parser and uvicorn
 
@@ -76,6 +79,7 @@ class BoundedConnection(ClosingConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._time_head(None)
+        self.on_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

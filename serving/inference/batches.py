@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +43,7 @@ class Score(NamedTuple):
 
 @dataclass(eq=False, slots=True)  # two images are never equal, whatever their pixels
 class QueuedImage:
-    """An image's image in the queue, which it may have before it is decoded."""
+    """An image's place in the queue, which it may have before it is decoded."""
 
     score: asyncio.Future[Score | None]
     """Its score; None if it left the queue."""
@@ -52,6 +54,20 @@ class QueuedImage:
     """Time when it had its pixels."""
     only_here: bool = False
     """Another worker lost it, so this worker computes it."""
+
+    def tell(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call the function in the event loop that waits for the image. Any thread may call this."""
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self.score.get_loop().call_soon_threadsafe(function, *arguments)
+
+    def settle(self, score: Score | None, error: BaseException | None = None) -> None:
+        """End the wait for the image, unless it was cancelled."""
+        if self.score.done():
+            return
+        if error is None:
+            self.score.set_result(score)
+        else:
+            self.score.set_exception(error)
 
 
 class Ended(NamedTuple):

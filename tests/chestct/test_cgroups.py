@@ -48,3 +48,15 @@ def test_limits_and_kills(
         file.write_text(content, encoding="ascii")
     monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
     assert (cgroups.cpu_limit(), cgroups.memory_limit(), cgroups.memory_kills()) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "shared"), [("150000 100000", True), ("200000 100000", False), ("max 100000", False)]
+)
+def test_cores_are_shared_if_the_limit_is_below_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, shared: bool
+) -> None:
+    monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "_allowed_cores", lambda: 2)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert cgroups.cores_are_shared() == shared

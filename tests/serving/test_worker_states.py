@@ -87,3 +87,20 @@ def test_the_workers_see_why_the_supervisor_replaced_some(file: Path) -> None:
     seen = {cause: count for cause, count in worker.replaced.items() if count}
     assert seen == {"hung": 1, "exited": 2}
     assert list(supervisor.worker_beats.values()) == [9.0]
+
+
+def test_each_worker_that_accepts_connections_has_an_equal_share_of_them(file: Path) -> None:
+    states = [WorkerStates(3) for _ in range(3)]
+    assert states[0].share_of_connections(5) == 5
+    for worker, state in enumerate(states, 1):
+        state.join(file, worker)
+    assert states[0].share_of_connections(5) == 5
+    states[1].publish_connections(0)
+    assert states[0].share_of_connections(5) == 3
+    states[0].publish_connections(7)
+    states[2].publish_connections(0)
+    assert [state.share_of_connections(2) for state in states] == [3, 3, 3]
+    states[0].publish_connections(None)
+    assert states[1].share_of_connections(9) == 5
+    run_worker(file)
+    assert states[1].share_of_connections(9) == 5

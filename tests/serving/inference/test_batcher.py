@@ -96,7 +96,11 @@ def test_while_the_engine_is_busy_the_next_batch_grows_up_to_the_largest(gate: G
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
 
-def test_an_image_alone_may_use_all_cores_and_one_of_several_may_not(gate: Gate) -> None:
+@pytest.mark.parametrize(("quiet_seconds", "expected"), [(0, [1, 6]), (300, [1])])
+def test_an_image_may_use_all_cores_if_it_is_alone_and_the_last_ones_were(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, quiet_seconds: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr("serving.inference.batcher.QUIET_SECONDS", quiet_seconds)
     alone: list[int] = []
 
     def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
@@ -116,7 +120,32 @@ def test_an_image_alone_may_use_all_cores_and_one_of_several_may_not(gate: Gate)
 
     asyncio.run(run())
     assert gate.batches == [[1], [2, 3], [4, 5], [6], [7], [8]]
-    assert alone == [1, 6]
+    assert alone == expected
+
+
+def test_an_image_that_comes_while_another_has_all_cores_ends_this_for_the_next_ones(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.inference.batcher.QUIET_SECONDS", 300)
+    alone: list[int] = []
+
+    def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
+        alone.append(int(pixels[0, 0, 0, 0]))
+        return gate.infer(pixels)
+
+    async def run() -> None:
+        batcher = Batcher(gate.infer, infer_alone, largest_batch=2, queue_size=8)
+        await batcher.score(image(1))
+        await batcher.score(image(2))
+        third = await occupy(batcher, gate, 3)
+        (fourth,) = await enqueue(batcher, 4)
+        gate.open.set()
+        await asyncio.gather(third, fourth)
+        await batcher.score(image(5))
+        await batcher.close()
+
+    asyncio.run(run())
+    assert alone == [1, 2, 3]
 
 
 def test_under_load_each_image_gets_its_own_answer(gate: Gate) -> None:

@@ -86,7 +86,9 @@ def test_waiting_images_are_computed_by_another_workers_idle_engine(tmp_path: Pa
     assert REGISTRY.get_sample_value("chestct_borrowed_images_total") == before + 2
 
 
-def test_an_image_is_alone_only_if_the_other_engine_is_idle(tmp_path: Path) -> None:
+def test_an_image_is_alone_only_if_the_other_engine_is_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.inference.batcher.QUIET_SECONDS", 0)
+
     async def run() -> list[int]:
         alone: list[int] = []
 
