@@ -1,15 +1,14 @@
 """The command `chestct`: answers for a few files, and rows for whole archives."""
 
 import argparse
-import contextlib
 import io
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
 from archive import checks, models, plans, predicting, workers
+from archive.progress import discard, tell
 from archive.sources import find_source
 from archive.workers import Shard
 from chestct import __version__
@@ -117,7 +116,7 @@ def _score(options: argparse.Namespace) -> int:
         model = models.find(options.model)
         out = Store(options.place, make=True)
         plan = plans.make(source, out, model, by_series=options.by_series, part_rows=options.part_rows)
-        _tell(f"{plan.files:,} files in {plan.parts:,} parts, for the model {plan.model}")
+        tell(f"{plan.files:,} files in {plan.parts:,} parts, for the model {plan.model}\n", sys.stderr)
     else:
         plan = plans.find(options.place)
     if "run" in options.steps:
@@ -147,20 +146,14 @@ def _print(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try it again at the end
+        discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise
         raise CannotGoOn(f"standard output can't be written: {error.strerror}") from error
 
 
-def _tell(words: str) -> None:
-    """Write a line to standard error, if it takes one. A full disk there stops no work."""
-    with contextlib.suppress(OSError):
-        print(words, file=sys.stderr)
-
-
 def _fail(words: str, status: int) -> int:
-    _tell(" ".join(words.split()))
+    tell(f"{' '.join(words.split())}\n", sys.stderr)
     return status
 
 

@@ -1,11 +1,25 @@
 """Shows how far the work is: the files that are done, the rate and the time left."""
 
-import contextlib
+import os
 import time
 from typing import Final, TextIO
 
 _SECONDS_ON_A_TERMINAL: Final = 0.5
 _SECONDS_IN_A_LOG: Final = 30
+
+
+def tell(text: str, stream: TextIO) -> None:
+    """Write to standard error. If it takes no more, as on a full disk, the rest is not told, and the work goes on."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        discard(stream)
+
+
+def discard(stream: TextIO) -> None:
+    """Let the stream forget what it could not write, and whatever follows. Otherwise Python would try it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:
@@ -32,13 +46,11 @@ class Progress:
             return
         self._shown = now
         line = self.describe(now - self._started)
-        with contextlib.suppress(OSError):  # a full disk below the log stops no work
-            if self._terminal:
-                self._stream.write(f"\r{line.ljust(self._width)}" + ("\n" if last else ""))
-                self._width = len(line)
-            else:
-                self._stream.write(f"{line}\n")
-            self._stream.flush()
+        if self._terminal:
+            tell(f"\r{line.ljust(self._width)}" + ("\n" if last else ""), self._stream)
+            self._width = len(line)
+        else:
+            tell(f"{line}\n", self._stream)
 
     def describe(self, seconds: float) -> str:
         """The line after so many seconds."""

@@ -54,7 +54,7 @@ class SmallDisk:
 
     def remount(self, how: str) -> None:
         """Mount it again, `ro` for reading only or `rw`."""
-        assert self.run(f"mount -o remount,{how} '{self.folder}'")
+        assert self.run(f"mount -o remount,bind,{how} '{self.folder}'")
 
     def files(self) -> list[str]:
         """Every file on it but the one of `fill`, relative to its folder."""
