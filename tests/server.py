@@ -54,6 +54,19 @@ def import_model(home: Path, folder: Path) -> str:
     return done.stdout.decode().split()[-1]
 
 
+def bentoml(*command: str, home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command `bentoml` with this home."""
+    return subprocess.run(
+        [sys.executable, "-m", "bentoml", *command],
+        cwd=ROOT,
+        env=environment(home, **settings),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @contextlib.contextmanager
 def serve(
     home: Path,

@@ -20,9 +20,7 @@ from chestct.buckets import Store
 from chestct.image import encode_png
 from tests.dicom import PATIENT, dicom_file
 from tests.graphs import narrow_picture, tiny_picture
-from tests.server import ROOT, Server, import_tiny_model, serve
-from tests.small_disk import SmallDisk
-from tests.test_mixed_load import (
+from tests.protocols import (
     BROKEN,
     PROTOCOLS,
     Sample,
@@ -34,7 +32,8 @@ from tests.test_mixed_load import (
     raw,
     tiny_sample,
 )
-from tests.test_service import bentoml
+from tests.server import ROOT, Server, bentoml, import_tiny_model, serve
+from tests.small_disk import SmallDisk
 from tests.waiting import wait_until
 
 NAME = "Qx7-Jane-Doe"

@@ -30,7 +30,7 @@ from chestct.store import GRAPH
 from pipeline.images.classes import CLASSES
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
-from tests.server import ROOT, Server, environment, import_tiny_model, serve
+from tests.server import ROOT, Server, bentoml, import_tiny_model, serve
 from tests.waiting import wait_until
 
 PNG = {"Content-Type": "image/png"}
@@ -58,18 +58,6 @@ def ask_grpc(server: Server, data: bytes) -> list[float]:
         answer = service.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=300)
     index = [output.name for output in answer.outputs].index("probabilities")
     return [float(value) for value in memoryview(answer.raw_output_contents[index]).cast("f")]
-
-
-def bentoml(*command: str, home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bentoml", *command],
-        cwd=ROOT,
-        env=environment(home, **settings),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_importing_the_service_is_light_and_brings_no_training() -> None:

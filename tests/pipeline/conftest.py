@@ -12,6 +12,9 @@ from pipeline.core import paths, tracking
 from pipeline.core.params import Params, PhantomCounts
 from pipeline.images.extra import read_extra
 from pipeline.images.phantoms import draw_phantoms
+from pipeline.ingest import ingest
+from pipeline.prepare import prepare
+from tests.pipeline.prepared import SIZE, Prepared
 from tests.server import ROOT
 
 
@@ -124,3 +127,24 @@ def tracked(workspace: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name, raising=False)
     shutil.copyfile(new_store, workspace / tracking.STORE)
     return workspace
+
+
+@pytest.fixture
+def run_prepare(write_params: Callable[[dict[str, Any]], Params], data_set: Path) -> Callable[..., Prepared]:
+    """Ingests `data_set` and prepares it."""
+
+    def ingest_and_prepare(**changes: object) -> Prepared:
+        params = write_params(
+            {
+                "data.source": "local",
+                "data.path": str(data_set),
+                "prepare.image_size": SIZE,
+                "prepare.folds": 2,
+                **{f"prepare.{key}": value for key, value in changes.items()},
+            }
+        )
+        ingest(params)
+        prepare(params)
+        return Prepared()
+
+    return ingest_and_prepare

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from serving.rpc import message_reader
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.server import Model, Server
 
@@ -24,3 +25,10 @@ def gate(model: Model) -> Iterator[GatedEngine]:
     engine = GatedEngine(model.engine)
     yield engine
     engine.open.set()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends a message that stalls for half a second."""
+    monkeypatch.setattr(message_reader, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(message_reader, "_CHECK_SECONDS", 0.05)
