@@ -20,11 +20,15 @@ COMPONENTS: Final = sorted(
     {path.name for path in (HERE / "components").iterdir()} - set(ADMIN_COMPONENTS),
     key=lambda name: (name == "canary", name),
 )
+NEEDS: Final = {"dicom-node-monitoring": ("dicom-node",)}
+"""Components that make sense only beside others."""
 ALL: Final = tuple(name for name in COMPONENTS if name != "scale-to-zero")  # it replaces keda
 COMBINATIONS: Final = [
-    (overlay, chosen) for overlay in OVERLAYS for chosen in [(), *((name,) for name in COMPONENTS), ALL]
+    (overlay, chosen)
+    for overlay in OVERLAYS
+    for chosen in [(), *((*NEEDS.get(name, ()), name) for name in COMPONENTS), ALL]
 ]
-"""Overlays and their components."""
+"""Overlays and their components: the last one is the one that is tried."""
 ADMIN_COMBINATIONS: Final = [(overlay, chosen) for overlay in OVERLAYS for chosen in [(), ADMIN_COMPONENTS]]
 
 
@@ -50,7 +54,7 @@ def main() -> None:
     for old in folder.glob("*.yaml"):
         old.unlink()
     for overlay, components in COMBINATIONS:
-        name = "all" if len(components) > 1 else "".join(components)
+        name = "all" if components == ALL else "".join(components[-1:])
         (folder / f"{'-'.join(filter(None, (overlay, name)))}.yaml").write_text(render(overlay, components), "utf-8")
     for overlay, components in ADMIN_COMBINATIONS:
         name = "-".join(("admin", overlay, *components))

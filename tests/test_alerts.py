@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,14 +125,23 @@ STAGING = [
 ]
 
 
-def play(name: str, series: list[dict[str, str]], folder: Path, moments: dict[int, bool]) -> None:
+def play(
+    name: str, series: list[dict[str, str]], folder: Path, moments: dict[int, bool], rules: dict[str, Any] = RULES
+) -> None:
     """Check with promtool whether the alert fires at these minutes, in production's namespace alone."""
     query = f'count by (namespace) (ALERTS{{alertname="{name}",alertstate="firing"}})'
     firing = {'{namespace="chestct"}': 1.0}
-    ask([*series, *STAGING], folder, query, {minute: firing if fires else {} for minute, fires in moments.items()})
+    expected = {minute: firing if fires else {} for minute, fires in moments.items()}
+    ask([*series, *STAGING], folder, query, expected, rules)
 
 
-def ask(series: list[dict[str, str]], folder: Path, query: str, expected: dict[int, dict[str, float]]) -> None:
+def ask(
+    series: list[dict[str, str]],
+    folder: Path,
+    query: str,
+    expected: dict[int, dict[str, float]],
+    rules: dict[str, Any] = RULES,
+) -> None:
     """Check with promtool what a query gives at these minutes: its values by their labels."""
     asked = [
         {
@@ -143,7 +153,7 @@ def ask(series: list[dict[str, str]], folder: Path, query: str, expected: dict[i
     ]
     test = {"interval": "1m", "input_series": series, "promql_expr_test": asked}
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "5m", "tests": [test]}
-    (folder / "rules.yaml").write_text(yaml.safe_dump(RULES), encoding="utf-8")
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
     (folder / "test.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     command = ["promtool", "test", "rules", "test.yaml"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)

@@ -182,9 +182,20 @@ def test_every_selector_takes_the_deployments_pods(objects: Objects) -> None:
         find(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         find(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
         *(spread["labelSelector"]["matchLabels"] for spread in pod(objects)["topologySpreadConstraints"]),
-        *(item["spec"]["selector"]["matchLabels"] for item in objects if item["kind"] == "PodMonitor"),
     ]
     assert all(selector and selector.items() <= labels.items() for selector in selectors)
+
+
+def test_every_pod_monitor_takes_the_pods_of_its_name_alone(objects: Objects) -> None:
+    labels = {
+        item["metadata"]["name"]: item["spec"]["template"]["metadata"]["labels"]
+        for item in objects
+        if item["kind"] in POD_KINDS
+    }
+    for monitor in (item for item in objects if item["kind"] == "PodMonitor"):
+        selector = monitor["spec"]["selector"]["matchLabels"].items()
+        taken = {name for name, own in labels.items() if selector and selector <= own.items()}
+        assert taken == {monitor["metadata"]["name"]}
 
 
 def test_the_service_does_not_send_to_the_load_test() -> None:
@@ -253,7 +264,8 @@ def test_metrics_are_shown_on_the_port_that_is_collected(objects: Objects) -> No
     for item in objects:
         if item["kind"] == "PodMonitor":
             (endpoint,) = item["spec"]["podMetricsEndpoints"]
-            assert (endpoint["port"], endpoint["path"]) == ("private", "/metrics")
+            port = {"chestct": "private", "chestct-dicom-node": "node-http"}[item["metadata"]["name"]]
+            assert (endpoint["port"], endpoint["path"]) == (port, "/metrics")
 
 
 def test_a_changed_setting_gives_the_configmap_a_new_name(tmp_path: Path) -> None:
