@@ -103,14 +103,14 @@ class WorkerStates:
         """Publish the number of open HTTP connections of this worker; None if it accepts none."""
         self._connections[self.slot] = _NOT_ACCEPTING if count is None else count
 
-    def share_of_connections(self, waiting: int) -> int:
-        """Connections of each living worker that accepts any, if they had all and `waiting` more, rounded up."""
+    def count_connections(self) -> tuple[int, int]:
+        """Open HTTP connections of all living workers that accept any, and the number of these workers."""
         counts = [
             max(0, count) if slot == self.slot else count
             for slot, (pid, count) in enumerate(zip(self._pids, self._connections, strict=True))
             if slot == self.slot or (pid and count != _NOT_ACCEPTING and is_alive(pid))
         ]
-        return -(-(sum(counts) + waiting) // len(counts))
+        return sum(counts), len(counts)
 
     def find_idle_worker(self, excluded: Container[int] = ()) -> int | None:
         """Slot of another living worker whose engine is idle and that is not `excluded`; None if there is none."""

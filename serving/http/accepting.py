@@ -9,9 +9,9 @@ import contextlib
 import errno
 import logging
 import math
-import select
 import socket
 import ssl as tls
+import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -23,8 +23,10 @@ from serving.worker_states import WorkerStates
 
 PATIENCE: Final = 0.02
 """Seconds that a connection waits for a worker with fewer of them. That one hangs then, and another takes it."""
+LOOKS: Final = 16
+"""Turns of the event loop in which a worker looks whether the other one is faster, before it looks once a STEP."""
 STEP: Final = 0.001
-"""Seconds until a worker looks again whether its share has grown."""
+"""Seconds between two looks. The event loop has no shorter timer, and a fast worker takes a tenth of that."""
 EXHAUSTED_PAUSE: Final = 1.0
 """Seconds without accepting, once the system has no open file or memory for a connection."""
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -66,10 +68,10 @@ class BalancedServer:
         self._timer: asyncio.TimerHandle | None = None
         self._deferring_since = math.inf
         """Time (the event loop's clock) since when connections have waited for another worker."""
+        self._looks = 0
+        """Number of looks since then."""
         self._closed = False
         self._states.publish_connections(0)
-        self._poll = select.poll()
-        self._poll.register(listening, select.POLLIN)
         self._listen()
 
     def close(self) -> None:
@@ -85,8 +87,8 @@ class BalancedServer:
         """Return at once. uvicorn waits for the connections itself."""
 
     def _listen(self) -> None:
-        if not self._poll.poll(0):
-            self._deferring_since = math.inf
+        if not _count_waiting(self._listening):
+            self._looks, self._deferring_since = 0, math.inf
         self._loop.add_reader(self._listening, self._accept_share)
 
     def _pause(self, seconds: float) -> None:
@@ -95,9 +97,14 @@ class BalancedServer:
 
     def _accept_share(self) -> None:
         """Accept connections until this worker has its share, and leave the others to the other workers for a while."""
+        # In this order: a connection that another worker accepts meanwhile counts at most once.
+        open_ones, workers = self._states.count_connections()
         waiting = _count_waiting(self._listening)
+        if not waiting:  # another worker was faster
+            self._looks, self._deferring_since = 0, math.inf
+            return
         now = self._loop.time()
-        most = self._states.share_of_connections(waiting) - self._open
+        most = math.ceil((open_ones + waiting) / workers) - self._open
         if now - self._deferring_since >= PATIENCE:
             most = max(1, most)  # one at each step, because the other worker may come back
         try:
@@ -108,11 +115,13 @@ class BalancedServer:
             _log.warning("no connection is accepted for %g s: %s", EXHAUSTED_PAUSE, error.strerror)
             self._pause(EXHAUSTED_PAUSE)
             return
-        if self._poll.poll(0):
-            self._deferring_since = min(now, self._deferring_since)
+        if most >= waiting:
+            self._looks, self._deferring_since = 0, math.inf
+            return
+        self._deferring_since = min(now, self._deferring_since)
+        self._looks += 1
+        if self._looks > LOOKS:
             self._pause(STEP)
-        else:
-            self._deferring_since = math.inf
 
     def _accept(self, most: int) -> None:
         """Accept up to `most` connections that wait. Raises OSError."""
@@ -125,9 +134,6 @@ class BalancedServer:
                 task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, accepted: socket.socket) -> None:
-        accepted.setblocking(False)
-        with contextlib.suppress(OSError):  # not a TCP socket, or the client is gone
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = self._create()
         connection.on_lost = lambda: self._count(-1)
         try:
@@ -156,6 +162,8 @@ class _Loop(uvloop.Loop):
         if given is None or given.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
             return await super().create_server(*arguments, **options)
         given.setblocking(False)
+        with contextlib.suppress(OSError):  # not a TCP socket
+            given.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the accepted ones inherit it
         given.listen(options["backlog"])
         return BalancedServer(given, arguments[0], self.states, options["ssl"])
 
@@ -166,4 +174,4 @@ def _count_waiting(listening: socket.socket) -> int:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WAITING.stop)
     except (AttributeError, OSError):  # not on Linux
         return 1
-    return max(1, int.from_bytes(info[_WAITING], "little"))
+    return int.from_bytes(info[_WAITING], sys.byteorder)

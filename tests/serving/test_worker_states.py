@@ -89,18 +89,18 @@ def test_the_workers_see_why_the_supervisor_replaced_some(file: Path) -> None:
     assert list(supervisor.worker_beats.values()) == [9.0]
 
 
-def test_each_worker_that_accepts_connections_has_an_equal_share_of_them(file: Path) -> None:
+def test_the_connections_of_workers_that_accept_some_are_counted(file: Path) -> None:
     states = [WorkerStates(3) for _ in range(3)]
-    assert states[0].share_of_connections(5) == 5
+    assert states[0].count_connections() == (0, 1)
     for worker, state in enumerate(states, 1):
         state.join(file, worker)
-    assert states[0].share_of_connections(5) == 5
+    assert states[0].count_connections() == (0, 1)
     states[1].publish_connections(0)
-    assert states[0].share_of_connections(5) == 3
+    assert states[0].count_connections() == (0, 2)
     states[0].publish_connections(7)
-    states[2].publish_connections(0)
-    assert [state.share_of_connections(2) for state in states] == [3, 3, 3]
+    states[2].publish_connections(2)
+    assert [state.count_connections() for state in states] == [(9, 3)] * 3
     states[0].publish_connections(None)
-    assert states[1].share_of_connections(9) == 5
+    assert states[1].count_connections() == (2, 2)
     run_worker(file)
-    assert states[1].share_of_connections(9) == 5
+    assert states[1].count_connections() == (2, 2)

@@ -92,7 +92,7 @@ def started(folder: Path, count: int, **options: Any) -> Iterator[Workers]:
         seen = WorkerStates(2)
         seen.open(file)
         seen.slot = 3  # a place that no worker has
-        wait_until(lambda: seen.share_of_connections(60) == 60 // (count + 1), "all workers listen")
+        wait_until(lambda: seen.count_connections()[1] == count + 1, "all workers listen")
         yield Workers(shared.getsockname()[1], processes, states)
 
 
@@ -137,7 +137,7 @@ def test_the_worker_with_fewer_connections_gets_the_next_ones(
         for connection in [one for one in kept if ask(one) == first]:
             connection.close()
             kept.remove(connection)
-        wait_until(lambda: workers.states.share_of_connections(0) == 2, "the first worker has seen the ends")
+        wait_until(lambda: workers.states.count_connections()[0] == 4, "the first worker has seen the ends")
         assert workers.stay_connected(4, kept) == {first: 4}
 
 
@@ -179,7 +179,7 @@ def test_tls_is_balanced_too_and_a_failed_handshake_does_not_count(
         for _ in range(2):
             kept.append(workers.connect(trusting))
             assert ask(kept[-1]) == workers.processes[0].pid
-        wait_until(lambda: workers.states.share_of_connections(0) == 2, "two connections are open")
+        wait_until(lambda: workers.states.count_connections()[0] == 2, "two connections are open")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux lists a process' open files there")
