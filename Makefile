@@ -262,7 +262,7 @@ builder = $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info 
 
 define install
 	@echo "Installing $< into $(@D); the first time takes a minute or two ..."
-	@if [ -x $(@D)/bin/pip ]; then set -- $(@D)/bin/python -m pip; else set -- $(python) -m pip --python $(@D)/bin/python; fi; \
+	@if [ -x $(@D)/bin/pip ]; then set -- $(@D)/bin/python -m pip; else set -- $(python) -m chestct.interrupts pip --python $(@D)/bin/python; fi; \
 	  "$$@" install -q --disable-pip-version-check --no-input --no-compile --require-hashes --only-binary :all: -r $<
 	@touch $@
 endef
