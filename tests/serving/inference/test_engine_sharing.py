@@ -15,7 +15,7 @@ from serving.inference.batcher import Batcher
 from serving.inference.batches import EngineFailed
 from serving.inference.engine_sharing import EngineSharing
 from serving.worker_states import WorkerStates
-from tests.serving.inference.test_batcher import Gate, enqueue, image, occupy
+from tests.serving.inference.gate import Gate, enqueue, image, occupy
 
 SHAPE = (4, 4, 1)
 MAP = (4, 2, 2)
