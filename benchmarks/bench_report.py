@@ -75,10 +75,16 @@ least to the most with five (94 %). If an answer is not good, the run ends witho
   API does, which has ONNX Runtime. Flask has its threaded server, one process and TensorFlow's own threads, as in a
   tutorial. It is measured for longer. Up to 16 of its requests are unfinished at the end and do not count, out of a
   few answers a second.
+- **Uneven connections**: uvicorn's workers wait on one socket, and the one that wakes up first often accepts most
+  connections. FastAPI then has half of its images a second, because the other worker idles. Its intervals show both
+  cases. The service spreads connections evenly, and its workers lend each other their engines. If FastAPI's
+  connections lie evenly, the service has no lead over it with the same engine, because both are near the bare loop.
+- **One worker** already decodes and talks on the second core while its engine has the first. So a second worker can't
+  double the images a second.
 - **Ready after start** is the time from the command to the first 200 of `/readyz`, the median of several starts.
 - **Memory** is that of the largest worker after all rounds: its own pages, and its share of those that it shares.
-- **Installed size** is the sum of the sizes in the RECORD files of the distributions that `requirements/serving.txt`
-  pins, without bytecode and without OpenVINO's parts for GPUs and NPUs, which `image/Containerfile` removes.
+- **Installed size** is that of the distributions that `requirements/serving.txt` pins, without bytecode, after
+  `image/slim.py` has removed what serves no request. The image has them so.
 
 `benchmarks/ratios.yaml` has the last accepted ratios. `make bench` fails if one is more than 15 % worse.
 `python -m benchmarks.bench --accept` writes them. `benchmarks/figures.yaml` has the bounds.
