@@ -155,17 +155,17 @@ class _Loop(uvloop.Loop):
 
     states: ClassVar[WorkerStates]
 
-    async def create_server(self, *arguments: Any, **options: Any) -> Any:
+    async def create_server(self, protocol_factory: Any, *arguments: Any, **options: Any) -> Any:
         """A server as asyncio has it. On a listening socket that belongs to several workers it is balanced."""
         given: socket.socket | None = options.get("sock")
         # With SO_REUSEPORT each worker has a socket of its own, between which the kernel chooses.
         if given is None or given.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
-            return await super().create_server(*arguments, **options)
+            return await super().create_server(protocol_factory, *arguments, **options)
         given.setblocking(False)
         with contextlib.suppress(OSError):  # not a TCP socket
             given.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the accepted ones inherit it
-        given.listen(options["backlog"])
-        return BalancedServer(given, arguments[0], self.states, options["ssl"])
+        given.listen(options.get("backlog", 100))
+        return BalancedServer(given, protocol_factory, self.states, options.get("ssl"))
 
 
 def _count_waiting(listening: socket.socket) -> int:
