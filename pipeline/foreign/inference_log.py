@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Set
 from datetime import date, timedelta
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, Lock, Semaphore, Thread
 from typing import Final, NamedTuple
 
@@ -26,6 +26,8 @@ _AHEAD: Final = 8
 """Parts of a bucket that are asked for at the same time, because each answer takes a while."""
 _MOST_BYTES: Final = 64 * 2**20
 """Largest part that is read from a bucket. The service's parts are much smaller."""
+_LOOK_SECONDS: Final = 0.5
+"""A wait without an end would not see a Ctrl-C that came just before it."""
 _RETRY_FOR: Final = timedelta(seconds=10)
 """Time in which a failed request to a bucket is tried again."""
 
@@ -123,7 +125,10 @@ def _read_ahead(wanted: Iterator[Object], read: Callable[[Object], Part]) -> Ite
         thread.start()
     try:
         while threads:
-            part = found.get()
+            try:
+                part = found.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                continue
             if part is None:
                 threads.pop()
             elif isinstance(part, Exception):
