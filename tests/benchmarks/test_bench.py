@@ -207,6 +207,7 @@ def test_a_short_run_measures_service_loop_and_peers_and_writes_the_document(
     monkeypatch.setattr(figures, "read_ratios", dict)
     monkeypatch.setattr(bench, "STARTS", 1)
     monkeypatch.setattr(tail, "MOST_WAVER", math.inf)  # no test may depend on how busy the machine is
+    monkeypatch.setattr(bench, "SHARE", 0.05)
     peers = ["fastapi", "fastapi-engine", "litserve", "bentoml"]
     arguments = ["--seconds", "4", "--rounds", "1", "--pairs", "1", "--folder", str(tmp_path)]
     assert bench.main([*arguments, "--only", *bench.OURS, "loops", *peers]) == 0, capsys.readouterr().err
