@@ -1,13 +1,18 @@
 """How a command ends: its exit code, PASS or FAIL, and one line for each error."""
 
+import contextlib
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Final, ParamSpec
 
 BAD_INPUT: Final = 2
 MISSED: Final = 3
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
+"""What a shell reports for a program that SIGTERM has ended."""
 
 P = ParamSpec("P")
 
@@ -21,7 +26,8 @@ def command(
 ) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Make a `main` report LoadError, `errors` and Ctrl-C in one line that begins with `name`.
 
-    It then returns BAD_INPUT, or INTERRUPTED after Ctrl-C.
+    It then returns BAD_INPUT, or INTERRUPTED after Ctrl-C. SIGTERM ends it with TERMINATED and the servers that it has
+    started. Call it in the main thread.
     """
 
     known = (LoadError, *errors)
@@ -30,7 +36,8 @@ def command(
         @functools.wraps(main)
         def run(*args: P.args, **kwargs: P.kwargs) -> int:
             try:
-                return main(*args, **kwargs)
+                with _unwound_by_sigterm():
+                    return main(*args, **kwargs)
             except known as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 return BAD_INPUT
@@ -41,6 +48,18 @@ def command(
         return run
 
     return decorate
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def conclude(misses: Sequence[str], passed: str = "PASS") -> int:
