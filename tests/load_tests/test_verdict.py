@@ -16,7 +16,6 @@ from load_tests.verdict import command
 
 @contextlib.contextmanager
 def server():
-    print("started", flush=True)
     try:
         yield
     finally:
@@ -25,6 +24,7 @@ def server():
 @command("load")
 def main() -> int:
     with server():
+        print("started", flush=True)
         time.sleep(300)
     return 0
 
