@@ -1,5 +1,6 @@
 """A real file system of a few kilobytes, which a test fills up or makes read-only. It needs Linux, and no root."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 _FILLER: Final = "filler"
 _BLOCK: Final = 4096
 _DONE: Final = b"done\n"
+_FORBIDDEN: Final = (b"Operation not permitted", b"ermission denied", b"No space left on device")
+"""Words of a kernel that forbids it, by a rule or by a limit on user namespaces. Any other failure is a fault."""
 
 
 class SmallDisk:
@@ -67,13 +70,17 @@ def mount(folder: Path, kilobytes: int) -> Iterator[SmallDisk]:
     """Mount a small disk at this folder, in the disk's own namespace alone. Skip the test if that is forbidden."""
     if not (shutil.which("unshare") and shutil.which("nsenter")):
         pytest.skip("no unshare and nsenter here (Debian: apt-get install util-linux)")
-    pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh"]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, bufsize=0) as shell:
+    pipe = subprocess.PIPE
+    command = ["unshare", "--user", "--map-root-user", "--mount"]
+    tmpfs = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none"]
+    tried = subprocess.run([*command, *tmpfs, folder], stderr=pipe, env={**os.environ, "LC_ALL": "C"}, check=False)
+    if any(word in tried.stderr for word in _FORBIDDEN):
+        pytest.skip(f"no mount in a user namespace here: {tried.stderr.decode().strip()}")
+    assert tried.returncode == 0, tried.stderr
+    with subprocess.Popen([*command, "sh"], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0) as shell:
         disk = SmallDisk(shell, folder)
         try:
-            if not disk.run(f"mount -t tmpfs -o size={kilobytes}k none '{folder}'"):
-                pytest.skip("the kernel allows no mount in a user namespace here")
+            assert disk.run(f"{' '.join(tmpfs)} '{folder}'")
             yield disk
         finally:
             shell.kill()

@@ -64,14 +64,13 @@ def imported_by(path: str) -> set[str]:
     return names - {package, "chestct", "chestct.interrupts"}
 
 
-def run(folder: Path, at: set[str], *command: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m` with an interrupt at the first import of a module of `at`."""
-    (folder / "sitecustomize.py").write_text(INTERRUPT.format(modules=sorted(at)), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+def run(folder: Path, before: str, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m` after this source of a sitecustomize module, with these variables too."""
+    (folder / "sitecustomize.py").write_text(before, encoding="utf-8")
     return subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(folder), **variables},
         capture_output=True,
         text=True,
         timeout=300,
@@ -94,14 +93,14 @@ def run(folder: Path, at: set[str], *command: str) -> subprocess.CompletedProces
     ],
 )
 def test_an_interrupt_during_the_imports_of_a_library_ends_in_one_line(tmp_path: Path, command: str, at: str) -> None:
-    done = run(tmp_path, {at}, *command.split())
+    done = run(tmp_path, INTERRUPT.format(modules=[at]), *command.split())
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("path", sorted({*entries()} - {*ELSEWHERE, "chestct/interrupts.py"}))
 def test_an_interrupt_during_the_imports_of_any_command_ends_in_one_line(tmp_path: Path, path: str) -> None:
     module = path.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
-    done = run(tmp_path, imported_by(path), module)
+    done = run(tmp_path, INTERRUPT.format(modules=sorted(imported_by(path))), module)
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "interrupted\n")
 
 
@@ -159,18 +158,8 @@ sys.addaudithook(interrupt)
     ],
 )
 def test_an_interrupt_at_work_ends_in_one_line(tmp_path: Path, command: str, event: str, sign: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(AT_WORK.format(event=event, sign=sign), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "BENTOML_HOME": str(tmp_path / "bentoml")}
     words = command.replace("FOLDER", str(tmp_path / "k8s")).split()
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run(tmp_path, AT_WORK.format(event=event, sign=sign), *words, BENTOML_HOME=str(tmp_path / "bentoml"))
     assert done.returncode == INTERRUPTED, done.stderr
     assert re.fullmatch(r"\n?(\w+: )?(interrupted|stopped)\n", done.stderr)
 

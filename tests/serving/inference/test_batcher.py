@@ -2,11 +2,8 @@ import asyncio
 import threading
 import time
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from chestct.engine import Scores
 from serving.inference.batcher import Batcher
 from serving.inference.batches import EngineFailed
 from serving.telemetry import gathering_histogram, metrics
@@ -47,14 +44,9 @@ def test_an_image_may_use_all_cores_if_it_is_alone_and_the_last_ones_were(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, quiet_seconds: float, expected: list[int]
 ) -> None:
     monkeypatch.setattr("serving.inference.batcher.QUIET_SECONDS", quiet_seconds)
-    alone: list[int] = []
-
-    def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
-        alone.append(int(pixels[0, 0, 0, 0]))
-        return gate.infer(pixels)
 
     async def run() -> None:
-        batcher = Batcher(gate.infer, infer_alone, largest_batch=2, queue_size=8)
+        batcher = Batcher(gate.infer, gate.infer_alone, largest_batch=2, queue_size=8)
         await batcher.score(image(1))
         await asyncio.gather(*await enqueue(batcher, 2, 3))
         await asyncio.gather(*await enqueue(batcher, 4, 5, 6))  # 6 is the last of them, and no other is left
@@ -66,21 +58,16 @@ def test_an_image_may_use_all_cores_if_it_is_alone_and_the_last_ones_were(
 
     asyncio.run(run())
     assert gate.batches == [[1], [2, 3], [4, 5], [6], [7], [8]]
-    assert alone == expected
+    assert gate.alone == expected
 
 
 def test_an_image_that_comes_while_another_has_all_cores_ends_this_for_the_next_ones(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.inference.batcher.QUIET_SECONDS", 300)
-    alone: list[int] = []
-
-    def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
-        alone.append(int(pixels[0, 0, 0, 0]))
-        return gate.infer(pixels)
 
     async def run() -> None:
-        batcher = Batcher(gate.infer, infer_alone, largest_batch=2, queue_size=8)
+        batcher = Batcher(gate.infer, gate.infer_alone, largest_batch=2, queue_size=8)
         await batcher.score(image(1))
         await batcher.score(image(2))
         third = await occupy(batcher, gate, 3)
@@ -91,7 +78,7 @@ def test_an_image_that_comes_while_another_has_all_cores_ends_this_for_the_next_
         await batcher.close()
 
     asyncio.run(run())
-    assert alone == [1, 2, 3]
+    assert gate.alone == [1, 2, 3]
 
 
 def test_under_load_each_image_gets_its_own_answer(gate: Gate) -> None:

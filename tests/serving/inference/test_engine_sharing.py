@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 
-from chestct.engine import Scores
 from serving.inference import engine_sharing
 from serving.inference.batcher import Batcher
 from serving.inference.batches import EngineFailed
@@ -90,21 +89,15 @@ def test_an_image_is_alone_only_if_the_other_engine_is_idle(tmp_path: Path, monk
     monkeypatch.setattr("serving.inference.batcher.QUIET_SECONDS", 0)
 
     async def run() -> list[int]:
-        alone: list[int] = []
-
-        def infer_alone(pixels: NDArray[np.uint8]) -> Scores:
-            alone.append(int(pixels[0, 0, 0, 0]))
-            return one.gate.infer(pixels)
-
         async with two(tmp_path) as (one, other):
-            one.batcher._infer_alone = infer_alone
+            one.batcher._infer_alone = one.gate.infer_alone
             await one.batcher.score(image(1))
             first = await occupy(other.batcher, other.gate)
             await one.batcher.score(image(2))
             other.gate.open.set()
             await first
             await one.batcher.score(image(3))
-            return alone
+            return one.gate.alone
 
     assert asyncio.run(run()) == [1, 3]
 
