@@ -75,14 +75,24 @@ def test_readme_is_short_and_its_picture_to_send_is_drawn() -> None:
     assert len(re.findall(r"^- \[", README, re.MULTILINE)) == 3
 
 
-def test_every_part_in_the_layout_table_exists() -> None:
+def test_the_layout_table_has_every_package_and_only_what_exists() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = page.partition("| folder | holds |")[2].partition("\n\n")[0]
-    names = [
-        name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
-    ]
-    assert len(names) > 10
-    assert [name for name in names if not (ROOT / name).exists()] == []
+    rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    names = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
+    packages = subprocess.run(
+        ["git", "ls-files", "*/__init__.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    folders = {str(Path(line).parent) for line in packages.stdout.splitlines()}
+    assert {folder for folder in folders if not folder.startswith("tests")} <= names
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    clients = {page for page in pages if page.startswith("how-to/clients/")} - {"how-to/clients/index.md"}
+    assert pages - clients - {"index.md"} <= set(re.findall(r"\]\(([^)#]+)\)", index))
 
 
 def test_every_file_and_folder_that_contributors_are_sent_to_exists() -> None:
