@@ -43,6 +43,8 @@ except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
 _NO_BFLOAT16 = "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX): float32 is used, and takes twice as long"
+_SWITCH_SECONDS = 0.0005
+"""Seconds after which Python passes its lock on to a thread that waits for it."""
 
 heartbeat.die_with_supervisor()
 RUN = run_folder.current()
@@ -56,7 +58,7 @@ if SETTINGS.workers > 1:
     accepting.install(STATES)
 
 
-def _find() -> store.StoredModel:
+def _find_model() -> store.StoredModel:
     """The model of CHESTCT_MODEL, or the one in this bento, or the newest real one in the store."""
     packed = ChestCT.bento.info.all_models[0].tag if ChestCT.bento else None
     try:
@@ -80,6 +82,16 @@ def _keep_threads_from_interrupting() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+def _tune_interpreter() -> None:
+    """After the warm-up: keep Python's garbage collector and its lock from delaying requests."""
+    # The objects that exist now stay. Otherwise each full collection would stop all requests to visit them again.
+    gc.collect()
+    gc.freeze()
+    # Decoder and engine take the lock several times per image. Under overload the event loop is busy, and each time
+    # would take the default interval of 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+
+
 class ServedModel(bentoml.models.BentoModel):
     """The model that `bentoml build` packs. It is looked up at the build, so importing this module costs nothing."""
 
@@ -87,10 +99,10 @@ class ServedModel(bentoml.models.BentoModel):
         super().__init__(store.NAME)
 
     def to_info(self, alias: str | None = None) -> Any:
-        return bentoml.models.BentoModel(_find().tag).to_info(alias)
+        return bentoml.models.BentoModel(_find_model().tag).to_info(alias)
 
     def resolve(self, base_path: Any = None) -> Any:
-        return bentoml.models.BentoModel(_find().tag).resolve(base_path)
+        return bentoml.models.BentoModel(_find_model().tag).resolve(base_path)
 
 
 class PinnedImage(bentoml.images.Image):
@@ -135,7 +147,7 @@ class ChestCT:
         from serving.supervision import supervisor
 
         try:
-            _find()
+            _find_model()
             supervisor.install(SETTINGS)
         except (BentoMLException, supervisor.CannotStart) as error:
             sys.exit(f"error: {error}")
@@ -144,14 +156,14 @@ class ChestCT:
     async def start(self) -> None:
         """Become ready. A worker that fails leaves one line for the supervisor and exits."""
         try:
-            await self._start()
+            await self._become_ready()
         except Exception as error:
             if RUN is None:
                 raise
             logging.getLogger(__name__).debug("the start failed", exc_info=True)
             run_folder.exit_cannot_start(RUN, error)
 
-    async def _start(self) -> None:
+    async def _become_ready(self) -> None:
         log.take_over()  # before the import of gRPC, which reads the log level of its native code
 
         from serving import rpc
@@ -166,15 +178,15 @@ class ChestCT:
         _keep_threads_from_interrupting()
         bentoml_api.log_only_failures()
         tracing.export_from_environment(_describe_process())
-        stored = _find()
+        stored = _find_model()
         card = stored.read_card()
         self.times.end("model's files")
         engine = load_engine(stored.graph, card, SETTINGS, only_smallest=True)
         self.times.end("first graph")
-        self.classifier = Classifier(engine, card, stored.tag, SETTINGS, _open_log(card))
+        self.classifier = Classifier(engine, card, stored.tag, SETTINGS, _open_inference_log(card))
         await self.classifier.warm_up()
         self.heartbeat = heartbeat.Heartbeat(
-            STATES, lambda: self.classifier.busy_since, SETTINGS.hang_seconds, self._follow_workers
+            STATES, lambda: self.classifier.busy_since, SETTINGS.hang_seconds, self._follow_heartbeats
         )
         # After the warm-up: workers share the port, and a cold worker would take calls that a warm one could answer.
         self.rpc = await rpc.start(self.classifier, KEYS, MEMORY)
@@ -182,26 +194,26 @@ class ChestCT:
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._begin_drain, self._stop_rpc)
-        # The objects that exist now stay. Otherwise each full collection would stop all requests to visit them again.
-        gc.collect()
-        gc.freeze()
-        # Decoder and engine take Python's lock several times per image. Under overload the event loop is busy, and each
-        # time would take the default interval of 5 ms.
-        sys.setswitchinterval(0.0005)
-        worker = bentoml.server_context.worker_index
-        replaces = False
-        if worker and RUN:
-            replaces = STATES.join(RUN / run_folder.WORKER_STATES, worker)
-            self.heartbeat.start()
-            if SETTINGS.workers > 1:
-                await self.classifier.share(STATES, RUN)
-        if worker == 1 and not replaces:
+        _tune_interpreter()
+        replaces = await self._join_workers()
+        if bentoml.server_context.worker_index == 1 and not replaces:
             if engine.lacks_bfloat16:
                 logging.getLogger(__name__).warning(_NO_BFLOAT16)
             print(f"page: {ChestCT.url}/", flush=True)
         self.times.end("warm-up and gRPC")
         self.times.report("ready")
         self.completion = asyncio.ensure_future(self._complete())
+
+    async def _join_workers(self) -> bool:
+        """Beat for the supervisor, and share engines with the other workers. Returns whether this replaces a worker."""
+        worker = bentoml.server_context.worker_index
+        if not (worker and RUN):
+            return False
+        replaces = STATES.join(RUN / run_folder.WORKER_STATES, worker)
+        self.heartbeat.start()
+        if SETTINGS.workers > 1:
+            await self.classifier.share(STATES, RUN)
+        return replaces
 
     async def _complete(self) -> None:
         """After the start, compile what the first requests don't need. A failure ends the worker, as in the start."""
@@ -228,7 +240,7 @@ class ChestCT:
         """For BentoML's clients: a prediction or an error for each image, in order."""
         return await bentoml_api.classify(self.classifier, images)
 
-    async def _follow_workers(self, all_beat: bool) -> None:
+    async def _follow_heartbeats(self, all_beat: bool) -> None:
         self.classifier.all_workers_beat = all_beat
         await self.rpc.update_health()
 
@@ -254,7 +266,7 @@ class ChestCT:
         return app.state.classifier is not None and self.classifier.ready
 
 
-def _open_log(card: "ModelCard") -> "InferenceLog | None":
+def _open_inference_log(card: "ModelCard") -> "InferenceLog | None":
     """The inference log, if CHESTCT_INFERENCE_LOG names a place for it."""
     if SETTINGS.inference_log is None:
         return None
@@ -280,7 +292,9 @@ def _is_stopping() -> bool:
 
 
 PREDICTIONS = shortcut.predictions(app, SETTINGS, KEYS, MEMORY, _is_stopping)
+"""The apps of the predictions by path. BentoML's layers and the middlewares below are not around them."""
 
+# A request passes these in this order.
 ChestCT.add_asgi_middleware(shortcut.ShortcutInFront, predictions=PREDICTIONS)
 ChestCT.add_asgi_middleware(RequestRecording, memory=MEMORY, stopping=_is_stopping)
 ChestCT.add_asgi_middleware(PortSeparation, port=PRIVATE)

@@ -36,7 +36,7 @@ SERVER: Final = "chestct"
 PLATFORM: Final = "onnx_onnxv1"
 """The protocol's name for an ONNX model, whatever the runtime is."""
 _UNSUPPORTED: Final = ("classification", "shared_memory_region", "window_center", "window_width")
-"""Parameters of Triton's extensions that would change the answer, and the window of DICOM files, which once did."""
+"""Parameters that would change the answer: two of Triton's extensions, and the window of a DICOM file."""
 
 
 class UnknownModel(LookupError):
@@ -57,7 +57,7 @@ class ModelMetadata(Frozen):
 class Request(NamedTuple):
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...] = ()
-    """Names of the wanted outputs. None means all except those that cost extra (`heatmaps`, `preview`)."""
+    """Names of the wanted outputs. Without any, all are wanted except those that cost extra (`heatmaps`, `preview`)."""
 
 
 class CheckedRequest(NamedTuple):

@@ -22,9 +22,9 @@ from serving.http.connections import BoundedConnection
 from serving.worker_states import WorkerStates
 
 PATIENCE: Final = 0.02
-"""Seconds that a connection waits for a worker with fewer of them. That one hangs then, and another takes it."""
+"""Seconds that a connection waits for a worker with fewer of them. After that, the worker seems to hang."""
 LOOKS: Final = 16
-"""Turns of the event loop in which a worker looks whether the other one is faster, before it looks once a STEP."""
+"""Turns of the event loop in which a worker looks whether another has accepted, before it looks once a STEP."""
 STEP: Final = 0.001
 """Seconds between two looks. The event loop has no shorter timer, and a fast worker takes a tenth of that."""
 EXHAUSTED_PAUSE: Final = 1.0
@@ -43,7 +43,7 @@ def install(states: WorkerStates) -> None:
 
 
 def loop_factory(use_subprocess: bool = False) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes uvicorn's event loop, as uvicorn wants it."""
+    """The class of uvicorn's event loop. uvicorn calls this by its name."""
     return _Loop
 
 
@@ -88,7 +88,7 @@ class BalancedServer:
 
     def _listen(self) -> None:
         if not _count_waiting(self._listening):
-            self._looks, self._deferring_since = 0, math.inf
+            self._end_deferring()
         self._loop.add_reader(self._listening, self._accept_share)
 
     def _pause(self, seconds: float) -> None:
@@ -101,7 +101,7 @@ class BalancedServer:
         open_ones, workers = self._states.count_connections()
         waiting = _count_waiting(self._listening)
         if not waiting:  # another worker was faster
-            self._looks, self._deferring_since = 0, math.inf
+            self._end_deferring()
             return
         now = self._loop.time()
         most = math.ceil((open_ones + waiting) / workers) - self._open
@@ -116,12 +116,16 @@ class BalancedServer:
             self._pause(EXHAUSTED_PAUSE)
             return
         if most >= waiting:
-            self._looks, self._deferring_since = 0, math.inf
+            self._end_deferring()
             return
         self._deferring_since = min(now, self._deferring_since)
         self._looks += 1
         if self._looks > LOOKS:
             self._pause(STEP)
+
+    def _end_deferring(self) -> None:
+        """Note that no connection waits for another worker any more."""
+        self._looks, self._deferring_since = 0, math.inf
 
     def _accept(self, most: int) -> None:
         """Accept up to `most` connections that wait. Raises OSError."""
@@ -169,7 +173,7 @@ class _Loop(uvloop.Loop):
 
 
 def _count_waiting(listening: socket.socket) -> int:
-    """The number of connections that wait, where the system tells it, else 1."""
+    """The number of connections that wait; 1 if the system does not tell it."""
     try:
         info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WAITING.stop)
     except (AttributeError, OSError):  # not on Linux

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over HTTP below /v2: JSON, and Triton's extension for binary tensor data."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
@@ -193,30 +193,34 @@ def _parse(headers: Mapping[str, str], body: bytes) -> tuple[open_inference.Requ
     outputs = message.outputs or ()
     for described in (message, *message.inputs, *outputs):
         open_inference.check_parameters(described.parameters or ())
-    inputs = []
-    for tensor in message.inputs:
-        size = tensor.parameter("binary_data_size", int)
-        data: bytes | list[Any] | None = tensor.data
-        if size is not None and data is None:
-            if not 0 <= size <= len(body) - length:
-                left = len(body) - length
-                raise InvalidRequest(
-                    f"{tensor.name[:64]}: expected binary_data_size of at most the {left} bytes left, got {size}"
-                )
-            data = body[length : length + size]
-            length += size
-        elif size is not None or data is None:
-            raise InvalidRequest(f"{tensor.name[:64]}: expected either data or the parameter binary_data_size")
-        inputs.append(Input(tensor.name, tensor.datatype, tuple(tensor.shape), data))
-    if length != len(body):
-        raise InvalidRequest(f"expected no bytes after the JSON and the inputs' binary data, got {len(body) - length}")
+    inputs = tuple(_read_inputs(message, body, length))
     binary = {output.name: output.parameter("binary_data", bool) for output in outputs}
     form = _AnswerForm(
         id=message.id,
         binary={name: flag for name, flag in binary.items() if flag is not None},
         others_binary=message.parameter("binary_data_output", bool) or False,
     )
-    return open_inference.Request(tuple(inputs), tuple(output.name for output in outputs)), form
+    return open_inference.Request(inputs, tuple(output.name for output in outputs)), form
+
+
+def _read_inputs(message: InferRequest, body: bytes, at: int) -> Iterator[Input]:
+    """The inputs with their data, which is in the JSON, or in the body from position `at` on. Raises InvalidRequest."""
+    for tensor in message.inputs:
+        size = tensor.parameter("binary_data_size", int)
+        data: bytes | list[Any] | None = tensor.data
+        if size is not None and data is None:
+            left = len(body) - at
+            if not 0 <= size <= left:
+                raise InvalidRequest(
+                    f"{tensor.name[:64]}: expected binary_data_size of at most the {left} bytes left, got {size}"
+                )
+            data = body[at : at + size]
+            at += size
+        elif size is not None or data is None:
+            raise InvalidRequest(f"{tensor.name[:64]}: expected either data or the parameter binary_data_size")
+        yield Input(tensor.name, tensor.datatype, tuple(tensor.shape), data)
+    if at != len(body):
+        raise InvalidRequest(f"expected no bytes after the JSON and the inputs' binary data, got {len(body) - at}")
 
 
 def _read_json(body: bytes, length: int) -> InferRequest:

@@ -27,8 +27,10 @@ if TYPE_CHECKING:  # the runtime is heavy, and BentoML's supervisor imports this
 MOST_WAIT: Final = 0.5
 """Largest expected wait of an image, as a share of the time until its deadline. Work for a late answer is wasted."""
 QUIET_SECONDS: Final = 0.1
-"""Seconds without two images at once before an image may use the other workers' cores. Their next images would wait for
-it: with evenly spaced images at two thirds of the capacity, the median latency was a fifth longer."""
+"""Seconds without two images at once before an image may use the other workers' cores.
+
+Otherwise their next images would wait for it: with evenly spaced images at two thirds of the capacity, the median
+latency is a fifth longer."""
 _RECENT_BATCHES: Final = 32
 """Batches that the seconds per image are the mean of, enough to smooth out a pause of the process."""
 
@@ -149,7 +151,7 @@ class Batcher:
             image.tell(self._send_to_peers)
 
     def leave(self, image: QueuedImage, error: BaseException | None = None) -> None:
-        """Give up the place of a reserved image. Who waits for it gets None, or the error. Call it in any thread."""
+        """Give up the place of a reserved image: `wait` returns None, or raises the error. Call it in any thread."""
         with self._lock:
             self._decoding.discard(image)
         image.tell(image.settle, None, error)
@@ -189,7 +191,7 @@ class Batcher:
         self._lent += 1
         self._publish_idle()
         try:
-            return await self._thread.run(self._run, pixels, self._infer)
+            return await self._thread.run(self._compute, pixels, self._infer)
         finally:
             self._lent -= 1
             self._publish_idle()
@@ -202,31 +204,30 @@ class Batcher:
         batch = self._take(here=True)
         if not batch:
             return
-        alone = self._is_quiet(len(batch))
+        self._note_crowd(batch)
+        alone = time.monotonic() > self._crowded_at + QUIET_SECONDS
         started = time.monotonic()
         rows: list[Row] = []
         error = None
         try:
             pixels = [image.pixels for image in batch if image.pixels is not None]
-            rows = self._run(pixels, self._infer_alone if alone else self._infer)
+            rows = self._compute(pixels, self._infer_alone if alone else self._infer)
         except BaseException as caught:  # noqa: BLE001 - whatever it is, it is raised where the score is awaited
             error = caught
         if alone:
-            self._is_quiet(len(batch))  # an image that came meanwhile had to share the cores
+            self._note_crowd(batch)  # an image that came meanwhile had to share the cores
         ended = Ended(batch, started, time.monotonic(), bool(self._queue or self._decoding), rows, error)
         if self._queue:
             self._thread.start(self._run_next)
         batch[0].tell(self._finish_here, ended)
 
-    def _is_quiet(self, images: int) -> bool:
-        """Whether one image in the engine is all that needs a core, now and for QUIET_SECONDS before."""
-        now = time.monotonic()
+    def _note_crowd(self, batch: Sequence[QueuedImage]) -> None:
+        """Note the time, unless one image in the engine is all that needs a core now."""
         others = self._queue or self._decoding or self._in_peers or self._lent
-        if images > 1 or others or (self._sharing and not self._sharing.others_idle()):
-            self._crowded_at = now
-        return now > self._crowded_at + QUIET_SECONDS
+        if len(batch) > 1 or others or (self._sharing and not self._sharing.others_idle()):
+            self._crowded_at = time.monotonic()
 
-    def _run(self, pixels: Sequence[Pixels], infer: Callable[[NDArray[np.uint8]], Scores]) -> list[Row]:
+    def _compute(self, pixels: Sequence[Pixels], infer: Callable[[NDArray[np.uint8]], Scores]) -> list[Row]:
         self.busy_since = time.monotonic()
         try:
             scores = infer(np.stack(pixels))

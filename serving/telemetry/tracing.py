@@ -3,18 +3,10 @@
 Names and attributes follow OpenTelemetry's semantic conventions for HTTP and RPC servers. Attributes of our own begin
 with `chestct.`. The query string and the client's address are left out, because they may identify a patient or a user.
 
-OpenTelemetry's own instrumentation (asgi with `exclude_spans=["receive", "send"]`, and grpc) was measured and not
-taken. Added CPU time per request, medians of 180 alternating turns of 100 requests in one process:
-
-    microseconds        ours over HTTP   asgi   ours over gRPC   grpc
-    tracing off                    0.6     37              0.9     15
-    span not sampled                 8     40                7     19
-    span sampled                    27     86               26     40
-
-It would also change what a span says. It records query and client address. It names spans by the raw path. It marks a
-503 for the client's own deadline as an error. It misses requests that the connection refuses, and it can't leave out
-only the probes that succeed. BentoML adds the same middleware and records the receive and send spans too (54 to 153
-microseconds), so service.py excludes every URL from it.
+OpenTelemetry's own instrumentation adds 37 microseconds of CPU time to a request over HTTP and 15 over gRPC even while
+tracing is off; this module adds one. It also records query and client address, names spans by the raw path, marks a 503
+for the client's own deadline as an error, misses requests that the connection refuses, and can't leave out only the
+probes that succeed. BentoML adds the same instrumentation, so service.py excludes every URL from it.
 """
 
 from __future__ import annotations
