@@ -204,9 +204,10 @@ class Batcher:
         batch = self._take(here=True)
         if not batch:
             return
-        self._note_crowd(batch)
-        alone = time.monotonic() > self._crowded_at + QUIET_SECONDS
         started = time.monotonic()
+        if self._is_crowded(batch):
+            self._crowded_at = started
+        alone = started > self._crowded_at + QUIET_SECONDS
         rows: list[Row] = []
         error = None
         try:
@@ -214,18 +215,17 @@ class Batcher:
             rows = self._compute(pixels, self._infer_alone if alone else self._infer)
         except BaseException as caught:  # noqa: BLE001 - whatever it is, it is raised where the score is awaited
             error = caught
-        if alone:
-            self._note_crowd(batch)  # an image that came meanwhile had to share the cores
+        if alone and self._is_crowded(batch):  # an image that came meanwhile had to share the cores
+            self._crowded_at = time.monotonic()
         ended = Ended(batch, started, time.monotonic(), bool(self._queue or self._decoding), rows, error)
         if self._queue:
             self._thread.start(self._run_next)
         batch[0].tell(self._finish_here, ended)
 
-    def _note_crowd(self, batch: Sequence[QueuedImage]) -> None:
-        """Note the time, unless one image in the engine is all that needs a core now."""
+    def _is_crowded(self, batch: Sequence[QueuedImage]) -> bool:
+        """Whether anything but one image in the engine needs a core now."""
         others = self._queue or self._decoding or self._in_peers or self._lent
-        if len(batch) > 1 or others or (self._sharing and not self._sharing.others_idle()):
-            self._crowded_at = time.monotonic()
+        return bool(len(batch) > 1 or others or (self._sharing and not self._sharing.others_idle()))
 
     def _compute(self, pixels: Sequence[Pixels], infer: Callable[[NDArray[np.uint8]], Scores]) -> list[Row]:
         self.busy_since = time.monotonic()
