@@ -4,25 +4,21 @@
 """
 
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, FilePath, HttpUrl, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, FilePath, HttpUrl, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from chestct.environment_settings import EnvironmentSettings
+from chestct.environment_settings import SettingsError as SettingsError
 
 PREFIX: Final = "DICOM_NODE_"
 
 Title = Annotated[str, Field(pattern=r"^[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?$")]
 """An AE title: 1 to 16 printable characters without a backslash."""
-_SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT)|^DICOM_NODE_PORT_|^DICOM_NODE_PORT=tcp:")
-"""Variables that Kubernetes sets for a Service of this name. They are no settings."""
-
-
-class SettingsError(ValueError):
-    """A DICOM_NODE_ variable is unknown, missing or has an invalid value. The message names it."""
 
 
 class Caller(NamedTuple):
@@ -49,10 +45,10 @@ class Caller(NamedTuple):
         return self.network is None or (getattr(peer, "ipv4_mapped", None) or peer) in self.network
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings, env_prefix=PREFIX):
     """The settings, read once by `Settings.read`. Each field is the variable DICOM_NODE_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    kubernetes_sets = re.compile(r"^DICOM_NODE_(PORT_|PORT=tcp:|(\w+_)?SERVICE_(HOST|PORT))")
 
     spool: Path
     """Folder of received slices and results. It must survive a restart, and it holds patients' data."""
@@ -123,22 +119,3 @@ class Settings(BaseSettings):
         elif parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("RETURN_TO: expected dicom://, dicoms://, http:// or https://")
         return self
-
-    @classmethod
-    def read(cls) -> Self:
-        """Read the settings of this process' environment. Raises SettingsError with one line."""
-        known = {PREFIX + name.upper() for name in cls.model_fields}
-        unknown = sorted(
-            name
-            for name, value in os.environ.items()
-            if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.search(f"{name}={value}")
-        )
-        if unknown:
-            raise SettingsError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        try:
-            return cls()  # type: ignore[call-arg] # they come from the environment
-        except ValidationError as error:
-            problems = (
-                f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()
-            )
-            raise SettingsError("; ".join(problems)) from None

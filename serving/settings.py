@@ -3,30 +3,22 @@
 `python -m docs.tables` writes their table into docs/reference/settings.md.
 """
 
-import os
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import DirectoryPath, Field, FilePath, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import DirectoryPath, Field, FilePath, model_validator
 
 from chestct.cgroups import usable_cores
+from chestct.environment_settings import EnvironmentSettings
+from chestct.environment_settings import SettingsError as SettingsError
 
 PREFIX: Final = "CHESTCT_"
 
 Exposure = Literal["open", "private", "closed"]
 """Where a route answers: on the HTTP port, on the private port instead, or nowhere."""
 
-_SERVICE_LINK: Final = re.compile(r"_SERVICE_(HOST|PORT)|^CHESTCT_PORT")
-"""Variables that Kubernetes sets for a Service of this name. They are no settings."""
-
-
 MOST_THREADS_ALONE: Final = 4
 """Default of `engine_threads_alone` at most: more threads gain little on small convolutions."""
-
-
-class SettingsError(ValueError):
-    """A CHESTCT_ variable is unknown or has an invalid value. The message names it."""
 
 
 def _cores_per_worker(settings: dict[str, Any]) -> int:
@@ -39,10 +31,10 @@ def _threads_of_all_workers(settings: dict[str, Any]) -> int:
     return min(MOST_THREADS_ALONE, threads)
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings, env_prefix=PREFIX):
     """The settings, read once by `Settings.read`. Each field is the variable CHESTCT_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
+    kubernetes_sets = re.compile(r"^CHESTCT_(PORT|(\w+_)?SERVICE_(HOST|PORT))")
 
     model: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, json_schema_extra={"default": "the newest real model"}
@@ -144,23 +136,3 @@ class Settings(BaseSettings):
         """Batch sizes to compile: the powers of two up to the largest, and the largest."""
         powers = (1 << exponent for exponent in range(self.largest_batch.bit_length()))
         return tuple(sorted({*powers, self.largest_batch}))
-
-    @classmethod
-    def read(cls) -> Self:
-        """Read the settings of this process' environment. Raises SettingsError with one line."""
-        known = {PREFIX + name.upper() for name in cls.model_fields}
-        unknown = sorted(
-            name
-            for name in os.environ
-            if name.upper().startswith(PREFIX) and name.upper() not in known and not _SERVICE_LINK.search(name.upper())
-        )
-        if unknown:
-            raise SettingsError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        try:
-            return cls()
-        except ValidationError as error:
-            problems = (
-                f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
-                for e in error.errors()
-            )
-            raise SettingsError("; ".join(problems)) from None

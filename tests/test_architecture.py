@@ -86,7 +86,7 @@ OWNERS = {
         "serving/telemetry/gathering_histogram.py",
         "serving/telemetry/metrics.py",
     },
-    "pydantic_settings": {"dicom_node/settings.py", "serving/settings.py"},
+    "pydantic_settings": {"chestct/environment_settings.py", "dicom_node/settings.py"},
 }
 TRAINING_ONLY = {
     "tensorflow",
