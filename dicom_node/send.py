@@ -8,13 +8,14 @@ from urllib.parse import urlsplit
 
 import requests
 from dicomweb_client import DICOMwebClient
-from pydicom import Dataset, dcmread, uid
+from pydicom import dcmread, uid
 from pynetdicom import AE
 from pynetdicom.sop_class import ComprehensiveSRStorage, SecondaryCaptureImageStorage
 
 from dicom_node.failures import GivenUp, Later
 from dicom_node.settings import Settings
 
+_STORED: Final = 0x0000
 DUPLICATE: Final = 0x0111
 """The PACS has this object already."""
 _WARNING: Final = 0xB000
@@ -27,10 +28,10 @@ _SYNTAXES: Final = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian]
 def sender(settings: Settings) -> Callable[[Sequence[Path]], None]:
     """The function that sends files to where `return_to` says. It raises Later and GivenUp."""
     by_stow = urlsplit(settings.return_to).scheme in ("http", "https")
-    return Stow(settings) if by_stow else Store(settings)
+    return StowSender(settings) if by_stow else StoreSender(settings)
 
 
-class Store:
+class StoreSender:
     """Sends by C-STORE."""
 
     def __init__(self, settings: Settings) -> None:
@@ -51,25 +52,17 @@ class Store:
             raise Later("the PACS can't be reached")
         try:
             for path in paths:
-                _judge(association.send_c_store(dcmread(path)))
+                answer = association.send_c_store(dcmread(path))
+                if "Status" not in answer:
+                    raise Later("the PACS ended the association")
+                _judge("status", int(answer.Status))
         except ValueError:
             raise GivenUp("the PACS does not take Comprehensive SR or Secondary Capture") from None
         finally:
             association.release()
 
 
-def _judge(answer: Dataset) -> None:
-    if "Status" not in answer:
-        raise Later("the PACS ended the association")
-    status = int(answer.Status)
-    if status in (0, DUPLICATE) or status & _KIND == _WARNING:
-        return
-    if status & 0xFF00 == _NO_ROOM:
-        raise Later(f"the PACS has no room: status {status:04X}")
-    raise GivenUp(f"the PACS refuses a result: status {status:04X}")
-
-
-class Stow:
+class StowSender:
     """Sends by STOW-RS."""
 
     def __init__(self, settings: Settings) -> None:
@@ -92,21 +85,22 @@ class Stow:
             status = 0 if error.response is None else error.response.status_code
             if status in (408, 429) or status >= 500:
                 raise Later(f"the PACS answers {status}") from None
-            if status != requests.codes.conflict:
-                raise GivenUp(f"the PACS answers {status}") from None
-            raise GivenUp("the PACS refuses all results: it answers 409") from None
+            if status == requests.codes.conflict:
+                raise GivenUp("the PACS refuses all results: it answers 409") from None
+            raise GivenUp(f"the PACS answers {status}") from None
         except requests.RequestException as error:
             raise Later(f"the PACS can't be reached: {type(error).__name__}") from None
         for item in answer.get("FailedSOPSequence", ()):
-            _judge_failure(int(item.FailureReason))
+            _judge("reason", int(item.FailureReason))
 
 
-def _judge_failure(reason: int) -> None:
-    if reason == DUPLICATE:
+def _judge(what: str, code: int) -> None:
+    """Raise Later or GivenUp unless the PACS has the object. `code` is a status of C-STORE, or a Failure Reason."""
+    if code in (_STORED, DUPLICATE) or code & _KIND == _WARNING:
         return
-    if reason & 0xFF00 == _NO_ROOM:
-        raise Later(f"the PACS has no room: reason {reason:04X}")
-    raise GivenUp(f"the PACS refuses a result: reason {reason:04X}")
+    if code & 0xFF00 == _NO_ROOM:
+        raise Later(f"the PACS has no room: {what} {code:04X}")
+    raise GivenUp(f"the PACS refuses a result: {what} {code:04X}")
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

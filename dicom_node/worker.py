@@ -51,7 +51,7 @@ class Worker:
                 if stop.is_set():
                     return
                 self.attempt(key)
-            self._show()
+            self._update_metrics()
 
     def plan(self) -> list[str]:
         """The series that are due now."""
@@ -83,17 +83,18 @@ class Worker:
             self._bury(key, f"internal error: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
 
     def _advance(self, key: str) -> None:
+        """Work on the newest revision of a series, or make the next one of slices that came late."""
         revision = RevisionFolder.newest(self._spool, key)
         if revision is None or revision.returned_at() is not None:
             made = RevisionFolder.close(self._spool, key, self._settings.max_slices)
             if made is None:
                 assert revision is not None  # a series has slices
-                self._remove(key, revision)
+                self._remove_if_old(key, revision)
                 return
             revision = made
             LOG.info("series %s is complete: revision %d, %s", key, revision.number, revision.read().choice.rule)
         if revision.read().choice.slices:
-            self._work_on(key, revision)
+            self._return_results(key, revision)
         else:
             LOG.info("series %s has localizers only; nothing is returned", key)
         revision.mark_returned()
@@ -101,7 +102,8 @@ class Worker:
         self._failing.pop(key, None)
         self._due[key] = time.monotonic() + self._settings.keep_seconds
 
-    def _work_on(self, key: str, revision: RevisionFolder) -> None:
+    def _return_results(self, key: str, revision: RevisionFolder) -> None:
+        """Score, report and send a revision. Each step that an earlier attempt has ended is left out."""
         result = revision.result()
         if result is None:
             known = self._answers.setdefault(key, {})
@@ -117,7 +119,8 @@ class Worker:
         metrics.RETURNED.inc()
         LOG.info("series %s is returned: revision %d", key, revision.number)
 
-    def _remove(self, key: str, revision: RevisionFolder) -> None:
+    def _remove_if_old(self, key: str, revision: RevisionFolder) -> None:
+        """Remove a returned series after `keep_seconds`, unless slices have come since."""
         self._returned.add(key)
         left = (revision.returned_at() or 0) + self._settings.keep_seconds - time.time()
         if left > 0:
@@ -159,7 +162,7 @@ class Worker:
         self._answers.pop(key, None)
         self._returned.discard(key)
 
-    def _show(self) -> None:
+    def _update_metrics(self) -> None:
         waiting = [key for key in self._arrivals if key not in self._returned]
         metrics.SPOOL_BYTES.set(self._spool.used_bytes)
         metrics.SPOOL_SERIES.set(len(waiting))
