@@ -13,6 +13,7 @@ from typing import Final
 import psutil
 
 from image.slim import CannotSlim, slim
+from load_tests.machine import cpu_name
 from load_tests.server import ROOT, Server, served_commit
 from load_tests.verdict import LoadError
 
@@ -60,11 +61,10 @@ def _pinned_files(requirements: Path) -> Iterator[metadata.PackagePath]:
 def describe_machine() -> dict[str, str]:
     """Return a description of the machine and the installed packages, by heading."""
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = re.search(r"^model name\s*: (.+)$", cpu, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.+)$", cpu, re.MULTILINE)
     has = set(flags[1].split()) if flags else set()
     return {
-        "CPU": model[1] if model else platform.machine(),
+        "CPU": cpu_name(),
         "cores": str(len(os.sched_getaffinity(0))),
         "instructions": ", ".join(flag for flag in FLAGS if flag in has) or "none of those looked for",
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",

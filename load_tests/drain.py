@@ -52,8 +52,7 @@ class Readiness:
         return kind not in self.since or time.monotonic() < self.since[kind] + LAG
 
     async def watch_http(self) -> None:
-        request = b"GET /readyz HTTP/1.1\r\nHost: chestct\r\nConnection: close\r\n\r\n"
-        while (await wire.exchange(self._server.url, request)).code == "200":
+        while (await wire.exchange(self._server.url, wire.get("/readyz"))).code == "200":
             await asyncio.sleep(POLL_SECONDS)
         self.since["HTTP"] = time.monotonic()
 

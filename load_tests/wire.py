@@ -22,6 +22,11 @@ class Answer(NamedTuple):
     """Whether the service closes the connection after this answer."""
 
 
+def get(path: str) -> bytes:
+    """Return a GET request after whose answer the connection ends."""
+    return f"GET {path} HTTP/1.1\r\nHost: chestct\r\nConnection: close\r\n\r\n".encode()
+
+
 def post(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
     """Return a POST request with its Content-Length."""
     lines = {"Host": "chestct", **headers, "Content-Length": str(len(body))}

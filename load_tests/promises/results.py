@@ -1,6 +1,5 @@
 """Keeps what a run measured of each promise, and writes the table."""
 
-import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,6 +8,7 @@ from typing import Final, NamedTuple
 
 import yaml
 
+from load_tests import kept as kept_results
 from load_tests.server import ROOT
 from pipeline.core.pages import replace_part
 
@@ -47,22 +47,16 @@ def memory_row(memory: Sequence[float]) -> Row:
 
 
 def keep(part: Part, commit: str, scale: float) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"commit": commit, "scale": scale, **part._asdict()})
-    unfinished = _file(part.name).with_suffix(".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(_file(part.name))
+    kept_results.keep(_file(part.name), {"commit": commit, "scale": scale}, part)
 
 
 def kept(name: str, commit: str, scale: float) -> Part | None:
     """Return the result of an earlier run of the same commit and length, or None."""
-    try:
-        found = json.loads(_file(name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    found = kept_results.kept(_file(name), {"commit": commit, "scale": scale})
+    if found is None:
         return None
-    if (found.pop("commit"), found.pop("scale")) != (commit, scale):
-        return None
-    return Part(found["name"], found["minutes"], [Row(*row) for row in found["rows"]])
+    name, minutes, rows = found
+    return Part(name, minutes, [Row(*row) for row in rows])
 
 
 def table(parts: Sequence[Part]) -> str:

@@ -28,9 +28,8 @@ SHARE: Final = 0.6
 """Load, as a share of the capacity."""
 CAPACITY_SECONDS: Final = 15
 REVISION: Final = "org.opencontainers.image.revision"
-
-
 EVENTS: Final = 4
+"""Events of a run."""
 
 
 class Image(NamedTuple):
@@ -64,16 +63,16 @@ async def complete(
         if measured is None:
             async with traffic.Clients(server, events.DEADLINE) as clients:
                 measured = results.Run(SHARE * await traffic.capacity(clients, CAPACITY_SECONDS), [])
-        whats = {
+        named = {
             "the next version": events.replace_each(replicas, image.after),
             "undo": events.replace_each(replicas, image.name),
             "a replica is killed": events.kill_one(replicas),
             "a replica is frozen": events.freeze_one(replicas),
         }
-        for what, event in whats.items():
+        for what, event in named.items():
             if what not in {row.what for row in measured.rows}:
                 row = await events.measure(what, event, server, balancer, measured.rate)
-                rows = sorted([*measured.rows, row], key=lambda one: list(whats).index(one.what))
+                rows = sorted([*measured.rows, row], key=lambda one: list(named).index(one.what))
                 measured = results.Run(measured.rate, rows)
                 results.keep(number, measured, image.id)
                 print(results.line(number, row), flush=True)

@@ -157,9 +157,8 @@ def run_tool(tool: str, *words: str, seconds: float = COMMAND_SECONDS) -> str:
 
 async def _succeeds(slot: Slot, path: str, probe: Probe) -> bool:
     """Whether the replica answers a probe in time."""
-    request = f"GET {path} HTTP/1.1\r\nHost: chestct\r\nConnection: close\r\n\r\n".encode()
     try:
         async with asyncio.timeout(probe.timeout):
-            return (await wire.exchange(slot.url, request)).code == "200"
+            return (await wire.exchange(slot.url, wire.get(path))).code == "200"
     except TimeoutError:
         return False

@@ -1,14 +1,13 @@
 """Keeps the rows of each run, and writes the table of docs/reference/rollouts.md."""
 
-import json
 import os
-import platform
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from load_tests import kept as kept_results
+from load_tests.machine import cpu_name
 from load_tests.rollout.events import Row
 from load_tests.server import ROOT
 from pipeline.core.pages import replace_part
@@ -28,21 +27,16 @@ class Run(NamedTuple):
 
 def keep(number: int, run: Run, image: str) -> None:
     """Keep the complete events of a run of the image with this ID."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    unfinished = _file(number).with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"image": image, "rate": run.rate, "rows": run.rows}), encoding="utf-8")
-    unfinished.replace(_file(number))
+    kept_results.keep(_file(number), {"image": image}, run)
 
 
 def kept(number: int, image: str) -> Run | None:
     """Return what an earlier command has measured of the run with the same image, or None."""
-    try:
-        found = json.loads(_file(number).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    found = kept_results.kept(_file(number), {"image": image})
+    if found is None:
         return None
-    if found["image"] != image:
-        return None
-    return Run(found["rate"], [Row(*row) for row in found["rows"]])
+    rate, rows = found
+    return Run(rate, [Row(*row) for row in rows])
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -67,14 +61,9 @@ def write_page(runs: Sequence[Run], image: str, commit: str) -> None:
     """Write the table between the markers of PAGE."""
     day = datetime.now(UTC).date().isoformat()
     rates = " and ".join(sorted({f"{run.rate:.0f}" for run in runs}))
-    about = f"{day}, commit {commit}, image {image[:12]}, {rates} requests/s, {_machine()}."
+    about = f"{day}, commit {commit}, image {image[:12]}, {rates} requests/s, {os.cpu_count()} cores of {cpu_name()}."
     page = replace_part(PAGE.read_text(encoding="utf-8"), "make rollout", f"{about}\n\n{table(runs)}\n")
     PAGE.write_text(page, encoding="utf-8")
-
-
-def _machine() -> str:
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    return f"{os.cpu_count()} cores of {found[1] if found else platform.machine()}"
 
 
 def _file(number: int) -> Path:

@@ -1,7 +1,6 @@
 """`make hold`: its requests, its table, and how it continues after an interruption."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,4 +113,3 @@ def test_a_kept_result_is_of_one_commit(folder: Path) -> None:
     assert results.kept("one", "abc", 1) == results.Part("one", 0.1, [GOOD])
     assert results.kept("one", "abd", 1) is None
     assert results.kept("two", "abc", 1) is None
-    assert json.loads((results.FOLDER / "one.json").read_text())["commit"] == "abc"
