@@ -82,7 +82,7 @@ def _keep_threads_from_interrupting() -> None:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _tune_interpreter() -> None:
+def tune_interpreter() -> None:
     """After the warm-up: keep Python's garbage collector and its lock from delaying requests."""
     # The objects that exist now stay. Otherwise each full collection would stop all requests to visit them again.
     gc.collect()
@@ -194,7 +194,7 @@ class ChestCT:
         app.state.classifier = self.classifier
         await PRIVATE.start()
         self.drain = Drain(SETTINGS.drain_seconds, self._begin_drain, self._stop_rpc)
-        _tune_interpreter()
+        tune_interpreter()
         replaces = await self._join_workers()
         if bentoml.server_context.worker_index == 1 and not replaces:
             if engine.lacks_bfloat16:

@@ -34,7 +34,7 @@ _AT_A_TIME: Final = 10_000
 
 
 class Plan(Frozen):
-    """The content of PLAN. Whoever wrote it first has made the plan."""
+    """The content of PLAN. If two commands plan at once, the plan is that of the first to write it."""
 
     format: Literal[1] = 1
     kind: Literal["folder", "zip", "listing", "bucket"]
@@ -176,6 +176,7 @@ def _difference(found: Plan, wanted: Plan, out: Store, manifest: bytes) -> str:
         first = f"{readable(planned.name)} is gone"
     else:
         first = f"{readable(now.name)} is new" if now else "the order"
-    return f"it is for {found.files} files, now there are {wanted.files}; the first that differs: {first}. " + (
+    return (
+        f"it is for {found.files} files, now there are {wanted.files}; the first that differs: {first}. "
         f"`chestct score run {out.place}` goes on with the planned ones"
     )

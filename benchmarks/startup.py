@@ -8,6 +8,7 @@ BentoML's supervisor and of a worker. It writes docs/reference/startup.md and it
 import argparse
 import datetime
 import json
+import math
 import os
 import re
 import sys
@@ -228,7 +229,7 @@ def _when_complete(server: Server) -> Start:
 
 def _median(starts: Sequence[Start], name: str, field: int) -> str:
     value = median(one[name][field] for one in starts)
-    return "" if value != value else f"{value:.2f}"
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _sum(name: str, *packages: Mapping[str, Imported]) -> float:

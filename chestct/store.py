@@ -68,7 +68,7 @@ class StoredModel(NamedTuple):
         except (digests.Altered, OSError) as error:
             raise AlteredModel(
                 f"{self.tag} is not served: {error}; `rm -r {shlex.quote(str(self.folder))}`, then `make serve` stores "
-                "the released model anew, and `make store` the one of a training; build a bento anew"
+                "the released model again, and `make store` the one of a training; build a bento again"
             ) from error
 
 

@@ -16,7 +16,7 @@ from dicom_node.returned import MANUFACTURER, NAME, Identity
 from dicom_node.score import Answer, Explanation, Result
 
 BURNT_IN: Final = "Research only. Not a localisation"
-"""Stands on the heat map itself."""
+"""Words on the heat map itself."""
 SIDE: Final = 512
 """Pixels of a side of each picture."""
 GAP: Final = 16

@@ -142,10 +142,6 @@ class Spool:
         """When the last slice of this series came, by the clock of the spool."""
         return self._arrived.get(key, self._opened)
 
-    def oldest_arrival(self) -> float | None:
-        """When the series that waits longest last got a slice; None for an empty spool."""
-        return min(map(self.last_arrival, self.series()), default=None)
-
     def folder(self, key: str) -> Path:
         return self._series / key
 

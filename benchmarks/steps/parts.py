@@ -1,8 +1,6 @@
 """The service's own parts, from the decision on one image to the connection, around an engine that answers at once."""
 
-import gc
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -84,9 +82,7 @@ class Parts:
         yield "HTTP, OIP, pixels", Request(payloads.INFER, headers, tensors), False, 1
         yield "gRPC, file", self._one.grpc_image()[0], True, 1
         yield "gRPC, pixels", self._one.grpc_pixels()[0], False, 1
-        height, width, channels = self._decoded.pixels.shape
-        many = {"name": "pixels", "datatype": "UINT8", "shape": [MANY, height, width, channels]}
-        message = payloads.message(inputs=[many], raw_input_contents=[self._decoded.pixels.tobytes() * MANY])
+        message = payloads.pixels_message(self._decoded.pixels.tobytes() * MANY, self._card.input, count=MANY)
         yield f"gRPC, {MANY} pixels", message.SerializeToString(), False, MANY
 
     async def measurements(
@@ -129,9 +125,7 @@ async def measure(card: ModelCard, rounds: int, log_file: Path) -> dict[str, dic
     parts = Parts(card)
     log.take_over(os.open(log_file, os.O_WRONLY | os.O_CREAT))
     await parts.classifier.warm_up()
-    gc.collect()
-    gc.freeze()  # these two as a worker does
-    sys.setswitchinterval(0.0005)
+    service.tune_interpreter()
     turns: dict[tuple[str, str], Turn] = {}
     async with AsyncExitStack() as stack:
         for kind, request, files, images in parts.kinds():

@@ -103,7 +103,6 @@ def test_the_series_that_waits_longest_comes_first(tmp_path: Path) -> None:
     for key, name in (("k1", "a"), ("k2", "a"), ("k1", "b")):
         spool.take(key, name, b"1")
     assert spool.series() == ["k2", "k1"]
-    assert spool.oldest_arrival() == 2.0
 
 
 def test_a_dead_letter_is_taken_up_again_by_command(tmp_path: Path) -> None:
