@@ -1,13 +1,9 @@
 """Scores the parts of a plan in all local cores, or those of one shard. It may be killed and run again at any time."""
 
-import contextlib
-import multiprocessing
-import os
 import random
-import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Final, NamedTuple
@@ -21,7 +17,7 @@ from archive.sources import Source, open_source
 from chestct import tables
 from chestct.buckets import Store
 from chestct.file_errors import CannotGoOn
-from chestct.processes import die_with_parent
+from chestct.processes import SpawnedPool
 
 _QUEUED: Final = 2
 """Parts for each process that are in work or wait for it. More would only take memory."""
@@ -48,32 +44,25 @@ def run(plan: Plan, place: str, model: Model, shard: Shard, processes: int) -> N
     progress = Progress(sum(sizes.values()), before, sys.stderr)
     todo = (part for part in _from_anywhere(plan, out) if part.name in sizes and part.name not in done)
     if before < sum(sizes.values()):
-        _run_all(todo, processes, (place, plan, model), progress)
+        _run_all(todo, processes, partial(_start, place, plan, model), progress)
     progress.show(last=True)
 
 
-def _run_all(todo: Iterator[Part], processes: int, arguments: tuple[str, Plan, Model], progress: Progress) -> None:
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start, (os.getpid(), *arguments))
+def _run_all(todo: Iterator[Part], processes: int, prepare: Callable[[], None], progress: Progress) -> None:
     running = set[Future[int]]()
     try:
-        while True:
-            while len(running) < _QUEUED * processes and (part := next(todo, None)):
-                with _without_interrupts():  # a process that starts here keeps the mask: Ctrl-C is for this one
+        with SpawnedPool(processes, prepare) as pool:
+            while True:
+                while len(running) < _QUEUED * processes and (part := next(todo, None)):
                     running.add(pool.submit(_score_part, part))
-            if not running:
-                break
-            finished, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
-            for one in finished:
-                progress.add(one.result())
-            progress.show()
+                if not running:
+                    break
+                finished, running = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                for one in finished:
+                    progress.add(one.result())
+                progress.show()
     except BrokenProcessPool:
         raise CannotGoOn("a process was killed, perhaps for lack of memory") from None
-    finally:
-        if running:  # the end is near: do not wait for parts in work
-            for child in multiprocessing.active_children():
-                child.kill()
-        pool.shutdown(cancel_futures=True)
 
 
 def _from_anywhere(plan: Plan, out: Store) -> Iterator[Part]:
@@ -81,15 +70,6 @@ def _from_anywhere(plan: Plan, out: Store) -> Iterator[Part]:
     first = random.randrange(plan.parts)
     yield from (part for part in plans.parts(plan, out) if part.number >= first)
     yield from (part for part in plans.parts(plan, out) if part.number < first)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 class _Worker:
@@ -100,9 +80,8 @@ class _Worker:
     scorer: Scorer
 
 
-def _start(parent: int, place: str, plan: Plan, model: Model) -> None:
-    """Prepare this process. It ends with its parent."""
-    die_with_parent(parent)
+def _start(place: str, plan: Plan, model: Model) -> None:
+    """Prepare this process."""
     _Worker.out, _Worker.source = Store(place), open_source(plan.kind, plan.root)
     _Worker.scorer = Scorer(model, by_series=plan.by_series)
 

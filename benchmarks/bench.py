@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -104,12 +105,14 @@ class Bench:
         try:
             self._start()
         except BaseException:
-            self._stack.close()
+            self._stack.__exit__(*sys.exc_info())
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, at)
 
     def run(self, rounds: int) -> None:
         """Measure all contenders in turn, `rounds` times, and print a line for each measurement. Raises LoadError."""
@@ -207,7 +210,7 @@ class Bench:
 
     def _plan_loops(self) -> None:
         files = [data for _, data in self.images]
-        loops = self._stack.enter_context(contextlib.closing(Loops(self.model, files, self.settings)))
+        loops = self._stack.enter_context(Loops(self.model, files, self.settings))
         self._loops = loops
         for name, decoding in (("decode-infer", True), ("infer", False)):
             for batch in self.settings.batch_sizes:

@@ -12,13 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import keras
 import numpy as np
 import onnx
 from matplotlib.figure import Figure
@@ -30,6 +28,7 @@ from benchmarks.engine_variants import MIXED, SMALLER, Run, Variant, openvino, v
 from benchmarks.footprint import describe_machine, machine_table
 from chestct.card import InputSpec
 from chestct.image import decode
+from chestct.processes import SpawnedPool
 from load_tests.server import ROOT
 from load_tests.verdict import LoadError, command
 from pipeline.core import paths
@@ -85,6 +84,8 @@ def answer_held_out(folder: Path) -> Answers:
 
     Raises LoadError if there are no such networks.
     """
+    import keras  # pipeline has told TensorFlow by now to be silent
+
     needed = (paths.POOL, paths.FOLD_MODELS, paths.CALIBRATION)
     if missing := [str(path) for path in needed if not path.exists()]:
         raise LoadError(f"expected {', '.join(missing)}, which `make train` leaves; run it first")
@@ -160,12 +161,11 @@ def measure_speed(graphs: Path, kinds: Sequence[Variant]) -> dict[tuple[Variant,
 
 def measure_ways(graph: Path, size: int, cores: int) -> dict[str, float]:
     """Return the images a second of all cores together by way, the median of ROUNDS turns."""
-    context = get_context("spawn")
     rates = {}
     for way in ways(cores):
         print(f"all cores: {way.words}", flush=True)
-        barrier = context.Barrier(way.processes)
-        with ProcessPoolExecutor(way.processes, context, _take_barrier, (barrier,)) as pool:
+        barrier = get_context("spawn").Barrier(way.processes)
+        with SpawnedPool(way.processes, _take_barrier, barrier) as pool:
             turns = [pool.submit(_run_way, graph, size, way) for _ in range(way.processes)]
             parts = [turn.result() for turn in turns]
         rates[way.words] = float(np.median([sum(part) for part in zip(*parts, strict=True)]))

@@ -1,10 +1,11 @@
 """The bare loop: decoding and inference without server, queue or protocol, in a process for each worker."""
 
+import contextlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
+from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.wrk import Sample
 from chestct.card import InputSpec
 from chestct.engine import Engine
 from chestct.image import decode
+from chestct.processes import SpawnedPool
 from chestct.store import StoredModel
 from serving.inference.classifier import load_engine
 from serving.settings import Settings
@@ -22,14 +24,16 @@ WARM_UP: Final = 10
 """Iterations that do not count."""
 
 
-class Loops:
-    """Runs a process for each worker at the same time, each with an engine and the service's settings."""
+class Loops(contextlib.AbstractContextManager["Loops"]):
+    """Runs a process for each worker at the same time, each with an engine and the service's settings.
+
+    As a context manager it ends them.
+    """
 
     def __init__(self, model: StoredModel, images: Sequence[bytes], settings: Settings) -> None:
-        context = get_context("spawn")
         self._workers: Final = settings.workers
-        arguments = (context.Barrier(settings.workers), model, images, settings)
-        self._pool: Final = ProcessPoolExecutor(settings.workers, context, _prepare, arguments)
+        barrier = get_context("spawn").Barrier(settings.workers)
+        self._pool: Final = SpawnedPool(settings.workers, _prepare, barrier, model, images, settings)
 
     def measure(self, *, decoding: bool, batch: int, seconds: float) -> Sample:
         """Return the images a second of all processes together. Without `decoding` only the graph runs."""
@@ -49,8 +53,10 @@ class Loops:
         p50, p99 = np.quantile(times, [0.5, 0.99])
         return Sample(len(times) / seconds, float(p50), float(p99))
 
-    def close(self) -> None:
-        self._pool.shutdown()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> bool | None:
+        return self._pool.__exit__(kind, error, at)
 
 
 class _Worker:

@@ -1,25 +1,30 @@
-"""Clients in a process of their own, so that they do not hold this one's interpreter lock."""
+"""Clients in a process of their own, so that they do not hold this one's interpreter lock.
+
+It talks over a pipe. A pool would have locks in the system, which stay behind if this process is killed.
+"""
 
 import asyncio
+import contextlib
 import http.client
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
 from http import HTTPStatus
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import grpc
 
 from benchmarks.steps.turns import AT_ONCE, Turn
+from chestct.processes import die_with_parent
 from load_tests.payloads import MODEL_INFER, OWN_CONNECTION
 from load_tests.verdict import LoadError
 
 Connect = Callable[[int, bytes, int], None]
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def clients(
     connect: Connect, ask_all: Callable[[], None], port: int, request: bytes, images: int
 ) -> AsyncIterator[Turn]:
@@ -27,12 +32,38 @@ async def clients(
 
     `request` has so many images. There is a connection for each request of a turn.
     """
-    with ProcessPoolExecutor(1, get_context("spawn"), connect, (port, request, AT_ONCE // images)) as pool:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_take_turns, args=(os.getpid(), there))
+    process.start()
+    try:
+        here.send((connect, ask_all, port, request, AT_ONCE // images))
 
         async def turn() -> None:
-            await asyncio.get_running_loop().run_in_executor(pool, ask_all)
+            here.send(None)
+            if wrong := await asyncio.to_thread(here.recv):
+                raise LoadError(wrong)
 
         yield turn
+    finally:
+        process.kill()
+        process.join()
+
+
+def _take_turns(parent: int, pipe: Connection) -> None:
+    """Connect as the first message says. Then answer each message with the error of a turn, or with no words."""
+    die_with_parent(parent)
+    with contextlib.suppress(EOFError):  # the parent's pipe ends before the parent does
+        connect, ask_all, *details = pipe.recv()
+        connect(*details)
+        while True:
+            pipe.recv()
+            try:
+                ask_all()
+            except (OSError, http.client.HTTPException, grpc.RpcError, LoadError) as error:
+                pipe.send(str(error) or type(error).__name__)
+            else:
+                pipe.send("")
 
 
 class _State:

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 from chestct.card import ModelCard
+from chestct.processes import SpawnedPool
 
 Table = dict[str, dict[str, float]]
 """Microseconds an image by kind of request, then by step, from the inside to the connection."""
@@ -22,7 +21,7 @@ def measure(card: ModelCard, rounds: int) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         os.environ[_METRICS] = folder
         try:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            with SpawnedPool(1) as pool:
                 return pool.submit(_measure_here, card, rounds, Path(folder) / "log").result()
         finally:
             del os.environ[_METRICS]
