@@ -6,8 +6,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
-import openvino as ov
 from numpy.typing import NDArray
+
+import chestct.engine  # noqa: F401 # it keeps OpenVINO from reporting its use
+
+# isort: split
+import openvino as ov
 
 SMALLER: Final = (224, 192, 160)
 """Heights and widths of the input in pixels, besides the size that the network was trained on."""

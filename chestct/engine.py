@@ -1,16 +1,21 @@
 """Runs the ONNX graph with OpenVINO on the CPU. The only module that imports the inference runtime."""
 
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from chestct.card import ModelCard
 from chestct.cgroups import cores_are_shared
+
+# OpenVINO's tools, which the engine does without, would report this import to a web service.
+sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+
+import openvino as ov  # noqa: E402 # after the line above
 
 BATCH_SIZES: Final = (1, 2, 4, 8)
 """Compiled batch sizes. A static shape runs faster than a dynamic one, but each size takes memory."""

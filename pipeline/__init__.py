@@ -8,3 +8,5 @@ interrupts.report_in_one_line()
 
 # TensorFlow reads this while it is imported, and otherwise fills the terminal with notes on its build.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# ONNX Runtime would report its use to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
