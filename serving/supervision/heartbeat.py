@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from chestct.processes import die_with_parent, is_alive
+from chestct.processes import die_first, die_with_parent, is_alive
 from serving.run_folder import SUPERVISOR
 from serving.worker_states import WorkerStates
 
@@ -22,10 +22,14 @@ _log = logging.getLogger(__name__)
 
 
 def die_with_supervisor() -> None:
-    """On Linux, be killed when the supervisor dies. End at once if it is dead already."""
+    """On Linux, be killed when the supervisor dies. End at once if it is dead already.
+
+    If the memory is used up, the kernel kills the worker and not the supervisor, which then says why.
+    """
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor is not None:
         die_with_parent(int(supervisor))
+        die_first()
 
 
 class Heartbeat:

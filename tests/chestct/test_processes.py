@@ -84,6 +84,14 @@ def test_ctrl_c_reaches_the_owner_alone_at_any_time_of_its_processes_start(tmp_p
     assert "KeyboardInterrupt" in errors.splitlines()[-1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' /proc")
+def test_a_process_can_offer_itself_to_a_kernel_that_needs_memory() -> None:
+    score = "/proc/self/oom_score_adj"
+    code = f"from chestct.processes import die_first; die_first(); die_first(); print(open({score!r}).read())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == min(1000, int(Path(score).read_text()) + 1000)
+
+
 class Interrupting:
     """Sends Ctrl-C to this process while multiprocessing writes it to a new one."""
 
