@@ -48,7 +48,7 @@ serving     = $(firstword $(wildcard .venv/.development .venv/.training) .venv/.
 bundling    = $(if $(filter image,$(MAKECMDGOALS)),$(packaging),$(firstword $(wildcard .venv/.development .venv/.training .venv/.image) .venv/.serving))
 node        = $(firstword $(wildcard .venv-node/.node-tests) .venv-node/.node)
 # `dvc exp run` sets parameters with -S. It records each run as a commit outside of all branches, so git needs a name.
-experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost dvc exp run
+experiment  = GIT_COMMITTER_NAME=chestct GIT_COMMITTER_EMAIL=chestct@localhost $(calmly) dvc exp run
 # The demo's clone records its runs here, where `make mlflow` shows them, if the environment names no other place.
 recorded    = MLFLOW_TRACKING_URI=$${MLFLOW_TRACKING_URI:-sqlite:///$$OLDPWD/mlflow.db}
 # A library's command that Ctrl-C ends in one line, also while it imports.
@@ -68,19 +68,19 @@ serve: $(if $(champion),$(training),$(serving)) ## serve the newest model of rea
 demo: $(training) ## train on phantoms in a separate clone (about four minutes on two cores), then serve that model
 	@echo 'Eight stages train a small network on drawn phantoms, in about four minutes on two cores. Each shows its progress.'
 	@test -d .demo || git clone -q . .demo
-	cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(recorded) $(experiment) $(PHANTOMS:%=-S %)
+	@cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(recorded) $(experiment) $(PHANTOMS:%=-S %)
 	@stored=$$(cd .demo && $(recorded) python -m pipeline.store) && \
 	  CHESTCT_MODEL=$$(echo "$$stored" | tail -n 1) exec make --no-print-directory serve
 
 # All tests of a file run in one process, so it sets up the fixtures that they share once.
 test: $(development) .venv-s3/.s3 ## run the tests but those of the next two commands, in twelve minutes or less on two cores
-	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(calmly) pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-page: $(development) ## test the page in Chromium: accessibility, fifty pictures at once, speed, a server that dies
-	@python -m pytest -m page tests/serving
+	@$(calmly) pytest -m page tests/serving
 
 test-long: $(development) ## run the long tests: every backbone, an interrupted sweep, an MLflow server, overload and drain
-	@python -m pytest -m long
+	@$(calmly) pytest -m long
 
 clients: $(development) .venv-clients/.clients ## ask a test server with tritonclient and the KServe SDK
 	@python -m tests.clients
@@ -92,7 +92,7 @@ test-node: $(development) .venv-node/.node-tests ## test the DICOM node against 
 	@python -m tests.dicom_node
 
 train: $(training) ## run the pipeline, then store the model; DATA=folder takes images from there, in Kaggle's layout
-	$(if $(value DATA),$(experiment) -S data.source=local -S "$$(python -m pipeline.override data.path $(call quote,$(value DATA)))",dvc repro)
+	$(if $(value DATA),$(experiment) -S data.source=local -S "$$(python -m pipeline.override data.path $(call quote,$(value DATA)))",$(calmly) dvc repro)
 	@python -m pipeline.store
 
 report: $(training) ## open the test folder: measure the graph of the last training on it; each opening is counted
@@ -102,7 +102,7 @@ experiments: $(training) ## list the trainings with their figures and what was c
 	@python -m pipeline.experiments
 
 sweep: $(training) ## search train's parameters on held-out folds, as params.yaml says; it resumes after a stop
-	dvc repro base_model
+	$(calmly) dvc repro base_model
 	@python -m pipeline.sweep
 
 store: $(training) ## put the best run into the model store, if it passes the gate, and into RELEASE=folder
@@ -118,15 +118,15 @@ drift: $(training) ## compare images or an inference log, DATA=folder or bucket,
 	@$(folder) && python -m pipeline.drift $(asked) $(if $(value SINCE),--since=$(call quote,$(value SINCE))) -- $(call quote,$(value DATA))
 
 bento: $(bundling) ## build the bento of the model that `make serve` would serve: build/chestct.bento
-	@python -m serving.release && bentoml build --label version=$(version)
-	@mkdir -p build && rm -f build/chestct.bento && bentoml export chestct:latest "$$PWD/build/chestct.bento"
+	@python -m serving.release && $(calmly) bentoml build --label version=$(version)
+	@mkdir -p build && rm -f build/chestct.bento && $(calmly) bentoml export chestct:latest "$$PWD/build/chestct.bento"
 
 package: $(packaging) ## build the Python package, which brings the command `chestct`: build/chestct-VERSION-py3-none-any.whl
 	@uv build --quiet --out-dir build .
 
 image: $(packaging) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
-	@model=$$(python -m serving.release) && graph=$$(bentoml models get $$model -o path)/model.onnx && \
+	@model=$$(python -m serving.release) && graph=$$($(calmly) bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(image) \
 	  --label org.opencontainers.image.title=chestct \
 	  --label org.opencontainers.image.description='Classifies chest-CT slices. Research and education only. Not a medical device.' \
@@ -147,7 +147,7 @@ image-node: ## build the DICOM node's container image IMAGE; needs docker, podma
 	  --label org.opencontainers.image.revision=$(commit) $(CONTAINER_OPTIONS) .
 
 test-image: $(if $(shell command -v kubectl),$(packaging),$(development)) ## run IMAGE as a pod does and ask it; needs docker or podman
-	@IMAGE=$(image) BUILDER=$(builder) python -m pytest -s --confcutdir tests/container tests/container
+	@IMAGE=$(image) BUILDER=$(builder) $(calmly) pytest -s --confcutdir tests/container tests/container
 
 load: $(development) ## put a test server under the load of SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it
 	@python -m serving.release && python -m load_tests.run --scenario=$(call quote,$(value SCENARIO)) \
@@ -177,17 +177,17 @@ tune: $(development) ## find the settings that answer most, and with P99 (millis
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain language, workflows, Kubernetes manifests
 	ruff check
 	ruff format --check
-	mypy
-	yamllint --strict .
+	$(calmly) mypy
+	$(calmly) yamllint --strict .
 	python -m docs.words
 	zizmor --offline --quiet .github
 	$(if $(shell command -v actionlint),actionlint,@echo "actionlint is not installed; zizmor alone has read the workflows")
 	python -m k8s.render build/k8s
-	for version in $(KUBERNETES); do kubernetes-validate -k $$version --strict --no-warn --quiet build/k8s/*.yaml || exit; done
+	for version in $(KUBERNETES); do $(calmly) kubernetes_validate -k $$version --strict --no-warn --quiet build/k8s/*.yaml || exit; done
 	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml --directory build/k8s
 
 docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link fails
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/$(calmly) mkdocs build --strict
 
 # One worker and no jobs: on a busy machine, uvicorn ends each of several workers that is slow to answer.
 mlflow: $(training) ## browse the runs, also those of `make demo`, on http://localhost:5000; MLFLOW_PORT= is another port

@@ -27,7 +27,8 @@ def report_in_one_line() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
+    # Python 3.11 wraps what comes while a class gets its attributes' names.
+    if not isinstance(error.__cause__ if kind is RuntimeError else error, KeyboardInterrupt):
         sys.__excepthook__(kind, error, at)
         return
     print("interrupted", file=sys.stderr, flush=True)

@@ -107,10 +107,10 @@ def test_what_is_wrong_ends_the_container_with_its_name(name: str, setting: str,
 
 
 def test_too_little_memory_ends_the_container_with_the_reason(name: str) -> None:
-    start(name, "--memory", "400m", "--memory-swap", "400m")
+    start(name, "--memory", "260m", "--memory-swap", "260m")  # enough for the supervisor, too little for two workers
     code, errors = end(name)
     assert code == 1
     assert errors == [
         "error: 5 workers in a row have died within 60 s of being ready: killed by the kernel because the memory limit "
-        "of 400 MiB was used up; raise the limit or lower CHESTCT_WORKERS"
+        "of 260 MiB was used up; raise the limit or lower CHESTCT_WORKERS"
     ]
