@@ -63,7 +63,7 @@ help: ## list these commands
 
 serve: $(if $(champion),$(training),$(serving)) ## serve the newest model of real images, or else the released one, on PORT (HTTP, page) and GRPC_PORT; MODEL=champion follows MLflow
 	@$(if $(champion),tag=$$(python -m pipeline.store --champion) && export CHESTCT_MODEL=$$(echo "$$tag" | tail -n 1) &&) \
-	  python -m serving.release && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec $(calmly) bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
+	  python -m serving.ensure_model && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec $(calmly) bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
 demo: $(training) ## train on phantoms in a separate clone (about four minutes on two cores), then serve that model
 	@echo 'Eight stages train a small network on drawn phantoms, in about four minutes on two cores. Each shows its progress.'
@@ -118,7 +118,7 @@ drift: $(training) ## compare images or an inference log, DATA=folder or bucket,
 	@$(folder) && python -m pipeline.drift $(asked) $(if $(value SINCE),--since=$(call quote,$(value SINCE))) -- $(call quote,$(value DATA))
 
 bento: $(bundling) ## build the bento of the model that `make serve` would serve: build/chestct.bento
-	@python -m serving.release && $(calmly) bentoml build --label version=$(version)
+	@python -m serving.ensure_model && $(calmly) bentoml build --label version=$(version)
 	@mkdir -p build && rm -f build/chestct.bento && $(calmly) bentoml export chestct:latest "$$PWD/build/chestct.bento"
 
 package: $(packaging) ## build the Python package, which brings the command `chestct`: build/chestct-VERSION-py3-none-any.whl
@@ -126,7 +126,7 @@ package: $(packaging) ## build the Python package, which brings the command `che
 
 image: $(packaging) bento ## build the container image IMAGE and its bill of materials; needs docker, podman or buildah
 	@$(if $(builder),:,echo 'error: a running docker, or podman, or buildah is needed' >&2; exit 2)
-	@model=$$(python -m serving.release) && graph=$$($(calmly) bentoml models get $$model -o path)/model.onnx && \
+	@model=$$(python -m serving.ensure_model) && graph=$$($(calmly) bentoml models get $$model -o path)/model.onnx && \
 	  $(builder) build --file image/Containerfile --tag $(image) \
 	  --label org.opencontainers.image.title=chestct \
 	  --label org.opencontainers.image.description='Classifies chest-CT slices. Research and education only. Not a medical device.' \
@@ -150,29 +150,29 @@ test-image: $(if $(shell command -v kubectl),$(packaging),$(development)) ## run
 	@IMAGE=$(image) BUILDER=$(builder) $(calmly) pytest -s --confcutdir tests/container tests/container
 
 load: $(development) ## put a test server under the load of SCENARIO: steady, ramp, burst or soak; USERS= and SECONDS= scale it
-	@python -m serving.release && python -m load_tests.run --scenario=$(call quote,$(value SCENARIO)) \
+	@python -m serving.ensure_model && python -m load_tests.run --scenario=$(call quote,$(value SCENARIO)) \
 	  $(if $(value USERS),--users=$(call quote,$(value USERS))) $(if $(value SECONDS),--seconds=$(call quote,$(value SECONDS)))
 
 overload: $(development) ## send a test server three times the load that it can bear, for a minute
-	@python -m serving.release && python -m load_tests.overload
+	@python -m serving.ensure_model && python -m load_tests.overload
 
 drain: $(development) ## stop a test server under load, ten times; fails if a request is lost
-	@python -m serving.release && python -m load_tests.drain
+	@python -m serving.ensure_model && python -m load_tests.drain
 
 rollout: $(development) ## replace, kill and freeze replicas of IMAGE under load, in 18 minutes; writes docs/reference/rollouts.md; needs haproxy
 	@python -m load_tests.rollout --tool=$(builder) $(if $(value NEXT),--next=$(call quote,$(value NEXT))) -- $(image)
 
 hold: $(development) ## send a test server bad input, slow clients and faults, in 30 minutes; writes docs/reference/reliability.md
-	@python -m serving.release && python -m load_tests.promises
+	@python -m serving.ensure_model && python -m load_tests.promises
 
 bench: $(development) ## compare with the bare loop and other servers, in 30 minutes; writes docs/reference/benchmarks.md; needs wrk and strip
-	@python -m serving.release && python -m benchmarks.bench
+	@python -m serving.ensure_model && python -m benchmarks.bench
 
 growth: $(development) ## draw how throughput, p99 and memory grow with load, in ten minutes; writes docs/reference/growth.md; needs wrk
-	@python -m serving.release && python -m benchmarks.growth
+	@python -m serving.ensure_model && python -m benchmarks.growth
 
 tune: $(development) ## find the settings that answer most, and with P99 (milliseconds) a queue, in ten minutes: build/tune/settings.env
-	@python -m serving.release && python -m benchmarks.tune $(if $(value P99),--p99=$(call quote,$(value P99)))
+	@python -m serving.ensure_model && python -m benchmarks.tune $(if $(value P99),--p99=$(call quote,$(value P99)))
 
 check: $(development) .venv-checkov/.checkov ## lint, format, types, YAML, plain language, workflows, Kubernetes manifests
 	ruff check

@@ -5,12 +5,12 @@ import threading
 import time
 from typing import Final
 
+from dicom_node.probes import Probes
 from dicom_node.receive import Receiver
 from dicom_node.score import Scorer
 from dicom_node.send import sender
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
-from dicom_node.web import Web
 from dicom_node.worker import Worker
 
 LOG: Final = logging.getLogger(__name__)
@@ -27,14 +27,16 @@ class Node:
         spool = Spool(settings.spool, settings.max_spool_bytes)
         worker = Worker(settings, spool, Scorer(settings), sender(settings))
         self._thread = threading.Thread(target=worker.run, args=(self._stop,), name="worker")
-        self._web = Web(settings.http_host, settings.http_port, self._thread.is_alive, self._is_ready)
+        self._probes = Probes(settings.http_host, settings.http_port, self._thread.is_alive, self._is_ready)
         try:
             self._receiver = Receiver(settings, spool)
         except OSError:
-            self._web.close()
+            self._probes.close()
             raise
         self._thread.start()
-        LOG.info("%s receives on port %d, metrics on port %d", settings.ae_title, self._receiver.port, self._web.port)
+        LOG.info(
+            "%s receives on port %d, metrics on port %d", settings.ae_title, self._receiver.port, self._probes.port
+        )
 
     def drain(self) -> None:
         """Take no further associations, let the open ones end, finish the current step, and stop."""
@@ -46,7 +48,7 @@ class Node:
         self._receiver.close()
         self._stop.set()
         self._thread.join()
-        self._web.close()
+        self._probes.close()
         LOG.info("stopped; what is in the spool is taken up at the next start")
 
     def _is_ready(self) -> bool:

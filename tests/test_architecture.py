@@ -25,7 +25,7 @@ FORBIDDEN = {
     "benchmarks": {"tests"},
 }
 LAYERS = [
-    {"serving.http", "serving.rpc", "serving.supervision", "serving.shutdown", "serving.release"},
+    {"serving.http", "serving.rpc", "serving.supervision", "serving.shutdown", "serving.ensure_model"},
     {"serving.open_inference"},
     {"serving.inference"},
     {"serving.inference_log"},
@@ -50,7 +50,7 @@ HTTP = (
     "rendered",
     "v1",
     "v2",
-    "web",
+    "page_routes",
 )
 RPC = ("connections", "errors", "health", "interceptor", "message_reader", "server")
 DICOM = ("capture", "concepts", "objects", "receive", "report", "returned", "send", "slices")

@@ -146,7 +146,7 @@ def test_a_folder_of_slices_reaches_its_command_as_typed(make: Make, text: str) 
 def test_serve_follows_mlflows_champion_if_it_is_asked_to(make: Make) -> None:
     (stored, _), (checked, named), (served, follows) = make("serve", "MODEL=champion")
     assert stored == ["python", "-m", "pipeline.store", "--champion"]
-    assert checked == ["python", "-m", "serving.release"]
+    assert checked == ["python", "-m", "serving.ensure_model"]
     assert served[:2] == ["bentoml", "serve"]
     assert (named["CHESTCT_MODEL"], follows["CHESTCT_MODEL"]) == ("stub", "stub"), "the last line that the store prints"
 

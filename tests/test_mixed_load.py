@@ -51,7 +51,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The real service with the released model, which is slow enough for a queue to grow."""
     home = tmp_path_factory.mktemp("released") / "bentoml"
     home.mkdir()
-    command = [sys.executable, "-m", "serving.release"]
+    command = [sys.executable, "-m", "serving.ensure_model"]
     done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=300)
     with serve(home, done.stdout.decode().strip(), CHESTCT_WORKERS="1") as running:
         yield running

@@ -12,9 +12,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from serving.api_keys import Keys
 from serving.http import v1, v2
 from serving.http.error_boundary import ErrorBoundary
+from serving.http.page_routes import PAGE, PageRoutes
 from serving.http.readiness import ready_classifier
 from serving.http.rendered import Rendered
-from serving.http.web import PAGE, Web
 from serving.settings import Settings
 from serving.telemetry import metrics
 
@@ -32,7 +32,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> Starlette:
         Route("/", _index, name="/", middleware=[Middleware(GZipMiddleware)]),
         Route("/docs", _docs, name="/docs"),
         Route("/docs.json", _docs_json, name="/docs.json"),
-        Mount("/page", Web(settings, keys)),
+        Mount("/page", PageRoutes(settings, keys)),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(ErrorBoundary, settings=settings)])
     app.state.classifier = None

@@ -84,7 +84,7 @@ def run(folder: Path, before: str, *command: str, **variables: str) -> subproces
         ("pipeline.train", "numpy"),
         ("pipeline.train", "tensorflow"),
         ("pipeline.store", "pydantic"),
-        ("serving.release", "bentoml"),
+        ("serving.ensure_model", "bentoml"),
         ("benchmarks.tune", "matplotlib"),
         ("load_tests.run", "psutil"),
         ("archive", "numpy"),
@@ -153,7 +153,7 @@ sys.addaudithook(interrupt)
         ("docs.tables", "open", ".md"),
         ("k8s.render FOLDER", "subprocess.Popen", "kubectl"),
         ("load_tests.overload", "subprocess.Popen", "python"),
-        ("serving.release", "open", "card.json"),
+        ("serving.ensure_model", "open", "card.json"),
         ("pipeline.code", "open", "ingest.py"),
     ],
 )
@@ -201,7 +201,7 @@ def test_ctrl_c_in_a_terminal_ends_the_service_without_a_traceback(tmp_path: Pat
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pydantic'] = None\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "serving.release"],
+        [sys.executable, "-m", "serving.ensure_model"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

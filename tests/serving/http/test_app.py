@@ -10,10 +10,10 @@ import pytest
 from chestct.card import ModelCard
 from chestct.image import encode_png
 from chestct.watched import EDGES
-from serving.http import web
+from serving.http import page_routes
 from serving.http.app import create_app
+from serving.http.page_routes import PAGE
 from serving.http.request_recording import RequestRecording
-from serving.http.web import PAGE
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.http.client import SETTINGS, Client, ask, files, png
 
@@ -131,7 +131,7 @@ def test_the_page_s_words_come_in_a_language_that_is_there(client: Client, heade
 def test_another_language_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "de.js").write_text("export const TEXT = {};", encoding="utf-8")
     (tmp_path / "en.js").write_text("", encoding="utf-8")
-    monkeypatch.setattr(web, "TEXTS", tmp_path)
+    monkeypatch.setattr(page_routes, "TEXTS", tmp_path)
     app = RequestRecording(create_app(SETTINGS))
     response = ask(app, "/page/text.js", "GET", **{"Accept-Language": "fr, de-CH;q=0.9, en;q=0.8"})
     assert (response.text, response.headers["Content-Language"]) == ("export const TEXT = {};", "de")

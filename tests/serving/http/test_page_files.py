@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from chestct.card import DISCLAIMER
-from serving.http.web import PAGE
+from serving.http.page_routes import PAGE
 from tests.browser import (
     Visit,
     close_call,

@@ -22,14 +22,14 @@ class _Quiet(WSGIRequestHandler):
         """Log nothing: probes come every few seconds."""
 
 
-class Web:
+class Probes:
     """Answers `/livez` while the worker lives, `/readyz` while the node takes associations, and `/metrics`."""
 
     def __init__(self, host: str, port: int, alive: Callable[[], bool], ready: Callable[[], bool]) -> None:
         """Open the port. Raises OSError."""
         self._checks = {"/livez": alive, "/readyz": ready}
         self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_Quiet)
-        threading.Thread(target=self._server.serve_forever, name="web", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
 
     @property
     def port(self) -> int:

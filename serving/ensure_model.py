@@ -1,6 +1,6 @@
 """Makes sure that there is a model to serve.
 
-`python -m serving.release` imports release/ if the store has no real model, or only one of another release.
+`python -m serving.ensure_model` imports release/ if the store has no real model, or only one of another release.
 """
 
 import sys

@@ -10,7 +10,7 @@ from chestct import store
 from chestct.card import ModelCard
 from chestct.digests import SUMS, sha256_of, write_sums
 from chestct.store import CARD, GRAPH
-from serving import release
+from serving import ensure_model
 from tests.graphs import tiny_model
 
 pytestmark = [
@@ -73,11 +73,11 @@ def test_an_error_is_one_line(
     settings: dict[str, str],
     words: str,
 ) -> None:
-    monkeypatch.setattr(release, "RELEASE", tmp_path / "absent")
+    monkeypatch.setattr(ensure_model, "RELEASE", tmp_path / "absent")
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as ended:
-        release.main()
+        ensure_model.main()
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
@@ -86,12 +86,12 @@ def test_an_error_is_one_line(
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """Run the command on the folder `release`, which it must refuse. Returns its one line."""
-    monkeypatch.setattr(release, "RELEASE", tmp_path / "release")
+    monkeypatch.setattr(ensure_model, "RELEASE", tmp_path / "release")
 
     def run() -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            release.main()
+            ensure_model.main()
         assert ended.value.code == 2
         said = capsys.readouterr()
         assert said.out == ""

@@ -30,7 +30,7 @@ TEXTS: Final = PAGE / "text"
 _ENGLISH: Final = "en"
 
 
-class Web:
+class PageRoutes:
     """The ASGI app below /page. Pictures of CHESTCT_SAMPLES may show patients, so they require a key, as /v1 does.
 
     Their file names may be patients' names, and the list of samples needs no key. So the pictures have numbers. An app
