@@ -1,3 +1,5 @@
+"""The check of a table: what is missing, twice, foreign or changed is found, and the rest is summed up."""
+
 import csv
 import os
 import subprocess

@@ -1,3 +1,5 @@
+"""The model of an archive: a stored one, a folder, that of the bento, or the released one."""
+
 import shutil
 from pathlib import Path
 

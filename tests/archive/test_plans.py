@@ -1,3 +1,5 @@
+"""A plan has each file once, and is refused for other files, another model or other options."""
+
 import os
 import re
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Answers for a few files as a table, as JSON and as CSV."""
+
 import csv
 import json
 from io import StringIO

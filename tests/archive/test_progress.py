@@ -1,3 +1,5 @@
+"""The line that shows how far the work is, on a terminal and in a log."""
+
 from io import StringIO
 
 import pytest

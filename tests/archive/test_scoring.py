@@ -1,3 +1,5 @@
+"""Files become rows with the numbers of the service, or with an error of their own."""
+
 import asyncio
 import hashlib
 from functools import partial

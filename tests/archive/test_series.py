@@ -1,3 +1,5 @@
+"""The series of a DICOM file, and the row that sums it up."""
+
 import numpy as np
 import pytest
 

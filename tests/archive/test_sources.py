@@ -1,3 +1,5 @@
+"""The files of a folder and of a listing: each once, in order, and refused if it changes after the plan."""
+
 import os
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""The files in a zip: paths that lead out of it, bombs and broken files do no harm."""
+
 import struct
 import zipfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Good pixels are read despite oddities beside them. Each kind here was refused or turned once."""
+"""Good pixels are read despite oddities beside them: text, profiles, EXIF and other parts of a file."""
 
 import struct
 import zlib

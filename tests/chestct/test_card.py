@@ -1,3 +1,5 @@
+"""The model card: it reads back as it was written, and its parts must fit each other."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""DICOM files become grey levels through one window, whatever their transfer syntax and their kind of pixels."""
+
 import io
 import struct
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""A DICOM file is known by its content."""
+
 import numpy as np
 
 from chestct.dicom_format import is_dicom

@@ -1,3 +1,5 @@
+"""SHA256SUMS is what sha256sum writes and reads, and names a changed file."""
+
 import hashlib
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""PNG and JPEG become standard pictures and facts, and what is too large, costly or broken is refused."""
+
 import zlib
 from io import BytesIO
 

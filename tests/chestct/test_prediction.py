@@ -1,3 +1,5 @@
+"""The decision on one image: which rules fire, and what they do to its label."""
+
 import numpy as np
 import pytest
 from pydantic import ValidationError

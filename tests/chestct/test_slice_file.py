@@ -1,3 +1,5 @@
+"""A file is read as its kind is."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The model store: which model is found, and that a changed or half-stored one never is."""
+
 import subprocess
 import sys
 

@@ -1,3 +1,5 @@
+"""Rows become Parquet files that other libraries read, and a broken file is no crash."""
+
 from pathlib import Path
 
 import pyarrow.parquet

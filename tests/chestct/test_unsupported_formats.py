@@ -1,3 +1,5 @@
+"""The message for a file that is not read says what it is, and what to do."""
+
 import gzip
 import zipfile
 from io import BytesIO

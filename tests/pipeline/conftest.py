@@ -1,3 +1,5 @@
+"""Fixtures of the pipeline's tests: a project folder, phantoms in it, and their prepared arrays."""
+
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The model card, the data sheet and README are up to date, and claim only what is known."""
+
 import json
 from pathlib import Path
 from typing import Any, Literal

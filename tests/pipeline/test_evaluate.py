@@ -1,3 +1,5 @@
+"""The stage evaluate: numbers fitted out of fold, and the same figures in DVC's metrics and in the card."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

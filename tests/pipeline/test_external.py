@@ -1,3 +1,5 @@
+"""`make external`: the table of other sources, and the record of each opening."""
+
 import csv
 import json
 import re

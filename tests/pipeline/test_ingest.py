@@ -1,3 +1,5 @@
+"""The stage ingest: files from a folder, an archive or phantoms, each in the manifest."""
+
 import json
 import os
 import shutil

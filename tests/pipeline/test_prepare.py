@@ -1,3 +1,5 @@
+"""The stage prepare: which images are kept, left out or reported, and what the arrays hold."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,3 +1,5 @@
+"""`make report`: the figures of the test folder, and what ends it before there are any."""
+
 import json
 import re
 import shutil

@@ -1,3 +1,5 @@
+"""`make site`: the report on a site's slices, and the model that is adapted to them."""
+
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""`make store`: the run that is chosen, the gate, and what is stored and released."""
+
 import json
 import os
 import re

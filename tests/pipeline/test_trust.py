@@ -1,3 +1,5 @@
+"""The stage trust tests each fold's network on images that it never saw."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""API keys: what a key opens, how a file of keys is read again, and how a key is made."""
+
 import asyncio
 import json
 import logging

@@ -1,3 +1,5 @@
+"""`python -m serving.ensure_model`: the stored or the released model, or one line that says what is wrong."""
+
 import json
 import re
 import shutil

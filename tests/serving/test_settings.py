@@ -1,3 +1,5 @@
+"""The settings of the service: defaults that follow from the machine, and values that fit each other."""
+
 import os
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""What workers see of each other in shared memory."""
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The record of openings has a dated line for each."""
+
 import json
 from datetime import UTC, datetime
 from pathlib import Path

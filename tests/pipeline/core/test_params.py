@@ -1,3 +1,5 @@
+"""params.yaml is read with types, and each wrong key is named in one line."""
+
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""What a training leaves in MLflow: parameters, data, metrics and files, once."""
+
 import json
 import os
 import re
@@ -89,7 +91,7 @@ def test_a_metric_with_steps_keeps_its_curve(tracked: Path, params: Params) -> N
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "loss")] == [(1, 0.9), (2, 0.5), (3, 0.7)]
 
 
-def test_the_best_run_has_the_highest_out_of_fold_macro_f1(tracked: Path, params: Params) -> None:
+def test_the_best_run_tells_any_cancer_from_normal_best_out_of_fold(tracked: Path, params: Params) -> None:
     finished(params, 0.7)
     best = finished(params, 0.9)
     finished(params, 0.8)

@@ -1,3 +1,5 @@
+"""Where runs are recorded: the local store, or a server whose password is never shown."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""Numbers are refitted on half of a site's patients and judged on the other half."""
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Slices from elsewhere are answered as the service answers them, and counted by outcome and patient."""
+
 import hashlib
 from pathlib import Path
 

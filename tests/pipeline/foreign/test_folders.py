@@ -1,3 +1,5 @@
+"""Folders and file names say what is known of a slice, and of which patient it is."""
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""The figures of a site, each with what it counts, and the bar that they have to reach."""
+
 import numpy as np
 import pytest
 

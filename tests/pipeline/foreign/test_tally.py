@@ -1,3 +1,5 @@
+"""The table of other sources: what became of their slices, and how dangerous that is."""
+
 import pytest
 
 from pipeline.foreign.answering import ACCEPTED_CANCER, ACCEPTED_NORMAL, NOT_CHEST_CT, OUTCOMES, UNFAMILIAR, UNREADABLE

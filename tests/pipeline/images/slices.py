@@ -1,3 +1,5 @@
+"""Makes slices for tests without reading a file."""
+
 import numpy as np
 
 from chestct.card import InputSpec

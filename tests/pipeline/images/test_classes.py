@@ -1,3 +1,5 @@
+"""The class of an image follows from its folder's name."""
+
 from collections.abc import Iterator
 
 import pytest

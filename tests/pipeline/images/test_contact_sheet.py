@@ -1,3 +1,5 @@
+"""The contact sheet shows each image with its name, in groups."""
+
 from pathlib import Path
 
 import numpy as np

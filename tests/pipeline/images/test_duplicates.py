@@ -1,3 +1,5 @@
+"""Duplicates are found by pixels and by thumbnails."""
+
 import numpy as np
 import pytest
 

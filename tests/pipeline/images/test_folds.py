@@ -1,3 +1,5 @@
+"""Folds keep scans whole and classes balanced."""
+
 import numpy as np
 
 from pipeline.images.folds import make_folds

@@ -1,3 +1,5 @@
+"""The listing of a folder of images takes each image, and names what it leaves out."""
+
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The share of lung in a slice: gas and fat are none."""
+
 import numpy as np
 import pytest
 

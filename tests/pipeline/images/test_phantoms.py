@@ -1,3 +1,5 @@
+"""Phantoms vary like the real set, and only the lesion tells their class."""
+
 from collections import Counter
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Slices are grouped into scans, by a person or by how alike they are."""
+
 import re
 from datetime import date
 

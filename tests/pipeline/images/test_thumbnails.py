@@ -1,3 +1,5 @@
+"""Thumbnails compare the body alone, wherever it is."""
+
 import numpy as np
 import pytest
 from PIL import Image

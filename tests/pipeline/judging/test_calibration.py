@@ -1,3 +1,5 @@
+"""Temperature, limits and prediction sets are fitted as the service applies them."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The probe "is it a chest CT": its probability, its graph and its fit."""
+
 import keras
 import numpy as np
 import pytest

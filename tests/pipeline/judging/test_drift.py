@@ -1,3 +1,5 @@
+"""Drift: the stability index, and when it is more than chance."""
+
 import numpy as np
 import pytest
 

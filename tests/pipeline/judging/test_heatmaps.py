@@ -1,3 +1,5 @@
+"""The checks of heat maps: body, occlusion and rank correlation."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The figures of a model and their intervals, by hand and against scikit-learn."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The distance from the training images, in both ways to measure it."""
+
 import numpy as np
 import pytest
 

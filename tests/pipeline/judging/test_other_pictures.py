@@ -1,3 +1,5 @@
+"""Pictures that are no chest CT: every kind is there, and the rules reject theirs."""
+
 from collections import Counter
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The pictures that the probe is fitted on, and those that are held out."""
+
 import hashlib
 from io import BytesIO
 from pathlib import Path

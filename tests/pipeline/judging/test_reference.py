@@ -1,3 +1,5 @@
+"""The reference in the card: shares by bin, and how alike slices of a scan are."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Shares with intervals by patient."""
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest

@@ -1,3 +1,5 @@
+"""A small change of a picture is small."""
+
 import numpy as np
 import pytest
 

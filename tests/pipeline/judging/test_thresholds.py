@@ -1,3 +1,5 @@
+"""The thresholds are the best ones that keep their bounds, and the service's rules use them in the same way."""
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -1,3 +1,5 @@
+"""The network: how its backbones scale pixels, and what is frozen."""
+
 import numpy as np
 import pytest
 

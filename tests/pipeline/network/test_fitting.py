@@ -1,3 +1,5 @@
+"""Training: frozen layers, weights and order of the images, epochs and their record."""
+
 import keras
 import numpy as np
 import pytest

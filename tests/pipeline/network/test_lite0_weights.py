@@ -1,3 +1,5 @@
+"""The pretrained weights of EfficientNet-Lite0 work, and their file runs no code."""
+
 import pickle
 from pathlib import Path
 

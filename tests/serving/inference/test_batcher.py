@@ -1,3 +1,5 @@
+"""The queue before the engine: how batches grow, who gets which answer, and how it ends."""
+
 import asyncio
 import threading
 import time

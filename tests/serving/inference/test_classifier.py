@@ -1,3 +1,5 @@
+"""From an image to its answer, with the tiny model."""
+
 import asyncio
 import base64
 import threading

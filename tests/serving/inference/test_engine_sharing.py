@@ -1,3 +1,5 @@
+"""Workers lend each other their engines: exact scores, no lost batch, and no wait for a busy engine."""
+
 import asyncio
 import threading
 from collections.abc import AsyncIterator

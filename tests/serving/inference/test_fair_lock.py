@@ -1,3 +1,5 @@
+"""The order of turns at the guarded process, and the turns that are refused."""
+
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

@@ -1,3 +1,5 @@
+"""The guarded process: files that crash, fill or hang it, and what their requests get."""
+
 import asyncio
 import os
 import random

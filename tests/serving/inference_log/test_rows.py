@@ -1,3 +1,5 @@
+"""A row of the inference log: its columns and their values."""
+
 from datetime import date
 from io import BytesIO
 

@@ -1,3 +1,5 @@
+"""The line about a worker's start has the seconds of each phase."""
+
 import logging
 import re
 
