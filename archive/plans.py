@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -143,15 +143,10 @@ def _list(files: Iterable[Object]) -> tuple[int, bytes]:
 
     def batches() -> Iterator[tables.RecordBatch]:
         nonlocal count
-        rows: list[tables.Row] = []
-        for file in files:
-            rows.append({"name": os.fsencode(file.name), "size": file.size, "version": file.version})
-            if len(rows) == _AT_A_TIME:
-                count += len(rows)
-                yield tables.to_batch(rows, _MANIFEST)
-                rows = []
-        count += len(rows)
-        yield tables.to_batch(rows, _MANIFEST)
+        rows = ({"name": os.fsencode(file.name), "size": file.size, "version": file.version} for file in files)
+        while some := list(islice(rows, _AT_A_TIME)):
+            count += len(some)
+            yield tables.to_batch(some, _MANIFEST)
 
     tables.write(batches(), _MANIFEST, manifest)
     return count, manifest.getvalue()

@@ -39,6 +39,10 @@ QUEUE_DELAY: Final = 15
 """Seconds between two scrapes of Prometheus."""
 QUIET: Final = 300
 """Seconds of low load before pods are removed."""
+REMOVAL_PAUSE: Final = 60
+"""Seconds between two removals."""
+IGNORED: Final = 0.1
+"""Share by which the load may exceed the pods before any are added."""
 DAY: Final = 86_400
 
 
@@ -77,37 +81,51 @@ def by_queue(busy: NDArray[np.float64], waiting: NDArray[np.float64], pods: int)
 Wish = Callable[[NDArray[np.float64], NDArray[np.float64], int], float]
 
 
+class Autoscaler:
+    """Decides like Kubernetes': doubles the pods at most, and removes one a minute after QUIET seconds of low load."""
+
+    def __init__(self) -> None:
+        self.pods = LEAST
+        """Pods that it has asked for, also those that still start."""
+        self._goals: dict[int, int] = {}
+        """The pods that each recent decision found right, by its second."""
+        self._removed_at = -REMOVAL_PAUSE
+
+    def decide(self, now: int, needed: float) -> int:
+        """Return how many pods to add, or -1 to remove one. `needed`: pods that the load needs now."""
+        goal = min(MOST, max(LEAST, math.ceil(needed)))
+        self._goals = {then: one for then, one in self._goals.items() if then > now - QUIET} | {now: goal}
+        change = 0
+        if goal > self.pods and needed > (1 + IGNORED) * self.pods:
+            change = min(goal, 2 * self.pods) - self.pods
+        elif max(self._goals.values()) < self.pods and now - self._removed_at >= REMOVAL_PAUSE:
+            change, self._removed_at = -1, now
+        self.pods += change
+        return change
+
+
 def simulate(arrivals: NDArray[np.int64], wish: Wish, capacity: float = CAPACITY) -> Course:
-    """Simulate the day. `arrivals`: images by second. `wish`: returns the pods that the autoscaler wants."""
+    """Simulate the day. `arrivals`: images by second. `wish`: returns the pods that the load needs."""
     seconds = len(arrivals)
     pods, waiting, latency, refused, busy = (np.zeros(seconds) for _ in range(5))
-    ready, wanted = LEAST, LEAST
+    autoscaler = Autoscaler()
+    ready = LEAST
     starting: list[int] = []
-    wishes: list[tuple[int, int]] = []
-    left = 0.0
-    last_down = -60
+    queue = 0.0
     for now in range(seconds):
         ready += starting.count(now)
-        able = ready * capacity
-        left += float(arrivals[now])
-        answered = min(left, able)
-        left -= answered
-        refused[now] = max(0.0, left - QUEUE_A_POD * ready)
-        left -= refused[now]
-        pods[now], waiting[now], busy[now] = ready, left, answered / able
-        latency[now] = SERVICE_TIME + left / able
-        if now % SYNC:
-            continue
-        ratio = wish(busy[: now + 1], waiting[: now + 1], wanted)
-        wishes = [(then, one) for then, one in wishes if then > now - QUIET]
-        wishes.append((now, min(MOST, max(LEAST, math.ceil(ratio)))))
-        goal = wishes[-1][1]
-        if goal > wanted and ratio > 1.1 * wanted:  # the autoscaler ignores differences within a tenth
-            new = min(goal, 2 * wanted)
-            starting += [now + START_UP] * (new - wanted)
-            wanted = new
-        elif max(one for _, one in wishes) < wanted and now - last_down >= 60:
-            ready, wanted, last_down = ready - 1, wanted - 1, now
+        most = ready * capacity
+        queue += float(arrivals[now])
+        answered = min(queue, most)
+        queue -= answered
+        refused[now] = max(0.0, queue - QUEUE_A_POD * ready)
+        queue -= refused[now]
+        pods[now], waiting[now], busy[now] = ready, queue, answered / most
+        latency[now] = SERVICE_TIME + queue / most
+        if now % SYNC == 0:
+            change = autoscaler.decide(now, wish(busy[: now + 1], waiting[: now + 1], autoscaler.pods))
+            starting += [now + START_UP] * change  # none if it is negative
+            ready += min(0, change)
     return Course(pods.astype(np.int64), waiting, latency, refused)
 
 

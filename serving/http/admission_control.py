@@ -16,16 +16,14 @@ from serving.settings import Settings
 from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Closed, Overloaded
 
-_PREDICTING: Final = tuple(
-    (re.compile(re.sub("{[a-z]+}", "[^/]+", route)), route, scope)
-    for route, scope in (
-        ("/v1/predict", "v1"),
-        ("/v1/predict/batch", "v1"),
-        ("/v2/models/{name}/infer", "v2"),
-        ("/v2/models/{name}/versions/{version}/infer", "v2"),
-    )
-)
-"""Routes that put images into the queue: the pattern of the path, the route's name, and the scope of its API keys."""
+KEY_SCOPES: Final = {
+    "/v1/predict": "v1",
+    "/v1/predict/batch": "v1",
+    "/v2/models/{name}/infer": "v2",
+    "/v2/models/{name}/versions/{version}/infer": "v2",
+}
+"""The scope of the API keys of each route that puts images into the queue, by the route's name."""
+_PATHS: Final = {name: re.compile(re.sub("{[a-z]+}", "[^/]+", name)) for name in KEY_SCOPES}
 
 
 class AdmissionControl:
@@ -45,8 +43,8 @@ class AdmissionControl:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            for path, name, key_scope in _PREDICTING:
-                if path.fullmatch(scope["path"]) and (overloaded := self._check_room(scope, key_scope)):
+            for name, path in _PATHS.items():
+                if path.fullmatch(scope["path"]) and (overloaded := self._check_room(scope, KEY_SCOPES[name])):
                     scope["state"]["record"].route = name
                     await send_error(describe(overloaded), scope, receive, send)
                     return

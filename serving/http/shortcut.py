@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from chestct.store import NAME
 from serving.api_keys import Keys
 from serving.http import v1, v2
-from serving.http.admission_control import AdmissionControl
+from serving.http.admission_control import KEY_SCOPES, AdmissionControl
 from serving.http.error_boundary import ErrorBoundary
 from serving.http.request_recording import RequestRecording
 from serving.http.require_api_key import RequireApiKey
@@ -24,12 +24,12 @@ from serving.settings import Settings
 
 Answer = Callable[[Request], Awaitable[Response]]
 
-ROUTES: Final[Mapping[str, tuple[str, str, Answer]]] = {
-    "/v1/predict": ("/v1/predict", "v1", v1.predict),
-    "/v1/predict/batch": ("/v1/predict/batch", "v1", v1.predict_batch),
-    f"/v2/models/{NAME}/infer": ("/v2/models/{name}/infer", "v2", v2.infer),
+ROUTES: Final[Mapping[str, tuple[str, Answer]]] = {
+    "/v1/predict": ("/v1/predict", v1.predict),
+    "/v1/predict/batch": ("/v1/predict/batch", v1.predict_batch),
+    f"/v2/models/{NAME}/infer": ("/v2/models/{name}/infer", v2.infer),
 }
-"""By path: the route's name, the scope of its API keys, and the function that answers."""
+"""By path: the route's name, and the function that answers."""
 
 
 class Shortcut:
@@ -77,14 +77,14 @@ def predictions(
 
 def route(app: Starlette, path: str, keys: Keys | None = None) -> ASGIApp:
     """The route of a path without a router. With `keys` it requires one. Needs RequestRecording around it."""
-    name, key_scope, answer = ROUTES[path]
+    name, answer = ROUTES[path]
     found: dict[str, Any] = {"app": app, "path_params": {"name": NAME} if "{name}" in name else {}}
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         response = await answer(Request(scope, receive))
         await response(scope, receive, send)
 
-    allowed: ASGIApp = RequireApiKey(run, keys, key_scope) if keys else run
+    allowed: ASGIApp = RequireApiKey(run, keys, KEY_SCOPES[name]) if keys else run
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         scope.update(found)
