@@ -25,6 +25,12 @@ class Limits(NamedTuple):
     """Bytes of names, parameters and unknown fields: all except pictures and pixels."""
 
 
+_VARINT: Final = 0
+_SIZED: Final = 2
+_FIXED: Final = {1: 8, 5: 4}
+"""Kinds of values on the wire, by the lowest three bits of a tag: a number of up to ten bytes, a length and that many
+bytes, and numbers of so many bytes."""
+
 Layout = Mapping[int, "Layout | Content"]
 """A message's fields by number: those that are messages or may be long."""
 
@@ -65,19 +71,19 @@ def check_size(message: bytes, layout: Layout, limits: Limits) -> None:
         if fields < 0:
             raise TooMuch(f"at most {limits.fields} fields, on all levels together, got more")
         tag = message[at]
-        if tag < 128:
+        if tag < 128:  # as all tags of these messages are
             at += 1
         else:
             tag, at = _read_varint(message, at)
         kind = tag & 7
-        if kind == 2:
+        if kind == _SIZED:
             size, at = _read_varint(message, at)
             content = layout.get(tag >> 3)
             if content is Content.PIXELS:
                 pixels -= size
                 if pixels < 0:
                     raise TooMuch(f"at most {limits.pixel_bytes} bytes of uint_contents, got more; send pixels raw")
-            elif content and not isinstance(content, Content):
+            elif content and not isinstance(content, Content):  # a message: its fields come next
                 if at + size > end:
                     raise NotProtobuf
                 outer.append((layout, end))
@@ -88,12 +94,10 @@ def check_size(message: bytes, layout: Layout, limits: Limits) -> None:
                 if text < 0:
                     raise TooMuch(f"at most {limits.text_bytes} bytes beside pictures and pixels, got more")
             at += size
-        elif kind == 0:
+        elif kind == _VARINT:
             _, at = _read_varint(message, at)
-        elif kind == 5:
-            at += 4
-        elif kind == 1:
-            at += 8
+        elif kind in _FIXED:
+            at += _FIXED[kind]
         else:  # a group, which no message here has, or an unknown kind
             raise NotProtobuf
         if at > end:
