@@ -49,6 +49,8 @@ _DATA: Final = 0x04
 """Type of the PDU that carries data."""
 _COMMAND: Final = 0x01
 """Bit of an item's first byte: it holds a part of a command, not of a data set."""
+_COMMAND_BYTES: Final = 1024
+"""More than the bytes of a message beside its instance."""
 
 
 class Refused(Exception):
@@ -153,11 +155,10 @@ class Receiver:
         if event.pdu.pdu_type != _DATA:
             return
         association = event.assoc
-        size = self._unfinished.get(association, 0) + event.pdu.pdu_length
-        # A command in this PDU begins another message.
         begins = any(item.data[0] & _COMMAND for item in event.pdu.presentation_data_value_items)
-        self._unfinished[association] = event.pdu.pdu_length if begins else size
-        if self._unfinished[association] > self._settings.max_instance_bytes + 1024:
+        before = 0 if begins else self._unfinished.get(association, 0)  # a command begins another message
+        size = self._unfinished[association] = before + event.pdu.pdu_length
+        if size > self._settings.max_instance_bytes + _COMMAND_BYTES:
             metrics.ASSOCIATIONS_ABORTED.inc()
             LOG.warning("ended an association: an instance has more than DICOM_NODE_MAX_INSTANCE_BYTES")
             association.abort()
