@@ -42,7 +42,6 @@ try:
 except (SettingsError, KeysError) as error:
     sys.exit(f"error: {error}")
 
-_NO_BFLOAT16 = "this CPU has no bfloat16 instructions (AVX-512 BF16 or AMX): float32 is used, and takes twice as long"
 _SWITCH_SECONDS = 0.0005
 """Seconds after which Python passes its lock on to a thread that waits for it."""
 
@@ -197,8 +196,10 @@ class ChestCT:
         tune_interpreter()
         replaces = await self._join_workers()
         if bentoml.server_context.worker_index == 1 and not replaces:
-            if engine.lacks_bfloat16:
-                logging.getLogger(__name__).warning(_NO_BFLOAT16)
+            fastest, *_ = card.allowed(SETTINGS.arithmetic)
+            if engine.arithmetic != fastest:
+                words = "this CPU has no instructions for %s, so %s is used, which takes longer"
+                logging.getLogger(__name__).warning(words, fastest, engine.arithmetic)
             print(f"page: {ChestCT.url}/", flush=True)
         self.times.end("warm-up and gRPC")
         self.times.report("ready")

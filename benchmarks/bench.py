@@ -58,7 +58,7 @@ WARM_UP: Final = 1
 PATIENCE: Final = 3
 """Factor for the measuring time of Flask, which answers a few images a second."""
 TOLERANCE: Final = 0.1
-"""Allowed difference from a peer's probability, with the same weights in float32. bfloat16 moves it by hundredths."""
+"""Allowed difference from a peer's probability, with the same weights in float32. Rounding moves it by hundredths."""
 QUIET: Final = 0.05
 """A server is idle if it takes less of a core than this, over LOOK seconds."""
 LOOK: Final = 0.4

@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.utils import Extractor
 
-from benchmarks.engine_variants import MIXED, SMALLER, Run, Variant, openvino, variants
+from benchmarks.engine_variants import SMALLER, Run, Variant, openvino, variants
 from benchmarks.footprint import describe_machine, machine_table
+from chestct.arithmetic import Arithmetic
 from chestct.card import InputSpec
+from chestct.engine import Ranges
 from chestct.image import decode
 from chestct.processes import SpawnedPool
 from load_tests.server import ROOT
 from load_tests.verdict import LoadError, command
 from pipeline.core import paths
 from pipeline.core.params import Params
-from pipeline.graph.rounding import quantise, spread
+from pipeline.graph.rounding import measure_ranges
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import UNFITTED
@@ -70,6 +72,14 @@ def ways(cores: int) -> list[Way]:
     ]
 
 
+class Network(NamedTuple):
+    """The network of a fold."""
+
+    graph: Path
+    ranges: Ranges
+    """What int8 needs."""
+
+
 class Answers(NamedTuple):
     """Out-of-fold answers for N images."""
 
@@ -79,8 +89,8 @@ class Answers(NamedTuple):
     """The most probable class, by variant."""
 
 
-def answer_held_out(folder: Path) -> Answers:
-    """Compute each variant's answers with the networks of the folds. Leaves each fold's graphs in `folder`.
+def answer_held_out(folder: Path) -> tuple[Answers, list[Network]]:
+    """Compute each variant's answers with the networks of the folds, whose graphs it leaves in `folder`.
 
     Raises LoadError if there are no such networks.
     """
@@ -97,22 +107,19 @@ def answer_held_out(folder: Path) -> Answers:
     trained = params.prepare.image_size
     sized = {trained: pixels} | {size: _decoded(files, size) for size in SMALLER if size < trained}
     best = {variant: np.zeros(len(labels), np.int64) for variant in variants(trained)}
-    numbers = np.unique(folds)
+    numbers, network_of = np.unique(folds), list[Network]()
     for number in numbers:
-        print(f"fold {number + 1} of {len(numbers)}: exporting, quantising and answering", flush=True)
+        print(f"fold {number + 1} of {len(numbers)}: exporting and answering", flush=True)
         held_out = folds == number
         network = keras.models.load_model(paths.fold_model(number), compile=False)
         exact = serving_graph(network, pixels[~held_out], labels[~held_out], calibration, params, UNFITTED)
-        images = spread(pixels[~held_out], params.export.calibration_images)
-        rounded = {"int8": quantise(exact, images), MIXED: quantise(exact, images, params.export.unrounded)}
-        keep = folder / str(number)
-        keep.mkdir()
-        for name, graph in {"float32": exact, **rounded}.items():
-            onnx.save(graph, keep / f"{name}.onnx")
+        graph, ranges = folder / f"{number}.onnx", measure_ranges(exact, pixels[~held_out], params.export)
+        onnx.save(exact, graph)
+        network_of.append(Network(graph, ranges))
         for variant, answers in best.items():
-            run = variant.compile(_of_size(keep / f"{variant.graph}.onnx", variant.size), 1)
+            run = variant.compile(_of_size(graph, variant.size), 1, ranges)
             answers[held_out] = [run(image[np.newaxis]).argmax() for image in sized[variant.size][held_out]]
-    return Answers(labels, scans, best)
+    return Answers(labels, scans, best), network_of
 
 
 def _decoded(files: Sequence[Path], size: int) -> NDArray[np.uint8]:
@@ -145,10 +152,10 @@ def _of_size(graph: Path, size: int) -> Path:
     return path
 
 
-def measure_speed(graphs: Path, kinds: Sequence[Variant]) -> dict[tuple[Variant, int], float]:
+def measure_speed(network: Network, kinds: Sequence[Variant]) -> dict[tuple[Variant, int], float]:
     """Return the images a second of one core by variant and batch, the median of ROUNDS turns."""
     runs = {
-        (variant, batch): variant.compile(_of_size(graphs / f"{variant.graph}.onnx", variant.size), batch)
+        (variant, batch): variant.compile(_of_size(network.graph, variant.size), batch, network.ranges)
         for variant, batch in itertools.product(kinds, BATCHES)
     }
     rates: dict[tuple[Variant, int], list[float]] = {key: [] for key in runs}
@@ -159,14 +166,14 @@ def measure_speed(graphs: Path, kinds: Sequence[Variant]) -> dict[tuple[Variant,
     return {key: float(np.median(values)) for key, values in rates.items()}
 
 
-def measure_ways(graph: Path, size: int, cores: int) -> dict[str, float]:
+def measure_ways(network: Network, chosen: Variant, cores: int) -> dict[str, float]:
     """Return the images a second of all cores together by way, the median of ROUNDS turns."""
     rates = {}
     for way in ways(cores):
         print(f"all cores: {way.words}", flush=True)
         barrier = get_context("spawn").Barrier(way.processes)
         with SpawnedPool(way.processes, _take_barrier, barrier) as pool:
-            turns = [pool.submit(_run_way, graph, size, way) for _ in range(way.processes)]
+            turns = [pool.submit(_run_way, network, chosen, way) for _ in range(way.processes)]
             parts = [turn.result() for turn in turns]
         rates[way.words] = float(np.median([sum(part) for part in zip(*parts, strict=True)]))
     return rates
@@ -180,13 +187,13 @@ def _take_barrier(barrier: Barrier) -> None:
     _BARRIER = barrier
 
 
-def _run_way(graph: Path, size: int, way: Way) -> list[float]:
-    shape = [way.batch if way.static else -1, size, size, 1]
-    run = openvino(graph, shape, "bfloat16", way.options)
+def _run_way(network: Network, chosen: Variant, way: Way) -> list[float]:
+    shape = [way.batch if way.static else -1, chosen.size, chosen.size, 1]
+    run = openvino(network.graph, shape, chosen.arithmetic, network.ranges, way.options)
     rates = []
     for _ in range(ROUNDS):
         _BARRIER.wait(60)  # all start at once
-        rates.append(_rate(run, size, way.batch))
+        rates.append(_rate(run, chosen.size, way.batch))
     return rates
 
 
@@ -202,10 +209,7 @@ def _rate(run: Run, size: int, batch: int) -> float:
 
 def served(params: Params) -> Variant:
     """The variant that params.yaml chooses. Weights in float16 compute like those in float32."""
-    arithmetic = params.export.arithmetic
-    if params.export.weights == "int8":
-        arithmetic = MIXED if params.export.unrounded and arithmetic == "bfloat16" else "int8"
-    return Variant("OpenVINO", arithmetic, params.prepare.image_size)
+    return Variant("OpenVINO", params.export.arithmetic, params.prepare.image_size)
 
 
 def accuracies(answers: Answers) -> dict[Variant, tuple[float, float, float, float]]:
@@ -259,11 +263,10 @@ def document(
         "",
         "The networks are those of the folds of the training that was the last one then, at the largest size. Smaller"
         " inputs are fed to the same weights. bfloat16 rounds each convolution's input and kernel to eight bits of"
-        " precision and adds up in float32. The service computes close calls again in float32 (`chestct/engine.py`)."
-        " This table does not. In the row with both, the convolutions next to the input stay in bfloat16"
-        " (`export.unrounded` of them).",
+        " precision. int8 rounds them to 256 levels. The convolutions next to the input stay in float32"
+        " (`export.unrounded` of them), and so does the head. Both add up with more bits.",
         "",
-        f"## All {cores} cores, OpenVINO, bfloat16",
+        f"## All {cores} cores, OpenVINO, {chosen.arithmetic}",
         "",
         "| | images a second |",
         "|---|---|",
@@ -281,7 +284,7 @@ def draw(answers: Answers, rates: dict[tuple[Variant, int], float], chosen: Vari
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    colours = {"float32": "C0", "bfloat16": "C1", "int8": "C2", MIXED: "C3"}
+    colours: dict[Arithmetic, str] = {"float32": "C0", "bfloat16": "C1", "int8": "C2"}
     for variant, (accuracy, difference, low, high) in accuracies(answers).items():
         rate = max(rates[variant, batch] for batch in BATCHES)
         marker = "o" if variant.runtime == "OpenVINO" else "s"
@@ -306,13 +309,12 @@ def draw(answers: Answers, rates: dict[tuple[Variant, int], float], chosen: Vari
 def main() -> int:
     """Return the exit code: 0, or 2 if there is nothing to measure."""
     cores = len(os.sched_getaffinity(0))
+    chosen = served(Params.read(Path("params.yaml")))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        answers = answer_held_out(folder)
-        graphs = folder / "0"
-        rates = measure_speed(graphs, list(answers.best))
-        all_cores = measure_ways(graphs / "float32.onnx", next(iter(answers.best)).size, cores)
-    chosen = served(Params.read(Path("params.yaml")))
+        answers, (network, *_) = answer_held_out(folder)
+        rates = measure_speed(network, list(answers.best))
+        all_cores = measure_ways(network, chosen, cores)
     draw(answers, rates, chosen, PICTURE)
     DOCUMENT.write_text(document(answers, rates, all_cores, cores, chosen), encoding="utf-8")
     print(f"wrote {DOCUMENT.relative_to(ROOT)} and {PICTURE.name}")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from chestct.arithmetic import ARITHMETICS, Arithmetic, Int8, Rounding
 from chestct.document import Frozen, JsonFile
 
 DISCLAIMER: Final = "Research and education only. Not a medical device."
@@ -225,17 +226,6 @@ class Reference(Frozen):
     """By the fact's name."""
 
 
-class Rounding(Frozen):
-    """Cost of rounding the arithmetic, on images that the networks of the folds have not seen."""
-
-    agreement: Probability
-    """Share of the images with the same label."""
-    same_decision: Probability
-    """Share of the images with the same decision."""
-    accuracy_fall: float
-    """Out-of-fold accuracy in float32, minus that with rounding."""
-
-
 class Adaptation(Frozen):
     """Scaling, thresholds and familiarity limit refitted on a site's slices. The weights are those of the base."""
 
@@ -312,8 +302,13 @@ class ModelCard(JsonFile):
     """None in older cards."""
     reference: Reference | None = None
     """What `make drift` and the alerts compare with; None in older cards."""
+    int8: Int8 | None = None
+    """Cost of int8. If it is None, the engine does not use it."""
     bfloat16: Rounding | None = None
-    """Cost of bfloat16. If it is None, the engine computes in float32."""
+    """Cost of bfloat16. If it is None, the engine does not use it."""
+    close_call: Probability = 0
+    """An image is computed again in float32 if its two most probable classes are closer, or closer than the refer
+    margin. So rounding decides no close call."""
     caveats: tuple[str, ...]
     """Facts about the data that a reader of the metrics must know."""
     licence: str
@@ -335,6 +330,16 @@ class ModelCard(JsonFile):
             if len(numbers) != len(self.classes):
                 raise ValueError(f"{name}: expected {len(self.classes)} numbers, got {len(numbers)}")
         return self
+
+    @property
+    def recheck(self) -> float:
+        """The margin below which an image is computed again in float32."""
+        return max(self.close_call, self.thresholds.refer_margin)
+
+    def allowed(self, fastest: Arithmetic) -> tuple[Arithmetic, ...]:
+        """The arithmetics in which this model may be computed: `fastest` and slower ones, the fastest first."""
+        costs = {"int8": self.int8, "bfloat16": self.bfloat16}
+        return tuple(each for each in ARITHMETICS[ARITHMETICS.index(fastest) :] if costs.get(each) or each == "float32")
 
     @property
     def synthetic(self) -> bool:

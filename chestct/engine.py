@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chestct.arithmetic import Arithmetic
 from chestct.card import ModelCard
 from chestct.cgroups import cores_are_shared
 
@@ -16,9 +17,19 @@ from chestct.cgroups import cores_are_shared
 sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402 # after the line above
+from openvino import opset13  # noqa: E402
 
 BATCH_SIZES: Final = (1, 2, 4, 8)
 """Compiled batch sizes. A static shape runs faster than a dynamic one, but each size takes memory."""
+CPU_INFO: Final = Path("/proc/cpuinfo")
+_EXACT_INT8: Final = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""CPU flags of instructions that add the products of 8-bit numbers in 32 bits. Others add in 16, which may saturate."""
+
+_TINY: Final = np.finfo(np.float32).tiny
+End = np.float32 | NDArray[np.float32]
+"""Of a range, or of the range of each channel."""
+Ranges = Mapping[str, tuple[float, float]]
+"""By name of a tensor: its lowest and its highest value."""
 
 
 class Scores(NamedTuple):
@@ -44,7 +55,8 @@ class Engine:
         threads: int = 0,
         threads_alone: int = 0,
         batch_sizes: Sequence[int] = BATCH_SIZES,
-        bfloat16: bool = False,
+        arithmetic: Arithmetic = "float32",
+        ranges: Ranges | None = None,
         recheck: float = 0,
         only_smallest: bool = False,
     ) -> None:
@@ -53,23 +65,22 @@ class Engine:
         With `threads_alone` above `threads`, also for one image with so many threads (`infer_alone`). If
         `only_smallest`, compile the smallest batch size alone, and leave the others to `complete`.
 
-        `bfloat16`: use it if the CPU has instructions for it, which takes half the time. Scores then differ a little
-        from float32, but do not depend on the batch. If the two highest probabilities of an image are closer than
-        `recheck`, it is computed again in float32, so that rounding decides no close call. Raises FileNotFoundError.
+        In another `arithmetic` than float32, scores differ a little, but do not depend on the batch. int8 needs
+        `ranges`, and rounds the convolutions whose input has one. If the two highest probabilities of an image are
+        closer than `recheck`, it is computed again in float32, so that rounding decides no close call.
+        Raises FileNotFoundError.
         """
         if not graph.is_file():
             raise FileNotFoundError(f"no ONNX graph at {graph}")
         self._graph: Final = graph
         self._core: Final = ov.Core()
-        self.bfloat16: Final[bool] = bfloat16 and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.lacks_bfloat16: Final[bool] = bfloat16 and not self.bfloat16
-        """Whether bfloat16 was asked for, but the CPU has no instructions for it."""
+        self.arithmetic: Final = arithmetic
+        self._ranges: Final = ranges or {}
         self._sizes: Final = sorted(set(batch_sizes))
         self._threads: Final = threads
         self._threads_alone: Final = threads_alone if threads_alone > threads > 0 else 0
-        self._precision: Final = "bf16" if self.bfloat16 else "f32"
-        self._recheck: Final = recheck if self.bfloat16 else 0
-        self._requests = {self._sizes[0]: self._compile(self._sizes[0], threads, self._precision)}
+        self._recheck: Final = 0 if arithmetic == "float32" else recheck
+        self._requests = {self._sizes[0]: self._compile(self._sizes[0], threads, arithmetic)}
         """By batch size. Replaced as a whole, because `complete` may run in another thread."""
         self._alone: ov.InferRequest | None = None
         self._exact: ov.InferRequest | None = None
@@ -86,9 +97,9 @@ class Engine:
             self._in_float32()
         for size in self._sizes:
             if size not in self._requests:
-                self._requests = {**self._requests, size: self._compile(size, self._threads, self._precision)}
+                self._requests = {**self._requests, size: self._compile(size, self._threads, self.arithmetic)}
         if self._threads_alone and self._alone is None:
-            self._alone = self._compile(1, self._threads_alone, self._precision, pinned=not cores_are_shared())
+            self._alone = self._compile(1, self._threads_alone, self.arithmetic, pinned=not cores_are_shared())
 
     @property
     def largest_batch(self) -> int:
@@ -126,10 +137,10 @@ class Engine:
         """The graph for one image in float32, compiled when it is first needed."""
         with self._compiling_exact:
             if self._exact is None:
-                self._exact = self._compile(1, self._threads, "f32")
+                self._exact = self._compile(1, self._threads, "float32")
             return self._exact
 
-    def _compile(self, size: int, threads: int, precision: str, *, pinned: bool = False) -> ov.InferRequest:
+    def _compile(self, size: int, threads: int, arithmetic: Arithmetic, *, pinned: bool = False) -> ov.InferRequest:
         """Compile the graph for batches of `size` images. Run it once, because the first run takes longer.
 
         `pinned`: each thread keeps a core of its own. Otherwise the kernel may put them all on one core for seconds.
@@ -139,7 +150,9 @@ class Engine:
         model = self._core.read_model(self._graph)
         _, height, width, channels = model.input("pixels").partial_shape
         model.reshape({"pixels": [size, height, width, channels]})
-        request = self._core.compile_model(model, "CPU", _options(threads, precision, pinned)).create_infer_request()
+        if arithmetic == "int8":
+            round_convolutions(model, self._ranges)
+        request = self._core.compile_model(model, "CPU", _options(threads, arithmetic, pinned)).create_infer_request()
         request.infer()
         return request
 
@@ -151,23 +164,69 @@ def load(
     threads: int = 0,
     threads_alone: int = 0,
     batch_sizes: Sequence[int] = BATCH_SIZES,
-    bfloat16: bool = True,
+    fastest: Arithmetic = "int8",
     only_smallest: bool = False,
 ) -> Engine:
     """Compile the graph of the card's model. Every answer comes from an engine with these options.
 
-    `bfloat16`: use it if the card allows it and the CPU has instructions for it. Close calls by the card's margin are
-    then computed again in float32. Raises FileNotFoundError.
+    It computes in the fastest arithmetic, from `fastest` on, that the card allows and the CPU has instructions for.
+    The card says which close calls are computed again in float32. Raises FileNotFoundError.
     """
     return Engine(
         graph,
         threads=threads,
         threads_alone=threads_alone,
         batch_sizes=batch_sizes,
-        bfloat16=bfloat16 and card.bfloat16 is not None,
-        recheck=card.thresholds.refer_margin,
+        arithmetic=next(each for each in card.allowed(fastest) if has_instructions(each)),
+        ranges=card.int8.ranges if card.int8 else None,
+        recheck=card.recheck,
         only_smallest=only_smallest,
     )
+
+
+def has_instructions(arithmetic: Arithmetic) -> bool:
+    """Whether this CPU has instructions for an arithmetic. For int8, only Linux tells."""
+    if arithmetic == "int8":
+        return CPU_INFO.exists() and not _EXACT_INT8.isdisjoint(CPU_INFO.read_text(encoding="utf-8").split())
+    return arithmetic == "float32" or "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def round_convolutions(model: ov.Model, ranges: Ranges) -> None:
+    """Let the CPU compute the convolutions in int8 whose input has a range. Each output channel's kernel gets its own.
+
+    OpenVINO sees the rounded inputs and kernels, and computes with the 8-bit numbers behind them. Zero stays exact.
+    """
+    rounded: dict[str, ov.Node] = {}
+    for node in model.get_ordered_ops():
+        grouped = node.get_type_name() == "GroupConvolution"
+        if not grouped and node.get_type_name() != "Convolution":
+            continue
+        source, kernel = (node.input_value(place) for place in (0, 1))
+        name = next((each for each in source.get_names() if each in ranges), None)
+        if name is None:
+            continue
+        if name not in rounded:
+            rounded[name] = _round(source, *_with_exact_zero(*ranges[name]), 256)
+        node.input(0).replace_source_output(rounded[name].output(0))
+        constant = kernel.get_node()
+        while constant.get_type_name() != "Constant":  # it is stored as float16, or in another shape
+            constant = constant.input_value(0).get_node()
+        weights = constant.get_data(dtype=np.float32).reshape(kernel.get_shape())
+        channels = 2 if grouped else 1  # a group has a dimension of its own
+        most = np.abs(weights).max(axis=tuple(range(channels, weights.ndim)), keepdims=True, initial=_TINY)
+        node.input(1).replace_source_output(_round(opset13.constant(weights), -most, most, 255).output(0))
+
+
+def _round(source: ov.Output | ov.Node, low: End, high: End, levels: int) -> ov.Node:
+    return opset13.fake_quantize(source, low, high, low, high, levels)
+
+
+def _with_exact_zero(low: float, high: float) -> tuple[np.float32, np.float32]:
+    """A range that holds zero and the given one, of which zero is one of 256 levels."""
+    low, high = min(low, 0.0), max(high, 1e-6)
+    step = (high - low) / 255
+    zero = round(-low / step)
+    return np.float32(-zero * step), np.float32((255 - zero) * step)
 
 
 def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) -> Scores:
@@ -180,11 +239,11 @@ def _outputs(request: ov.InferRequest, pixels: NDArray[np.uint8], count: int) ->
     return scores
 
 
-def _options(threads: int, precision: str, pinned: bool) -> dict[str, object]:
+def _options(threads: int, arithmetic: Arithmetic, pinned: bool) -> dict[str, object]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": "bf16" if arithmetic == "bfloat16" else "f32",
         "ENABLE_CPU_PINNING": pinned,
     }

@@ -146,6 +146,8 @@ def _kind(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     match schema["type"]:
+        case "array" if "prefixItems" in schema:
+            return f"pair of {_kind(schema['prefixItems'][0])}"
         case "array":
             return f"list of {_kind(schema['items'])}"
         case "object":

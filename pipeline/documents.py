@@ -114,6 +114,7 @@ def _values(card: ModelCard) -> dict[str, Any]:
             (key for key in next(iter(audit.get("shortcuts", {}).values()), {}) if "_classes" in key), ""
         ).removesuffix("_balanced"),
         "megabytes": f"{(paths.RELEASED / GRAPH).stat().st_size / 1e6:.1f}",
+        "roundings": {name: getattr(card, name) for name in card.allowed("int8") if name != "float32"},
         "styles": [name.replace("_", " ") for name in next(iter(card.styles.values()), {})],
         "scores": [f"by {score} alone" for score in scores],
         "columns": columns,

@@ -1,34 +1,36 @@
 """Stage export: write the ONNX graph that the service runs and its model card, and check that it predicts alike.
 
-The graph takes `pixels` and gives `probabilities`, `ood_score` and `heatmaps` (chestct.engine describes them). Three
+The graph takes `pixels` and gives `probabilities`, `ood_score` and `heatmaps` (chestct.engine describes them). Two
 checks compare it with what was evaluated, and a graph that fails one ends the stage:
 
 - The logits of the float32 graph equal Keras' on real images, to `export.logit_tolerance`.
 - float16 weights move no probability by more than `export.probability_tolerance`.
-- int8 weights and bfloat16 arithmetic move more, so the folds judge them: each fold's network is exported and rounded
-  alike, and its answers to pictures that it has not seen are compared with those of its float32 graph
-  (pipeline.graph.rounding_gate).
+
+int8 and bfloat16 move more, so the folds judge them: each fold's network is exported and rounded alike, and its answers
+to pictures that it has not seen are compared with those of its float32 graph (pipeline.graph.rounding_gate). The card
+allows the arithmetics that pass.
 """
 
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import keras
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from chestct.card import Estimate, InputSpec, Lineage, ModelCard, Rounding
+from chestct.arithmetic import ARITHMETICS, Arithmetic, Int8, Rounding
+from chestct.card import Estimate, InputSpec, Lineage, ModelCard
 from chestct.digests import sha256_of, write_sums
-from chestct.engine import Engine
+from chestct.engine import Engine, has_instructions
 from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
-from pipeline.core.params import Export, Params
-from pipeline.graph.rounding import round_weights, spread
+from pipeline.core.params import Params
+from pipeline.graph.rounding import measure_ranges, round_weights, spread
 from pipeline.graph.rounding_cost import Slices, check_difference, infer, measure
-from pipeline.graph.rounding_gate import agreement, check
+from pipeline.graph.rounding_gate import agreement, find_missed
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import origin
 from pipeline.images.classes import class_names, normal_name, titles
@@ -61,50 +63,75 @@ def export(params: Params) -> None:
     difference = check_difference(expected, logits, wanted.logit_tolerance, "the graph's logits differ from Keras'")
     print(f"logits equal Keras' to {difference:.1e} on {len(sample)} images")
 
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {"weights": wanted.weights}
     paths.RELEASE.mkdir(parents=True, exist_ok=True)
     graph = paths.RELEASE / GRAPH
-    onnx.save(round_weights(exact, pixels, wanted), graph)
+    onnx.save(round_weights(exact, wanted), graph)
     if wanted.weights == "float16":
-        figures["probability_moved"] = check_difference(
+        moved = check_difference(
             scores.probabilities,
             Engine(graph).infer(sample).probabilities,
             wanted.probability_tolerance,
             "float16 weights move a probability",
         )
-        print(f"float16 weights move probabilities by {figures['probability_moved']:.1e} at most")
-    served = Engine(graph, bfloat16=wanted.arithmetic == "bfloat16", recheck=calibration.thresholds.refer_margin)
-    if wanted.arithmetic == "bfloat16" and not served.bfloat16:
-        print("this CPU has no instructions for bfloat16, so what it costs is not measured, and the card forbids it")
-    judged: dict[str, Estimate] = {}
-    if wanted.weights == "int8" or served.bfloat16:
-        judged, described = measure(slices, probe, calibration, params)
-        released = agreement(infer(exact, pixels).probabilities, served.infer(pixels).probabilities)
-        figures |= described | {"released_agreement": released}
-        print(
-            f"rounded, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
-            f"{figures['float32_accuracy']:.4f} and the same label on {judged['agreement'].value:.1%} of the images"
-        )
-    _write_figures(wanted, figures, judged)
-    if judged:
-        check(judged, figures["released_agreement"], wanted)
+        figures["probability_moved"] = round(moved, 4)
+        print(f"float16 weights move probabilities by {moved:.1e} at most")
+    judged, allowed = _judge(exact, graph, slices, probe, calibration, params)
+    figures |= judged
+    paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
+    paths.QUANTISATION.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
-    costs = {name: round(judged[name].value, 4) for name in Rounding.model_fields} if served.bfloat16 else None
-    cost = Rounding(**costs) if costs else None
-    _card(params, calibration, bias, graph, len(labels), cost).write(paths.RELEASE / CARD)
+    _card(params, calibration, bias, graph, len(labels), allowed).write(paths.RELEASE / CARD)
     write_sums(paths.RELEASE, GRAPH, CARD)
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
 
 
-def _write_figures(wanted: Export, figures: dict[str, float], judged: dict[str, Estimate]) -> None:
-    """Write QUANTISATION. The ends of a judged figure's interval are `…_low` and `…_high`."""
+def _judge(
+    exact: onnx.ModelProto,
+    graph: Path,
+    slices: Slices,
+    probe: ProbePictures,
+    calibration: Calibration,
+    params: Params,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the figures of each rounded arithmetic, and the costs of those that the card may allow."""
+    wanted, pixels = params.export, slices.pixels
+    numbers: dict[str, Any] = {}
+    allowed: dict[str, Any] = {}
+    for arithmetic, (judged, figures) in measure(slices, probe, calibration, params, _tried(wanted.arithmetic)).items():
+        margin = max(wanted.close_call, calibration.thresholds.refer_margin)
+        options: dict[str, Any] = {"arithmetic": arithmetic, "recheck": margin}
+        if arithmetic == "int8":
+            options["ranges"] = measure_ranges(exact, pixels, wanted)
+        kept = agreement(infer(exact, pixels).probabilities, Engine(graph, **options).infer(pixels).probabilities)
+        numbers[arithmetic] = _numbers(figures | {"released_agreement": kept}, judged)
+        print(
+            f"in {arithmetic}, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
+            f"{figures['float32_accuracy']:.4f}, and the same label on {judged['agreement'].value:.1%} of the images"
+        )
+        if missed := find_missed(judged, kept, wanted):
+            print(f"{arithmetic} costs too much, so the card does not allow it: {'; '.join(missed)}")
+            continue
+        costs = {name: round(judged[name].value, 4) for name in Rounding.model_fields}
+        allowed[arithmetic] = Int8(**costs, ranges=options["ranges"]) if arithmetic == "int8" else Rounding(**costs)
+    return numbers, allowed
+
+
+def _tried(fastest: Arithmetic) -> list[Arithmetic]:
+    """The rounded arithmetics from `fastest` on for which this CPU has instructions. Print which ones it lacks."""
+    rounded = [each for each in ARITHMETICS[ARITHMETICS.index(fastest) :] if each != "float32"]
+    for arithmetic in rounded:
+        if not has_instructions(arithmetic):
+            print(f"this CPU has no instructions for {arithmetic}, so its cost is unknown, and the card forbids it")
+    return [each for each in rounded if has_instructions(each)]
+
+
+def _numbers(figures: dict[str, float], judged: dict[str, Estimate]) -> dict[str, float]:
+    """All figures rounded. The ends of a judged figure's interval are `…_low` and `…_high`."""
     numbers = dict(figures)
     for name, figure in judged.items():
         numbers |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
-    rounded = {name: round(value, 4) for name, value in numbers.items()}
-    content = {"weights": wanted.weights, "arithmetic": wanted.arithmetic, **rounded}
-    paths.QUANTISATION.parent.mkdir(parents=True, exist_ok=True)
-    paths.QUANTISATION.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return {name: round(value, 4) for name, value in numbers.items()}
 
 
 def _card(
@@ -113,9 +140,9 @@ def _card(
     bias: NDArray[np.float32],
     graph: Path,
     image_count: int,
-    bfloat16: Rounding | None,
+    allowed: dict[str, Any],
 ) -> ModelCard:
-    """Build the card from the files of earlier stages. `bfloat16` is what it costs, or None if it is not allowed."""
+    """Build the card from the files of earlier stages. `allowed`: what each rounded arithmetic costs."""
     run_id = json.loads(paths.RUN.read_text(encoding="utf-8"))["run_id"]
     source = params.data.source
     audit = json.loads(paths.AUDIT.read_text(encoding="utf-8"))
@@ -130,7 +157,8 @@ def _card(
         titles=titles(),
         input=InputSpec(height=size, width=size),
         logit_bias=tuple(map(float, bias)),
-        bfloat16=bfloat16,
+        **allowed,
+        close_call=params.export.close_call,
         **dict(calibration),
         **{**dict(found), "metrics": {"out_of_fold": found.metrics}},
         probe_sources=read_sources(),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import DirectoryPath, Field, FilePath, model_validator
 
+from chestct.arithmetic import Arithmetic
 from chestct.cgroups import usable_cores
 from chestct.environment_settings import EnvironmentSettings
 from chestct.environment_settings import SettingsError as SettingsError
@@ -55,10 +56,10 @@ class Settings(EnvironmentSettings, env_prefix=PREFIX):
     """CPU threads for an image while no worker has another one. It is then answered sooner.
 
     With no more than ENGINE_THREADS there is no such engine. It costs about 45 MB a worker."""
-    bfloat16: bool = True
-    """Compute in bfloat16 if the model's card allows it and the CPU has instructions for it. It takes half the time.
+    arithmetic: Arithmetic = "int8"
+    """The fastest arithmetic to compute in, if the model's card allows it and the CPU has instructions for it.
 
-    If false, answers are the same on every CPU."""
+    Otherwise the next slower one is used. With float32, answers are the same on every CPU."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = Field(
         default_factory=_cores_per_worker, json_schema_extra={"default": "usable cores / workers"}
     )

@@ -63,7 +63,7 @@ OWNERS = {
     "mlflow": {"pipeline/core/tracking.py", "pipeline/core/tracking_models.py"},
     "jinja2": {"pipeline/documents.py"},
     "optuna": {"pipeline/sweep.py"},
-    "onnxruntime": {"pipeline/graph/rounding.py"},
+    "onnxruntime": {"pipeline/graph/rounding.py", "pipeline/graph/to_onnx.py"},
     "kagglehub": {"pipeline/ingest.py"},
     "grpc": {f"serving/rpc/{name}.py" for name in RPC},
     "grpc_health": {"serving/rpc/health.py", "serving/rpc/server.py"},

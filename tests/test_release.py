@@ -10,7 +10,7 @@ import pytest
 
 from chestct.card import DISCLAIMER, ModelCard
 from chestct.digests import SUMS, check_sums
-from chestct.engine import Engine
+from chestct.engine import Engine, load
 from chestct.image import decode
 from chestct.prediction import Prediction, decide
 from chestct.store import CARD, GRAPH
@@ -35,9 +35,8 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def faster(card: ModelCard) -> Engine:
-    """The engine with the options of the service."""
-    recheck = card.thresholds.refer_margin
-    return Engine(RELEASE / GRAPH, batch_sizes=(1, 2), bfloat16=card.bfloat16 is not None, recheck=recheck)
+    """The engine of the service."""
+    return load(RELEASE / GRAPH, card, batch_sizes=(1, 2))
 
 
 def test_the_graph_is_the_one_the_card_describes(card: ModelCard) -> None:
@@ -79,13 +78,6 @@ def test_probabilities_follow_from_the_heat_maps_the_bias_and_the_temperature(ca
     assert scores.probabilities == pytest.approx(exponents / exponents.sum(axis=1, keepdims=True), abs=1e-3)
 
 
-def test_it_is_served_in_bfloat16_where_the_cpu_has_instructions_for_it(card: ModelCard, faster: Engine) -> None:
-    assert card.bfloat16 is not None
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    if "avx512_bf16" in flags or "amx_bf16" in flags:
-        assert faster.bfloat16
-
-
 def test_what_is_served_differs_a_little_from_float32_and_not_with_the_batch(
     card: ModelCard, engine: Engine, faster: Engine
 ) -> None:
@@ -93,14 +85,14 @@ def test_what_is_served_differs_a_little_from_float32_and_not_with_the_batch(
     exact, together = engine.infer(pixels), faster.infer(pixels)
     moved = float(np.abs(together.probabilities - exact.probabilities).max())
     assert moved < 0.1
-    assert (moved > 1e-4) == faster.bfloat16, "float32 on either side is the same but for the batch's order of sums"
+    assert (moved > 1e-4) == (faster.arithmetic != "float32"), "in float32 both are the same but for the order of sums"
     alone = np.concatenate([faster.infer(image[np.newaxis]).probabilities for image in pixels])
     assert together.probabilities == pytest.approx(alone, abs=1e-5)
 
 
 def test_rounding_decides_no_close_call(card: ModelCard, engine: Engine) -> None:
     pixels = np.stack([decode(phantom(seed), card.input).pixels for seed in range(4)])
-    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), bfloat16=True, recheck=1.1)
+    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), arithmetic=engine.arithmetic, recheck=1.1)
     for exact, again in zip(engine.infer(pixels), always.infer(pixels), strict=True):
         assert again == pytest.approx(exact, rel=1e-3, abs=1e-4), "all are closer than 1.1, so all are computed again"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
+from chestct.arithmetic import Arithmetic
 from chestct.card import InputRules
 from chestct.document import Frozen
 from pipeline.core import paths
@@ -142,8 +143,9 @@ class Evaluate(Frozen):
 
 
 class Export(Frozen):
-    weights: Literal["int8", "float16", "float32"]
-    arithmetic: Literal["bfloat16", "float32"]
+    weights: Literal["float16", "float32"]
+    arithmetic: Arithmetic
+    close_call: Share
     logit_tolerance: Positive
     probability_tolerance: Positive
     unrounded: Share

@@ -1,4 +1,4 @@
-"""What rounded weights and arithmetic cost, measured on pictures that the network never saw."""
+"""What a rounded arithmetic costs, measured on pictures that the network never saw."""
 
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from chestct.arithmetic import Arithmetic
 from chestct.card import Estimate
 from chestct.engine import Engine, Scores
 from chestct.image import Facts
@@ -17,7 +18,7 @@ from chestct.store import GRAPH
 from pipeline.core import paths
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
-from pipeline.graph.rounding import round_weights, spread
+from pipeline.graph.rounding import measure_ranges, round_weights, spread
 from pipeline.graph.rounding_gate import Answered, compare, describe
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import input_facts
@@ -62,17 +63,17 @@ class Asked(NamedTuple):
 
 
 def measure(
-    slices: Slices, others: ProbePictures, calibration: Calibration, params: Params
-) -> tuple[dict[str, Estimate], dict[str, float]]:
-    """Export each fold's network, round it, and compare what it says about held-out slices and `others`.
+    slices: Slices, others: ProbePictures, calibration: Calibration, params: Params, arithmetics: Sequence[Arithmetic]
+) -> dict[Arithmetic, tuple[dict[str, Estimate], dict[str, float]]]:
+    """Export each fold's network, and compare what it says about held-out slices and `others`, exact and rounded.
 
-    int8 is drawn `export.draws` times. Returns what `compare` and `describe` of rounding_gate return.
+    int8 is drawn `export.draws` times. Returns what `compare` and `describe` of rounding_gate return, by arithmetic.
     """
     asked = hold_out(slices, others)
-    draws = params.export.draws if params.export.weights == "int8" else 1
-    probabilities = np.zeros((1 + draws, len(asked.folds), class_count()), np.float32)
-    ood_scores, chest_ct = np.zeros((2, 1 + draws, len(asked.folds)), np.float32)
-    served = {"bfloat16": params.export.arithmetic == "bfloat16", "recheck": calibration.thresholds.refer_margin}
+    drawn = [each for each in arithmetics for _ in range(params.export.draws if each == "int8" else 1)]
+    probabilities = np.zeros((1 + len(drawn), len(asked.folds), class_count()), np.float32)
+    ood_scores, chest_ct = np.zeros((2, 1 + len(drawn), len(asked.folds)), np.float32)
+    margin = max(params.export.close_call, calibration.thresholds.refer_margin)
     with np.load(paths.TRUST) as file:
         probes = [LinearProbe(*each) for each in zip(file["probe_weights"], file["probe_bias"], strict=True)]
     for fold in np.unique(slices.folds):
@@ -80,17 +81,24 @@ def measure(
         training, held_out = slices.folds != fold, asked.folds == fold
         images, labels = slices.pixels[training], slices.labels[training]
         exact = serving_graph(network, images, labels, calibration, params, probes[fold])
-        rounded = [(round_weights(exact, images, params.export, draw), served) for draw in range(draws)]
-        for row, (graph, options) in enumerate([(exact, {}), *rounded]):
+        served: list[dict[str, Any]] = [{"arithmetic": each, "recheck": margin} for each in drawn]
+        for draw, options in enumerate(each for each in served if each["arithmetic"] == "int8"):
+            options["ranges"] = measure_ranges(exact, images, params.export, draw)
+        rounded = round_weights(exact, params.export)
+        for row, (graph, options) in enumerate([(exact, {}), *((rounded, options) for options in served)]):
             scores = infer(graph, asked.pixels[held_out], batch_sizes=(1,), **options)
             probabilities[row, held_out] = scores.probabilities
             ood_scores[row, held_out], chest_ct[row, held_out] = scores.ood_score, scores.chest_ct
-    first, *drawn = (
+    first, *answered = (
         _answered(*scores, slices.facts, calibration)
         for scores in zip(probabilities, ood_scores, chest_ct, strict=True)
     )
-    figures = compare(first, drawn, slices.labels, asked.groups, params.export.bootstrap, params.seed)
-    return figures, describe(first.slices, [each.slices for each in drawn], slices.labels)
+    found = {}
+    for arithmetic in arithmetics:
+        own = [each for each, its in zip(answered, drawn, strict=True) if its == arithmetic]
+        figures = compare(first, own, slices.labels, asked.groups, params.export.bootstrap, params.seed)
+        found[arithmetic] = figures, describe(first.slices, [each.slices for each in own], slices.labels)
+    return found
 
 
 def hold_out(slices: Slices, others: ProbePictures) -> Asked:

@@ -1,4 +1,4 @@
-"""Judges whether answers with rounded weights and arithmetic are close enough to those in float32.
+"""Judges whether answers in a rounded arithmetic are close enough to those in float32.
 
 Both graphs of a fold answer the same pictures, so each picture is compared with itself. The ranges of int8 come from
 images that are drawn, so int8 is judged over several draws. A bound holds for the worse end of an interval, which
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chestct.card import Estimate
-from pipeline.core.errors import StageError
 from pipeline.core.params import Export
 from pipeline.judging.calibration import Answers
 from pipeline.judging.metrics import Evaluation, resample
@@ -79,8 +78,8 @@ def agreement(first: Floats, second: Floats) -> float:
     return float((first.argmax(axis=1) == second.argmax(axis=1)).mean())
 
 
-def check(figures: Mapping[str, Estimate], released_agreement: float, wanted: Export) -> None:
-    """Raise StageError (exit code 3) if rounding may cost more than `wanted` allows.
+def find_missed(figures: Mapping[str, Estimate], released_agreement: float, wanted: Export) -> list[str]:
+    """Say in words which bounds of `wanted` rounding may miss.
 
     `released_agreement` is the share of labels that the released network keeps.
     """
@@ -99,13 +98,7 @@ def check(figures: Mapping[str, Estimate], released_agreement: float, wanted: Ex
     ]
     if released_agreement < wanted.min_agreement:
         missed.append(f"the released network keeps {released_agreement:.4f} of its labels ({wanted.min_agreement})")
-    if missed:
-        instead = "export.weights to float16" if wanted.weights == "int8" else "export.arithmetic to float32"
-        raise StageError(
-            f"{wanted.weights} weights and {wanted.arithmetic} arithmetic cost too much: {'; '.join(missed)}; "
-            f"set {instead}",
-            3,
-        )
+    return missed
 
 
 def _loss(answers: Answers, labels: Ints) -> Floats:

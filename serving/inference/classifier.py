@@ -288,7 +288,7 @@ def load_engine(graph: Path, card: ModelCard, settings: Settings, *, only_smalle
         threads=settings.engine_threads,
         threads_alone=settings.engine_threads_alone,
         batch_sizes=settings.batch_sizes,
-        bfloat16=settings.bfloat16,
+        fastest=settings.arithmetic,
         only_smallest=only_smallest,
     )
 

@@ -85,7 +85,7 @@ def test_every_kind_of_file_has_the_services_numbers_or_its_error(model: Model, 
 
 
 def test_the_released_models_close_calls_are_computed_as_in_the_service() -> None:
-    """On a CPU with bfloat16, the service computes them again in float32."""
+    """In int8 and bfloat16, the service computes them again in float32."""
     card = ModelCard.read(models.RELEASE / CARD)
     release = Model("chestct:released", models.RELEASE / GRAPH, card)
     wide = card.thresholds.model_copy(update={"refer_margin": 0.5})

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import engines
-from benchmarks.engine_variants import MIXED, Variant, variants
+from benchmarks.engine_variants import Variant, variants
 from benchmarks.engines import Answers
+from chestct.arithmetic import ARITHMETICS
 from load_tests.verdict import LoadError
 from pipeline.core.params import Params
 from pipeline.graph.to_onnx import serving_graph
@@ -50,7 +51,7 @@ def test_an_exported_network_answers_at_another_size(tmp_path: Path) -> None:
     calibration = Calibration(scaling=card.scaling, thresholds=card.thresholds, input_limits=card.input_limits)
     exact = serving_graph(build(params), pixels, np.arange(24) % 4, calibration, params, UNFITTED)
     onnx.save(exact, tmp_path / "float32.onnx")
-    run = Variant("OpenVINO", "float32", 32).compile(engines._of_size(tmp_path / "float32.onnx", 32), 1)
+    run = Variant("OpenVINO", "float32", 32).compile(engines._of_size(tmp_path / "float32.onnx", 32), 1, {})
     assert run(np.full((1, 32, 32, 1), 99, np.uint8)).sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -63,15 +64,9 @@ def test_without_the_folds_networks_it_says_what_to_do(tmp_path: Path, monkeypat
 def test_the_served_variant_is_that_of_the_parameters() -> None:
     params = Params.read(ROOT / "params.yaml")
     size = params.prepare.image_size
-    for weights, unrounded, arithmetic, expected in (
-        ("float16", 0.3, "bfloat16", "bfloat16"),
-        ("float16", 0.3, "float32", "float32"),
-        ("int8", 0.3, "bfloat16", MIXED),
-        ("int8", 0, "bfloat16", "int8"),
-    ):
-        wanted = {"export.weights": weights, "export.unrounded": unrounded, "export.arithmetic": arithmetic}
-        chosen = engines.served(params.changed(wanted))
-        assert chosen == Variant("OpenVINO", expected, size)
+    for arithmetic in ARITHMETICS:
+        chosen = engines.served(params.changed({"export.arithmetic": arithmetic}))
+        assert chosen == Variant("OpenVINO", arithmetic, size)
         assert chosen in variants(size)
 
 

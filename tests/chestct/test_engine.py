@@ -1,10 +1,13 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 
-from chestct.card import InputSpec
-from chestct.engine import Engine
+from chestct import engine as engines
+from chestct.arithmetic import ARITHMETICS, Int8, Rounding
+from chestct.card import InputSpec, ModelCard
+from chestct.engine import Engine, has_instructions, load
 from chestct.image import decode, encode_png
 from tests.graphs import (
     CHEST_CT_LIMIT,
@@ -18,6 +21,12 @@ from tests.graphs import (
 from tests.server import ROOT
 
 RELEASED = ROOT / "release" / "model.onnx"
+CARD = ModelCard.read(ROOT / "release" / "card.json")
+RANGES = {
+    node.input[0]: (0.0, 6.0) for node in onnx.load(RELEASED).graph.node if node.op_type == "Conv" and node.input[0]
+}
+"""Those of ReLU6 for every convolution, so they cut off what the others pass on."""
+COST = {"agreement": 1.0, "same_decision": 1.0, "accuracy_fall": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +74,11 @@ def test_the_spatial_mean_of_a_heat_map_is_the_logit(engine):
     assert softmax == pytest.approx(scores.probabilities, abs=1e-5)
 
 
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("threads_alone", [0, 1, 2])
-def test_one_image_alone_gets_the_same_scores_with_any_number_of_threads(threads_alone):
-    engine = Engine(RELEASED, threads=1, threads_alone=threads_alone, batch_sizes=(1, 2), bfloat16=True)
+def test_one_image_alone_gets_the_same_scores_with_any_number_of_threads(threads_alone, arithmetic):
+    options = {"threads": 1, "threads_alone": threads_alone, "batch_sizes": (1, 2)}
+    engine = Engine(RELEASED, arithmetic=arithmetic, ranges=RANGES, **options)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 1), dtype=np.uint8)
     for alone, usual in zip(engine.infer_alone(pixels), engine.infer(pixels), strict=True):
         assert np.array_equal(alone, usual)
@@ -93,13 +104,46 @@ def test_an_engine_with_its_smallest_graph_alone_scores_as_a_complete_one(tmp_pa
 
 @pytest.mark.parametrize("recheck", [0, 1.1])
 def test_a_close_call_is_computed_in_float32_also_before_the_engine_is_complete(recheck):
-    """The tiny graph has nothing that bfloat16 rounds, so this takes the released one."""
+    """The tiny graph has nothing that int8 rounds, so this takes the released one."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 1), dtype=np.uint8)
     options = {"threads": 1, "batch_sizes": (1, 2), "only_smallest": True}
-    engine = Engine(RELEASED, bfloat16=True, recheck=recheck, **options)
+    engine = Engine(RELEASED, arithmetic="int8", ranges=RANGES, recheck=recheck, **options)
     exact = Engine(RELEASED, **options)
     same = np.array_equal(engine.infer(pixels).probabilities, exact.infer(pixels).probabilities)
-    assert same == (recheck > 0 or engine.lacks_bfloat16)
+    assert same == (recheck > 0)
+
+
+@pytest.mark.parametrize("allowed", [(), ("bfloat16",), ("int8",), ("int8", "bfloat16")])
+@pytest.mark.parametrize("fastest", ARITHMETICS)
+@pytest.mark.parametrize("flags", ["avx2", "avx2 avx512_vnni", "avx2 avx_vnni"])
+def test_the_fastest_arithmetic_is_used_that_card_cpu_and_setting_allow(allowed, fastest, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "CPU_INFO", tmp_path / "cpuinfo")
+    engines.CPU_INFO.write_text(f"flags\t\t: fpu {flags}\n")
+    costs = {"int8": Int8(**COST, ranges=RANGES), "bfloat16": Rounding(**COST)}
+    card = CARD.model_copy(update={name: costs[name] if name in allowed else None for name in costs})
+    slower = ARITHMETICS[ARITHMETICS.index(fastest) :]
+    usable = {"int8": "vnni" in flags, "bfloat16": has_instructions("bfloat16")}
+    expected = next((each for each in slower if each in allowed and usable[each]), "float32")
+    assert load(RELEASED, card, threads=1, batch_sizes=(1,), fastest=fastest).arithmetic == expected
+
+
+@pytest.mark.parametrize(("close_call", "refer_margin", "same"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_what_the_card_calls_close_is_computed_in_float32(close_call, refer_margin, same, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "CPU_INFO", tmp_path / "cpuinfo")
+    engines.CPU_INFO.write_text("flags\t\t: avx512_vnni\n")
+    thresholds = CARD.thresholds.model_copy(update={"refer_margin": refer_margin})
+    changes = {"int8": Int8(**COST, ranges=RANGES), "close_call": close_call, "thresholds": thresholds}
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 1), dtype=np.uint8)
+    options = {"threads": 1, "batch_sizes": (1,)}
+    found = load(RELEASED, CARD.model_copy(update=changes), **options).infer(pixels)
+    exact = Engine(RELEASED, **options).infer(pixels)
+    assert np.array_equal(found.probabilities, exact.probabilities) == same
+
+
+def test_without_linux_nobody_tells_whether_the_cpu_has_int8(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "CPU_INFO", tmp_path / "missing")
+    assert not has_instructions("int8")
+    assert has_instructions("float32")
 
 
 def test_images_are_scored_while_another_thread_completes_the_engine(tmp_path):

@@ -50,7 +50,7 @@ def test_the_card_names_the_commit_that_trained_and_the_one_that_exported(
     known = tiny_card()
     calibration = Calibration(scaling=known.scaling, thresholds=known.thresholds, input_limits=known.input_limits)
     bias = np.zeros(4, np.float32)
-    card = export._card(evaluated, calibration, bias, tiny_graph(Path("model.onnx")), 8, None)
+    card = export._card(evaluated, calibration, bias, tiny_graph(Path("model.onnx")), 8, {})
     assert (card.lineage.trained_commit, card.lineage.git_commit) == ("c0ffee", "ca5cade")
     assert [fold.accuracy for fold in card.folds] == [0.9]
     assert card.reference is not None

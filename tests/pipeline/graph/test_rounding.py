@@ -3,12 +3,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import onnx
-import onnxruntime
 import openvino
 import pytest
 
-from chestct.engine import Engine
-from pipeline.graph.rounding import draw_images, quantise, spread
+from chestct.engine import Engine, Ranges
+from pipeline.core.params import Export
+from pipeline.graph.rounding import draw_images, measure_ranges, spread, with_float16_weights
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
 from pipeline.judging.chest_ct import LinearProbe
@@ -22,66 +22,79 @@ LABELS = np.arange(24) % 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 1), dtype=np.uint8)
 CARD = tiny_card()
 CALIBRATION = Calibration(scaling=CARD.scaling, thresholds=CARD.thresholds, input_limits=CARD.input_limits)
+CONVOLUTIONS = 5
+"""Those of the small network with its head."""
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """float32 and int8."""
+def exact() -> onnx.ModelProto:
     keras.utils.set_random_seed(0)
-    folder = tmp_path_factory.mktemp("graphs")
     network = build(PARAMS)
     width = summaries_of(network, PIXELS[:1]).shape[1]
     probe = LinearProbe(np.random.default_rng(1).normal(0, 1, width).astype(np.float32), np.float32(0))
-    exact = serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, probe)
-    onnx.save(exact, folder / "float32.onnx")
-    onnx.save(quantise(exact, PIXELS), folder / "int8.onnx")
-    return folder / "float32.onnx", folder / "int8.onnx"
+    return serving_graph(network, PIXELS, LABELS, CALIBRATION, PARAMS, probe)
 
 
-def test_int8_computes_nearly_the_same_with_a_quarter_of_the_bytes(graphs: tuple[Path, Path]) -> None:
-    exact, quantised = (Engine(path, batch_sizes=(8,)).infer(PIXELS) for path in graphs)
-    for one, other in zip(exact, quantised, strict=True):
-        assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
-    kernels, quarter = (
-        sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4)
-        for path in graphs
-    )
-    assert quarter == kernels / 4
+@pytest.fixture
+def graph(exact: onnx.ModelProto, tmp_path: Path) -> Path:
+    """The graph with weights in float16."""
+    path = tmp_path / "model.onnx"
+    onnx.save(with_float16_weights(exact), path)
+    return path
 
 
-def test_every_convolution_runs_in_int8_and_nothing_else_does(graphs: tuple[Path, Path]) -> None:
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    for path, expected in zip(graphs, ("f32", "u8"), strict=True):
-        model = openvino.Core().read_model(path)
-        model.reshape({"pixels": [1, 32, 32, 1]})
-        executed = openvino.Core().compile_model(model, "CPU", settings).get_runtime_model().get_ops()
-        kinds = [(op.get_rt_info()["layerType"].value, op.get_rt_info()["runtimePrecision"].value) for op in executed]
-        assert [precision for kind, precision in kinds if kind == "Convolution"] == [expected] * 4
-        assert {precision for kind, precision in kinds if kind == "FullyConnected"} == {"f32"}
+def wanted(unrounded: float = 0) -> Export:
+    return PARAMS.export.model_copy(update={"unrounded": unrounded, "calibration_images": len(PIXELS)})
 
 
-def test_the_convolutions_next_to_the_input_can_stay_as_they_are(graphs: tuple[Path, Path], tmp_path: Path) -> None:
-    mixed = tmp_path / "mixed.onnx"
-    onnx.save(quantise(onnx.load(graphs[0]), PIXELS, unrounded=0.6), mixed)
-    model = openvino.Core().read_model(mixed)
-    model.reshape({"pixels": [1, 32, 32, 1]})
-    executed = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
-    kinds = [op.get_rt_info() for op in executed.get_ordered_ops()]
-    found = [kind["runtimePrecision"].value for kind in kinds if kind["layerType"].value == "Convolution"]
-    assert found == ["f32", "f32", "u8", "u8"], "0.6 of four, rounded down"
-    exact, closer, rounded = (Engine(path, batch_sizes=(8,)).infer(PIXELS) for path in (graphs[0], mixed, graphs[1]))
-    errors = [float(np.abs(each.heatmaps - exact.heatmaps).mean()) for each in (closer, rounded)]
+def executed(graph: Path, ranges: Ranges) -> list[str]:
+    """The precision in which each convolution runs, from the input on."""
+    engine = Engine(graph, batch_sizes=(1,), arithmetic="int8", ranges=ranges)
+    nodes = engine._requests[1].get_compiled_model().get_runtime_model().get_ordered_ops()
+    kinds = [node.get_rt_info() for node in nodes]
+    return [kind["runtimePrecision"].value for kind in kinds if kind["layerType"].value == "Convolution"]
+
+
+def test_int8_computes_nearly_the_same_from_the_file_of_weights_in_float16(exact: onnx.ModelProto, graph: Path) -> None:
+    ranges = measure_ranges(exact, PIXELS, wanted())
+    rounded = Engine(graph, batch_sizes=(1, 8), arithmetic="int8", ranges=ranges)
+    for one, other in zip(Engine(graph, batch_sizes=(8,)).infer(PIXELS), rounded.infer(PIXELS), strict=True):
+        assert 0 < np.abs(one - other).mean() < 0.1 * np.abs(one).mean()
+    alone = np.concatenate([rounded.infer(image[np.newaxis]).heatmaps for image in PIXELS])
+    assert alone == pytest.approx(rounded.infer(PIXELS).heatmaps, abs=1e-4), "an answer does not depend on the batch"
+
+
+@pytest.mark.parametrize(
+    ("unrounded", "expected"), [(0, ["u8"] * 4 + ["f32"]), (0.6, ["f32", "f32", "u8", "u8", "f32"])]
+)
+def test_every_convolution_runs_in_int8_but_the_head_and_those_next_to_the_input(
+    exact: onnx.ModelProto, graph: Path, unrounded: float, expected: list[str]
+) -> None:
+    assert executed(graph, measure_ranges(exact, PIXELS, wanted(unrounded))) == expected
+    assert executed(graph, {}) == ["f32"] * CONVOLUTIONS
+
+
+def test_the_convolutions_next_to_the_input_add_error(exact: onnx.ModelProto, graph: Path) -> None:
+    truth = Engine(graph, batch_sizes=(8,)).infer(PIXELS).heatmaps
+    errors = []
+    for unrounded in (0.6, 0):
+        ranges = measure_ranges(exact, PIXELS, wanted(unrounded))
+        scores = Engine(graph, batch_sizes=(8,), arithmetic="int8", ranges=ranges).infer(PIXELS)
+        errors.append(float(np.abs(scores.heatmaps - truth).mean()))
     assert 0 < errors[0] < errors[1]
 
 
-def test_onnx_runtime_can_run_the_int8_graph_too(graphs: tuple[Path, Path]) -> None:
-    _, path = graphs
-    session = onnxruntime.InferenceSession(path)
-    names = [output.name for output in session.get_outputs()]
-    theirs = dict(zip(names, session.run(None, {"pixels": PIXELS}), strict=True))
-    ours = Engine(path, batch_sizes=(8,)).infer(PIXELS)
-    assert theirs["probabilities"] == pytest.approx(ours.probabilities, abs=0.02)
-    assert theirs["heatmaps"] == pytest.approx(ours.heatmaps, abs=0.05 * float(np.abs(ours.heatmaps).max()))
+def test_a_range_is_the_mean_of_the_images_lowest_and_highest_values(exact: onnx.ModelProto, graph: Path) -> None:
+    ranges = measure_ranges(exact, PIXELS, wanted())
+    name = next(iter(ranges))
+    core = openvino.Core()
+    model = core.read_model(graph)
+    watched = next(each for node in model.get_ops() for each in node.outputs() if name in each.get_names())
+    compiled = core.compile_model(openvino.Model([watched], model.get_parameters()), "CPU")
+    values = [compiled({"pixels": image[np.newaxis]})[0] for image in PIXELS]
+    low, high = (float(np.mean([end(value) for value in values])) for end in (np.min, np.max))
+    assert ranges[name] == pytest.approx((low, high), abs=1e-3)
+    assert len(ranges) == CONVOLUTIONS - 1
 
 
 def test_the_images_for_the_ranges_are_spread_over_all_images() -> None:

@@ -8,7 +8,8 @@ import pytest
 from chestct.engine import Scores
 from pipeline.core import paths
 from pipeline.core.errors import StageError
-from pipeline.graph import rounding, rounding_cost
+from pipeline.graph import rounding_cost
+from pipeline.graph.rounding import draw_images
 from pipeline.graph.rounding_cost import OTHERS, Slices, check_difference, hold_out
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.judging.calibration import Calibration
@@ -59,18 +60,25 @@ def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_
         return call
 
     monkeypatch.setattr(rounding_cost, "serving_graph", recorded("trained", lambda *_: graph))
-    monkeypatch.setattr(rounding, "quantise", recorded("ranges", rounding.quantise))
-    answered = recorded("answered", rounding_cost.infer)
-    arithmetic: list[bool] = []
+    ranges_of = rounding_cost.measure_ranges
 
-    def infer(*parts: Any, bfloat16: bool = False, **options: Any) -> Scores:
-        arithmetic.append(bfloat16)
-        scores: Scores = answered(*parts, bfloat16=bfloat16, **options)
+    def measure_ranges(exact: Any, pixels: Any, wanted: Any, draw: int) -> Any:
+        return recorded("ranges", lambda *_: ranges_of(exact, pixels, wanted, draw))(
+            exact, draw_images(pixels, wanted.calibration_images, draw)
+        )
+
+    monkeypatch.setattr(rounding_cost, "measure_ranges", measure_ranges)
+    answered = recorded("answered", rounding_cost.infer)
+    options_of: list[dict[str, Any]] = []
+
+    def infer(*parts: Any, **options: Any) -> Scores:
+        options_of.append(options)
+        scores: Scores = answered(*parts, **options)
         return scores
 
     monkeypatch.setattr(rounding_cost, "infer", infer)
-    params = PARAMS.changed({"export.weights": "int8", "export.draws": 2, "export.calibration_images": 8})
-    figures, described = rounding_cost.measure(SLICES, others, CALIBRATION, params)
+    params = PARAMS.changed({"export.draws": 2, "export.calibration_images": 8})
+    figures, described = rounding_cost.measure(SLICES, others, CALIBRATION, params, ["int8"])["int8"]
     first, second = set(range(12)), set(range(12, 24))
     seen = [(name, set(images)) for name, images in looked_at]
     for fold, (held_out, training) in enumerate([(first | {24}, second), (second | {25}, first)]):
@@ -80,25 +88,32 @@ def test_the_cost_is_measured_on_images_that_neither_the_network_nor_the_ranges_
         assert all(len(images) == 8 and images < training for _, images in ranges)
         assert ranges[0] != ranges[1], "two draws"
         assert exact == one == other == ("answered", held_out)
-    assert arithmetic == [False, True, True] * 2
+    assert [options.get("arithmetic") for options in options_of] == [None, "int8", "int8"] * 2
+    assert options_of[1]["ranges"] != options_of[2]["ranges"]
     assert figures["agreement"].low <= figures["agreement"].value <= figures["agreement"].high
     assert figures["agreement"].value >= 0.75
     fall = described["float32_accuracy"] - described["served_accuracy"]
     assert figures["accuracy_fall"].value == pytest.approx(fall)
 
 
-def test_float16_weights_are_the_same_in_every_draw_so_there_is_one(
+def test_float32_in_place_of_bfloat16_costs_nothing_and_is_measured_once(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = save_folds()
     monkeypatch.setattr(rounding_cost, "serving_graph", lambda *_: graph)
-    drawn: list[int] = []
-    monkeypatch.setattr(rounding_cost, "round_weights", lambda exact, _, __, draw: drawn.append(draw) or exact)
-    params = PARAMS.changed({"export.arithmetic": "float32"})
-    figures, _ = rounding_cost.measure(SLICES, other_pictures([-1]), CALIBRATION, params)
-    assert drawn == [0, 0], "one for each fold"
+    asked: list[str] = []
+    inferred = rounding_cost.infer
+
+    def infer(graph: onnx.ModelProto, pixels: Any, arithmetic: str = "float32", **options: Any) -> Scores:
+        asked.append(arithmetic)
+        return inferred(graph, pixels, batch_sizes=(1,))
+
+    monkeypatch.setattr(rounding_cost, "infer", infer)
+    found = rounding_cost.measure(SLICES, other_pictures([-1]), CALIBRATION, PARAMS, ["bfloat16"])
+    assert asked == ["float32", "bfloat16"] * 2, "once for each fold"
+    figures, _ = found["bfloat16"]
     assert figures["same_decision"].value == figures["same_unfamiliar"].value == figures["agreement"].value == 1
-    assert figures["loss_rise"].value == 0
+    assert abs(figures["loss_rise"].value) < 1e-3, "the weights are in float16"
 
 
 def test_a_picture_made_from_a_slice_is_held_out_with_it_and_the_rest_are_spread() -> None:

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from chestct.card import Estimate
-from pipeline.core.errors import StageError
-from pipeline.graph.rounding_gate import Answered, agreement, check, compare, describe
+from pipeline.graph.rounding_gate import Answered, agreement, compare, describe, find_missed
 from pipeline.judging.calibration import Answers
 from tests.pipeline.conftest import small_params
 
@@ -97,18 +96,9 @@ def within(**changed: tuple[float, float, float]) -> dict[str, Estimate]:
 def test_the_worse_end_of_each_interval_has_to_keep_its_bound(
     changed: dict[str, tuple[float, float, float]], words: str
 ) -> None:
-    check(within(), 0.98, WANTED)
-    with pytest.raises(StageError) as caught:
-        check(within(**changed), 0.98, WANTED)
-    assert words in str(caught.value)
-    assert caught.value.exit_code == 3
+    assert find_missed(within(), 0.98, WANTED) == []
+    assert find_missed(within(**changed), 0.98, WANTED) == [words]
 
 
-@pytest.mark.parametrize(
-    ("weights", "instead"), [("int8", "export.weights to float16"), ("float16", "export.arithmetic to float32")]
-)
-def test_the_message_says_what_to_set_instead(weights: str, instead: str) -> None:
-    wanted = WANTED.model_copy(update={"weights": weights})
-    words = rf"^{weights} weights .*: the released network keeps 0\.9700 of its labels \(0\.98\); set {instead}$"
-    with pytest.raises(StageError, match=words):
-        check(within(), 0.97, wanted)
+def test_the_released_network_has_to_keep_its_labels_too() -> None:
+    assert find_missed(within(), 0.97, WANTED) == ["the released network keeps 0.9700 of its labels (0.98)"]

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -57,6 +58,17 @@ def test_the_graph_computes_what_keras_does(exported):
 def test_the_first_convolution_takes_one_channel(exported):
     _, _, folder = exported
     assert input_channels(onnx.load(folder / "exact.onnx")) == 1
+
+
+def test_no_map_is_transposed_and_batch_norms_are_part_of_the_convolutions(exported):
+    network, _, folder = exported
+    graph = onnx.load(folder / "exact.onnx").graph
+    assert "Transpose" not in {node.op_type for node in graph.node}
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    convolutions = {node.output[0] for node in graph.node if node.op_type == "Conv"}
+    after = [node.op_type for node in graph.node if convolutions.intersection(node.input)]
+    assert norms
+    assert not {"Mul", "Sub", "Div"}.intersection(after)
 
 
 def test_rounding_halves_the_kernels_and_moves_probabilities_little(exported):
