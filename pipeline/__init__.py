@@ -1,4 +1,7 @@
-"""Makes a model: from a folder of chest-CT slices to a checked ONNX graph and its card in the BentoML model store."""
+"""Makes a model: from a folder of chest-CT slices to a checked ONNX graph and its card in the BentoML model store.
+
+A module here is a stage of dvc.yaml, or a command such as `python -m pipeline.store`. The folders hold their parts.
+"""
 
 import os
 
