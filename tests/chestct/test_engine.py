@@ -1,3 +1,5 @@
+"""The engine: the same scores for any batch and number of threads, and close calls in float32."""
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""int8: which convolutions it computes, the ranges that it takes from images, and its error."""
+
 from pathlib import Path
 
 import keras

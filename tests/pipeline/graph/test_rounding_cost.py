@@ -1,3 +1,5 @@
+"""What an arithmetic costs is measured on images that neither the network nor its ranges have seen."""
+
 from pathlib import Path
 from typing import Any
 

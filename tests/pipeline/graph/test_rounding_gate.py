@@ -1,3 +1,5 @@
+"""The gate of an arithmetic: what it compares, its intervals, and which of their ends must keep the bound."""
+
 import numpy as np
 import pytest
 

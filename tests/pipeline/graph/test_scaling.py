@@ -1,3 +1,5 @@
+"""A graph gets another calibration, and nothing else of it changes."""
+
 from pathlib import Path
 
 import keras
