@@ -1,14 +1,24 @@
 """The steps of a request: turns, the page, and a short run with the tiny model's card."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.steps import __main__ as steps
 from benchmarks.steps import process, turns
-from load_tests.verdict import BAD_INPUT
+from load_tests.verdict import BAD_INPUT, INTERRUPTED
 from tests.graphs import tiny_card
+from tests.server import ROOT, environment, import_tiny_model
+from tests.waiting import wait_until
+
+CHILDREN = 2
+"""The process that measures, and multiprocessing's own that keeps track of locks."""
 
 
 def test_measurements_take_turns_and_the_first_rounds_do_not_count() -> None:
@@ -61,6 +71,31 @@ def test_every_kind_of_request_is_measured_step_by_step() -> None:
         for word, step in zip(("decision", "queue", "route", "record", "connection"), steps_of_one, strict=True):
             assert word in step
         assert sum(steps_of_one.values()) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' signal at a parent's death")
+def test_ctrl_c_ends_it_and_its_processes_in_one_line(tmp_path: Path) -> None:
+    home = tmp_path / "bentoml"
+    settings = environment(home, CHESTCT_MODEL=import_tiny_model(home))
+    # A shell's job in the background ignores SIGINT, and so would its child.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "benchmarks.steps", "--rounds=100000"]
+    page = f"--document={tmp_path / 'steps.md'}"
+    with subprocess.Popen(
+        [*command, page],
+        cwd=ROOT,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        own = psutil.Process(run.pid)
+        wait_until(lambda: len(own.children(recursive=True)) > CHILDREN, "it measures, and has clients")
+        children = own.children(recursive=True)
+        os.killpg(run.pid, signal.SIGINT)  # as in a terminal, it reaches all processes
+        said, errors = run.communicate(timeout=300)
+    assert (run.returncode, said, errors) == (INTERRUPTED, "", "steps: interrupted\n")
+    assert psutil.wait_procs(children, timeout=300)[1] == []
 
 
 def test_a_store_without_a_model_ends_in_one_line(
