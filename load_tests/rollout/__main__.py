@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -43,25 +43,48 @@ class Image(NamedTuple):
     """docker or podman."""
 
 
+class Stage(NamedTuple):
+    """Where a run takes place."""
+
+    places: list[Slot]
+    """For REPLICAS replicas, and one more for the surge."""
+    balancer: Balancer
+    server: Server
+    """The balancer as the clients see it."""
+    folder: Path
+    """For the replicas' volumes."""
+
+
+@contextlib.contextmanager
+def set_up() -> Iterator[Stage]:
+    """Start a balancer in front of free places. Raises LoadError."""
+    with tempfile.TemporaryDirectory(prefix="rollout-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # the containers' user reads its volumes through it
+        places = slots(REPLICAS + 1)
+        front = Ports(*free_ports(2))
+        with balance(folder, front, [slot.ports for slot in places], pod().probe("readinessProbe")) as balancer:
+            log = folder / "haproxy.log"
+            server = Server(f"http://127.0.0.1:{front.http}", f"127.0.0.1:{front.grpc}", balancer.process, log)
+            yield Stage(places, balancer, server, folder)
+
+
 @contextlib.asynccontextmanager
-async def replicas_of(image: Image, places: list[Slot], balancer: Balancer, folder: Path) -> AsyncIterator[Replicas]:
-    """Start REPLICAS replicas. One place more is free, for the surge."""
-    replicas = Replicas(image.tool, pod(), places, balancer, folder)
+async def replicas_of(image: Image, stage: Stage) -> AsyncIterator[Replicas]:
+    """Start REPLICAS replicas."""
+    replicas = Replicas(image.tool, pod(), stage.places, stage.balancer, stage.folder)
     try:
-        await asyncio.gather(*(replicas.start(slot, image.name) for slot in places[:REPLICAS]))
+        await asyncio.gather(*(replicas.start(slot, image.name) for slot in stage.places[:REPLICAS]))
         yield replicas
     finally:
         await replicas.remove_all()
 
 
-async def complete(
-    number: int, measured: results.Run | None, image: Image, server: Server, places: list[Slot], balancer: Balancer,
-    folder: Path,
-) -> results.Run:  # fmt: skip
+async def complete(number: int, measured: results.Run | None, image: Image, stage: Stage) -> results.Run:
     """Measure each event of the run that is not in `measured`, at the same rate. The first time, find the rate."""
-    async with replicas_of(image, places, balancer, folder) as replicas:
+    async with replicas_of(image, stage) as replicas:
         if measured is None:
-            async with traffic.Clients(server, events.DEADLINE) as clients:
+            async with traffic.Clients(stage.server, events.DEADLINE) as clients:
                 measured = results.Run(SHARE * await traffic.capacity(clients, CAPACITY_SECONDS), [])
         named = {
             "the next version": events.replace_each(replicas, image.after),
@@ -71,26 +94,12 @@ async def complete(
         }
         for what, event in named.items():
             if what not in {row.what for row in measured.rows}:
-                row = await events.measure(what, event, server, balancer, measured.rate)
+                row = await events.measure(what, event, stage.server, stage.balancer, measured.rate)
                 rows = sorted([*measured.rows, row], key=lambda one: list(named).index(one.what))
                 measured = results.Run(measured.rate, rows)
                 results.keep(number, measured, image.id)
                 print(results.line(number, row), flush=True)
     return measured
-
-
-def run_once(number: int, measured: results.Run | None, image: Image) -> results.Run:
-    """Set up the balancer and the replicas, and complete a run. Raises LoadError."""
-    probe = pod().probe("readinessProbe")
-    with tempfile.TemporaryDirectory(prefix="rollout-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # the containers' user reads its volumes through it
-        places = slots(REPLICAS + 1)
-        front = Ports(*free_ports(2))
-        with balance(folder, front, [slot.ports for slot in places], probe) as balancer:
-            log = folder / "haproxy.log"
-            server = Server(f"http://127.0.0.1:{front.http}", f"127.0.0.1:{front.grpc}", balancer.process, log)
-            return traffic.run(complete(number, measured, image, server, places, balancer, folder))  # type: ignore[no-any-return]
 
 
 @command("rollout", interrupted="interrupted; the same command continues after the last complete event")
@@ -114,7 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
         run = results.kept(number, image.id)
         if run is None or len(run.rows) < EVENTS:
             print(f"run {number} ...", flush=True)
-            run = run_once(number, run, image)
+            with set_up() as stage:
+                run = traffic.run(complete(number, run, image, stage))
         runs.append(run)
     print(results.table(runs), flush=True)
     results.write_page(runs, image.id.removeprefix("sha256:"), about["Config"]["Labels"][REVISION][:12])
