@@ -72,8 +72,8 @@ class Engine:
         """
         if not graph.is_file():
             raise FileNotFoundError(f"no ONNX graph at {graph}")
-        self._graph: Final = graph
         self._core: Final = ov.Core()
+        self._model: Final = _read(self._core, graph)
         self.arithmetic: Final = arithmetic
         self._ranges: Final = ranges or {}
         self._sizes: Final = sorted(set(batch_sizes))
@@ -147,7 +147,7 @@ class Engine:
         Pinned threads of two processes may share a core, so this is only for an image that has the machine to itself,
         and not for a container with a CPU limit: OpenVINO takes the machine's first cores in each of them.
         """
-        model = self._core.read_model(self._graph)
+        model = self._model.clone()
         _, height, width, channels = model.input("pixels").partial_shape
         model.reshape({"pixels": [size, height, width, channels]})
         if arithmetic == "int8":
@@ -191,6 +191,18 @@ def has_instructions(arithmetic: Arithmetic) -> bool:
     return arithmetic == "float32" or "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def _read(core: ov.Core, graph: Path) -> ov.Model:
+    """Read a graph, and turn its weights into float32 once. Otherwise each compiled graph would keep its own."""
+    model = core.read_model(graph)
+    for node in model.get_ordered_ops():
+        stored = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
+        if stored != node and stored.get_type_name() == "Constant":
+            weights = opset13.constant(stored.get_data(dtype=np.float32))
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(weights.output(0))
+    return model
+
+
 def round_convolutions(model: ov.Model, ranges: Ranges) -> None:
     """Let the CPU compute the convolutions in int8 whose input has a range. Each output channel's kernel gets its own.
 
@@ -209,7 +221,7 @@ def round_convolutions(model: ov.Model, ranges: Ranges) -> None:
             rounded[name] = _round(source, *_with_exact_zero(*ranges[name]), 256)
         node.input(0).replace_source_output(rounded[name].output(0))
         constant = kernel.get_node()
-        while constant.get_type_name() != "Constant":  # it is stored as float16, or in another shape
+        while constant.get_type_name() != "Constant":  # it is stored in another shape
             constant = constant.input_value(0).get_node()
         weights = constant.get_data(dtype=np.float32).reshape(kernel.get_shape())
         channels = 2 if grouped else 1  # a group has a dimension of its own
