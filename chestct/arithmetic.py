@@ -1,7 +1,9 @@
 """The arithmetics in which the engine can compute a graph, and what each of them costs."""
 
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal, NamedTuple, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from chestct.document import Frozen
@@ -30,3 +32,22 @@ class Int8(Rounding):
 
     ranges: dict[str, tuple[float, float]]
     """By name of a tensor of the graph that is rounded: its lowest and its highest value."""
+
+
+class CloseCalls(NamedTuple):
+    """What rounding shall not decide."""
+
+    between_classes: float
+    """The two highest probabilities are closer than this."""
+    to_limit: float = 0
+    """The highest probability is closer than this to `least_confidence` of its class."""
+    least_confidence: tuple[float, ...] = ()
+
+    def find(self, probabilities: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Rows of `probabilities` [N, classes] that are close calls."""
+        second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+        close = first - second < self.between_classes
+        if self.to_limit:
+            limits = np.asarray(self.least_confidence, np.float32)[probabilities.argmax(axis=1)]
+            close |= np.abs(first - limits) < self.to_limit
+        return np.flatnonzero(close)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from chestct.arithmetic import ARITHMETICS, Arithmetic, Int8, Rounding
+from chestct.arithmetic import ARITHMETICS, Arithmetic, CloseCalls, Int8, Rounding
 from chestct.document import Frozen, JsonFile
 
 DISCLAIMER: Final = "Research and education only. Not a medical device."
@@ -308,7 +308,9 @@ class ModelCard(JsonFile):
     """Cost of bfloat16. If it is None, the engine does not use it."""
     close_call: Probability = 0
     """An image is computed again in float32 if its two most probable classes are closer, or closer than the refer
-    margin. So rounding decides no close call."""
+    margin. So rounding does not decide the label."""
+    close_limit: Probability = 0
+    """The same if the highest probability is closer to `least_confidence`. So rounding does not decide to accept."""
     caveats: tuple[str, ...]
     """Facts about the data that a reader of the metrics must know."""
     licence: str
@@ -332,9 +334,10 @@ class ModelCard(JsonFile):
         return self
 
     @property
-    def recheck(self) -> float:
-        """The margin below which an image is computed again in float32."""
-        return max(self.close_call, self.thresholds.refer_margin)
+    def close_calls(self) -> CloseCalls:
+        """The images that are computed again in float32."""
+        least = max(self.close_call, self.thresholds.refer_margin)
+        return CloseCalls(least, self.close_limit, self.thresholds.least_confidence)
 
     def allowed(self, fastest: Arithmetic) -> tuple[Arithmetic, ...]:
         """The arithmetics in which this model may be computed: `fastest` and slower ones, the fastest first."""

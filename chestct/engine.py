@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chestct.arithmetic import Arithmetic
+from chestct.arithmetic import Arithmetic, CloseCalls
 from chestct.card import ModelCard
 from chestct.cgroups import cores_are_shared
 
@@ -57,7 +57,7 @@ class Engine:
         batch_sizes: Sequence[int] = BATCH_SIZES,
         arithmetic: Arithmetic = "float32",
         ranges: Ranges | None = None,
-        recheck: float = 0,
+        close_calls: CloseCalls | None = None,
         only_smallest: bool = False,
     ) -> None:
         """Compile the graph for each of `batch_sizes`, with `threads` CPU threads for one inference, 0 for all cores.
@@ -66,8 +66,7 @@ class Engine:
         `only_smallest`, compile the smallest batch size alone, and leave the others to `complete`.
 
         In another `arithmetic` than float32, scores differ a little, but do not depend on the batch. int8 needs
-        `ranges`, and rounds the convolutions whose input has one. If the two highest probabilities of an image are
-        closer than `recheck`, it is computed again in float32, so that rounding decides no close call.
+        `ranges`, and rounds the convolutions whose input has one. The `close_calls` are computed again in float32.
         Raises FileNotFoundError.
         """
         if not graph.is_file():
@@ -79,7 +78,7 @@ class Engine:
         self._sizes: Final = sorted(set(batch_sizes))
         self._threads: Final = threads
         self._threads_alone: Final = threads_alone if threads_alone > threads > 0 else 0
-        self._recheck: Final = 0 if arithmetic == "float32" else recheck
+        self._close_calls: Final = None if arithmetic == "float32" else close_calls
         self._requests = {self._sizes[0]: self._compile(self._sizes[0], threads, arithmetic)}
         """By batch size. Replaced as a whole, because `complete` may run in another thread."""
         self._alone: ov.InferRequest | None = None
@@ -93,7 +92,7 @@ class Engine:
 
         Until then, `infer` runs an image or a batch in smaller batches, and a close call waits for its graph.
         """
-        if self._recheck:
+        if self._close_calls:
             self._in_float32()
         for size in self._sizes:
             if size not in self._requests:
@@ -125,9 +124,8 @@ class Engine:
 
     def _with_exact(self, scores: Scores, pixels: NDArray[np.uint8]) -> Scores:
         """The scores, with those of close calls in float32."""
-        if self._recheck:
-            second, first = np.partition(scores.probabilities, -2, axis=1)[:, -2:].T
-            for index in np.flatnonzero(first - second < self._recheck):
+        if self._close_calls:
+            for index in self._close_calls.find(scores.probabilities):
                 exact = _outputs(self._in_float32(), pixels[index : index + 1], 1)
                 for kept, better in zip(scores, exact, strict=True):
                     kept[index] = better[0]
@@ -179,7 +177,7 @@ def load(
         batch_sizes=batch_sizes,
         arithmetic=next(each for each in card.allowed(fastest) if has_instructions(each)),
         ranges=card.int8.ranges if card.int8 else None,
-        recheck=card.recheck,
+        close_calls=card.close_calls,
         only_smallest=only_smallest,
     )
 

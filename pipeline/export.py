@@ -29,8 +29,8 @@ from chestct.store import CARD, GRAPH
 from pipeline.core import paths, runner, tracking
 from pipeline.core.params import Params
 from pipeline.graph.rounding import measure_ranges, round_weights, spread
-from pipeline.graph.rounding_cost import Slices, check_difference, infer, measure
-from pipeline.graph.rounding_gate import agreement, find_missed
+from pipeline.graph.rounding_cost import Slices, check_difference, close_calls_of, compare_released, infer, measure
+from pipeline.graph.rounding_gate import find_missed
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import origin
 from pipeline.images.classes import class_names, normal_name, titles
@@ -98,18 +98,19 @@ def _judge(
     wanted, pixels = params.export, slices.pixels
     numbers: dict[str, Any] = {}
     allowed: dict[str, Any] = {}
+    truth = infer(exact, pixels)
+    close_calls = close_calls_of(params, calibration)
     for arithmetic, (judged, figures) in measure(slices, probe, calibration, params, _tried(wanted.arithmetic)).items():
-        margin = max(wanted.close_call, calibration.thresholds.refer_margin)
-        options: dict[str, Any] = {"arithmetic": arithmetic, "recheck": margin}
+        options: dict[str, Any] = {"arithmetic": arithmetic, "close_calls": close_calls}
         if arithmetic == "int8":
             options["ranges"] = measure_ranges(exact, pixels, wanted)
-        kept = agreement(infer(exact, pixels).probabilities, Engine(graph, **options).infer(pixels).probabilities)
-        numbers[arithmetic] = _numbers(figures | {"released_agreement": kept}, judged)
+        released = compare_released(truth, Engine(graph, **options).infer(pixels), slices.facts, calibration)
+        numbers[arithmetic] = _numbers(figures | released, judged)
         print(
             f"in {arithmetic}, the held-out folds have an accuracy of {figures['served_accuracy']:.4f} instead of "
             f"{figures['float32_accuracy']:.4f}, and the same label on {judged['agreement'].value:.1%} of the images"
         )
-        if missed := find_missed(judged, kept, wanted):
+        if missed := find_missed(judged, released, wanted):
             print(f"{arithmetic} costs too much, so the card does not allow it: {'; '.join(missed)}")
             continue
         costs = {name: round(judged[name].value, 4) for name in Rounding.model_fields}
@@ -159,6 +160,7 @@ def _card(
         logit_bias=tuple(map(float, bias)),
         **allowed,
         close_call=params.export.close_call,
+        close_limit=params.export.close_limit,
         **dict(calibration),
         **{**dict(found), "metrics": {"out_of_fold": found.metrics}},
         probe_sources=read_sources(),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chestct.arithmetic import CloseCalls
 from chestct.card import DISCLAIMER, ModelCard
 from chestct.digests import SUMS, check_sums
 from chestct.engine import Engine, load
@@ -92,7 +93,7 @@ def test_what_is_served_differs_a_little_from_float32_and_not_with_the_batch(
 
 def test_rounding_decides_no_close_call(card: ModelCard, engine: Engine) -> None:
     pixels = np.stack([decode(phantom(seed), card.input).pixels for seed in range(4)])
-    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), arithmetic=engine.arithmetic, recheck=1.1)
+    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), arithmetic=engine.arithmetic, close_calls=CloseCalls(1.1))
     for exact, again in zip(engine.infer(pixels), always.infer(pixels), strict=True):
         assert again == pytest.approx(exact, rel=1e-3, abs=1e-4), "all are closer than 1.1, so all are computed again"
 

@@ -146,6 +146,7 @@ class Export(Frozen):
     weights: Literal["float16", "float32"]
     arithmetic: Arithmetic
     close_call: Share
+    close_limit: Share
     logit_tolerance: Positive
     probability_tolerance: Positive
     unrounded: Share

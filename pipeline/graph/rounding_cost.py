@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from chestct.arithmetic import Arithmetic
+from chestct.arithmetic import Arithmetic, CloseCalls
 from chestct.card import Estimate
 from chestct.engine import Engine, Scores
 from chestct.image import Facts
@@ -19,7 +19,7 @@ from pipeline.core import paths
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
 from pipeline.graph.rounding import measure_ranges, round_weights, spread
-from pipeline.graph.rounding_gate import Answered, compare, describe
+from pipeline.graph.rounding_gate import Answered, agreement, compare, describe, same_decision
 from pipeline.graph.to_onnx import serving_graph
 from pipeline.images import input_facts
 from pipeline.images.classes import class_count
@@ -73,7 +73,7 @@ def measure(
     drawn = [each for each in arithmetics for _ in range(params.export.draws if each == "int8" else 1)]
     probabilities = np.zeros((1 + len(drawn), len(asked.folds), class_count()), np.float32)
     ood_scores, chest_ct = np.zeros((2, 1 + len(drawn), len(asked.folds)), np.float32)
-    margin = max(params.export.close_call, calibration.thresholds.refer_margin)
+    close_calls = close_calls_of(params, calibration)
     with np.load(paths.TRUST) as file:
         probes = [LinearProbe(*each) for each in zip(file["probe_weights"], file["probe_bias"], strict=True)]
     for fold in np.unique(slices.folds):
@@ -81,7 +81,7 @@ def measure(
         training, held_out = slices.folds != fold, asked.folds == fold
         images, labels = slices.pixels[training], slices.labels[training]
         exact = serving_graph(network, images, labels, calibration, params, probes[fold])
-        served: list[dict[str, Any]] = [{"arithmetic": each, "recheck": margin} for each in drawn]
+        served: list[dict[str, Any]] = [{"arithmetic": each, "close_calls": close_calls} for each in drawn]
         for draw, options in enumerate(each for each in served if each["arithmetic"] == "int8"):
             options["ranges"] = measure_ranges(exact, images, params.export, draw)
         rounded = round_weights(exact, params.export)
@@ -99,6 +99,12 @@ def measure(
         figures = compare(first, own, slices.labels, asked.groups, params.export.bootstrap, params.seed)
         found[arithmetic] = figures, describe(first.slices, [each.slices for each in own], slices.labels)
     return found
+
+
+def close_calls_of(params: Params, calibration: Calibration) -> CloseCalls:
+    """What the service will compute again in float32."""
+    wanted, limits = params.export, calibration.thresholds
+    return CloseCalls(max(wanted.close_call, limits.refer_margin), wanted.close_limit, limits.least_confidence)
 
 
 def hold_out(slices: Slices, others: ProbePictures) -> Asked:
@@ -124,6 +130,22 @@ def infer(model: onnx.ModelProto, pixels: NDArray[np.uint8], **options: Any) -> 
         path = Path(folder, GRAPH)
         onnx.save(model, path)
         return Engine(path, **options).infer(pixels)
+
+
+def compare_released(
+    exact: Scores, served: Scores, facts: Sequence[Facts], calibration: Calibration
+) -> dict[str, float]:
+    """Return the shares of slices that keep label and decision, of the released network, which has learned from them.
+
+    It is surer of them than the folds' networks, so more of them are near the limit of what is accepted.
+    """
+    first, other = (
+        answer(each.probabilities, each.ood_score, each.chest_ct, facts, calibration) for each in (exact, served)
+    )
+    return {
+        "released_agreement": agreement(exact.probabilities, served.probabilities),
+        "released_same_decision": float(same_decision(first, other).mean()),
+    }
 
 
 def check_difference(exact: Floats, other: Floats, tolerance: float, what: str) -> float:

@@ -53,7 +53,7 @@ def compare(
     rounded = [each.slices.probabilities.argmax(axis=1) for each in served]
     draws: dict[str, list[NDArray[np.generic]]] = {
         "agreement": [one == best for one in rounded],
-        "same_decision": [_same_decision(exact.slices, each.slices) for each in served],
+        "same_decision": [same_decision(exact.slices, each.slices) for each in served],
         "same_not_chest_ct": [each.not_chest_ct == exact.not_chest_ct for each in served],
         "same_unfamiliar": [each.unfamiliar == exact.unfamiliar for each in served],
         "accuracy_fall": [(best == labels).astype(float) - (one == labels) for one in rounded],
@@ -78,10 +78,10 @@ def agreement(first: Floats, second: Floats) -> float:
     return float((first.argmax(axis=1) == second.argmax(axis=1)).mean())
 
 
-def find_missed(figures: Mapping[str, Estimate], released_agreement: float, wanted: Export) -> list[str]:
+def find_missed(figures: Mapping[str, Estimate], released: Mapping[str, float], wanted: Export) -> list[str]:
     """Say in words which bounds of `wanted` rounding may miss.
 
-    `released_agreement` is the share of labels that the released network keeps.
+    `released` are the shares of labels and decisions that the released network keeps.
     """
     least = {"agreement": wanted.min_agreement}
     least |= dict.fromkeys(("same_decision", "same_not_chest_ct", "same_unfamiliar"), wanted.min_same_decision)
@@ -96,8 +96,10 @@ def find_missed(figures: Mapping[str, Estimate], released_agreement: float, want
         for name, bound in most.items()
         if figures[name].high > bound
     ]
-    if released_agreement < wanted.min_agreement:
-        missed.append(f"the released network keeps {released_agreement:.4f} of its labels ({wanted.min_agreement})")
+    for what, bound in {"agreement": wanted.min_agreement, "same_decision": wanted.min_same_decision}.items():
+        name = f"released_{what}"
+        if released[name] < bound:
+            missed.append(f"{name} is {released[name]:.4f} (at least {bound})")
     return missed
 
 
@@ -107,7 +109,8 @@ def _loss(answers: Answers, labels: Ints) -> Floats:
     return np.asarray(-np.log(np.maximum(true, _LEAST_PROBABILITY)))
 
 
-def _same_decision(first: Answers, second: Answers) -> Flags:
+def same_decision(first: Answers, second: Answers) -> Flags:
+    """Which slices [N] have the same decision in both."""
     return np.asarray((first.accepted == second.accepted) & (first.rejected == second.rejected))
 
 

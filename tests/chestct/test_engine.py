@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from chestct import engine as engines
-from chestct.arithmetic import ARITHMETICS, Int8, Rounding
+from chestct.arithmetic import ARITHMETICS, CloseCalls, Int8, Rounding
 from chestct.card import InputSpec, ModelCard
 from chestct.engine import Engine, has_instructions, load
 from chestct.image import decode, encode_png
@@ -104,15 +104,15 @@ def test_an_engine_with_its_smallest_graph_alone_scores_as_a_complete_one(tmp_pa
         assert np.array_equal(late, expected)
 
 
-@pytest.mark.parametrize("recheck", [0, 1.1])
-def test_a_close_call_is_computed_in_float32_also_before_the_engine_is_complete(recheck):
+@pytest.mark.parametrize("margin", [0, 1.1])
+def test_a_close_call_is_computed_in_float32_also_before_the_engine_is_complete(margin):
     """The tiny graph has nothing that int8 rounds, so this takes the released one."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 1), dtype=np.uint8)
     options = {"threads": 1, "batch_sizes": (1, 2), "only_smallest": True}
-    engine = Engine(RELEASED, arithmetic="int8", ranges=RANGES, recheck=recheck, **options)
+    engine = Engine(RELEASED, arithmetic="int8", ranges=RANGES, close_calls=CloseCalls(margin), **options)
     exact = Engine(RELEASED, **options)
     same = np.array_equal(engine.infer(pixels).probabilities, exact.infer(pixels).probabilities)
-    assert same == (recheck > 0)
+    assert same == (margin > 0)
 
 
 @pytest.mark.parametrize("allowed", [(), ("bfloat16",), ("int8",), ("int8", "bfloat16")])
@@ -129,12 +129,18 @@ def test_the_fastest_arithmetic_is_used_that_card_cpu_and_setting_allow(allowed,
     assert load(RELEASED, card, threads=1, batch_sizes=(1,), fastest=fastest).arithmetic == expected
 
 
-@pytest.mark.parametrize(("close_call", "refer_margin", "same"), [(0, 0, False), (1, 0, True), (0, 1, True)])
-def test_what_the_card_calls_close_is_computed_in_float32(close_call, refer_margin, same, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("close_call", "close_limit", "refer_margin", "same"),
+    [(0, 0, 0, False), (1, 0, 0, True), (0, 1, 0, True), (0, 0, 1, True)],
+)
+def test_what_the_card_calls_close_is_computed_in_float32(
+    close_call, close_limit, refer_margin, same, tmp_path, monkeypatch
+):
     monkeypatch.setattr(engines, "CPU_INFO", tmp_path / "cpuinfo")
     engines.CPU_INFO.write_text("flags\t\t: avx512_vnni\n")
     thresholds = CARD.thresholds.model_copy(update={"refer_margin": refer_margin})
-    changes = {"int8": Int8(**COST, ranges=RANGES), "close_call": close_call, "thresholds": thresholds}
+    changes = {"int8": Int8(**COST, ranges=RANGES), "thresholds": thresholds}
+    changes |= {"close_call": close_call, "close_limit": close_limit}
     pixels = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 1), dtype=np.uint8)
     options = {"threads": 1, "batch_sizes": (1,)}
     found = load(RELEASED, CARD.model_copy(update=changes), **options).infer(pixels)
