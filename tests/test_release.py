@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from chestct.arithmetic import CloseCalls
 from chestct.card import DISCLAIMER, ModelCard
 from chestct.digests import SUMS, check_sums
-from chestct.engine import Engine, load
+from chestct.engine import Engine, has_instructions, load
 from chestct.image import decode
 from chestct.prediction import Prediction, decide
 from chestct.store import CARD, GRAPH
@@ -79,6 +80,20 @@ def test_probabilities_follow_from_the_heat_maps_the_bias_and_the_temperature(ca
     assert scores.probabilities == pytest.approx(exponents / exponents.sum(axis=1, keepdims=True), abs=1e-3)
 
 
+def test_it_is_served_in_int8_where_the_cpu_has_instructions_for_it(card: ModelCard, faster: Engine) -> None:
+    assert card.int8 is not None
+    assert (faster.arithmetic == "int8") == has_instructions("int8")
+
+
+def test_each_range_of_int8_is_of_a_dense_convolutions_input(card: ModelCard) -> None:
+    assert card.int8 is not None
+    *convolutions, _ = (node for node in onnx.load(RELEASE / GRAPH).graph.node if node.op_type == "Conv")
+    groups = [{each.name: each.i for each in node.attribute}.get("group", 1) for node in convolutions]
+    dense = [node.input[0] for node, count in zip(convolutions, groups, strict=True) if count == 1]
+    assert list(card.int8.ranges) == [name for name in dict.fromkeys(dense) if name != convolutions[0].input[0]][1:]
+    assert all(low <= 0 < high for low, high in card.int8.ranges.values())
+
+
 def test_what_is_served_differs_a_little_from_float32_and_not_with_the_batch(
     card: ModelCard, engine: Engine, faster: Engine
 ) -> None:
@@ -93,7 +108,9 @@ def test_what_is_served_differs_a_little_from_float32_and_not_with_the_batch(
 
 def test_rounding_decides_no_close_call(card: ModelCard, engine: Engine) -> None:
     pixels = np.stack([decode(phantom(seed), card.input).pixels for seed in range(4)])
-    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), arithmetic=engine.arithmetic, close_calls=CloseCalls(1.1))
+    assert card.int8 is not None
+    options = {"arithmetic": "int8", "ranges": card.int8.ranges, "close_calls": CloseCalls(1.1)}
+    always = Engine(RELEASE / GRAPH, batch_sizes=(4,), **options)
     for exact, again in zip(engine.infer(pixels), always.infer(pixels), strict=True):
         assert again == pytest.approx(exact, rel=1e-3, abs=1e-4), "all are closer than 1.1, so all are computed again"
 
