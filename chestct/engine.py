@@ -26,7 +26,7 @@ _EXACT_INT8: Final = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """CPU flags of instructions that add the products of 8-bit numbers in 32 bits. Others add in 16, which may saturate."""
 
 _TINY: Final = np.finfo(np.float32).tiny
-End = np.float32 | NDArray[np.float32]
+_End = np.float32 | NDArray[np.float32]
 """Of a range, or of the range of each channel."""
 Ranges = Mapping[str, tuple[float, float]]
 """By name of a tensor: its lowest and its highest value."""
@@ -193,8 +193,10 @@ def _read(core: ov.Core, graph: Path) -> ov.Model:
     """Read a graph, and turn its weights into float32 once. Otherwise each compiled graph would keep its own."""
     model = core.read_model(graph)
     for node in model.get_ordered_ops():
-        stored = node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
-        if stored != node and stored.get_type_name() == "Constant":
+        if node.get_type_name() != "Convert" or node.get_element_type() != ov.Type.f32:
+            continue
+        stored = node.input_value(0).get_node()
+        if stored.get_type_name() == "Constant":
             weights = opset13.constant(stored.get_data(dtype=np.float32))
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(weights.output(0))
@@ -227,7 +229,7 @@ def round_convolutions(model: ov.Model, ranges: Ranges) -> None:
         node.input(1).replace_source_output(_round(opset13.constant(weights), -most, most, 255).output(0))
 
 
-def _round(source: ov.Output | ov.Node, low: End, high: End, levels: int) -> ov.Node:
+def _round(source: ov.Output | ov.Node, low: _End, high: _End, levels: int) -> ov.Node:
     return opset13.fake_quantize(source, low, high, low, high, levels)
 
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from chestct import engine as engines
 from chestct.arithmetic import ARITHMETICS, CloseCalls, Int8, Rounding
@@ -146,6 +147,20 @@ def test_what_the_card_calls_close_is_computed_in_float32(
     found = load(RELEASED, CARD.model_copy(update=changes), **options).infer(pixels)
     exact = Engine(RELEASED, **options).infer(pixels)
     assert np.array_equal(found.probabilities, exact.probabilities) == same
+
+
+def test_only_what_becomes_float32_is_turned_into_it(tmp_path):
+    """A shape that is stored in 32 bits stays a shape."""
+    model = onnx.load(tiny_graph(tmp_path / "model.onnx"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 4], np.int32), "shape_32"))
+    last = next(node for node in model.graph.node if "probabilities" in node.output)
+    last.output[:] = ["before" if name == "probabilities" else name for name in last.output]
+    model.graph.node.append(helper.make_node("Cast", ["shape_32"], ["shape"], to=TensorProto.INT64))
+    model.graph.node.append(helper.make_node("Reshape", ["before", "shape"], ["probabilities"]))
+    onnx.save(model, tmp_path / "reshaped.onnx")
+    pictures = np.stack([tiny_picture(label) for label in range(4)])
+    found = Engine(tmp_path / "reshaped.onnx", threads=1).infer(pictures)
+    assert found.probabilities.argmax(axis=1).tolist() == [0, 1, 2, 3]
 
 
 def test_without_linux_nobody_tells_whether_the_cpu_has_int8(tmp_path, monkeypatch):
