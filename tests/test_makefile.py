@@ -46,7 +46,7 @@ if sys.argv[1:3] == ["-m", "pipeline.override"]:
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 if call[:3] == ["python", "-m", "chestct.interrupts"]:
     call = call[3:]
-names = "CHESTCT_GRPC_PORT", "CHESTCT_MODEL", "IMAGE"
+names = "CHESTCT_GRPC_PORT", "CHESTCT_MODEL", "IMAGE", "PYTHONDONTWRITEBYTECODE"
 call = call, {{name: os.environ[name] for name in names if name in os.environ}}
 with open("calls", "a") as file:
     file.write(json.dumps(call) + "\\n")
@@ -149,6 +149,12 @@ def test_serve_follows_mlflows_champion_if_it_is_asked_to(make: Make) -> None:
     assert checked == ["python", "-m", "serving.ensure_model"]
     assert served[:2] == ["bentoml", "serve"]
     assert (named["CHESTCT_MODEL"], follows["CHESTCT_MODEL"]) == ("stub", "stub"), "the last line that the store prints"
+
+
+def test_what_python_compiles_is_kept_for_the_next_start(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    for _, environment in make("serve"):
+        assert "PYTHONDONTWRITEBYTECODE" not in environment
 
 
 @pytest.mark.parametrize("command", LIBRARIES)
