@@ -1,7 +1,7 @@
 """Stage export: write the ONNX graph that the service runs and its model card, and check that it predicts alike.
 
-The graph takes `pixels` and gives `probabilities`, `ood_score` and `heatmaps` (chestct.engine describes them). Two
-checks compare it with what was evaluated, and a graph that fails one ends the stage:
+The graph takes `pixels` and gives `probabilities`, `ood_score`, `chest_ct` and `heatmaps` (chestct.engine has them).
+Two checks compare it with what was evaluated, and a graph that fails one ends the stage:
 
 - The logits of the float32 graph equal Keras' on real images, to `export.logit_tolerance`.
 - float16 weights move no probability by more than `export.probability_tolerance`.

@@ -1,4 +1,4 @@
-"""Opens the test folder: measures the released graph on it, answering as the service would.
+"""Opens the test folder: measures the graph of the last training on it, answering as the service would.
 
 This is no stage of dvc.yaml. It runs only if it is asked for: `make report`. Each opening adds a line to TEST_OPENINGS,
 because a test set that is often opened to choose a model no longer tests it. The figures are given for all images and

@@ -144,6 +144,7 @@ def test_its_answers_are_those_of_readme_and_the_first_tutorial(drawn: dict[str,
     (shown,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", tutorial, re.DOTALL))
     assert (shown["decision"], shown["label"]) == (drawing.decision, drawing.label)
     assert shown["probabilities"] == pytest.approx(drawing.probabilities, abs=0.01)
+    assert (shown["ood_score"], shown["chest_ct"]) == pytest.approx((drawing.ood_score, drawing.chest_ct), abs=0.05)
     assert all(f"`{reason}`" in tutorial for reason in landscape.reasons)
 
 
@@ -153,4 +154,4 @@ def test_chest_x_rays_are_rejected(card: ModelCard, faster: Engine) -> None:
     assert len(files) > 50
     scores = faster.infer(np.stack([decode(path.read_bytes(), card.input).pixels for path in files]))
     rejected = scores.chest_ct < card.thresholds.chest_ct_limit
-    assert rejected.all(), f"{(~rejected).sum()} of {len(files)} are taken for chest CT; README says none"
+    assert rejected.all(), f"{(~rejected).sum()} of {len(files)} are taken for chest CT; trust.md says none"

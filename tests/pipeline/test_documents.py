@@ -206,7 +206,7 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
     assert "**Test images of patients in train or valid**: 4 of 16. These images are no test of new patients." in sheet
     assert "Images of new scans: `test/normal/new.png`." in sheet
     assert "`valid/normal/pelvis.png` (0.5%)" in sheet
-    assert "**Scans with several labels**: `train/normal/g.png` and 1 other images." in sheet
+    assert "**Scans with several labels**: that of `train/normal/g.png` and 1 other images." in sheet
     assert "12 of the 56 readable files were grouped by looking at them" in sheet
     assert "| 0.90 | 34 | 3 | 1 | 50 | 98.0% | 97.0% | 6 |" in sheet
     assert "`train/normal/c.png`, `train/squamous/d.png`" in sheet

@@ -1,0 +1,35 @@
+"""Pages read alike on the site and on GitHub, and name the released model and every variable of `make`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from chestct.store import CARD, tag_of
+from docs.words import PAGES
+from tests.server import ROOT
+
+EXAMPLE_TAG = "chestct:0123456789abcdef"
+MEASURED = re.compile(r"^\| model \| chestct:.*$", re.MULTILINE)
+"""The model of a past measurement."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_table_and_a_heading_follow_an_empty_line(page: Path) -> None:
+    """Otherwise the site shows a table as text."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^(?!\||<!--|$).*\n(?:\||#+ ).*", text, re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_the_released_model(page: Path) -> None:
+    named = re.findall(r"chestct:[0-9a-f]{16}", MEASURED.sub("", page.read_text(encoding="utf-8")))
+    assert set(named) <= {tag_of(ROOT / "release" / CARD), EXAMPLE_TAG}
+
+
+def test_every_variable_of_make_is_in_the_table() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
+    table = page.partition("| variable | of | meaning |")[2].partition("\n\n")[0]
+    names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])}
+    assert names == set(re.findall(r"^([A-Z\d_]+) +\?=", makefile, re.MULTILINE)) | {"UPGRADE"}
