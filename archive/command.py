@@ -16,10 +16,10 @@ from chestct.buckets import Store
 from chestct.card import DISCLAIMER
 from chestct.cgroups import usable_cores
 from chestct.file_errors import CannotGoOn
+from chestct.interrupts import INTERRUPTED
 
 _INCOMPLETE: Final = 1
 _BAD_INPUT: Final = 2
-_STOPPED: Final = 130
 
 _STEPS: Final = {
     "all": "plan, run and check; the word may be left out",
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CannotGoOn as error:
         return _fail(f"error: {error}{_way_on(options)}", _BAD_INPUT)
     except KeyboardInterrupt:
-        return _fail(f"stopped{_way_on(options)}", _STOPPED)
+        return _fail(f"stopped{_way_on(options)}", INTERRUPTED)
     except BrokenPipeError:  # the reader has seen enough, as in `| head`
         return _INCOMPLETE
     return status

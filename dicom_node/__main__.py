@@ -8,6 +8,7 @@ import threading
 import warnings
 from typing import Final
 
+from chestct.interrupts import INTERRUPTED
 from dicom_node import spool
 from dicom_node.node import Node
 from dicom_node.settings import Settings, SettingsError
@@ -37,7 +38,7 @@ def main() -> None:
         place = f": {error.filename}" if error.filename else ""
         sys.exit(_failed(f"can't start: {error.strerror or error}{place}"))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def run(settings: Settings) -> None:

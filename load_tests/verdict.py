@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Final, ParamSpec
 
+from chestct.interrupts import INTERRUPTED
+
 BAD_INPUT: Final = 2
 MISSED: Final = 3
-INTERRUPTED: Final = 130
 TERMINATED: Final = 143
 """What a shell reports for a program that SIGTERM has ended."""
 

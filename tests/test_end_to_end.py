@@ -115,8 +115,7 @@ def ask(server: Server, image: bytes) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_code_of_a_stage_is_exactly_what_it_loads(project: Project, name: str) -> None:
-    of_the_packages = {"chestct/interrupts.py"}  # it ends a command at Ctrl-C, and computes nothing
-    assert set(source.modules_of(name)) == modules_loaded(project.records, name) - of_the_packages
+    assert set(source.modules_of(name)) == modules_loaded(project.records, name)
 
 
 def test_the_contact_sheet_is_kept_by_dvc_and_by_mlflow_and_never_by_git(project: Project) -> None:

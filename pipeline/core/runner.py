@@ -3,13 +3,10 @@
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
-from typing import Final
 
+from chestct.interrupts import INTERRUPTED
 from pipeline.core.errors import StageError
 from pipeline.core.params import Params
-
-INTERRUPTED: Final = 130
-"""What a shell reports for a program that Ctrl-C has ended."""
 
 
 def run(stage: Callable[..., None], *arguments: object) -> None:

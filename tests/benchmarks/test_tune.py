@@ -15,8 +15,9 @@ from PIL import Image
 
 from benchmarks import tune
 from benchmarks.tune_choice import Configuration, Latency, Measurement
+from chestct.interrupts import INTERRUPTED
 from load_tests.traffic import Outcome
-from load_tests.verdict import BAD_INPUT, INTERRUPTED, MISSED
+from load_tests.verdict import BAD_INPUT, MISSED
 from serving.settings import Settings
 
 BOUND = 0.2

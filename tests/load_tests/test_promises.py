@@ -8,10 +8,11 @@ import grpc
 import pytest
 
 from chestct import dicom
+from chestct.interrupts import INTERRUPTED
 from load_tests import images, wire
 from load_tests.promises import __main__ as hold
 from load_tests.promises import fuzz, privacy, results
-from load_tests.verdict import INTERRUPTED, MISSED
+from load_tests.verdict import MISSED
 from tests.server import Server
 
 GOOD = results.Row("what", "3", "0", False)

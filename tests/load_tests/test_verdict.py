@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from load_tests.verdict import BAD_INPUT, INTERRUPTED, LoadError, command
+from chestct.interrupts import INTERRUPTED
+from load_tests.verdict import BAD_INPUT, LoadError, command
 from tests.server import ROOT
 
 WORK = """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chestct.interrupts import INTERRUPTED
 from pipeline.core import paths, runner
 from pipeline.core.params import Params
 from tests.server import ROOT
@@ -22,7 +23,7 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_the_exit_code_of_a_shell(
     paths.PARAMS.write_bytes((ROOT / "params.yaml").read_bytes())
     with pytest.raises(SystemExit) as caught:
         runner.run(train)
-    assert caught.value.code == runner.INTERRUPTED
+    assert caught.value.code == INTERRUPTED
     assert capsys.readouterr().err == "\ntrain: stopped\n"
 
 
@@ -38,6 +39,6 @@ def test_a_command_that_is_stopped_while_it_draws_shows_no_traceback(workspace: 
             said += stage.stderr.read1()
         stage.send_signal(signal.SIGINT)
         said += stage.stderr.read()
-    assert stage.returncode == runner.INTERRUPTED
+    assert stage.returncode == INTERRUPTED
     assert said.splitlines()[-1] == b"ingest: stopped"
     assert b"Traceback" not in said
