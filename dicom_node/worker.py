@@ -132,10 +132,10 @@ class Worker:
         now = time.monotonic()
         since, attempts = self._failing.get(key, (now, 0))
         self._failing[key] = since, attempts + 1
-        metrics.FAILED.labels(self._step).inc()
         if now - since > self._settings.give_up_seconds:
             self._bury(key, reason)
             return
+        metrics.FAILED.labels(self._step).inc()
         pause = min(2.0 ** min(attempts, 20), self._settings.longest_wait_seconds)
         pause = max(pause, wait or 0)
         self._due[key] = now + pause

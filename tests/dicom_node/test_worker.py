@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
+from prometheus_client import REGISTRY
 
 from dicom_node import spool as spools
 from dicom_node.receive import check
@@ -13,6 +14,11 @@ from dicom_node.spool import Spool
 from dicom_node.worker import Worker
 from tests.dicom_node.slices import ct_slice, written
 from tests.small_disk import SmallDisk
+
+
+def failures() -> float:
+    """The failed attempts to score, as the metrics count them."""
+    return REGISTRY.get_sample_value("dicom_node_failed_total", {"step": "score"}) or 0
 
 
 def test_a_series_waits_while_the_disk_is_full_and_goes_on_later(
@@ -28,7 +34,7 @@ def test_a_series_waits_while_the_disk_is_full_and_goes_on_later(
     key, name = check(written(file), file.SOPInstanceUID)
     spool.take(key, name, written(file))
     worker = Worker(own, spool, Scorer(own), lambda files: None)
-    before = small_disk.files()
+    before, failed = small_disk.files(), failures()
     small_disk.fill()
     with caplog.at_level(logging.WARNING, "dicom_node"):
         worker.attempt(key)
@@ -42,3 +48,4 @@ def test_a_series_waits_while_the_disk_is_full_and_goes_on_later(
     small_disk.free()
     worker.attempt(key)  # it gets as far as the service, which is not there
     assert list(spools.dead_letters(own.spool)) == [(key, "the service can't be reached: ConnectionError")]
+    assert failures() - failed == 3, "an attempt counts once, also the one that is given up"
