@@ -11,8 +11,7 @@ import functools
 import os
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,6 +27,7 @@ from benchmarks.payloads import Post
 from chestct import store
 from load_tests.images import phantom, pictures
 from load_tests.server import OUTPUT, ROOT, Server, serve
+from load_tests.traffic import each_second
 from load_tests.verdict import LoadError, command
 from serving.settings import Settings, SettingsError
 
@@ -133,31 +133,12 @@ class Growth:
     def _measure(self, server: Server, requests: Path, connections: int, images: int) -> Point:
         wrk.load(server.url, requests, connections, WARM_UP)
         settle(server)
-        with most_memory(server) as most:
+        with each_second(server.memory) as memory:
             sample = wrk.load(server.url, requests, connections, self._seconds)
         settle(server)
         if not sample.rate:
             raise LoadError(f"{server.url}: no request was answered in {self._seconds} s; --seconds gives it longer")
-        return Point(images * sample.rate, sample.p99, max(most) / 1e6)
-
-
-@contextlib.contextmanager
-def most_memory(server: Server) -> Iterator[list[int]]:
-    """Collect the server's memory in bytes each second inside the `with` block."""
-    found = [server.memory()]
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(1):
-            found.append(server.memory())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
+        return Point(images * sample.rate, sample.p99, max(memory) / 1e6)
 
 
 def enlarged(megapixels: float) -> bytes:

@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import itertools
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import grpc
@@ -186,16 +188,18 @@ async def tally(ask: Callable[[], Awaitable[T]], times: int, at_once: int, name:
 
 @contextlib.contextmanager
 def each_second(measure: Callable[[], float]) -> Iterator[list[float]]:
-    """Collect a value of `measure` each second inside the `with` block. Needs a running event loop."""
-    values: list[float] = []
+    """Collect a value of `measure` now, and each second inside the `with` block. Raises its errors at the end."""
+    values = [measure()]
+    done = threading.Event()
 
-    async def keep() -> None:
-        while True:
-            values.append(await asyncio.to_thread(measure))
-            await asyncio.sleep(1)
+    def keep() -> None:
+        while not done.wait(1):
+            values.append(measure())
 
-    task = asyncio.ensure_future(keep())
-    try:
-        yield values
-    finally:
-        task.cancel()
+    with ThreadPoolExecutor(1) as pool:
+        keeping = pool.submit(keep)
+        try:
+            yield values
+        finally:
+            done.set()
+        keeping.result()

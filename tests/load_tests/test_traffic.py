@@ -1,7 +1,9 @@
 """The traffic of the load tests."""
 
 import asyncio
+import contextlib
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,22 @@ def test_an_answer_after_the_time_is_not_counted(tmp_path: Path) -> None:
 
     with pytest.raises(LoadError, match="no request was answered"):
         traffic.run(traffic.capacity(Slow(), 0.1, connections=1))  # type: ignore[arg-type]
+
+
+def test_what_fails_to_measure_each_second_is_raised_at_the_end() -> None:
+    numbers = iter([1.0])
+    failed = threading.Event()
+
+    def measure() -> float:
+        number = next(numbers, None)
+        if number is None:
+            failed.set()
+            raise LoadError("the server is gone")
+        return number
+
+    stack = contextlib.ExitStack()
+    values = stack.enter_context(traffic.each_second(measure))
+    assert failed.wait(300)
+    assert values == [1]
+    with pytest.raises(LoadError, match="the server is gone"):
+        stack.close()
