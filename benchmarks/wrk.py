@@ -42,7 +42,7 @@ def load(url: str, requests: Path, connections: int, seconds: int) -> Sample:
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     after = os.times()
     used = sum(after[2:4]) - sum(before[2:4])  # CPU time of ended child processes; only wrk ended meanwhile
-    return parse(done.stdout, url)._replace(client=used / seconds)
+    return parse(done.stderr + done.stdout, url)._replace(client=used / seconds)
 
 
 def parse(output: str, url: str) -> Sample:

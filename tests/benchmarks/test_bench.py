@@ -53,6 +53,15 @@ def test_without_wrk_s_result_there_is_no_verdict(output: str) -> None:
         wrk.parse(output, URL)
 
 
+def test_what_wrk_says_of_its_failure_is_in_the_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "wrk"
+    program.write_text("#!/bin/sh\necho unable to connect to the server >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LoadError, match="got 'unable to connect to the server'"):
+        wrk.load(URL, tmp_path, connections=1, seconds=1)
+
+
 def test_one_grpc_answer_that_is_not_good_is_no_verdict() -> None:
     (port,) = free_ports(1)  # no server listens there
     with pytest.raises(LoadError, match="expected good answers alone, got UNAVAILABLE"):
