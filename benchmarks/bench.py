@@ -39,6 +39,7 @@ from serving.settings import Settings, SettingsError
 
 PEERS: Final = ("fastapi", "fastapi-engine", "litserve", "bentoml", "flask")
 OURS: Final = ("http", "oip", "grpc-pixels", "grpc-pixels-8", "grpc-image")
+PEER_PACKAGES: Final = ("fastapi", "litserve", "flask", "keras", "tensorflow-cpu", "tensorflow")
 CONTENDERS: Final = (*OURS, "one-worker", "loops", *PEERS)
 CONNECTIONS: Final = (1, 16, 64)
 PICTURES: Final = 40
@@ -312,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     if min(options.seconds, options.rounds, options.pairs) < 1:
         raise LoadError("--seconds, --rounds and --pairs: expected 1 or more")
     load = os.getloadavg()[0]
-    machine = footprint.describe_machine()
+    machine = {**footprint.describe_machine(), "peers' packages": footprint.versions(PEER_PACKAGES)}
     with Bench(frozenset(options.only or CONTENDERS), options.seconds, options.pairs) as bench:
         bench.run(options.rounds)
     values = {**figures.compute(bench.results), **bench.footprint}

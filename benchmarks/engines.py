@@ -273,7 +273,7 @@ def document(
         "|---|---|",
         *(f"| {words} | {rate:.0f} |" for words, rate in all_cores.items()),
         "",
-        *machine_table({name: words for name, words in describe_machine().items() if "peers" not in name}),
+        *machine_table(describe_machine()),
     ]
     return "\n".join(lines) + "\n"
 

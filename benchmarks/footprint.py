@@ -21,7 +21,6 @@ REQUIREMENTS: Final = ROOT / "requirements" / "serving.txt"
 FLAGS: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
 """CPU flags that matter to the arithmetic of a network."""
 PACKAGES: Final = ("openvino", "onnxruntime", "bentoml", "uvicorn", "grpcio", "numpy", "pillow")
-PEER_PACKAGES: Final = ("fastapi", "litserve", "flask", "keras", "tensorflow-cpu", "tensorflow")
 
 
 def worker_memory(server: Server) -> float:
@@ -70,8 +69,7 @@ def describe_machine() -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": platform.release(),
         "Python": platform.python_version(),
-        "packages": _versions(PACKAGES),
-        "peers' packages": _versions(PEER_PACKAGES),
+        "packages": versions(PACKAGES),
         "commit": served_commit(),
     }
 
@@ -82,7 +80,8 @@ def machine_table(machine: Mapping[str, str]) -> list[str]:
     return ["## The machine", "", "| part | value |", "|---|---|", *rows]
 
 
-def _versions(names: tuple[str, ...]) -> str:
+def versions(names: tuple[str, ...]) -> str:
+    """The installed ones of these packages, with their versions."""
     installed = {name: metadata.version(name) for name in names if _is_installed(name)}
     return ", ".join(f"{name} {version}" for name, version in installed.items())
 

@@ -182,7 +182,7 @@ def document(
         f"| {len(rest)} others | {_cells(_total(supervisor, rest))} | {_cells(_total(worker, rest))} |",
         f"| **all** | {_cells(_total(supervisor, order))} | {_cells(_total(worker, order))} |",
         "",
-        *footprint.machine_table({name: words for name, words in machine.items() if "peers" not in name}),
+        *footprint.machine_table(machine),
     ]
     return "\n".join(lines) + "\n"
 

@@ -42,7 +42,7 @@ def document(table: Table, machine: Mapping[str, str], rounds: int) -> str:
         *(f"| {step} | {' | '.join(_cell(kind.get(step)) for kind in table.values())} |" for step in steps),
         f"| **whole** | {' | '.join(f'**{sum(kind.values()):.0f}**' for kind in table.values())} |",
         "",
-        *machine_table({name: words for name, words in machine.items() if "peers" not in name}),
+        *machine_table(machine),
     ]
     return "\n".join(lines) + "\n"
 
