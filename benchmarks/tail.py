@@ -31,11 +31,6 @@ class Tail(NamedTuple):
     wavered: int
     """Number of pairs that did not count."""
 
-    @property
-    def ratios(self) -> list[float]:
-        """The service's p99 by the loop's, for each pair."""
-        return [ours.p99 / bare.p99 for ours, bare in zip(self.service, self.loop, strict=True)]
-
 
 def compare(
     service: Callable[[], Sample], loop: Callable[[], Sample], speed: Callable[[], float], pairs: int = PAIRS

@@ -72,11 +72,6 @@ def texts() -> dict[Path, str]:
     return found
 
 
-def picture_names() -> set[str]:
-    """The names of the files in PICTURES."""
-    return {f"{name}.png" for name in _words()["pictures"] if name != "ood" or _card().ood_scores}
-
-
 def digest() -> str:
     """SHA-256 of the card. Each picture stores it as pipeline.judging.plots.NOTE."""
     return sha256_of(paths.RELEASED / CARD)

@@ -34,7 +34,6 @@ TOLERANCE: Final = 1e-5
 
 
 Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
 
 
 class Numbers(NamedTuple):
