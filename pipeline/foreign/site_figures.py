@@ -14,14 +14,13 @@ from pipeline.foreign.answering import (
     ACCEPTED_CANCER,
     ACCEPTED_NORMAL,
     NOT_CHEST_CT,
-    OUTCOMES,
     REFERRED,
     REFUSED,
     UNFAMILIAR,
     Answered,
     number_patients,
 )
-from pipeline.foreign.tally import any_cancer
+from pipeline.foreign.tally import any_cancer, share_outcomes
 from pipeline.images.classes import class_names, normal_name
 from pipeline.judging.calibration import Answers
 from pipeline.judging.metrics import resample
@@ -127,7 +126,7 @@ def measure(answered: Sequence[Answered], *, two: bool, resamples: int, seed: in
         calibration_error=_calibration_error(scores, cancer[labelled], bins, patients[labelled], resamples, seed),
         reliability=_reliability(scores, cancer[labelled], bins),
         table={name: _count(answered, labels == name) for name in names},
-        outcomes={name: _share_outcomes(outcomes[labels == name], patients[labels == name]) for name in names},
+        outcomes={name: share_outcomes(outcomes[labels == name], patients[labels == name]) for name in names},
     )
 
 
@@ -174,10 +173,6 @@ def _count(answered: Sequence[Answered], chosen: Flags) -> dict[str, int]:
             accepted = each.prediction is not None and each.prediction.decision == "accept"
             counts[str(each.prediction.label) if each.prediction and accepted else each.outcome] += 1
     return dict(counts)
-
-
-def _share_outcomes(outcomes: NDArray[np.str_], patients: Ints) -> dict[str, Share]:
-    return {name: share for name in OUTCOMES if (share := Share.of(outcomes == name, patients))}
 
 
 def _bins(scores: NDArray[np.floating]) -> Ints:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chestct.card import Estimate
 from chestct.document import Frozen, JsonFile
@@ -100,11 +101,7 @@ def count_groups(answered: Sequence[Answered]) -> tuple[Group, ...]:
                 slices=len(some),
                 patients=len(np.unique(patients[chosen])),
                 slices_alone=sum(each.file.alone for each in some),
-                outcomes={
-                    name: share
-                    for name in OUTCOMES
-                    if (share := Share.of(np.array([each.outcome == name for each in some]), patients[chosen]))
-                },
+                outcomes=share_outcomes(np.array([each.outcome for each in some]), patients[chosen]),
                 labels=_count(str(each.prediction.label) for each in accepted if each.prediction),
                 reasons=_count(reason for each in some if each.prediction for reason in each.prediction.reasons),
                 problems=_count(each.problem for each in some if each.problem),
@@ -145,6 +142,11 @@ def separate(answered: Sequence[Answered], *, resamples: int, seed: int) -> dict
             caveat=_caveat(some),
         )
     return found
+
+
+def share_outcomes(outcomes: NDArray[np.str_], patients: NDArray[np.int64]) -> dict[str, Share]:
+    """The share of each outcome among the `outcomes` [N] of slices of `patients` [N]."""
+    return {name: share for name in OUTCOMES if (share := Share.of(outcomes == name, patients))}
 
 
 def any_cancer(answered: Answered) -> float:
