@@ -53,9 +53,9 @@ least to the most with five (94 %). If an answer is not good, the run ends witho
 
 - **What is sent**: drawn phantoms in turn, one in each request, the same in each run: {files}, of {width} x {height}
   pixels and {least} to {most} KB, {mean} KB on average. The middle one of the real set's pictures, nearly all of them
-  PNG, has that size, and half of the files have 78 to 112 KB. One picture in forty of the real set is a close call,
-  which the service computes again in float32. One phantom in seven is a close call, so the phantoms were chosen to
-  have one in forty too. `pixels` are the decoded phantoms.
+  PNG, has that size, and half of the files have 78 to 112 KB. One slice in twenty of the real set is a close call,
+  which the service computes again in float32, unless it computes all in float32. The phantoms were chosen to have as
+  many. `pixels` are the decoded phantoms.
 - **HTTP** is driven by wrk, a client in C, with one thread on the same cores. It corrects its latencies for requests
   that a slow answer kept it from sending.
 - **gRPC** is driven by grpcio's asyncio client, with requests that are serialised once. The client takes more of the

@@ -6,15 +6,19 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks import bench, bench_report, figures, footprint, grpc_load, tail, wrk
 from benchmarks.figures import Row
 from benchmarks.payloads import Post
 from benchmarks.wrk import Sample
+from chestct.engine import Scores
+from chestct.store import StoredModel
 from load_tests import traffic
 from load_tests.images import SIZE, pictures
-from load_tests.server import free_ports
+from load_tests.server import ROOT, free_ports
 from load_tests.verdict import BAD_INPUT, LoadError
 from serving.settings import Settings
 
@@ -34,6 +38,26 @@ RESULTS = {
     Row("decode-infer", 1): [Sample(250), Sample(240)],
     Row("decode-infer", 2): [Sample(240), Sample(275)],
 }
+
+
+def test_what_is_sent_has_as_many_close_calls_as_real_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    even, sure = [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]
+    probabilities = np.array([even if index % 5 == 0 else sure for index in range(bench.CANDIDATES)], np.float32)
+
+    class StubEngine:
+        def __init__(self, graph: Path) -> None:
+            pass
+
+        def infer(self, pixels: NDArray[np.uint8]) -> Scores:
+            assert len(pixels) == bench.CANDIDATES
+            zeros = np.zeros(len(pixels), np.float32)
+            return Scores(probabilities, zeros, zeros, probabilities[..., None, None])
+
+    monkeypatch.setattr(bench, "Engine", StubEngine)
+    sent = bench.usual_pictures(StoredModel("chestct:released", ROOT / "release"))
+    drawn = pictures(bench.CANDIDATES)
+    assert [drawn.index(picture) % 5 == 0 for picture in sent].count(True) == bench.CLOSE_CALLS
+    assert len(sent) == bench.PICTURES == len(set(sent))
 
 
 def test_wrk_s_last_line_is_the_sample() -> None:
