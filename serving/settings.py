@@ -59,7 +59,7 @@ class Settings(EnvironmentSettings, env_prefix=PREFIX):
     arithmetic: Arithmetic = "int8"
     """The fastest arithmetic to compute in, if the model's card allows it and the CPU has instructions for it.
 
-    Otherwise the next slower one is used. With float32, answers are the same on every CPU."""
+    Otherwise the next slower one is used. With float32, probabilities are the same on every CPU to five digits."""
     decode_threads: Annotated[int, Field(ge=1, le=64)] = Field(
         default_factory=_cores_per_worker, json_schema_extra={"default": "usable cores / workers"}
     )

@@ -1,5 +1,6 @@
-"""Pages read alike on the site and on GitHub, and name the released model and every variable of `make`."""
+"""Pages read alike on the site and on GitHub, and name the released model, places in the code, and variables."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def test_every_variable_of_make_is_in_the_table() -> None:
     table = page.partition("| variable | of | meaning |")[2].partition("\n\n")[0]
     names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.partition(" | ")[0])}
     assert names == set(re.findall(r"^([A-Z\d_]+) +\?=", makefile, re.MULTILINE)) | {"UPGRADE"}
+
+
+def test_the_places_in_the_log_s_example_are_those_functions() -> None:
+    page = (ROOT / "docs/reference/logs-and-traces.md").read_text(encoding="utf-8")
+    places = re.findall(r'"(serving/[\w/]+\.py):(\d+) (\w+)"', page)
+    assert len(places) == 3
+    for file, line, name in places:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        found = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+        assert any(each.name == name and each.lineno <= int(line) <= (each.end_lineno or 0) for each in found), file
