@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from chestct.prediction import RULES
 from chestct.store import CARD, tag_of
 from docs.words import PAGES
 from tests.server import ROOT
@@ -44,3 +45,9 @@ def test_the_places_in_the_log_s_example_are_those_functions() -> None:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         found = [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
         assert any(each.name == name and each.lineno <= int(line) <= (each.end_lineno or 0) for each in found), file
+
+
+def test_the_table_of_rules_is_that_of_the_code() -> None:
+    page = (ROOT / "docs/explanation/trust.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (refer|reject)\b", page, re.MULTILINE)
+    assert rows == [(rule.name, rule.decision) for rule in RULES]
