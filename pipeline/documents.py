@@ -133,7 +133,7 @@ def _columns(audit: dict[str, Any]) -> dict[str, dict[str, int]]:
 def _of_known_scans(audit: dict[str, Any]) -> str:
     """What the name of the test folder adds, so that none of its figures is taken for one of new patients."""
     known, every = (sum(counts.values()) for counts in (audit["test_of_known_scans"], audit["images"]["test"]))
-    return f", {known} of {every} of scans in train or valid" if known else ""
+    return f", {known} of {every} from scans in train or valid" if known else ""
 
 
 def _openings(card: ModelCard) -> list[dict[str, str]] | None:
@@ -145,7 +145,7 @@ def _openings(card: ModelCard) -> list[dict[str, str]] | None:
 
 
 def _size(metrics: Metrics) -> str:
-    return f"{metrics.images} of {metrics.scans} scans"
+    return f"{metrics.images} images of {metrics.scans} scans"
 
 
 def _row(*cells: object) -> str:

@@ -116,15 +116,18 @@ def test_the_test_folder_is_said_to_have_scans_of_train_wherever_its_figures_are
     plant(audit=AUDIT, metrics=metrics)
     documents.README.write_text("Read me.\n", encoding="utf-8")
     texts = documents.texts()
-    name = "test folder, 4 of 16 of scans in train or valid"
-    assert f"| figure | out-of-fold (40 of 20 scans) | {name} (40 of 20 scans) |" in texts[documents.MODEL_CARD]
+    name = "test folder, 4 of 16 from scans in train or valid"
+    assert (
+        f"| figure | out-of-fold (40 images of 20 scans) | {name} (40 images of 20 scans) |"
+        in texts[documents.MODEL_CARD]
+    )
     assert f"\nT{name[1:]}:\n\n| class | images |" in texts[documents.MODEL_CARD]
     assert f"| {name} | 40 | 20 | 0.900" in texts[documents.README]
     assert "4 of the 16 test images are of scans that are also in train or valid" in texts[documents.README]
 
     plant(audit=AUDIT | {"test_of_known_scans": each(0)}, metrics=metrics)
     texts = documents.texts()
-    assert "| test folder (40 of 20 scans) |" in texts[documents.MODEL_CARD]
+    assert "| test folder (40 images of 20 scans) |" in texts[documents.MODEL_CARD]
     assert "scans that are also in train" not in texts[documents.README]
     plant(audit=AUDIT)
     assert "test images are of scans" not in documents.texts()[documents.README], "it was not opened"
@@ -197,7 +200,7 @@ def test_a_whole_card_and_audit_are_written_with_pictures_instead_of_the_old_one
         path.read_text(encoding="utf-8") for path in (documents.MODEL_CARD, documents.DATA_SHEET, documents.README)
     )
     figures = "40 | 20 | 0.900 (0.850 to 0.950) | 0.900 (0.850 to 0.950) |"
-    assert f"| test folder, 4 of 16 of scans in train or valid | {figures}" in readme
+    assert f"| test folder, 4 of 16 from scans in train or valid | {figures}" in readme
     assert readme.startswith("Before.")
     assert readme.endswith("After.\n")
     assert "stale" not in readme
