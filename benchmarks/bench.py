@@ -15,24 +15,21 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import bench_report, figures, footprint, grpc_load, tail, wrk
+from benchmarks import bench_report, figures, footprint, grpc_load, payloads, tail, wrk
 from benchmarks.figures import Row
 from benchmarks.loops import Loops
 from benchmarks.payloads import Payloads, Post
 from benchmarks.wrk import Sample
 from chestct import store
-from chestct.engine import Engine
-from chestct.image import decode
-from chestct.store import StoredModel
+from chestct.engine import load
 from load_tests import traffic
-from load_tests.images import pictures
 from load_tests.server import OUTPUT, ROOT, Server, free_ports, serve, start
 from load_tests.verdict import MISSED, LoadError, command
 from serving.settings import Settings, SettingsError
@@ -42,11 +39,6 @@ OURS: Final = ("http", "oip", "grpc-pixels", "grpc-pixels-8", "grpc-image")
 PEER_PACKAGES: Final = ("fastapi", "litserve", "flask", "keras", "tensorflow-cpu", "tensorflow")
 CONTENDERS: Final = (*OURS, "one-worker", "loops", *PEERS)
 CONNECTIONS: Final = (1, 16, 64)
-PICTURES: Final = 40
-CLOSE_CALLS: Final = 2
-"""Close calls among the PICTURES, which int8 and bfloat16 compute twice. Of 40 real slices as many are."""
-CANDIDATES: Final = 80
-"""Phantoms to choose from. They hold enough of either kind."""
 SHARE: Final = 0.7
 """Rate of the evenly spaced requests, as a share of the capacity over 16 connections."""
 TOGETHER: Final = 8
@@ -71,16 +63,6 @@ Plan = dict[Row, Measure]
 """The measurements of each round, in order."""
 
 
-def usual_pictures(model: StoredModel) -> list[tuple[str, bytes]]:
-    """Return phantoms with as many close calls for the model as real slices have, in the order of their seeds."""
-    card, candidates = model.read_card(), pictures(CANDIDATES)
-    pixels = np.stack([decode(data, card.input).pixels for _, data in candidates])
-    close = card.close_calls.find(Engine(model.graph).infer(pixels).probabilities)
-    others = np.setdiff1d(np.arange(CANDIDATES), close)
-    chosen = [*close[:CLOSE_CALLS], *others[: PICTURES - CLOSE_CALLS]]
-    return [candidates[index] for index in sorted(chosen)]
-
-
 class Bench:
     """Starts the chosen contenders and measures them. As a context manager it ends what it started."""
 
@@ -92,7 +74,7 @@ class Bench:
         self.pairs: Final = pairs
         self.settings: Final = Settings.read()
         self.model: Final = store.find(self.settings.model)
-        self.images: Final = usual_pictures(self.model)
+        self.images: Final = payloads.usual_pictures(self.model)
         self.payloads: Final = Payloads(self.model.read_card(), self.images)
         self.results: Final[dict[Row, list[Sample]]] = {}
         self.footprint: Final[dict[str, list[float]]] = {}
@@ -101,6 +83,11 @@ class Bench:
         self._ours: Server | None = None
         self._loops: Loops | None = None
         self.wavered = 0
+
+    def arithmetic(self) -> str:
+        """What the engine computes in here."""
+        card, fastest = self.model.read_card(), self.settings.arithmetic
+        return load(self.model.graph, card, fastest=fastest, only_smallest=True).arithmetic
 
     def __enter__(self) -> "Bench":
         try:
@@ -292,11 +279,14 @@ def _cpu_seconds(server: Server) -> float:
 
 
 def accept(report: bench_report.Report) -> None:
-    """Store the ratios, with which later runs are compared. Raises LoadError if the report is not reliable."""
+    """Store the ratios, for later runs to be compared with. Raises LoadError if the report is not reliable."""
     if doubts := bench_report.caution(report):
         raise LoadError(f"a run with {doubts} is not to be relied on, so its ratios are not accepted; run it again")
-    about = "{commit} on {CPU}, {cores} cores".format(**report.machine)
-    figures.accept(report.values, about)
+    figures.accept(report.values, kind(report.machine), report.machine["commit"])
+
+
+def kind(machine: Mapping[str, str]) -> str:
+    return figures.kind_of_machine(machine["arithmetic"], int(machine["cores"]))
 
 
 @command("bench", store.NoModel, SettingsError)
@@ -317,9 +307,11 @@ def main(arguments: list[str] | None = None) -> int:
     with Bench(frozenset(options.only or CONTENDERS), options.seconds, options.pairs) as bench:
         bench.run(options.rounds)
     values = {**figures.compute(bench.results), **bench.footprint}
-    fallen = figures.find_fallen(values, figures.read_ratios())
+    machine |= {"model": bench.model.tag, "arithmetic": bench.arithmetic()}
+    accepted = figures.read_ratios().get(kind(machine), {})
+    fallen = figures.find_fallen(values, accepted)
     report = bench_report.Report(
-        {**machine, "model": bench.model.tag, "settings": bench_report.describe_settings(bench.settings)},
+        {**machine, "settings": bench_report.describe_settings(bench.settings)},
         bench.results,
         values,
         bench.images,
@@ -334,6 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.accept:
         accept(report)
         return 0
+    if not accepted:
+        print(f"No ratios are accepted for {kind(machine)}; on a quiet machine, --accept writes them.")
     print(*(f"FELL  {line}" for line in fallen), sep="\n", end="\n" if fallen else "")
     return MISSED if fallen else 0
 

@@ -86,8 +86,9 @@ least to the most with five (94 %). If an answer is not good, the run ends witho
 - **Installed size** is that of the distributions that `requirements/serving.txt` pins, without bytecode, after
   `image/slim.py` has removed what serves no request. The image has them so.
 
-`benchmarks/ratios.yaml` has the last accepted ratios. `make bench` fails if one is more than 15 % worse.
-`python -m benchmarks.bench --accept` writes them. `benchmarks/figures.yaml` has the bounds.
+`benchmarks/ratios.yaml` has the last accepted ratios of machines with as many cores and the same arithmetic. `make
+bench` fails if the whole interval of one is more than 15 % worse. `python -m benchmarks.bench --accept` writes them.
+`benchmarks/figures.yaml` has the bounds.
 """
 
 

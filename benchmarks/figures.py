@@ -15,6 +15,9 @@ from load_tests.check import read_yaml
 
 FIGURES: Final = Path(__file__).with_name("figures.yaml")
 RATIOS: Final = Path(__file__).with_name("ratios.yaml")
+Ratios = dict[str, dict[str, Annotated[float, Field(gt=0)]]]
+"""By kind of machine: the last accepted ratios by name. The slower the engine, the less the rest of a server matters,
+so ratios of different kinds can't be compared."""
 TOLERANCE: Final = 0.15
 """Share by which a ratio may be worse than the accepted one."""
 CONNECTIONS: Final = 16
@@ -74,11 +77,14 @@ def read_figures(path: Path = FIGURES) -> dict[str, Figure]:
     return read_yaml(path, TypeAdapter(dict[str, Figure]), "figures by name")
 
 
-def read_ratios(path: Path = RATIOS) -> dict[str, float]:
-    """Read the last accepted ratios by name; empty if there are none. Raises LoadError."""
-    if not path.is_file():
-        return {}
-    return read_yaml(path, TypeAdapter(dict[str, Annotated[float, Field(gt=0)]]), "ratios by name")
+def kind_of_machine(arithmetic: str, cores: int) -> str:
+    """The machines whose ratios can be compared with each other."""
+    return f"{arithmetic}, {cores} cores"
+
+
+def read_ratios(path: Path = RATIOS) -> Ratios:
+    """Read the last accepted ratios; empty if there are none. Raises LoadError."""
+    return read_yaml(path, TypeAdapter(Ratios), "ratios by machine and name") if path.is_file() else {}
 
 
 def compute(results: Results) -> dict[str, list[float]]:
@@ -116,23 +122,27 @@ def _best(results: Results, loop: str) -> list[float]:
 
 
 def find_fallen(values: Mapping[str, Sequence[float]], accepted: Mapping[str, float]) -> list[str]:
-    """Return a line for each ratio whose median is worse than the accepted one by more than TOLERANCE."""
+    """Return a line for each ratio whose whole interval is worse than the accepted one by more than TOLERANCE."""
     figures = read_figures()
     lines = []
     for name, before in accepted.items():
         if name not in values or name not in figures:
             continue
-        now = float(np.median(values[name]))
-        if (worse := figures[name].worse_by(now, before)) > TOLERANCE:
-            lines.append(
-                f"{name}: {now:.2f}, accepted {before:.2f}: {worse:.0%} worse, expected at most {TOLERANCE:.0%}"
-            )
+        ends = interval(values[name])
+        if min(figures[name].worse_by(end, before) for end in ends) > TOLERANCE:
+            measured = f"{np.median(values[name]):.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+            lines.append(f"{name}: {measured}, accepted {before:.2f}: all of it is more than {TOLERANCE:.0%} worse")
     return lines
 
 
-def accept(values: Mapping[str, Sequence[float]], about: str, path: Path = RATIOS) -> None:
-    """Write the medians as the accepted ratios. Ratios that were not measured stay."""
+def accept(values: Mapping[str, Sequence[float]], kind: str, commit: str, path: Path = RATIOS) -> None:
+    """Write the medians as the accepted ratios of this kind of machine. Ratios that were not measured stay."""
     figures = read_figures()
     ratios = {name: round(float(np.median(v)), 3) for name, v in values.items() if figures[name].unit == "x"}
-    text = yaml.safe_dump(read_ratios(path) | ratios)
-    path.write_text(f"# The ratios last accepted by `python -m benchmarks.bench --accept`: {about}.\n{text}")
+    accepted = read_ratios(path)
+    accepted[kind] = accepted.get(kind, {}) | ratios
+    path.write_text(
+        f"# `python -m benchmarks.bench --accept` writes these ratios by kind of machine, last at {commit}.\n"
+        + yaml.safe_dump(accepted),
+        encoding="utf-8",
+    )

@@ -3,14 +3,24 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 from urllib3.filepost import encode_multipart_formdata
 
 from chestct.card import ModelCard
+from chestct.engine import Engine
 from chestct.image import decode
+from chestct.store import StoredModel
 from load_tests import payloads, wire
+from load_tests.images import pictures
+
+PICTURES: Final = 40
+CLOSE_CALLS: Final = 2
+"""Close calls among the PICTURES, which int8 and bfloat16 compute twice. Of 40 real slices as many are."""
+CANDIDATES: Final = 80
+"""Phantoms to choose from. They hold enough of either kind."""
 
 
 class Post(NamedTuple):
@@ -63,3 +73,13 @@ class Payloads:
     def grpc_image(self) -> list[bytes]:
         """Return serialised gRPC requests with the file as a BYTES element."""
         return [payloads.image_message(data).SerializeToString() for _, data in self._images]
+
+
+def usual_pictures(model: StoredModel) -> list[tuple[str, bytes]]:
+    """Return phantoms with as many close calls for the model as real slices have, in the order of their seeds."""
+    card, candidates = model.read_card(), pictures(CANDIDATES)
+    pixels = np.stack([decode(data, card.input).pixels for _, data in candidates])
+    close = card.close_calls.find(Engine(model.graph).infer(pixels).probabilities)
+    others = np.setdiff1d(np.arange(CANDIDATES), close)
+    chosen = [*close[:CLOSE_CALLS], *others[: PICTURES - CLOSE_CALLS]]
+    return [candidates[index] for index in sorted(chosen)]
