@@ -55,7 +55,7 @@ class Settings(EnvironmentSettings, env_prefix=PREFIX):
     )
     """CPU threads for an image while no worker has another one. It is then answered sooner.
 
-    With no more than ENGINE_THREADS there is no such engine. It costs about 45 MB a worker."""
+    With no more than ENGINE_THREADS there is no such engine. It costs some 40 MB a worker."""
     arithmetic: Arithmetic = "int8"
     """The fastest arithmetic to compute in, if the model's card allows it and the CPU has instructions for it.
 
@@ -67,7 +67,7 @@ class Settings(EnvironmentSettings, env_prefix=PREFIX):
     largest_batch: Annotated[int, Field(ge=1, le=64)] = 2
     """Most images in one inference.
 
-    Larger batches gain nothing on a CPU core, and each size costs about 50 MB a worker."""
+    Larger batches gain nothing on a CPU core, and each size costs some 50 MB a worker."""
     queue_size: Annotated[int, Field(ge=1, le=10_000)] = 256
     """Most images that wait for the engine, per worker. Further requests are refused with 429.
 
