@@ -29,6 +29,8 @@ README: Final = Path("README.md")
 BAD_INPUT: Final = 2
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
+_UNKNOWN: Final = Estimate(value=0, low=0, high=1)
+"""What a card says of a figure that could not be measured, for lack of images (pipeline.judging.metrics)."""
 
 
 def write() -> None:
@@ -154,7 +156,7 @@ def _row(*cells: object) -> str:
 
 
 def _interval(estimate: Estimate | StrictUndefined) -> str:
-    return "not measured" if isinstance(estimate, StrictUndefined) else in_words(estimate)
+    return "not measured" if isinstance(estimate, StrictUndefined) or estimate == _UNKNOWN else in_words(estimate)
 
 
 def _spread(values: Iterable[float]) -> str:

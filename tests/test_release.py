@@ -15,7 +15,7 @@ from chestct.digests import SUMS, check_sums
 from chestct.engine import Engine, has_instructions, load
 from chestct.image import decode
 from chestct.prediction import Prediction, decide
-from chestct.store import CARD, GRAPH
+from chestct.store import CARD, GRAPH, tag_of
 from load_tests.images import phantom
 from pipeline.core import paths
 from pipeline.judging.worst_style import worst_style
@@ -142,6 +142,7 @@ def test_its_answers_are_those_of_readme_and_the_first_tutorial(drawn: dict[str,
     assert float(confidence) == pytest.approx(drawing.confidence, abs=0.02)
     tutorial = (ROOT / "docs/tutorials/first-prediction.md").read_text(encoding="utf-8")
     (shown,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", tutorial, re.DOTALL))
+    assert shown["model"] == tag_of(RELEASE / CARD)
     assert (shown["decision"], shown["label"]) == (drawing.decision, drawing.label)
     assert shown["probabilities"] == pytest.approx(drawing.probabilities, abs=0.01)
     assert (shown["ood_score"], shown["chest_ct"]) == pytest.approx((drawing.ood_score, drawing.chest_ct), abs=0.05)

@@ -111,6 +111,15 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 @pytest.mark.usefixtures("workspace")
+def test_a_figure_that_no_image_could_give_is_not_given_as_zero() -> None:
+    metrics = tiny_metrics().model_copy(update={"roc_auc": Estimate(value=0, low=0, high=1)})
+    plant(metrics={"out_of_fold": metrics})
+    card = documents.texts()[documents.MODEL_CARD]
+    assert "| ROC AUC, one class against the rest | not measured |" in card
+    assert "0.000 (0.000 to 1.000)" not in card
+
+
+@pytest.mark.usefixtures("workspace")
 def test_the_test_folder_is_said_to_have_scans_of_train_wherever_its_figures_are() -> None:
     metrics = {name: tiny_metrics() for name in ("out_of_fold", "test")}
     plant(audit=AUDIT, metrics=metrics)
