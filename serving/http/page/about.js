@@ -55,7 +55,13 @@ export function tableRow(title, cells, note = "") {
 
 export const figureRow = (key, splits) => tableRow(WORDS.figures[key], splits.map((metrics) => estimate(metrics[key], !UNMARKED.includes(key))));
 
-export function estimate({ value, low, high }, marked) {
+/** Whether a figure could not be measured, for lack of images. The card then says 0, with an interval from 0 to 1. */
+const unknown = ({ value, low, high }) => value === 0 && low === 0 && high === 1;
+
+/** Draw a figure with its interval, or a dash if it was not measured. */
+export function estimate(found, marked) {
+  if (!found || unknown(found)) return element("td", {}, "–");
+  const { value, low, high } = found;
   const range = `${(100 * low).toFixed(1)}–${(100 * high).toFixed(1)}`;
   const cell = element("td", {}, percent(value), element("small", {}, range));
   if (marked) {

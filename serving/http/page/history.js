@@ -4,7 +4,7 @@ import { byId, element, pngUrl } from "./elements.js";
 import { items, open } from "./queue.js";
 import { evidence } from "./result.js";
 import { TEXT } from "./text.js";
-import { bytes, countsOf, errorWords, outcome, percentages, titleOf, verdictOf } from "./words.js";
+import { bytes, cancersOf, chance, countsOf, errorWords, outcome, percentages, titleOf, verdictOf } from "./words.js";
 
 const rows = new Map();
 
@@ -89,6 +89,8 @@ function entry(item) {
     const { label } = prediction;
     const shares = percentages(prediction);
     const each = Object.entries(shares).map(([name, share]) => `${titleOf(current, name)} ${share}`);
+    const together = cancersOf(prediction, current);
+    if (together !== null) each.push(`${TEXT.cancers} ${chance(together)}`);
     if (label) lines.push(TEXT.said(titleOf(current, label), `${shares[label]}`));
     lines.push(verdictOf(prediction).explain);
     if (label) lines.push(`${TEXT.page.probabilities}: ${each.join(", ")}.`);

@@ -2,7 +2,7 @@
 
 import { byId, element, icon, onTrack, row } from "./elements.js";
 import { TEXT } from "./text.js";
-import { chance, list, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
+import { cancersOf, chance, list, percent, percentages, reasonsOf, titleOf, verdictOf, warningsOf } from "./words.js";
 
 /** Share of the limit up to which a distance counts as near, not just as within the limit. */
 const NEAR = 0.8;
@@ -68,9 +68,9 @@ function bar(prediction, model, name, shown) {
 }
 
 /** Draw the sum of all cancers, with the limit that overrides the label "normal". */
-function cancers({ label, probabilities }, model) {
-  if (!model || label !== model.normal) return [];
-  const together = Object.entries(probabilities).reduce((sum, [name, p]) => (name === model.normal ? sum : sum + p), 0);
+function cancers(prediction, model) {
+  const together = cancersOf(prediction, model);
+  if (together === null) return [];
   const limit = model.thresholds.any_cancer;
   const marks = [onTrack("fill", { width: together }), tick(limit)];
   return [barItem(TEXT.cancers, chance(together), marks, [TEXT.cancerLimit(percent(limit, 0))], "sum")];

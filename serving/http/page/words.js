@@ -63,6 +63,12 @@ export const reasonsOf = ({ reasons }, model) => reasons.map((name) => TEXT.rule
 export const warningsOf = ({ warnings }, model) =>
   warnings.filter((name) => name !== "meaningless_probabilities").map((name) => TEXT.warnings[name] ?? model?.warnings?.[name] ?? plain(name));
 
+/** Return the probability of all cancers together if the label is normal, which they may overrule; otherwise null. */
+export function cancersOf({ label, probabilities }, model) {
+  if (!label || label !== model?.normal) return null;
+  return Object.entries(probabilities).reduce((sum, [name, share]) => (name === label ? sum : sum + share), 0);
+}
+
 /** Return a queue item's outcome in a few words, with its tone (which also names its symbol). */
 export function outcome(item, model) {
   const { state, prediction, error, due } = item;

@@ -87,7 +87,7 @@ def test_a_picture_that_is_no_ct_gets_no_label_and_no_heat_map(visit: Visit) -> 
     visit.sees("result", "Not a chest CT")
     without_a_label(visit)
     expect(visit.page.locator("#against")).to_contain_text(WORDS["not_chest_ct"])
-    expect(visit.page.locator("#against")).to_contain_text("and must be 30.0\u00a0%")
+    expect(visit.page.locator("#against")).to_contain_text("and must be at least 30.0\u00a0%")
     assert not visit.page.get_by_text("distance").is_visible()
 
 

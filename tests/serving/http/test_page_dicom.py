@@ -12,7 +12,7 @@ from pydicom import uid
 
 from chestct import dicom
 from pipeline.images.classes import CLASSES, TITLES
-from tests.browser import Visit, needs_chromium, png, upload
+from tests.browser import PHONE, Visit, needs_chromium, png, upload
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
 
@@ -152,6 +152,19 @@ def test_a_series_is_one_stack_in_the_order_of_its_places(visit: Visit) -> None:
     page.locator("#stack-strip i").last.click()
     expect(page.locator("#file-name")).to_have_text("0.dcm")
     expect(page.locator("#stack-strip .here")).to_have_count(1)
+
+
+@pytest.mark.parametrize("visit", [PHONE], ids=["phone"], indirect=True)
+def test_on_a_phone_a_stack_is_scrolled_right_below_its_picture(visit: Visit) -> None:
+    visit.page.set_input_files("#file", series(2))
+    visit.sees("result", "Answer given")
+    picture, slider, answer = (
+        visit.page.locator(f"#{name}").bounding_box() for name in ("screen", "stack-slider", "outcome")
+    )
+    assert picture
+    assert slider
+    assert answer
+    assert picture["y"] < slider["y"] < answer["y"]
 
 
 def zipped(files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:

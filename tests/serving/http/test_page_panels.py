@@ -92,6 +92,12 @@ def test_about_tells_figures_intervals_splits_caveats_and_lineage(visit: Visit) 
         expect(about).to_contain_text(words)
 
 
+def test_about_gives_no_number_for_a_figure_that_could_not_be_measured(visit: Visit) -> None:
+    draw = "found => import('/page/about.js').then(about => about.estimate(found, true).textContent)"
+    assert visit.page.evaluate(draw, {"value": 0, "low": 0, "high": 1}) == "\u2013"  # as a class without images has it
+    assert visit.page.evaluate(draw, {"value": 0, "low": 0, "high": 0.7}) == "0.0\u00a0%0.0\u201370.0"
+
+
 @pytest.mark.parametrize("visit", [PHONE], ids=["phone"], indirect=True)
 def test_about_is_one_screen_on_a_phone(visit: Visit) -> None:
     assert visit.page.locator("#about").evaluate("about => about.offsetHeight") <= PHONE[1]
@@ -212,6 +218,14 @@ def test_a_visit_is_exported_printed_and_cleared(visit: Visit) -> None:
     expect(page.locator("#main")).to_have_attribute("data-state", "empty")
     expect(page.locator("#history")).to_be_hidden()
     assert page.locator("#thumbs li").count() == 0
+
+
+def test_the_report_adds_up_the_cancers_as_the_page_does_if_the_label_is_normal(visit: Visit) -> None:
+    visit.choose(upload(png(CLASSES.index("normal"))))
+    visit.sees("result", "Answer given")
+    together = visit.page.locator("#bars .sum .bar-value").inner_text()
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(visit.page.locator("#report-entries")).to_contain_text(f"The cancers together {together}.")
 
 
 def test_in_forced_colours_what_is_chosen_and_the_bars_can_be_seen(visit: Visit) -> None:

@@ -49,7 +49,7 @@ export function checks({ others, checks: found, baselines }) {
   return [
     ...compare(WORDS.others, others, [WORDS.shares.rejected], (one) => [[element("td", {}, percent(one.rejected))], WORDS.images(one.images)]),
     ...compare(WORDS.changes, found, [WORDS.share], (one) => [[estimate(one, false)]]),
-    ...compare(WORDS.simpler, baselines, keys.map((key) => WORDS.figures[key]), (one) => [keys.map((key) => (one[key] ? estimate(one[key], true) : element("td", {}, "–")))]),
+    ...compare(WORDS.simpler, baselines, keys.map((key) => WORDS.figures[key]), (one) => [keys.map((key) => estimate(one[key], true))]),
   ];
 }
 
