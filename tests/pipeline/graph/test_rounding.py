@@ -8,7 +8,7 @@ import onnx
 import openvino
 import pytest
 
-from chestct.engine import Engine, Ranges
+from chestct.engine import Engine, Ranges, has_instructions
 from pipeline.core.params import Export
 from pipeline.graph.rounding import draw_images, measure_ranges, spread, with_float16_weights
 from pipeline.graph.to_onnx import serving_graph
@@ -57,6 +57,7 @@ def executed(graph: Path, ranges: Ranges) -> list[str]:
     return [kind["runtimePrecision"].value for kind in kinds if kind["layerType"].value == "Convolution"]
 
 
+@pytest.mark.skipif(not has_instructions("int8"), reason="int8 is exact only on a CPU with instructions for it")
 def test_int8_computes_nearly_the_same_from_the_file_of_weights_in_float16(exact: onnx.ModelProto, graph: Path) -> None:
     ranges = measure_ranges(exact, PIXELS, wanted())
     rounded = Engine(graph, batch_sizes=(1, 8), arithmetic="int8", ranges=ranges)
