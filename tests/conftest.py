@@ -6,10 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml._internal.models import ModelStore
 
-from tests.server import ROOT, Server, environment, import_tiny_model, serve
+from tests.server import ROOT, Server, environment, import_tiny_model, model_store_at, serve
 from tests.small_disk import SmallDisk, mount
 from tests.waiting import wait_until
 
@@ -43,12 +41,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def model_store(tmp_path: Path) -> Iterator[Path]:
-    """The folder of an empty model store. BentoML reads BENTOML_HOME once in a process, so the store is replaced."""
+    """The folder of an empty model store, which is the one of this process."""
     folder = tmp_path / "bentoml" / "models"
     folder.mkdir(parents=True)
-    BentoMLContainer.model_store.set(ModelStore(folder))
-    yield folder
-    BentoMLContainer.model_store.reset()
+    with model_store_at(folder):
+        yield folder
 
 
 @pytest.fixture

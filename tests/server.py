@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pytest
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.models import ModelStore
 
+from chestct import store
 from chestct.store import CARD
 from load_tests import server
 from tests.graphs import tiny_model
@@ -31,6 +34,13 @@ class Server(NamedTuple):
     log: Path
 
 
+@contextlib.contextmanager
+def model_store_at(folder: Path) -> Iterator[None]:
+    """Make this folder the model store. BentoML reads BENTOML_HOME once in a process, so the store is replaced."""
+    with BentoMLContainer.model_store.patch(ModelStore(folder)):
+        yield
+
+
 def environment(home: Path, **settings: str) -> dict[str, str]:
     """Return this process's environment with another BentoML home, and with these settings alone."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CHESTCT_", "BENTOML_"))}
@@ -46,12 +56,11 @@ def import_tiny_model(home: Path, data_source: Literal["local", "synthetic"] = "
 
 
 def import_model(home: Path, folder: Path) -> str:
-    """Import the model in `folder` in a new process, since BentoML reads its home at import. Returns the tag."""
-    code = "import sys, pathlib, chestct.store as store; print(store.import_model(pathlib.Path(sys.argv[1])))"
-    home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", code, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(home), check=True, capture_output=True, timeout=300)
-    return done.stdout.decode().split()[-1]
+    """Import the model in `folder` into the store of this home. Returns its tag."""
+    models = home / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    with model_store_at(models):
+        return store.import_model(folder)
 
 
 def bentoml(*command: str, home: Path, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -2,35 +2,22 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from chestct import store
 from chestct.card import Adaptation, ModelCard
 from tests.graphs import tiny_model
+from tests.server import ROOT, environment, model_store_at
 
-# A separate process, because BentoML fixes the folder of its store at import.
-SCRIPT = """
-import sys
-from pathlib import Path
-from chestct import store
-
-for line in sys.argv[1:]:
-    kind, _, value = line.partition("=")
-    try:
-        match kind:
-            case "import":
-                print(store.import_model(Path(value)))
-            case "find":
-                found = store.find(value or None)
-                print(found.tag, found.graph.is_file(), found.read_card().lineage.data_source)
-    except Exception as error:
-        print(type(error).__name__, str(error).splitlines()[0])
-"""
+Run = Callable[..., list[str]]
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
+def run(tmp_path: Path) -> Run:
+    """Does what each line says, `import=FOLDER` or `find=TAG`, with the store in the folder `home`. Returns answers."""
     tiny_model(tmp_path / "real")
     tiny_model(tmp_path / "drawn", data_source="synthetic")
     tiny_model(tmp_path / "other")
@@ -42,15 +29,26 @@ def run(tmp_path, monkeypatch):
     lineage = card.lineage.model_copy(update={"adapted": adapted})
     card.model_copy(update={"lineage": lineage}).write(tmp_path / "adapted" / "card.json")
 
-    def run(*lines: str) -> list[str]:
-        command = [sys.executable, "-W", "ignore", "-c", SCRIPT, *lines]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        return done.stdout.splitlines()
+    def answer(line: str) -> str:
+        kind, _, value = line.partition("=")
+        try:
+            if kind == "import":
+                return store.import_model(Path(value))
+            found = store.find(value or None)
+            return f"{found.tag} {found.graph.is_file()} {found.read_card().lineage.data_source}"
+        except (ValueError, LookupError) as error:
+            return f"{type(error).__name__} {str(error).splitlines()[0]}"
+
+    def run(*lines: str, home: str = "home") -> list[str]:
+        models = tmp_path / home / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        with model_store_at(models):
+            return [answer(line) for line in lines]
 
     return run
 
 
-def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run, tmp_path):
+def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run: Run, tmp_path: Path) -> None:
     real, drawn, other = (f"import={tmp_path / name}" for name in ("real", "drawn", "other"))
     empty, first, phantom, newest, second, newest_again = run("find=", real, drawn, "find=", other, "find=")
     assert empty.startswith("NoModel no model trained on real images")
@@ -60,7 +58,7 @@ def test_the_newest_model_of_real_images_is_found_and_phantoms_only_by_tag(run, 
     assert run(f"find={phantom}") == [f"{phantom} True synthetic"]
 
 
-def test_a_model_that_was_adapted_to_a_site_is_found_only_by_its_tag(run, tmp_path):
+def test_a_model_that_was_adapted_to_a_site_is_found_only_by_its_tag(run: Run, tmp_path: Path) -> None:
     real, adapted = (f"import={tmp_path / name}" for name in ("real", "adapted"))
     tag, site, newest, again = run(real, adapted, "find=", adapted)
     assert newest == f"{tag} True local"
@@ -68,7 +66,7 @@ def test_a_model_that_was_adapted_to_a_site_is_found_only_by_its_tag(run, tmp_pa
     assert run(f"find={site}") == [f"{site} True local"]
 
 
-def test_a_model_that_is_the_newest_of_its_kind_already_is_not_stored_again(run, tmp_path):
+def test_a_model_that_is_the_newest_of_its_kind_already_is_not_stored_again(run: Run, tmp_path: Path) -> None:
     real, drawn, other = (f"import={tmp_path / name}" for name in ("real", "drawn", "other"))
     first, phantom, again, replaced, found, back = run(real, drawn, real, other, "find=", real)
     assert again == back == first
@@ -77,25 +75,24 @@ def test_a_model_that_is_the_newest_of_its_kind_already_is_not_stored_again(run,
     assert run("find=") == [f"{first} True local"]
 
 
-def test_a_model_has_the_same_tag_in_every_store(run, tmp_path, monkeypatch):
+def test_a_model_has_the_same_tag_in_every_store(run: Run, tmp_path: Path) -> None:
     (here,) = run(f"import={tmp_path / 'real'}")
-    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "elsewhere"))
-    assert run(f"import={tmp_path / 'real'}") == [here]
+    assert run(f"import={tmp_path / 'real'}", home="elsewhere") == [here]
 
 
-def test_a_missing_tag_is_named(run):
+def test_a_missing_tag_is_named(run: Run) -> None:
     (answer,) = run("find=chestct:none")
     assert answer.startswith("NoModel no model 'chestct:none'")
 
 
-def test_nothing_is_stored_when_the_card_is_broken(run, tmp_path):
+def test_nothing_is_stored_when_the_card_is_broken(run: Run, tmp_path: Path) -> None:
     (tmp_path / "real" / "card.json").write_text("{}", encoding="utf-8")
     broken, empty = run(f"import={tmp_path / 'real'}", "find=")
     assert broken.startswith("ValidationError")
     assert empty.startswith("NoModel")
 
 
-def test_a_graph_that_its_card_does_not_name_is_not_stored(run, tmp_path):
+def test_a_graph_that_its_card_does_not_name_is_not_stored(run: Run, tmp_path: Path) -> None:
     graph = tmp_path / "real" / "model.onnx"
     graph.write_bytes(graph.read_bytes() + b"\0")
     refused, empty = run(f"import={tmp_path / 'real'}", "find=")
@@ -103,7 +100,7 @@ def test_a_graph_that_its_card_does_not_name_is_not_stored(run, tmp_path):
     assert empty.startswith("NoModel")
 
 
-def test_a_killed_import_leaves_no_model_and_the_next_one_succeeds(run, tmp_path):
+def test_a_killed_import_leaves_no_model_and_the_next_one_succeeds(run: Run, tmp_path: Path) -> None:
     killed = f"""
 import os, sys, shutil
 from pathlib import Path
@@ -123,8 +120,9 @@ store.import_model(Path({str(tmp_path / "other")!r}))
     (kept,) = run(f"import={tmp_path / 'real'}")
     for place, count in (("(shutil, 'copyfile')", 1), ("(shutil, 'copytree')", 0), ("(Path, 'rename')", 0)):
         code = killed.format(place=place, count=count)
+        command = [sys.executable, "-W", "ignore", "-c", code]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=300, check=False
+            command, cwd=ROOT, env=environment(tmp_path / "home"), capture_output=True, timeout=300, check=False
         )
         assert done.returncode == 9, done.stderr
         assert [path.name for path in (tmp_path / "home/models/chestct").glob("*/")] == [kept.partition(":")[2]]
@@ -133,7 +131,7 @@ store.import_model(Path({str(tmp_path / "other")!r}))
     assert then == f"{imported} True local" != found
 
 
-def test_part_of_a_model_from_older_code_is_ignored(run, tmp_path):
+def test_part_of_a_model_from_older_code_is_ignored(run: Run, tmp_path: Path) -> None:
     (tag,) = run(f"import={tmp_path / 'real'}")
     stored = tmp_path / "home/models" / tag.replace(":", "/")
     for name, content in (("empty", None), ("torn", "name: chest"), ("nonsense", "labels: ["), ("half", "labels: {}")):
@@ -147,7 +145,7 @@ def test_part_of_a_model_from_older_code_is_ignored(run, tmp_path):
     assert torn.startswith("NoModel no model 'chestct:torn'")
 
 
-def test_a_store_from_before_digests_were_recorded_is_checked_by_its_tags(run, tmp_path):
+def test_a_store_from_before_digests_were_recorded_is_checked_by_its_tags(run: Run, tmp_path: Path) -> None:
     (tag,) = run(f"import={tmp_path / 'real'}")
     stored = tmp_path / "home/models" / tag.replace(":", "/")
     info = (stored / "model.yaml").read_text(encoding="utf-8")
