@@ -22,10 +22,7 @@ from pipeline.images.classes import CLASSES
 from pipeline.site import main, site
 from tests.graphs import tiny_model, tiny_picture, unfamiliar_picture
 
-pytestmark = [
-    pytest.mark.usefixtures("model_store"),
-    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # BentoML's, in pathspec
-]
+pytestmark = pytest.mark.usefixtures("model_store")
 NORMAL = CLASSES.index("normal")
 BAR = {
     "labelled": [0.5, 0.3],

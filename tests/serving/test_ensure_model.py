@@ -15,10 +15,7 @@ from chestct.store import CARD, GRAPH
 from serving import ensure_model
 from tests.graphs import tiny_model
 
-pytestmark = [
-    pytest.mark.usefixtures("model_store"),
-    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # BentoML's, in pathspec
-]
+pytestmark = pytest.mark.usefixtures("model_store")
 
 
 def tiny_release(folder: Path, run_id: str = "5eed") -> Path:

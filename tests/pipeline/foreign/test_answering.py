@@ -34,10 +34,7 @@ from tests.dicom import dicom_file
 from tests.graphs import tiny_model
 from tests.pipeline.foreign.answered import answered, file, towards, unreadable
 
-pytestmark = [
-    pytest.mark.usefixtures("model_store"),
-    pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning"),  # BentoML's, in pathspec
-]
+pytestmark = pytest.mark.usefixtures("model_store")
 NORMAL = 2
 
 
