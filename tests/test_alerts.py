@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import yaml
 
-from k8s.render import render
 from pipeline.judging.drift import stability_index
 from serving.telemetry.request_record import CLIENT_LATE
+from tests.manifests import find, rendered
 
-OBJECTS = yaml.safe_load_all(render("production", ("monitoring",)))
-(RULES,) = (item["spec"] for item in OBJECTS if item["kind"] == "PrometheusRule")
+RULES = find(rendered("production", ("monitoring",)), "PrometheusRule")["spec"]
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
 IN_POD = 'namespace="chestct",pod="p"'
 IN_STAGING = 'namespace="chestct-staging",pod="s"'

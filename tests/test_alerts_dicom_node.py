@@ -4,17 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from prometheus_client import REGISTRY
 
 import dicom_node.metrics  # noqa: F401 - registers the metrics
-from k8s.render import render
+from tests.manifests import find, rendered
 from tests.server import ROOT
 from tests.test_alerts import FAULT_MINUTES, IN_STAGING, counter, gauge, play
 from tests.test_alerts import pytestmark as pytestmark
 
-OBJECTS = list(yaml.safe_load_all(render("production", ("dicom-node", "dicom-node-monitoring"))))
-(RULES,) = (item["spec"] for item in OBJECTS if item["kind"] == "PrometheusRule")
+OBJECTS = rendered("production", ("dicom-node", "dicom-node-monitoring"))
+RULES = find(OBJECTS, "PrometheusRule", "chestct-dicom-node")["spec"]
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
 DAY = 24 * 60
 
