@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import trust
 from pipeline.core import paths
-from pipeline.judging import ood
+from pipeline.judging import ood, other_pictures
 from pipeline.judging.chest_ct import LinearProbe
 from pipeline.network.build import build, features_of
 from pipeline.network.summary import summaries_of
@@ -15,7 +15,9 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 1), dtype=np.uin
 LABELS = np.arange(24) % 4
 
 
-def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(workspace):
+def test_trust_puts_each_folds_network_to_the_test_on_images_it_never_saw(workspace, monkeypatch):
+    monkeypatch.setattr(other_pictures, "COUNT", 3)
+    monkeypatch.setattr(trust, "SHOWN", 4)
     params = small_params(prepare__folds=3)
     paths.fold_model(0).parent.mkdir(parents=True)
     write_pool(PIXELS, LABELS, np.arange(24) % 3)
