@@ -30,6 +30,7 @@ from benchmarks.tune_choice import (
     Measurement,
     Missed,
     choose,
+    comparing_connections,
     decide,
     fit_queue,
     present,
@@ -47,7 +48,7 @@ T = TypeVar("T")
 FOLDER: Final = ROOT / "build" / "tune"
 
 CONNECTIONS_A_CORE: Final = (2, 8, 32)
-"""For the capacity. The comparison uses the middle one."""
+"""For the capacity."""
 CHANNELS_A_WORKER: Final = 4
 IMAGES: Final = 16
 SHARES: Final = (0.9, 0.8, 0.7, 0.5)
@@ -89,29 +90,32 @@ def check(chosen: Measurement, bound: float, seconds: float) -> tuple[Measuremen
     return _served(chosen.configuration, work)
 
 
-def compare(now: Configuration, other: Configuration, bound: float, seconds: float) -> list[float]:
-    """Return `other`'s answers within the bound to those of `now`, a ratio for each of PAIRS. Raises LoadError.
+def compare(now: Measurement, other: Configuration, bound: float, seconds: float) -> list[float]:
+    """Return `other`'s answers within the bound to those of `now`, a ratio for each pair. Raises LoadError.
 
-    Both are served at once, and asked in turn, so that a machine that wavers does so for both.
+    Both are served at once, and asked in turn, so that a machine that wavers does so for both. A pair in which neither
+    answers within the bound says nothing, and is left out.
     """
+    connections = comparing_connections(now.capacity, bound, _cores())
 
     async def rate(server: Server, configuration: Configuration) -> float:
         async with _clients(server, configuration) as clients:
-            return await traffic.capacity(clients, seconds / 2, _cores() * CONNECTIONS_A_CORE[1], within=bound)
+            return await traffic.capacity(clients, seconds / 2, connections, within=bound)
 
-    async def ratio(servers: dict[Configuration, Server], turn: int) -> float:
-        order = (now, other) if turn % 2 else (other, now)
+    async def ratio(servers: dict[Configuration, Server], turn: int) -> float | None:
+        order = (now.configuration, other) if turn % 2 else (other, now.configuration)
         rates = {one: await rate(servers[one], one) for one in order}
-        return rates[other] / max(rates[now], 1 / seconds)
+        return rates[other] / max(rates[now.configuration], 1 / seconds) if any(rates.values()) else None
 
     with contextlib.ExitStack() as stack:
         servers = {
             one: stack.enter_context(
                 serve(environment={**os.environ, **one.environment}, log=OUTPUT / f"tune-{name}.log")
             )
-            for name, one in (("present", now), ("other", other))
+            for name, one in (("present", now.configuration), ("other", other))
         }
-        return [traffic.run(ratio(servers, turn)) for turn in range(PAIRS)]
+        ratios = [traffic.run(ratio(servers, turn)) for turn in range(PAIRS)]
+    return [each for each in ratios if each is not None]
 
 
 def settings_file(chosen: Measurement, why: Sequence[str], command: str, model: str) -> str:
@@ -240,7 +244,7 @@ def _tune(given: float | None, seconds: float) -> None:
 
     found = search(_cores(), bound, now, lambda configuration: measure(configuration, bound, seconds), show)
     best = choose(found, bound, now)
-    ratios = [] if best.configuration == now else compare(now, best.configuration, bound, seconds)
+    ratios = [] if best.configuration == now else compare(found[0], best.configuration, bound, seconds)
     chosen, reason = decide(found, best, now, ratios)
     why = [reason]
     if chosen.held.p99 > bound:

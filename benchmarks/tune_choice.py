@@ -19,7 +19,12 @@ FIRST_BATCH: Final = 2
 ALIKE: Final = 0.95
 """Share of the best rate that counts as equally good. The cheapest of those configurations is chosen."""
 PAIRS: Final = 10
-"""Turns of the comparison with the present settings. With fewer than six there is no interval of 95 %."""
+"""Turns of the comparison with the present settings."""
+LEAST_PAIRS: Final = 6
+"""With fewer there is no interval of 95 %."""
+LEAST_COMPARING: Final = 2
+"""Connections a core of the comparison, at least."""
+MOST_COMPARING: Final = 8
 QUEUE_TRIES: Final = 5
 LONGEST_QUEUE: Final = 10_000
 """Limit of the setting."""
@@ -130,15 +135,28 @@ def choose(found: Sequence[Measurement], bound: float, now: Configuration) -> Me
     )
 
 
+def comparing_connections(capacity: float, bound: float, cores: int) -> int:
+    """Connections on which two configurations are compared, each with one request in progress.
+
+    By Little's law, so many take half of the bound to be answered on a machine with this capacity, in images a second.
+    If all of them took longer than the bound, nothing would be compared.
+    """
+    return max(LEAST_COMPARING * cores, min(MOST_COMPARING * cores, int(capacity * bound / 2)))
+
+
 def decide(
     found: Sequence[Measurement], chosen: Measurement, now: Configuration, ratios: Sequence[float]
 ) -> tuple[Measurement, str]:
     """Return what is taken and why: `chosen` if it does more than the present configuration `now`, or else that one.
 
-    `ratios`: what `chosen` did to what `now` did at the same time, a value for each pair; empty if they are the same.
+    `ratios`: what `chosen` did to what `now` did at the same time, a value for each pair that says something.
     """
     if chosen.configuration == now:
         return chosen, "the present settings stay: no others did more"
+    if len(ratios) < LEAST_PAIRS:
+        others = in_words(chosen.configuration)
+        words = f"in {len(ratios)} of {PAIRS} pairs alone, they or {others} answered within the bound"
+        return _of(found, now), f"the present settings stay: {words}"
     low, high = interval(ratios)
     facts = f"{np.median(ratios):.2f} times the present settings ({low:.2f} to {high:.2f}) in {len(ratios)} pairs"
     if low > 1:

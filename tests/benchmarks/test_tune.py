@@ -4,8 +4,8 @@ import itertools
 import math
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,6 +101,31 @@ def test_without_a_gain_in_pairs_the_present_settings_stay(machine: Path, monkey
     text = (machine / "settings.env").read_text(encoding="utf-8")
     assert "# the present settings stay: no gain is shown, workers 2, engine threads 1" in text
     assert "CHESTCT_WORKERS=1\n" in text
+
+
+def test_a_pair_without_answers_within_the_bound_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Served by stubs: the second turn is as slow for both, and in the third only the present settings are."""
+    now, other = measured(1, 2, rate=41.4), Configuration(2, 1)
+    rates = iter([10.0, 5.0, 0.0, 0.0, 4.0, 0.0])  # the two of a pair in turn, `other` first in every second turn
+
+    @contextmanager
+    def stub(*_: object, **__: object) -> Iterator[None]:
+        yield None
+
+    @asynccontextmanager
+    async def clients(*_: object) -> AsyncIterator[None]:
+        yield None
+
+    async def capacity(_: object, seconds: float, connections: int, within: float) -> float:
+        assert (seconds, connections, within) == (2, 4, BOUND)
+        return next(rates)
+
+    monkeypatch.setattr(tune, "_cores", lambda: 2)
+    monkeypatch.setattr(tune, "PAIRS", 3)
+    monkeypatch.setattr(tune, "serve", stub)
+    monkeypatch.setattr(tune, "_clients", clients)
+    monkeypatch.setattr(tune.traffic, "capacity", capacity)
+    assert tune.compare(now, other, BOUND, seconds=4) == [2, 16]
 
 
 def test_if_no_queue_keeps_the_bound_the_present_one_stays(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,24 @@ def test_without_better_ones_the_present_settings_stay() -> None:
     assert decide([present], present, NOW, []) == (present, "the present settings stay: no others did more")
 
 
+@pytest.mark.parametrize("pairs", [0, 5])
+def test_too_few_pairs_within_the_bound_show_no_gain(pairs: int) -> None:
+    present, other = measured(), measured(1, 2, rate=100)
+    taken, why = decide([present, other], other, NOW, [1.2] * pairs)
+    assert taken is present
+    assert why == (
+        f"the present settings stay: in {pairs} of 10 pairs alone, they or workers 1, engine threads 2, "
+        "largest batch 2, queue size 256 answered within the bound"
+    )
+
+
+@pytest.mark.parametrize(("capacity", "connections"), [(180, 16), (90, 9), (46, 4), (5, 4)])
+def test_on_a_slow_machine_settings_are_compared_with_fewer_requests_in_progress(
+    capacity: float, connections: int
+) -> None:
+    assert tune_choice.comparing_connections(capacity, BOUND, cores=2) == connections
+
+
 @pytest.mark.parametrize("noise", [0.02, 0.15, 0.4])
 def test_if_nothing_does_more_the_default_settings_stay_however_much_the_machine_wavers(noise: float) -> None:
     kept = [tune(lambda one: 100 if one[:2] == (2, 1) else 95, noise, seed) == NOW for seed in range(200)]
