@@ -9,6 +9,7 @@ import pydicom
 import pytest
 from pydicom import uid
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 
 from chestct import dicom
 from chestct.image import encode_png
@@ -29,6 +30,21 @@ def test_every_transfer_syntax_gives_the_windowed_picture(syntax):
 
 def test_a_lossy_jpeg_gives_nearly_the_windowed_picture():
     assert np.abs(dicom.read(dicom_file(PHANTOM, uid.JPEGBaseline8Bit)).astype(int) - PHANTOM).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name", "apart"),
+    [(uid.HTJ2KLossless, "lossless", 0), (uid.HTJ2KLosslessRPCL, "lossless", 0), (uid.HTJ2K, "lossy", 1)],
+)
+def test_high_throughput_jpeg_2000_gives_the_windowed_picture(syntax, name, apart):
+    """OpenJPH wrote the codestreams, from the levels below. No package of the tests writes this syntax."""
+    rows, columns = np.mgrid[:64, :64]
+    levels = np.minimum(((rows - 32) ** 2 + (columns - 32) ** 2) // 4, 255).astype(np.uint8)
+    codestream = (Path(__file__).parent / "htj2k" / f"{name}.j2c").read_bytes()
+    file = pydicom.dcmread(io.BytesIO(dicom_file(levels)))
+    file.PixelData = encapsulate([codestream])
+    file.file_meta.TransferSyntaxUID = uid.UID(syntax)
+    assert np.abs(dicom.read(written(file)).astype(int) - levels).max() == apart
 
 
 @pytest.mark.parametrize("signed", [False, True])
