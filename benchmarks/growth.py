@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import datetime
 import functools
+import math
 import os
 import sys
 import tempfile
@@ -41,6 +42,8 @@ FEW: Final = 4
 """Connections of the axes whose requests are large."""
 PICTURES: Final = 16
 WARM_UP: Final = 1
+SHORT: Final = 8
+"""Images of a request that is answered in a small part of a measurement."""
 ROOM: Final = {"CHESTCT_QUEUE_SIZE": "1024", "CHESTCT_MAX_BYTES_IN_FLIGHT": str(2**30)}
 """Settings with which no request of a measurement is refused. The defaults would refuse some with 429."""
 PICTURE: Final = "growth-{}.png"
@@ -59,7 +62,12 @@ class Axis(NamedTuple):
 AXES: Final = (
     Axis("connections", "connections", "one file of 414 x 282 pixels in each request"),
     Axis("size", "megapixels", f"one grey PNG in each request, over {FEW} connections"),
-    Axis("images", "images a request", f"files of 414 x 282 pixels to /v1/predict/batch, over {FEW} connections"),
+    Axis(
+        "images",
+        "images a request",
+        f"files of 414 x 282 pixels to /v1/predict/batch, over {FEW} connections. What is unfinished at the end does"
+        f" not count, so requests of more than {SHORT} images are measured longer",
+    ),
     Axis("workers", "workers", f"one file in each request, over {USUAL} connections, one engine thread a worker"),
 )
 
@@ -131,14 +139,20 @@ class Growth:
         self._plan[axis, place] = functools.partial(self._measure, server, requests, connections, images)
 
     def _measure(self, server: Server, requests: Path, connections: int, images: int) -> Point:
+        seconds = length(self._seconds, images)
         wrk.load(server.url, requests, connections, WARM_UP)
         settle(server)
         with each_second(server.memory) as memory:
-            sample = wrk.load(server.url, requests, connections, self._seconds)
+            sample = wrk.load(server.url, requests, connections, seconds)
         settle(server)
         if not sample.rate:
-            raise LoadError(f"{server.url}: no request was answered in {self._seconds} s; --seconds gives it longer")
+            raise LoadError(f"{server.url}: no request was answered in {seconds} s; --seconds gives it longer")
         return Point(images * sample.rate, sample.p99, max(memory) / 1e6)
+
+
+def length(seconds: int, images: int) -> int:
+    """Seconds of a measurement with so many images in each request."""
+    return seconds * math.ceil(images / SHORT)
 
 
 def enlarged(megapixels: float) -> bytes:

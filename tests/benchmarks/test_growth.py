@@ -14,6 +14,12 @@ from load_tests.verdict import BAD_INPUT
 RESULTS = {axis.name: {1: [Point(100, 9, 700), Point(120, 7, 710)], 2: [Point(200, 9, 800)]} for axis in growth.AXES}
 
 
+def test_requests_that_are_unfinished_at_the_end_are_as_small_a_part_of_the_measurement_however_large_they_are() -> (
+    None
+):
+    assert [growth.length(4, images) for images in (1, 8, 16, 64)] == [4, 4, 8, 32]
+
+
 @pytest.mark.parametrize("megapixels", growth.MEGAPIXELS)
 def test_an_enlarged_phantom_has_the_size_and_is_small_enough_for_the_service(megapixels: float) -> None:
     data = growth.enlarged(megapixels)
