@@ -86,6 +86,11 @@ def test_what_wrk_says_of_its_failure_is_in_the_message(tmp_path: Path, monkeypa
         wrk.load(URL, tmp_path, connections=1, seconds=1)
 
 
+@pytest.mark.parametrize(("started", "share"), [(-3, 0), (-1, 0.5), (1, 1), (4.5, 0.25), (7, 0)])
+def test_a_call_counts_by_its_part_of_the_measurement(started: float, share: float) -> None:
+    assert grpc_load.share_within(started, started + 2, begin=0, end=5) == share
+
+
 def test_one_grpc_answer_that_is_not_good_is_no_verdict() -> None:
     (port,) = free_ports(1)  # no server listens there
     with pytest.raises(LoadError, match="expected good answers alone, got UNAVAILABLE"):
