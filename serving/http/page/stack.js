@@ -2,11 +2,15 @@
 
 import { byId, element } from "./elements.js";
 import { TEXT } from "./text.js";
-import { countsOf, outcome } from "./words.js";
+import { countsOf, kindOf, outcome } from "./words.js";
 
 const controls = byId("stack-controls");
 const strip = byId("stack-strip");
 const slider = byId("stack-slider");
+
+/** Height of each answer in the strip, by which it can be told without colour. What has no answer is lowest. */
+const TALL = { accept: "100%", refer: "80%", unfamiliar: "60%", reject: "40%", unusable: "40%" };
+const LOWEST = "20%";
 
 let shown = null;
 let choose = () => {};
@@ -30,6 +34,7 @@ export function drawStack(item, model) {
   items.forEach((one, i) => {
     const mark = strip.children[i];
     mark.dataset.tone = outcome(one, model).tone;
+    mark.style.setProperty("--tall", one.prediction ? TALL[kindOf(one.prediction)] : LOWEST);
     mark.classList.toggle("here", i === place);
   });
   slider.max = items.length;

@@ -7,7 +7,7 @@ for (const node of document.querySelectorAll("[data-text]")) node.textContent = 
 for (const node of document.querySelectorAll("[data-label]")) node.setAttribute("aria-label", TEXT.page[node.dataset.label]);
 
 /** Return the name of an answer in TEXT.verdicts. An unfamiliar slice is referred, but has no label. */
-function kindOf({ decision, label, reasons }) {
+export function kindOf({ decision, label, reasons }) {
   if (decision === "refer" && !label) return "unfamiliar";
   if (decision === "reject" && !reasons.includes("not_chest_ct")) return "unusable";
   return decision;

@@ -14,7 +14,7 @@ from chestct import dicom
 from pipeline.images.classes import CLASSES, TITLES
 from tests.browser import PHONE, Visit, needs_chromium, png, upload
 from tests.dicom import dicom_file
-from tests.graphs import tiny_picture
+from tests.graphs import narrow_picture, tiny_picture, unfamiliar_picture
 
 pytestmark = needs_chromium
 
@@ -152,6 +152,15 @@ def test_a_series_is_one_stack_in_the_order_of_its_places(visit: Visit) -> None:
     page.locator("#stack-strip i").last.click()
     expect(page.locator("#file-name")).to_have_text("0.dcm")
     expect(page.locator("#stack-strip .here")).to_have_count(1)
+
+
+def test_each_answer_has_its_own_height_in_the_strip(visit: Visit) -> None:
+    levels = (tiny_picture(1, 64), tiny_picture(1, 64, marks=800), unfamiliar_picture(64), narrow_picture(64))
+    files = [dicom_file(each[:, :, 0], SeriesInstanceUID="1.2.3", InstanceNumber=i) for i, each in enumerate(levels)]
+    visit.page.set_input_files("#file", [upload(file, f"{i}.dcm") for i, file in enumerate(files)])
+    expect(visit.page.locator("#progress-words")).to_have_text("4 of 4 pictures done")
+    heights = "marks => marks.map(mark => mark.style.getPropertyValue('--tall'))"
+    assert visit.page.locator("#stack-strip i").evaluate_all(heights) == ["100%", "80%", "60%", "40%"]
 
 
 @pytest.mark.parametrize("visit", [PHONE], ids=["phone"], indirect=True)
