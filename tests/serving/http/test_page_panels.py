@@ -111,6 +111,14 @@ def test_a_figure_of_one_hundred_per_cent_fits_its_table(visit: Visit) -> None:
     assert table.evaluate("(table) => table.parentElement.scrollWidth <= table.parentElement.clientWidth")
 
 
+@pytest.mark.parametrize("visit", [(360, 740)], ids=["narrow phone"], indirect=True)
+def test_the_figures_of_each_class_fit_a_narrow_phone(visit: Visit) -> None:
+    visit.page.locator("summary").get_by_text("Class by class").click()
+    table = visit.page.locator("#about-byClass table")
+    expect(table).to_be_visible()
+    assert table.evaluate("(table) => table.parentElement.scrollWidth <= table.parentElement.clientWidth")
+
+
 def test_the_picture_can_be_enlarged_moved_and_brightened(visit: Visit) -> None:
     page = visit.page
     visit.choose(upload(png(1)))
