@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pipeline.images.manifest import Manifest
 from pipeline.report import Reported
 from tests.graphs import tiny_metrics, tiny_model
 from tests.pipeline.conftest import start_run
-from tests.server import ROOT
+from tests.server import ROOT, model_store_at
 
 DIGEST = "ab" * 32
 NO_RUN = "store: MLflow has no finished run on these data with a graph of at most 10 MB; `dvc repro` makes one\n"
@@ -97,17 +96,6 @@ def plant(
     return run_id
 
 
-def run_store(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `pipeline.store` as a process, with a BentoML store in the working directory."""
-    environment = {**os.environ, "BENTOML_HOME": str(Path("bentoml").resolve()), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipeline.store", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
-
-
-def stored() -> list[Path]:
-    return [path.parent for path in Path("bentoml").rglob(GRAPH)]
-
-
 @pytest.fixture
 def refuse_import(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> str:
@@ -116,21 +104,25 @@ def refuse_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "import_model", fail)
 
 
-def exit_code(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["store"])
+def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["store", *arguments])
     with pytest.raises(SystemExit) as caught:
         store.main()
     assert isinstance(caught.value.code, int)
     return caught.value.code
 
 
-def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(params: Params) -> None:
+def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     best_on_folds = plant(params, out_of_fold=0.9, test=0.75)
     plant(params, out_of_fold=0.8, test=0.99)
-    done = run_store("--release", "release")
+    environment = {**os.environ, "BENTOML_HOME": str(Path("bentoml").resolve()), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pipeline.store", "--release", "release"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr
 
-    (folder,) = stored()
+    (folder,) = [path.parent for path in Path("bentoml").rglob(GRAPH)]
     tag = done.stdout.splitlines()[-1]
     assert tag == f"chestct:{folder.name}"
     card = ModelCard.read(folder / CARD)
@@ -145,23 +137,29 @@ def test_the_best_run_on_the_folds_is_stored_and_not_the_best_on_test(params: Pa
     assert best_on_folds in Path("docs/reference/model-card.md").read_text("utf-8")
 
     assert tracking_models.champion() == best_on_folds
-    shutil.rmtree("bentoml")  # as on another machine that reaches the same MLflow
-    followed = run_store("--champion")
-    assert (followed.returncode, followed.stdout.splitlines()[-1]) == (0, tag), followed.stderr
-    assert [found.name for found in stored()] == [folder.name]
+    other = Path("other").resolve()  # the model store of another machine that reaches the same MLflow
+    other.mkdir()
+    monkeypatch.setattr(sys, "argv", ["store", "--champion"])
+    with model_store_at(other):
+        store.main()
+    assert capsys.readouterr().out.splitlines()[-1] == tag
+    assert (other / "chestct" / folder.name / CARD).exists()
 
 
-def test_below_the_gate_it_ends_with_3_and_a_table_of_what_missed_and_stores_nothing(params: Params) -> None:
+@pytest.mark.usefixtures("refuse_import")
+def test_below_the_gate_it_ends_with_3_and_a_table_of_what_missed_and_stores_nothing(
+    params: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_id = plant(params, out_of_fold=0.69, test=0.99)
-    done = run_store("--release", "release")
-    assert done.returncode == 3
-    assert done.stdout == ""
-    assert done.stderr.splitlines() == [
+    capsys.readouterr()
+    assert exit_code(monkeypatch, "--release", "release") == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
         "out-of-fold figure            wanted       got",
         "cancer_auc                  >= 0.700     0.690",
         f"store: the best run, {run_id}, is below the gate of params.yaml; nothing was stored",
     ]
-    assert stored() == []
     assert not Path("release").exists()
 
 
