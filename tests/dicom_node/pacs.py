@@ -37,7 +37,6 @@ class Pacs:
         if self.status == 0x0000:
             with self._lock:
                 self.files[event.request.AffectedSOPInstanceUID].append(event.encoded_dataset(include_meta=False))
-                self._contexts = event.context.transfer_syntax
         return self.status
 
     def objects(self, modality: str) -> list[FileDataset]:
