@@ -33,14 +33,14 @@ def external(params: Params, folder: Path, model_name: str | None = None, source
     model = open_model(model_name)
     answered = answer_files(model, files)
     graph, digest = sha256_of(model.folder / GRAPH), digest_of(answered)
-    before = openings.record(
+    earlier = openings.record(
         paths.EXTERNAL_OPENINGS, model=model.tag, model_sha256=graph, data_digest=digest, files=len(files)
     )
     tally = Tally(
         model=model.tag,
         model_sha256=graph,
         digest=digest,
-        opening=before + 1,
+        opening=len(earlier) + 1,
         groups=count_groups(answered),
         key_figures=count_key_figures(answered),
         separation=separate(answered, resamples=params.report.bootstrap, seed=params.seed),
@@ -54,7 +54,7 @@ def external(params: Params, folder: Path, model_name: str | None = None, source
         f"What {model.tag} answers to slices of other sources. {DISCLAIMER}",
         paths.EXTERNAL / "outcomes.png",
     )
-    print(f"{model.tag}; slices of other sources were opened {before} times before this")
+    print(f"{model.tag}; slices of other sources were opened {len(earlier)} times before this")
     print(*lines(tally), sep="\n")
     print(f"{paths.EXTERNAL}: tally.json, slices.csv and outcomes.png")
 

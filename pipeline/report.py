@@ -89,7 +89,7 @@ def _read_card() -> ModelCard:
 
 
 def _count_opening(lineage: Lineage, model_sha256: str, images: int, of_new_scans: int) -> None:
-    before = openings.record(
+    earlier = openings.record(
         paths.TEST_OPENINGS,
         run_id=lineage.run_id,
         model_sha256=model_sha256,
@@ -98,7 +98,8 @@ def _count_opening(lineage: Lineage, model_sha256: str, images: int, of_new_scan
         images=images,
         images_of_new_scans=of_new_scans,
     )
-    print(f"the test folder was opened {before} times before this")
+    before = sum(each["data_digest"] == lineage.data_digest for each in earlier)
+    print(f"the test folder of these data was opened {before} times before this")
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
-def record(path: Path, **facts: object) -> int:
-    """Add a line of JSON with the date and `facts` to the file. Returns how many lines it had before."""
+def record(path: Path, **facts: object) -> list[dict[str, Any]]:
+    """Add a line of JSON with the date and `facts` to the file. Returns the lines that it had before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     line = {"opened": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    return before
+    return [json.loads(each) for each in before]

@@ -152,6 +152,9 @@ def test_a_planted_duplicate_that_is_not_marked_ends_the_report_before_there_is_
 
 
 def test_each_opening_of_the_test_folder_is_counted(exported: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    paths.TEST_OPENINGS.parent.mkdir(parents=True, exist_ok=True)
+    others = '{"data_digest": "of the images that the project was released with"}\n'
+    paths.TEST_OPENINGS.write_text(others, encoding="utf-8")
     report(exported)
     assert "opened 0 times before" in capsys.readouterr().out
     first = paths.TEST_OPENINGS.read_text(encoding="utf-8")
@@ -159,8 +162,8 @@ def test_each_opening_of_the_test_folder_is_counted(exported: Params, capsys: py
     assert "opened 1 times before" in capsys.readouterr().out
     both = paths.TEST_OPENINGS.read_text(encoding="utf-8")
     assert both.startswith(first)
-    lines = [json.loads(line) for line in both.splitlines()]
-    assert len(lines) == 2
+    other, *lines = (json.loads(line) for line in both.splitlines())
+    assert (other, len(lines)) == (json.loads(others), 2)
     lineage = ModelCard.read(paths.RELEASE / CARD).lineage
     assert (
         lines[0].items()
