@@ -15,9 +15,9 @@ MOTO = ROOT / ".venv-s3" / "bin" / "moto_server"
 """An S3 server in Python, in an environment of its own."""
 
 SLOWEST = (
-    "test_end_to_end.py", "test_dvc.py", "test_backbones.py", "test_page.py", "test_store.py", "test_report.py",
-    "test_page_queue.py", "load_tests/test_run.py", "test_phantoms.py", "test_architecture.py", "test_openapi.py",
-    "test_service.py",
+    "test_end_to_end.py", "test_dvc.py", "test_workers.py", "test_fitting.py", "chestct/test_engine.py",
+    "test_report.py", "pipeline/test_drift.py", "test_prepare.py", "test_interrupts.py", "test_page.py",
+    "test_steps.py", "load_tests/test_run.py", "test_architecture.py", "archive/test_command.py", "test_service.py",
 )  # fmt: skip
 """The slowest test files. They start first, so that no process has a long file left at the end."""
 
