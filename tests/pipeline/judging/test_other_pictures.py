@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestct.card import InputSpec
+from chestct.card import InputSpec, ModelCard
 from chestct.image import Picture, decode
 from chestct.prediction import RULES, Evidence
 from pipeline.core.params import Params
@@ -33,11 +33,9 @@ def others(phantoms: np.ndarray) -> list[tuple[str, Picture]]:
     return [(group, decode(content, SPEC)) for group, content in draw_other_pictures(phantoms, pictures, seed=1)]
 
 
-def rejected(picture: Picture, layouts: tuple[float, ...]) -> set[str]:
-    """The rules on the input that reject the picture, with the limits of params.yaml."""
-    rules = Params.read(ROOT / "params.yaml").evaluate.input_rules
-    limits = tiny_card().input_limits.model_copy(update={**rules.model_dump(), "average_layout": layouts})
-    evidence = Evidence(np.full(4, 0.25), 0.0, 1.0, 2, tiny_card().thresholds, picture.facts, limits)
+def rejected(picture: Picture, card: ModelCard) -> set[str]:
+    """The rules on the input that reject the picture, with the limits of this card."""
+    evidence = Evidence(np.full(4, 0.25), 0.0, 1.0, 2, card.thresholds, picture.facts, card.input_limits)
     return {rule.name for rule in RULES if rule.on == "input" and rule.fires(evidence)}
 
 
@@ -58,10 +56,14 @@ def test_each_rule_on_the_input_rejects_its_kind_of_picture(
     phantoms: np.ndarray, others: list[tuple[str, Picture]]
 ) -> None:
     slices = [picture for group, picture in others if group == "drawn_phantoms"]
-    layouts = average_layout([picture.facts for picture in slices])
+    rules = Params.read(ROOT / "params.yaml").evaluate.input_rules.model_dump()
+    layout = average_layout([picture.facts for picture in slices])
+    card = tiny_card()
+    limits = card.input_limits.model_copy(update={**rules, "average_layout": layout})
+    card = card.model_copy(update={"input_limits": limits})
     found: dict[str, list[set[str]]] = {}
     for group, picture in others:
-        found.setdefault(group, []).append(rejected(picture, layouts))
+        found.setdefault(group, []).append(rejected(picture, card))
     assert all("not_grey" in reasons for reasons in found["photographs"])
     assert all("screenshot_frame" in reasons for reasons in found["screenshots_of_ct"])
     assert sum("inverted" in reasons for reasons in found["inverted_ct"]) >= 10

@@ -12,7 +12,7 @@ from pipeline.core import paths
 from pipeline.core.errors import DataError
 from pipeline.images.made_scans import SCANS
 from pipeline.images.phantoms import draw_phantom
-from pipeline.judging import probe_pictures
+from pipeline.judging import other_pictures, probe_pictures
 from pipeline.judging.other_pictures import draw_other_pictures
 from pipeline.judging.probe_pictures import RESTYLED, ProbePictures, gather
 from pipeline.network.augmentation import Source
@@ -43,7 +43,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return chest, other
 
 
-def test_the_pictures_are_of_the_pool_of_other_kinds_and_of_folders(folders: tuple[Path, Path]) -> None:
+def test_the_pictures_are_of_the_pool_of_other_kinds_and_of_folders(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_pictures, "COUNT", 2)
     params = small_params(trust__chest_ct=[str(folders[0])], trust__not_chest_ct=[str(folders[1])])
     others = [
         (group, content) for group, content in draw_other_pictures(PIXELS[:2], PHANTOMS[:2], 1) if group != "noise"
