@@ -194,8 +194,8 @@ docs: .venv-docs/.docs ## build the site of docs/ into build/site; a broken link
 
 # One worker and no jobs: on a busy machine, uvicorn ends each of several workers that is slow to answer.
 mlflow: $(training) ## browse the runs, also those of `make demo`, on http://localhost:5000; MLFLOW_PORT= is another port
-	@echo 'MLflow shows the runs on http://localhost:'$(call quote,$(value MLFLOW_PORT))'; Ctrl-C ends it'
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_LOGGING_LEVEL=ERROR PYTHONWARNINGS=ignore \
+	@echo 'MLflow shows the runs on http://localhost:'$(call quote,$(value MLFLOW_PORT))': choose Model training, then chestct; Ctrl-C ends it'
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true MLFLOW_LOGGING_LEVEL=ERROR PYTHONWARNINGS=ignore \
 	  exec $(calmly) mlflow ui --workers 1 --port $(call quote,$(value MLFLOW_PORT)) --backend-store-uri sqlite:///mlflow.db
 
 notebooks: $(development) ## open notebooks/ in JupyterLab, which is fetched for this and kept out of .venv

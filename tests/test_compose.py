@@ -31,6 +31,12 @@ def test_every_image_is_pinned_and_mlflow_is_the_one_that_records() -> None:
     assert f"\nmlflow=={images['mlflow'].partition(':v')[2]} " in pins
 
 
+def test_mlflow_does_not_report_its_use_wherever_it_is_started() -> None:
+    assert SERVICES["mlflow"]["environment"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nmlflow: ")[2].partition("\n\n")[0]
+    assert recipe.index("MLFLOW_DISABLE_TELEMETRY=true") < recipe.index("mlflow ui")
+
+
 def test_every_file_and_configuration_that_is_mounted_exists() -> None:
     for service in SERVICES.values():
         for volume in service.get("volumes", []):

@@ -69,7 +69,7 @@ _BATCH: Final = 500
 _MOST_RUNS: Final = 50_000
 """MLflow returns no more in one call."""
 _KIND: Final = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's page then shows the experiment as training. It would show one of language models otherwise."""
+"""Says to MLflow's page that the runs are trainings. Its first view is still that of language models."""
 _PARENT: Final = "mlflow.parentRunId"
 _CHECKOUT: Final = "checkout"
 """Tag with a digest of the machine and the folder that the run was started in."""
