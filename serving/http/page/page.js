@@ -10,7 +10,6 @@ import { add, cancel, clear, items, limitSize, onChange, open, pause, prefer, re
 import { drawResult } from "./result.js";
 import { drawSample, offerSamples } from "./samples.js";
 import { drawSnippets } from "./snippets.js";
-import { drawStack, onScroll } from "./stack.js";
 import { TEXT } from "./text.js";
 import { clearThumbnails, drawThumbnails, mark, onChoose } from "./thumbnails.js";
 import { showPicture } from "./viewer.js";
@@ -25,6 +24,7 @@ const LONG = 5;
 let selected = null;
 let model = null;
 let service = null;
+let stackView = null; // loaded with the first stack
 
 // ---- what is on screen ----
 
@@ -46,7 +46,7 @@ function select(item) {
   selected = item;
   prefer(item);
   mark(item);
-  drawStack(item, model);
+  stackView?.drawStack(item, model);
   drawSnippets(item?.file, service);
   draw();
 }
@@ -104,7 +104,12 @@ function tick() {
 /** Add the files to the queue, and show the first picture, or the middle of a stack. Returns their items. */
 async function take(files, synthetic = false) {
   if (!files.length) return [];
-  const added = add(await gather(files), synthetic);
+  const entries = await gather(files);
+  if (!stackView && entries.some(({ stack }) => stack)) {
+    stackView = await import("./later/stack.js");
+    stackView.onScroll(select);
+  }
+  const added = add(entries, synthetic);
   const { stack } = added[0];
   select(stack ? stack.items[Math.floor(stack.items.length / 2)] : added[0]);
   return added;
@@ -122,13 +127,12 @@ onChange((item) => {
   drawThumbnails(item, selected, model);
   drawHistory(item);
   drawSample(item, model);
-  if (item?.stack && item.stack === selected?.stack) drawStack(selected, model);
+  if (item?.stack && item.stack === selected?.stack) stackView.drawStack(selected, model);
   if (item === null) tick();
   else if (item === selected) draw();
   if (item && items.length > 1 && !items.some(open)) byId("status").textContent = `${byId("progress-words").textContent}.`;
 });
 onChoose(select);
-onScroll(select);
 onOpen(openItem);
 
 // ---- the model and the service ----

@@ -1,8 +1,8 @@
 /** Scrolls through a stack of slices: a slider, a strip with each slice's answer, and the wheel over the picture. */
 
-import { byId, element } from "./elements.js";
-import { TEXT } from "./text.js";
-import { countsOf, kindOf, outcome } from "./words.js";
+import { byId, element } from "../elements.js";
+import { TEXT } from "../text.js";
+import { countsOf, kindOf, outcome } from "../words.js";
 
 const controls = byId("stack-controls");
 const strip = byId("stack-strip");
