@@ -49,12 +49,14 @@ def model_store(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def tiny_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands of this test use a model store that holds only the tiny model."""
+def tiny_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands of this test use a model store that holds only the tiny model, in this process and in new ones."""
     home = tmp_path / "bentoml"
     import_tiny_model(home)
     for name, value in environment(home).items():
         monkeypatch.setenv(name, value)
+    with model_store_at(home / "models"):
+        yield
 
 
 @pytest.fixture
