@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -28,7 +28,7 @@ from benchmarks.loops import Loops
 from benchmarks.payloads import Payloads, Post
 from benchmarks.wrk import Sample
 from chestct import store
-from chestct.engine import load
+from chestct.engine import choose_arithmetic
 from load_tests import traffic
 from load_tests.server import OUTPUT, ROOT, Server, free_ports, serve, start
 from load_tests.verdict import MISSED, LoadError, command
@@ -83,11 +83,6 @@ class Bench:
         self._ours: Server | None = None
         self._loops: Loops | None = None
         self.wavered = 0
-
-    def arithmetic(self) -> str:
-        """What the engine computes in here."""
-        card, fastest = self.model.read_card(), self.settings.arithmetic
-        return load(self.model.graph, card, fastest=fastest, only_smallest=True).arithmetic
 
     def __enter__(self) -> "Bench":
         try:
@@ -282,11 +277,7 @@ def accept(report: bench_report.Report) -> None:
     """Store the ratios, for later runs to be compared with. Raises LoadError if the report is not reliable."""
     if doubts := bench_report.caution(report):
         raise LoadError(f"a run with {doubts} is not to be relied on, so its ratios are not accepted; run it again")
-    figures.accept(report.values, kind(report.machine), report.machine["commit"])
-
-
-def kind(machine: Mapping[str, str]) -> str:
-    return figures.kind_of_machine(machine["arithmetic"], int(machine["cores"]))
+    figures.accept(report.values, report.machine)
 
 
 @command("bench", store.NoModel, SettingsError)
@@ -307,8 +298,9 @@ def main(arguments: list[str] | None = None) -> int:
     with Bench(frozenset(options.only or CONTENDERS), options.seconds, options.pairs) as bench:
         bench.run(options.rounds)
     values = {**figures.compute(bench.results), **bench.footprint}
-    machine |= {"model": bench.model.tag, "arithmetic": bench.arithmetic()}
-    accepted = figures.read_ratios().get(kind(machine), {})
+    arithmetic = choose_arithmetic(bench.model.read_card(), bench.settings.arithmetic)
+    machine |= {"model": bench.model.tag, "arithmetic": arithmetic}
+    accepted = figures.read_ratios().get(figures.kind_of(machine), {})
     fallen = figures.find_fallen(values, accepted)
     report = bench_report.Report(
         {**machine, "settings": bench_report.describe_settings(bench.settings)},
@@ -327,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         accept(report)
         return 0
     if not accepted:
-        print(f"No ratios are accepted for {kind(machine)}; on a quiet machine, --accept writes them.")
+        print(f"No ratios are accepted for {figures.kind_of(machine)}; on a quiet machine, --accept writes them.")
     print(*(f"FELL  {line}" for line in fallen), sep="\n", end="\n" if fallen else "")
     return MISSED if fallen else 0
 

@@ -77,9 +77,9 @@ def read_figures(path: Path = FIGURES) -> dict[str, Figure]:
     return read_yaml(path, TypeAdapter(dict[str, Figure]), "figures by name")
 
 
-def kind_of_machine(arithmetic: str, cores: int) -> str:
-    """The machines whose ratios can be compared with each other."""
-    return f"{arithmetic}, {cores} cores"
+def kind_of(machine: Mapping[str, str]) -> str:
+    """The kind of a machine. Ratios of one kind can be compared with each other."""
+    return f"{machine['arithmetic']}, {machine['cores']} cores"
 
 
 def read_ratios(path: Path = RATIOS) -> Ratios:
@@ -135,14 +135,11 @@ def find_fallen(values: Mapping[str, Sequence[float]], accepted: Mapping[str, fl
     return lines
 
 
-def accept(values: Mapping[str, Sequence[float]], kind: str, commit: str, path: Path = RATIOS) -> None:
+def accept(values: Mapping[str, Sequence[float]], machine: Mapping[str, str], path: Path = RATIOS) -> None:
     """Write the medians as the accepted ratios of this kind of machine. Ratios that were not measured stay."""
     figures = read_figures()
     ratios = {name: round(float(np.median(v)), 3) for name, v in values.items() if figures[name].unit == "x"}
-    accepted = read_ratios(path)
+    accepted, kind = read_ratios(path), kind_of(machine)
     accepted[kind] = accepted.get(kind, {}) | ratios
-    path.write_text(
-        f"# `python -m benchmarks.bench --accept` writes these ratios by kind of machine, last at {commit}.\n"
-        + yaml.safe_dump(accepted),
-        encoding="utf-8",
-    )
+    head = "# `python -m benchmarks.bench --accept` writes these ratios by kind of machine, last at {commit}.\n"
+    path.write_text(head.format(**machine) + yaml.safe_dump(accepted), encoding="utf-8")

@@ -175,11 +175,16 @@ def load(
         threads=threads,
         threads_alone=threads_alone,
         batch_sizes=batch_sizes,
-        arithmetic=next(each for each in card.allowed(fastest) if has_instructions(each)),
+        arithmetic=choose_arithmetic(card, fastest),
         ranges=card.int8.ranges if card.int8 else None,
         close_calls=card.close_calls,
         only_smallest=only_smallest,
     )
+
+
+def choose_arithmetic(card: ModelCard, fastest: Arithmetic) -> Arithmetic:
+    """The fastest arithmetic, from `fastest` on, that the card allows and the CPU has instructions for."""
+    return next(each for each in card.allowed(fastest) if has_instructions(each))
 
 
 def has_instructions(arithmetic: Arithmetic) -> bool:

@@ -152,11 +152,13 @@ def test_a_ratio_falls_if_all_of_its_interval_is_worse_whichever_way_is_good() -
 def test_what_is_accepted_stays_beside_what_was_not_measured_and_other_machines(tmp_path: Path) -> None:
     path = tmp_path / "ratios.yaml"
     assert figures.read_ratios(path) == {}
-    small, large = figures.kind_of_machine("float32", 2), figures.kind_of_machine("int8", 8)
-    figures.accept({"flask": [50.0], "fastapi": [1.0]}, small, "an older commit", path)
-    figures.accept({"flask": [70.0]}, large, "another commit", path)
-    figures.accept({"fastapi": [1.0, 2.0, 9.0], "ready": [3.0]}, small, "this commit", path)
-    assert figures.read_ratios(path) == {small: {"flask": 50, "fastapi": 2}, large: {"flask": 70}}
+    small = {"arithmetic": "float32", "cores": "2", "commit": "this commit"}
+    large = {"arithmetic": "int8", "cores": "8", "commit": "another commit"}
+    figures.accept({"flask": [50.0], "fastapi": [1.0]}, small | {"commit": "an older commit"}, path)
+    figures.accept({"flask": [70.0]}, large, path)
+    figures.accept({"fastapi": [1.0, 2.0, 9.0], "ready": [3.0]}, small, path)
+    expected = {"float32, 2 cores": {"flask": 50, "fastapi": 2}, "int8, 8 cores": {"flask": 70}}
+    assert figures.read_ratios(path) == expected
     assert "this commit" in path.read_text().splitlines()[0]
 
 
@@ -206,7 +208,7 @@ def test_ratios_are_accepted_only_of_a_run_to_be_relied_on(tmp_path: Path, monke
     with pytest.raises(LoadError, match=r"3\.0 other processes"):
         bench.accept(report)
     bench.accept(report._replace(load=0))
-    assert accepted == [({"fastapi": [2.0]}, "int8, 2 cores", "abc")]
+    assert accepted == [({"fastapi": [2.0]}, machine)]
 
 
 def test_the_pictures_are_the_same_each_time_and_as_large_as_real_ones() -> None:
