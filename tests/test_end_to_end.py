@@ -227,7 +227,6 @@ def test_the_service_predicts_what_the_trained_network_does(
     np.testing.assert_allclose(served, expected, atol=2e-3)  # the graph's weights are float16
 
 
-@pytest.mark.long
 def test_the_notebooks_show_what_the_stages_made(project: Project, tmp_path: Path) -> None:
     names = ["02_prepare_base_model", "03_model_training", "04_model_evaluation"]
     shown = execute(project.folder, names, tmp_path)
