@@ -1,9 +1,9 @@
 """`python -m benchmarks.bench`: compares the service with the bare loop and with other people's servers in one table.
 
 Each contender starts once, is warmed, and is then idle except in its turn. An idle process takes no CPU, and a process
-that starts again each round would be measured cold. In each round every contender has a turn of some seconds, so other
-load on the machine affects all of them alike. If all are measured, it writes docs/reference/benchmarks.md and its
-picture.
+that starts again each round would be measured cold. In each round every contender has a turn of some seconds, and those
+that are compared come one after the other, so other load on the machine affects them alike. If all are measured, it
+writes docs/reference/benchmarks.md and its picture.
 """
 
 import argparse
@@ -39,6 +39,12 @@ OURS: Final = ("http", "oip", "grpc-pixels", "grpc-pixels-8", "grpc-image")
 PEER_PACKAGES: Final = ("fastapi", "litserve", "flask", "keras", "tensorflow-cpu", "tensorflow")
 CONTENDERS: Final = (*OURS, "one-worker", "loops", *PEERS)
 CONNECTIONS: Final = (1, 16, 64)
+"""Connections over which the service is compared with a server with the same engine. The rest has one number."""
+TURNS: Final = (
+    "grpc-image", "grpc-pixels", "grpc-pixels-8", "oip", "infer",
+    "one-worker", "decode-infer", "http", "fastapi-engine", "litserve", "fastapi", "bentoml", "flask",
+)  # fmt: skip
+"""Order of the turns over the same connections. A machine's speed drifts, so what is compared comes close together."""
 SHARE: Final = 0.7
 """Rate of the evenly spaced requests, as a share of the capacity over 16 connections."""
 TOGETHER: Final = 8
@@ -60,7 +66,7 @@ QUIET_SECONDS: Final = 30
 
 Measure = Callable[[], Sample]
 Plan = dict[Row, Measure]
-"""The measurements of each round, in order."""
+"""The measurements of each round."""
 
 
 class Bench:
@@ -99,9 +105,10 @@ class Bench:
 
     def run(self, rounds: int) -> None:
         """Measure all contenders in turn, `rounds` times, and print a line for each measurement. Raises LoadError."""
+        rows = sorted(self.plan, key=turn)
         for number in range(1, rounds + 1):
-            for row, measure in self.plan.items():
-                sample = measure()
+            for row in rows:
+                sample = self.plan[row]()
                 self.results.setdefault(row, []).append(sample)
                 print(f"{number}/{rounds}  {bench_report.line(row, [sample])}", flush=True)
         if self._ours and self._loops and Row("http", figures.CONNECTIONS) in self.results:
@@ -167,7 +174,7 @@ class Bench:
         post = posts.get(kind) or self.payloads.form("/predict", "images")
         answer = self._ask(server, post)
         slow = kind == "flask"
-        connections = (figures.CONNECTIONS,) if slow or kind == "litserve" else CONNECTIONS
+        connections = CONNECTIONS if engine else (figures.CONNECTIONS,)
         self._plan_http(name, server, post, *connections, times=PATIENCE if slow else 1)
         return answer[0] if isinstance(answer, list) else answer
 
@@ -175,15 +182,15 @@ class Bench:
         if "http" in self.only:
             self._plan_http("http", server, self.payloads.raw("/v1/predict"), *CONNECTIONS)
         if "oip" in self.only:
-            self._plan_http("oip", server, self.payloads.binary(), *CONNECTIONS)
+            self._plan_http("oip", server, self.payloads.binary(), figures.CONNECTIONS)
         calls = {
-            "grpc-pixels": (self.payloads.grpc_pixels(), 1, CONNECTIONS),
-            "grpc-pixels-8": (self.payloads.grpc_pixels_together(TOGETHER), TOGETHER, (figures.CONNECTIONS,)),
-            "grpc-image": (self.payloads.grpc_image(), 1, CONNECTIONS),
+            "grpc-pixels": (self.payloads.grpc_pixels(), 1),
+            "grpc-pixels-8": (self.payloads.grpc_pixels_together(TOGETHER), TOGETHER),
+            "grpc-image": (self.payloads.grpc_image(), 1),
         }
-        for name, (requests, images, counts) in calls.items():
-            for count in counts if name in self.only else ():
-                self.plan[Row(name, count)] = functools.partial(self._grpc, server, requests, count, images)
+        for name, (requests, images) in calls.items():
+            if name in self.only:
+                self.plan[Row(name, figures.CONNECTIONS)] = functools.partial(self._grpc, server, requests, images)
 
     def _plan_http(self, name: str, server: Server, post: Post, *connections: int, times: int = 1) -> None:
         requests = self._folder / name
@@ -210,8 +217,8 @@ class Bench:
         settle(server)
         return sample
 
-    def _grpc(self, server: Server, requests: list[bytes], connections: int, images: int) -> Sample:
-        work = grpc_load.load(server.grpc, requests, connections, WARM_UP, self.seconds, images=images)
+    def _grpc(self, server: Server, requests: list[bytes], images: int) -> Sample:
+        work = grpc_load.load(server.grpc, requests, figures.CONNECTIONS, WARM_UP, self.seconds, images=images)
         sample: Sample = traffic.run(work)
         settle(server)
         return sample
@@ -242,6 +249,12 @@ class Bench:
                 return json.load(response)
         except (OSError, ValueError) as error:
             raise LoadError(f"{server.url}{post.path}: expected an answer, got {error}; see {server.log}") from error
+
+
+def turn(row: Row) -> tuple[int, int]:
+    """Sorts the rows of a round: by connections, then by TURNS. Loops come among those of figures.CONNECTIONS."""
+    loop = row.contender in bench_report.LOOPS
+    return figures.CONNECTIONS if loop else row.size, TURNS.index(row.contender)
 
 
 def check_same(answers: dict[str, Any]) -> None:
@@ -285,7 +298,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0, 2 no result, 3 a ratio fell."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__)
     parser.add_argument("--seconds", type=int, default=5, help="length of each measurement (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=bench_report.LEAST_ROUNDS, help="turns of each contender (default %(default)s)"
+    )
     parser.add_argument("--pairs", type=int, default=tail.PAIRS, help="turns of the tail (default %(default)s)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help=" ".join(CONTENDERS))
     parser.add_argument("--accept", action="store_true", help="write the ratios to benchmarks/ratios.yaml")

@@ -18,7 +18,8 @@ from serving.settings import Settings
 
 DOCUMENT: Final = "benchmarks.md"
 PICTURE: Final = "benchmarks.png"
-LEAST_ROUNDS: Final = 5
+LEAST_ROUNDS: Final = 9
+"""With fewer, the interval of a median would hold the least and the most."""
 MOST_LOAD: Final = 0.5
 """Other processes that want a core. With more, the figures are not reliable."""
 LOOPS: Final = ("decode-infer", "infer")
@@ -43,13 +44,13 @@ METHOD: Final = """
 ## How it is measured
 
 Each contender starts once, is warmed up, and is then idle except in its turn. An idle process takes no CPU. A process
-that starts again in each round would be measured cold. In a round, each has its turn in the order of the table, so
-whatever else the machine does affects all of them. Before each measurement there is one second of the same load, which
-does not count. The next measurement waits until the server is idle.
+that starts again in each round would be measured cold. In a round, each has its turn in the order of the table. A
+machine's speed drifts, so what is compared comes close together. Before each measurement there is one second of the
+same load, which does not count. The next measurement waits until the server is idle.
 
-A ratio is that of two measurements of one round. The figure is the median of the rounds. Its interval lies between
-two of the rounds, in order, so it needs no assumption about how they spread: 95 % from six rounds on, and from the
-least to the most with five (94 %). If an answer is not good, the run ends without a verdict.
+A ratio is that of two measurements of one round. The figure is the median of the rounds. Its interval (95 %) lies
+between two of the rounds, in order, so it needs no assumption about how they spread. With nine rounds, it leaves out
+the least and the most. If an answer is not good, the run ends without a verdict.
 
 - **What is sent**: drawn phantoms in turn, one in each request, the same in each run: {files}, of {width} x {height}
   pixels and {least} to {most} KB, {mean} KB on average. The middle one of the real set's pictures, nearly all of them

@@ -123,6 +123,19 @@ def test_ratios_are_of_one_round_and_of_the_faster_batch() -> None:
     }
 
 
+def test_what_is_compared_over_16_connections_comes_close_together() -> None:
+    others = [Row(name, 16) for name in bench.TURNS if name not in bench_report.LOOPS]
+    loops = [Row(name, batch) for name in bench_report.LOOPS for batch in (1, 2)]
+    ends = [Row(name, count) for name in ("http", "fastapi-engine") for count in (1, 64)]
+    order = sorted((*loops, *ends, *others), key=bench.turn)
+    assert order[:2] == [Row("http", 1), Row("fastapi-engine", 1)]
+    assert order[-2:] == [Row("http", 64), Row("fastapi-engine", 64)]
+    here = order.index(Row("http", 16))
+    near = {row.contender for row in order[here - 3 : here + 4]}
+    assert near == {"one-worker", "decode-infer", "http", "fastapi-engine", "litserve", "fastapi"}
+    assert {row.contender for row in order} == {*bench.OURS, *bench.PEERS, "one-worker", *bench_report.LOOPS}
+
+
 def test_every_figure_says_which_way_is_good() -> None:
     for name, figure in figures.read_figures().items():
         assert figure.holds(figure.aim, figure.must), name
@@ -193,8 +206,8 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     assert f"| kernel | {machine['kernel']} |" in text
     assert "1 PNG and 1 JPEG" in text
     assert "50 to 90 KB, 70 KB on average" in text
-    assert "this run had only 2 of 5 rounds and 3.0 other processes" in text
-    assert "Not to be relied on" not in bench_report.document(report._replace(rounds=5, load=0))
+    assert "this run had only 2 of 9 rounds and 3.0 other processes" in text
+    assert "Not to be relied on" not in bench_report.document(report._replace(rounds=9, load=0))
     assert "nan" not in text
     assert (folder / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
     assert any("service: image file over HTTP" in line and "210.0" in line for line in bench_report.table(report))
@@ -204,7 +217,7 @@ def test_ratios_are_accepted_only_of_a_run_to_be_relied_on(tmp_path: Path, monke
     accepted: list[tuple[object, ...]] = []
     monkeypatch.setattr(figures, "accept", lambda *arguments: accepted.append(arguments))
     machine = {"commit": "abc", "arithmetic": "int8", "cores": "2"}
-    report = bench_report.Report(machine, RESULTS, {"fastapi": [2.0]}, [], seconds=5, rounds=5, load=3)
+    report = bench_report.Report(machine, RESULTS, {"fastapi": [2.0]}, [], seconds=5, rounds=9, load=3)
     with pytest.raises(LoadError, match=r"3\.0 other processes"):
         bench.accept(report)
     bench.accept(report._replace(load=0))
