@@ -235,7 +235,10 @@ def draw(results: Results, path: Path) -> None:
     spread = [[middle - min(one) for middle, one in zip(middles, rates, strict=True)]]
     spread.append([max(one) - middle for middle, one in zip(middles, rates, strict=True)])
     names = [f"{WORDS[row.contender]}{', ' + size(row) if row.contender in LOOPS else ''}" for row in rows]
-    colours = ["0.6" if row.contender in LOOPS else "C0" if "service" in WORDS[row.contender] else "C1" for row in rows]
+    colours = [
+        "0.6" if row.contender in LOOPS else "C0" if WORDS[row.contender].startswith("service") else "C1"
+        for row in rows
+    ]
     bars = left.barh(names, middles, xerr=spread, color=colours, capsize=3)
     left.bar_label(bars, [f"{middle:.0f}" for middle in middles], padding=6)
     left.invert_yaxis()
