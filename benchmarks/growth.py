@@ -44,6 +44,8 @@ PICTURES: Final = 16
 WARM_UP: Final = 1
 SHORT: Final = 8
 """Images of a request that is answered in a small part of a measurement."""
+MANY: Final = 128
+"""Connections whose first requests are read in a small part of a measurement."""
 ROOM: Final = {"CHESTCT_QUEUE_SIZE": "1024", "CHESTCT_MAX_BYTES_IN_FLIGHT": str(2**30)}
 """Settings with which no request of a measurement is refused. The defaults would refuse some with 429."""
 PICTURE: Final = "growth-{}.png"
@@ -60,7 +62,12 @@ class Axis(NamedTuple):
 
 
 AXES: Final = (
-    Axis("connections", "connections", "one file of 414 x 282 pixels in each request"),
+    Axis(
+        "connections",
+        "connections",
+        "one file of 414 x 282 pixels in each request. All connections begin at once, so more than"
+        f" {MANY} are measured longer",
+    ),
     Axis("size", "megapixels", f"one grey PNG in each request, over {FEW} connections"),
     Axis(
         "images",
@@ -139,7 +146,7 @@ class Growth:
         self._plan[axis, place] = functools.partial(self._measure, server, requests, connections, images)
 
     def _measure(self, server: Server, requests: Path, connections: int, images: int) -> Point:
-        seconds = length(self._seconds, images)
+        seconds = length(self._seconds, images, connections)
         wrk.load(server.url, requests, connections, WARM_UP)
         settle(server)
         with each_second(server.memory) as memory:
@@ -150,9 +157,9 @@ class Growth:
         return Point(images * sample.rate, sample.p99, max(memory) / 1e6)
 
 
-def length(seconds: int, images: int) -> int:
+def length(seconds: int, images: int, connections: int) -> int:
     """Seconds of a measurement with so many images in each request."""
-    return seconds * math.ceil(images / SHORT)
+    return seconds * math.ceil(max(images / SHORT, connections / MANY))
 
 
 def enlarged(megapixels: float) -> bytes:
@@ -196,7 +203,8 @@ def document(results: Results, machine: Mapping[str, str], seconds: int, rounds:
         "",
         f"Written by `make growth` on {today}: medians of {rounds} rounds of {seconds} seconds, with the least and the",
         "most of them. wrk sends drawn phantoms over HTTP, on the same cores. The memory is the most of all processes",
-        f"together. Shared pages count once. So that nothing is refused, the service has {settings}.",
+        "together. Shared pages count once. A server keeps some of the memory that large files took, so later rounds",
+        f"have more. So that nothing is refused, the service has {settings}.",
     ]
     for axis in AXES:
         name = PICTURE.format(axis.name)

@@ -17,7 +17,8 @@ RESULTS = {axis.name: {1: [Point(100, 9, 700), Point(120, 7, 710)], 2: [Point(20
 def test_requests_that_are_unfinished_at_the_end_are_as_small_a_part_of_the_measurement_however_large_they_are() -> (
     None
 ):
-    assert [growth.length(4, images) for images in (1, 8, 16, 64)] == [4, 4, 8, 32]
+    assert [growth.length(4, images, 4) for images in (1, 8, 16, 64)] == [4, 4, 8, 32]
+    assert [growth.length(4, 1, connections) for connections in (1, 128, 256, 512)] == [4, 4, 8, 16]
 
 
 @pytest.mark.parametrize("megapixels", growth.MEGAPIXELS)
