@@ -40,11 +40,6 @@ PEER_PACKAGES: Final = ("fastapi", "litserve", "flask", "keras", "tensorflow-cpu
 CONTENDERS: Final = (*OURS, "one-worker", "loops", *PEERS)
 CONNECTIONS: Final = (1, 16, 64)
 """Connections over which the service is compared with a server with the same engine. The rest has one number."""
-TURNS: Final = (
-    "grpc-image", "grpc-pixels", "grpc-pixels-8", "oip", "infer",
-    "one-worker", "decode-infer", "http", "fastapi-engine", "litserve", "fastapi", "bentoml", "flask",
-)  # fmt: skip
-"""Order of the turns over the same connections. A machine's speed drifts, so what is compared comes close together."""
 SHARE: Final = 0.7
 """Rate of the evenly spaced requests, as a share of the capacity over 16 connections."""
 TOGETHER: Final = 8
@@ -173,9 +168,8 @@ class Bench:
         print(f"{name}: ready", flush=True)
         post = posts.get(kind) or self.payloads.form("/predict", "images")
         answer = self._ask(server, post)
-        slow = kind == "flask"
         connections = CONNECTIONS if engine else (figures.CONNECTIONS,)
-        self._plan_http(name, server, post, *connections, times=PATIENCE if slow else 1)
+        self._plan_http(name, server, post, *connections, times=PATIENCE if kind == "flask" else 1)
         return answer[0] if isinstance(answer, list) else answer
 
     def _plan_ours(self, server: Server) -> None:
@@ -252,9 +246,12 @@ class Bench:
 
 
 def turn(row: Row) -> tuple[int, int]:
-    """Sorts the rows of a round: by connections, then by TURNS. Loops come among those of figures.CONNECTIONS."""
+    """Sorts the rows of a round: by connections, then as in bench_report.WORDS.
+
+    Loops come among those of figures.CONNECTIONS.
+    """
     loop = row.contender in bench_report.LOOPS
-    return figures.CONNECTIONS if loop else row.size, TURNS.index(row.contender)
+    return figures.CONNECTIONS if loop else row.size, list(bench_report.WORDS).index(row.contender)
 
 
 def check_same(answers: dict[str, Any]) -> None:

@@ -24,22 +24,24 @@ MOST_LOAD: Final = 0.5
 """Other processes that want a core. With more, the figures are not reliable."""
 LOOPS: Final = ("decode-infer", "infer")
 WORDS: Final = {
-    "http": "service: image file over HTTP",
-    "paced": "the same, by the clock at 70 % of 16",
-    "paced-loop": "bare loop: by the clock at the same rate",
-    "oip": "service: pixels over OIP's binary HTTP",
+    "grpc-image": "service: image file over gRPC",
     "grpc-pixels": "service: pixels over gRPC",
     "grpc-pixels-8": "service: pixels over gRPC, eight a call",
-    "grpc-image": "service: image file over gRPC",
+    "oip": "service: pixels over OIP's binary HTTP",
+    "infer": "bare loop: the model alone",
     "one-worker": "service with one worker: image file over HTTP",
     "decode-infer": "bare loop: decode and infer",
-    "infer": "bare loop: the model alone",
-    "fastapi": "FastAPI by hand, ONNX Runtime fp32",
+    "http": "service: image file over HTTP",
     "fastapi-engine": "FastAPI by hand, the service's engine",
     "litserve": "LitServe, the service's engine",
+    "fastapi": "FastAPI by hand, ONNX Runtime fp32",
     "bentoml": "BentoML's batchable API, ONNX Runtime fp32",
     "flask": "Flask, Keras, VGG16",
+    "paced": "service: by the clock at 70 % of 16",
+    "paced-loop": "bare loop: by the clock at the same rate",
 }
+"""In the order of the turns over the same connections. A machine's speed drifts, so what is compared comes close
+together."""
 METHOD: Final = """
 ## How it is measured
 
@@ -178,7 +180,7 @@ def document(report: Report) -> str:
         "",
         f"Written by `make bench` on {today}: medians of {report.rounds} rounds, of {report.seconds} seconds for each"
         " measurement, with the interval of the median. `not shown` means that a bound lies in the interval.",
-        *(["", f"The machine wavered in {report.wavered} pairs, which do not count."] if report.wavered else []),
+        *(["", f"Pairs that do not count, because the machine wavered: {report.wavered}."] if report.wavered else []),
         *(["", f"**Not to be relied on**: this run had {doubts}."] if (doubts := caution(report)) else []),
         "",
         "| figure | measured | must | aim | reached |",

@@ -158,7 +158,7 @@ class Growth:
 
 
 def length(seconds: int, images: int, connections: int) -> int:
-    """Seconds of a measurement with so many images in each request."""
+    """Seconds of a measurement with so many images in each request, over so many connections."""
     return seconds * math.ceil(max(images / SHORT, connections / MANY))
 
 

@@ -15,7 +15,7 @@ from load_tests import traffic
 from load_tests.server import Server
 from load_tests.verdict import LoadError
 
-PAIRS: Final = 20
+PAIRS: Final = 24
 MOST_WAVER: Final = 0.15
 WARM_UP: Final = 1
 """Seconds that don't count."""

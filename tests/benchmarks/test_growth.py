@@ -18,6 +18,9 @@ def test_requests_that_are_unfinished_at_the_end_are_as_small_a_part_of_the_meas
     None
 ):
     assert [growth.length(4, images, 4) for images in (1, 8, 16, 64)] == [4, 4, 8, 32]
+
+
+def test_the_first_requests_of_many_connections_are_a_small_part_of_the_measurement() -> None:
     assert [growth.length(4, 1, connections) for connections in (1, 128, 256, 512)] == [4, 4, 8, 16]
 
 

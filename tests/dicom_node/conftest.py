@@ -100,5 +100,5 @@ def node(tmp_path: Path, service: str, pacs: Pacs) -> Iterator[Callable[..., Run
 
 def _variable(name: str) -> str:
     if name not in os.environ:
-        pytest.skip("no service here: make test-node starts one")
+        pytest.fail("no service here: make test-node starts one")
     return os.environ[name]
