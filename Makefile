@@ -68,8 +68,8 @@ serve: $(if $(champion),$(training),$(serving)) ## serve the newest model of rea
 	@$(if $(champion),tag=$$(python -m pipeline.store --champion) && export CHESTCT_MODEL=$$(echo "$$tag" | tail -n 1) &&) \
 	  python -m serving.ensure_model && CHESTCT_GRPC_PORT=$(call quote,$(value GRPC_PORT)) exec $(calmly) bentoml serve --port $(call quote,$(value PORT)) --timeout-keep-alive 75
 
-demo: $(training) ## train on phantoms in a separate clone (about four minutes on two cores), then serve that model
-	@echo 'Eight stages train a small network on drawn phantoms, in about four minutes on two cores. Each shows its progress.'
+demo: $(training) ## train on phantoms in a separate clone (four to six minutes on two cores), then serve that model
+	@echo 'Eight stages train a small network on drawn phantoms, in four to six minutes on two cores. Each shows its progress.'
 	@test -d .demo || git clone -q . .demo
 	@cd .demo && git fetch -q && git reset -q --hard FETCH_HEAD && $(recorded) $(experiment) $(PHANTOMS:%=-S %)
 	@stored=$$(cd .demo && $(recorded) python -m pipeline.store) && \
@@ -171,7 +171,7 @@ hold: $(development) ## send a test server bad input, slow clients and faults, i
 bench: $(development) ## compare with the bare loop and other servers, in 30 minutes; writes docs/reference/benchmarks.md; needs wrk and strip
 	@python -m serving.ensure_model && python -m benchmarks.bench
 
-growth: $(development) ## draw how throughput, p99 and memory grow with load, in ten minutes; writes docs/reference/growth.md; needs wrk
+growth: $(development) ## draw how throughput, p99 and memory grow with load, in 12 minutes; writes docs/reference/growth.md; needs wrk
 	@python -m serving.ensure_model && python -m benchmarks.growth
 
 tune: $(development) ## find the settings that answer most, and with P99 (milliseconds) a queue, in ten minutes: build/tune/settings.env
