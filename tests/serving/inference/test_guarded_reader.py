@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from pydicom import uid
 
-from chestct import guarded_decoding, image, reader_process
+from chestct import guarded_decoding, image, reader_child, reader_process
 from chestct.card import InputSpec
 from chestct.image import Picture, encode_png
 from chestct.invalid_image import MAX_PIXELS, InvalidImage
@@ -205,7 +205,7 @@ from chestct import reader_child
 def read(*_):
     {fault}
 dicom.read = read
-reader_child.MAX_CPU_SECONDS = 0.2
+reader_child.MAX_CPU_SECONDS = {seconds}
 reader_child.main()
 """
 
@@ -236,7 +236,8 @@ LIE = """
 def test_the_exit_of_the_process_decides_whose_fault_it_is(
     new_reader: GuardedReader, monkeypatch: pytest.MonkeyPatch, fault: str, cause: Cause, outcome: str
 ) -> None:
-    monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", FAULT.format(fault=fault)))
+    seconds = 0.2 if cause is Cause.OUT_OF_TIME else reader_child.MAX_CPU_SECONDS  # an exit takes CPU time, too
+    monkeypatch.setattr(reader_process, "COMMAND", (sys.executable, "-c", FAULT.format(fault=fault, seconds=seconds)))
     before = metrics.READER_RESTARTS.labels(cause)._value.get()
     try:
         assert read(new_reader, dicom_file(LEVELS)) == outcome
