@@ -1,4 +1,4 @@
-"""`python -m docs.screenshot [URL]`: takes the README's screenshots of the page, with drawn pictures.
+"""`python -m docs.screenshot [URL]`: takes the screenshots of the page that docs/ shows, with drawn pictures.
 
 It needs a running `make serve`, Chromium and the development set. The default URL is http://localhost:3000.
 """
@@ -7,63 +7,42 @@ import shutil
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, ViewportSize, sync_playwright
 
-from load_tests.images import phantom
 from pipeline.images.classes import CLASSES
 from pipeline.images.phantoms import draw_phantom
 from tests.dicom import dicom_file
 
 IMAGES: Final = Path(__file__).with_name("images")
-WIDE: Final = {"width": 1280, "height": 860}
-PHONE: Final = {"width": 390, "height": 844}
+WIDE: Final[ViewportSize] = {"width": 1280, "height": 860}
 
 
 def photograph(url: str, folder: Path) -> None:
-    """Write PNG screenshots of the page at `url` to `folder`: result, refer, reject, dark, phone, batch and stack."""
+    """Write PNG screenshots of the page at `url` to `folder`: result and stack."""
     folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-background-networking"]
         )
-        for name, sample, options in (
-            ("result", "Drawn slice, large mass", {"viewport": WIDE}),
-            ("refer", "Drawn slice, cavity", {"viewport": WIDE}),
-            ("reject", "Drawn landscape", {"viewport": WIDE}),
-            ("dark", "Drawn slice, no lesion", {"viewport": WIDE, "color_scheme": "dark"}),
-            ("phone", "Drawn slice, large mass", {"viewport": PHONE, "has_touch": True, "is_mobile": True}),
-        ):
-            page = _visit(browser, url, **options)
-            page.locator("#sample-list button", has_text=sample).click()
-            _shoot(page, folder / f"{name}.png")
-        page = _visit(browser, url, viewport=WIDE)
-        page.set_input_files("#file", _batch())
-        _shoot(page, folder / "batch.png")
-        page = _visit(browser, url, viewport={**WIDE, "height": 1120})
+        page = _visit(browser, url, WIDE)
+        page.locator("#sample-list button", has_text="Drawn slice, large mass").click()
+        _shoot(page, folder / "result.png")
+        page = _visit(browser, url, {**WIDE, "height": 1120})
         page.set_input_files("#file", _series())
         page.locator("#windows").get_by_text("Lung").click()
         _shoot(page, folder / "stack.png")
         browser.close()
 
 
-def _visit(browser: Browser, url: str, **options: Any) -> Page:
-    page = browser.new_context(reduced_motion="reduce", **options).new_page()
+def _visit(browser: Browser, url: str, size: ViewportSize) -> Page:
+    page = browser.new_context(reduced_motion="reduce", viewport=size).new_page()
     page.goto(url)
     page.wait_for_selector("#sample-list button")
     return page
-
-
-def _batch() -> list[FilePayload]:
-    """Return phantoms of every class, and a file that is no picture."""
-    files: list[FilePayload] = []
-    for seed in range(11):
-        files.append({"name": f"slice-{seed}.png", "mimeType": "image/png", "buffer": phantom(seed)})
-    files.insert(3, {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
-    return files
 
 
 def _series() -> list[FilePayload]:

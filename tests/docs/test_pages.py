@@ -51,3 +51,10 @@ def test_the_table_of_rules_is_that_of_the_code() -> None:
     page = (ROOT / "docs/explanation/trust.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (refer|reject)\b", page, re.MULTILINE)
     assert rows == [(rule.name, rule.decision) for rule in RULES]
+
+
+def test_every_picture_is_on_a_page() -> None:
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".svg")]
+    assert len(pictures) > 10
+    assert [path for path in pictures if f"/{path.name})" not in shown and f"({path.name})" not in shown] == []
