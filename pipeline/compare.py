@@ -89,7 +89,9 @@ def _row(*cells: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("first", metavar="A", help="id of an MLflow run, or its beginning")
     parser.add_argument("second", metavar="B")
     arguments = parser.parse_args()

@@ -86,7 +86,9 @@ def _largest_move(each: Drift) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "place", metavar="PLACE", help="a folder of images, or an inference log: a folder, or a bucket's URL"
     )

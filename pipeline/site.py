@@ -3,7 +3,7 @@
 `python -m pipeline.site FOLDER`: the folder holds `LABEL/slice` or `LABEL/patient/slice`. LABEL is a class, `LUAD` or
 `LUSC`, or just `cancer` and `normal`. Exit code 3: the figures are below the bar of params.yaml, section `site`.
 
---adapt also refits temperature, thresholds and familiarity limit on half of the patients, and stores the result as a
+--adapt also refits temperature, thresholds and OOD limit on half of the patients, and stores the result as a
 new model. The other half is held out. The weights stay.
 """
 
@@ -126,7 +126,7 @@ def _store(model: Model, numbers: Numbers, found: Refitted, answered: Sequence[A
         created=_now(),
     )
     caveat = (
-        f"Adapted to one site: temperature, thresholds and familiarity limit were refitted on {origin.slices} slices "
+        f"Adapted to one site: temperature, thresholds and OOD limit were refitted on {origin.slices} slices "
         f"of {origin.patients} patients. The figures of this card are of the base, {model.tag}. On the held-out half, "
         f"{'the bar was reached' if found.usable else f'the bar was not reached. {DO_NOT_USE}'}"
     )
@@ -167,7 +167,9 @@ def _now() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.site", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument(
         "--model", metavar="MODEL", help="a tag, or a folder with a graph and its card; by default the served model"

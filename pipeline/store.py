@@ -134,7 +134,9 @@ def _finish_card(model: Path, reported: Reported | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--release", type=Path, metavar="FOLDER", help="also copy graph, card and audit there")
     parser.add_argument("--champion", action="store_true", help="store the champion of MLflow's registry instead")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Refits a model's numbers on a site's slices: temperature, thresholds and familiarity limit. The weights stay.
+"""Refits a model's numbers on a site's slices: temperature, thresholds and OOD limit. The weights stay.
 
 The limit of `chest_ct` and the rules on the input stay too, because a site's own slices can't say what is no chest CT.
 """

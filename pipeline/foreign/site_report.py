@@ -241,7 +241,7 @@ def _refitted(report: SiteReport) -> list[str]:
         ("calibration error", _estimate(found.before.calibration_error), _estimate(found.after.calibration_error))
     )
     lines = [
-        f"Temperature, thresholds and familiarity limit were fitted on {found.fitted_slices} slices of "
+        f"Temperature, thresholds and OOD limit were fitted on {found.fitted_slices} slices of "
         f"{found.fitted_patients} patients. The table shows the other half of the patients: {found.before.slices} "
         f"slices of {found.before.patients}. The new temperature is {found.temperature:.2f} times the old one.",
         _table(("figure", "as served", "refitted"), rows),

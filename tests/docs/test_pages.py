@@ -58,3 +58,15 @@ def test_every_picture_is_on_a_page() -> None:
     pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".svg")]
     assert len(pictures) > 10
     assert [path for path in pictures if f"/{path.name})" not in shown and f"({path.name})" not in shown] == []
+
+
+def test_the_help_of_a_command_says_how_to_run_it() -> None:
+    folders = ("archive", "benchmarks", "dicom_node", "image", "load_tests", "pipeline", "serving")
+    named = {}
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        if found := re.search(r"ArgumentParser\((?:\s*prog=\"(.+?)\")?", path.read_text(encoding="utf-8")):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+            named[module] = found[1]
+    assert named.pop("archive.command") == "chestct"
+    assert len(named) > 15
+    assert named == {module: f"python -m {module}" for module in named}

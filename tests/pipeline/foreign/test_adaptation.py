@@ -97,7 +97,7 @@ def test_slices_that_are_all_right_do_not_make_the_model_as_sure_as_can_be() -> 
     assert refit(slices, BASE, WANTED, 5).temperature == LEAST_TEMPERATURE
 
 
-def test_the_familiarity_limit_is_the_sites_and_the_chest_ct_limit_is_the_bases() -> None:
+def test_the_ood_limit_is_the_sites_and_the_chest_ct_limit_is_the_bases() -> None:
     slices = site(400)
     slices = [
         each._replace(prediction=each.prediction.model_copy(update={"ood_score": 3 + n}))
