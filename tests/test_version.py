@@ -19,7 +19,7 @@ def test_the_other_images_have_one_tag_wherever_they_are_named() -> None:
     pages += [ROOT / "docs/tutorials/deploy-on-kind.md", ROOT / "docs/how-to/connect-a-pacs.md"]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     named = re.findall(r"chestct-(?:load|dicom-node):(\d[\w.-]*\w)", text)
-    assert len(named) == 13
+    assert len(named) == 15
     assert set(named) == {chestct.__version__}
 
 
