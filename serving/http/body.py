@@ -47,9 +47,10 @@ async def read_body(request: Request, settings: Settings, memory: float = RAW_ME
     record: RequestRecord = request.state.record
     announced = request.headers.get("Content-Length", "")
     if announced.isdecimal():
-        if int(announced) > limit:
-            raise too_large(limit, f"{announced} bytes")
-        record.reserve_bytes(math.ceil(int(announced) * memory))
+        length = int(announced.lstrip("0") or "0")  # Python refuses more than 4,300 digits, and counts leading zeros
+        if length > limit:
+            raise too_large(limit, f"{length} bytes")
+        record.reserve_bytes(math.ceil(length * memory))
         memory = 0
     body = await _receive(request, record, limit, memory)
     record.memory.keep(record)

@@ -152,6 +152,15 @@ def test_without_room_a_larger_later_body_is_refused_and_the_first_is_answered()
     assert [first.text, again.text] == [str(2 * MIB), str(3 * MIB)]
 
 
+def test_zeros_before_an_announced_length_change_nothing() -> None:
+    zeros = "0" * 5000
+    assert ask(lambda client: client.post("/", content=b"body", headers={"Content-Length": f"{zeros}4"})).text == "4"
+    size = f"{zeros}{9 * MIB}"
+    refused = ask(lambda client: client.post("/", content=b"body", headers={"Content-Length": size}))
+    assert code(refused) == (413, "body_too_large")
+    assert refused.json()["error"]["message"].endswith(f"got {9 * MIB} bytes")
+
+
 def test_an_announced_length_is_reserved_before_a_byte_is_read() -> None:
     memory = MemoryBudget(4 * MIB)
     counted = []
