@@ -13,7 +13,7 @@ ASSOCIATIONS_REJECTED: Final = Counter(
     "dicom_node_associations_rejected", "Associations that were rejected because of their AE title or address."
 )
 ASSOCIATIONS_ABORTED: Final = Counter(
-    "dicom_node_associations_aborted", "Associations that were ended because an instance was too long."
+    "dicom_node_associations_aborted", "Associations that were ended because they sent too much at once."
 )
 COMPLETE: Final = Counter("dicom_node_complete", "Revisions of series that became complete.")
 SCORED: Final = Counter(

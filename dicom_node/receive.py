@@ -3,15 +3,15 @@
 import logging
 import socket
 import ssl
-from io import BytesIO
 from typing import Any, Final
 
-from pydicom import Dataset, dcmread, uid
+from pydicom import Dataset, uid
 from pydicom.pixels.utils import get_expected_length
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification
 
 from dicom_node import metrics
+from dicom_node.reading import read
 from dicom_node.settings import Settings
 from dicom_node.spool import OtherContent, Spool, SpoolFull, key_of
 
@@ -47,10 +47,10 @@ _LONGEST_PDU: Final = 1024 * 1024
 _IDENTIFIERS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DATA: Final = 0x04
 """Type of the PDU that carries data."""
-_COMMAND: Final = 0x01
-"""Bit of an item's first byte: it holds a part of a command, not of a data set."""
 _COMMAND_BYTES: Final = 1024
 """More than the bytes of a message beside its instance."""
+_MOST_WAITING: Final = 16
+"""Most messages of an association that wait. The standard allows one, unless the peers agree on more."""
 
 
 class Refused(Exception):
@@ -69,13 +69,13 @@ def check(data: bytes, sop_instance: str) -> tuple[str, str]:
     `data` is a DICOM file. Returns the key of its series and its name in the spool. Raises Refused.
     """
     try:
-        header = dcmread(BytesIO(data))
+        header = read(data)
         modality = header.get("Modality")
         found = [str(header.get(keyword) or "") for keyword in _IDENTIFIERS]
         announced = (header.get("SOPClassUID"), found[2]) == (uid.CTImageStorage, sop_instance)
         complete = _has_all_pixels(header)
     except Exception:  # noqa: BLE001 - pydicom raises many kinds, and quotes the header
-        raise Refused(MALFORMED, "malformed", "the data set can't be parsed") from None
+        raise Refused(MALFORMED, "malformed", "the data set can't be parsed, or is too large") from None
     if not complete:
         raise Refused(MALFORMED, "malformed", "the data set ends before its pixels do")
     if modality != "CT":
@@ -101,7 +101,7 @@ class Receiver:
         self._settings = settings
         self._spool = spool
         self._unfinished: dict[Any, int] = {}
-        """Bytes of the instance that each association is sending."""
+        """Bytes that each association has sent since it had nothing unfinished and nothing waiting."""
         self._entity = AE(settings.ae_title)
         self._entity.require_called_aet = True
         self._entity.maximum_associations = settings.max_associations
@@ -151,16 +151,19 @@ class Receiver:
             association.kill()
 
     def _measure(self, event: Any) -> None:
-        """End an association whose instance is too long, before it takes more memory."""
+        """End an association that sends too much before it takes more memory.
+
+        That is one message that is too long, or many that it sends without waiting for the answers.
+        """
         if event.pdu.pdu_type != _DATA:
             return
         association = event.assoc
-        begins = any(item.data[0] & _COMMAND for item in event.pdu.presentation_data_value_items)
-        before = 0 if begins else self._unfinished.get(association, 0)  # a command begins another message
+        waiting = association.dimse.msg_queue.qsize()
+        before = self._unfinished.get(association, 0) if waiting or association.dimse.message is not None else 0
         size = self._unfinished[association] = before + event.pdu.pdu_length
-        if size > self._settings.max_instance_bytes + _COMMAND_BYTES:
+        if size > self._settings.max_instance_bytes + _COMMAND_BYTES or waiting > _MOST_WAITING:
             metrics.ASSOCIATIONS_ABORTED.inc()
-            LOG.warning("ended an association: an instance has more than DICOM_NODE_MAX_INSTANCE_BYTES")
+            LOG.warning("ended an association: it sends more than DICOM_NODE_MAX_INSTANCE_BYTES at once")
             association.abort()
 
     def _forget(self, event: Any) -> None:

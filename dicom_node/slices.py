@@ -9,6 +9,8 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 from pydicom import Dataset, FileDataset, dcmread, uid
 
+from dicom_node.reading import read
+
 _GEOMETRY: Final = ("ImagePositionPatient", "ImageOrientationPatient")
 _PIXEL_GROUPS: Final = (0x0028, 0x7FE0)
 """Groups of elements that describe and hold pixels. Neither identifies a patient."""
@@ -67,7 +69,7 @@ def choose(slices: Sequence[Slice], most: int) -> Choice:
 
 def anonymous(path: Path) -> bytes:
     """Return a slice as a DICOM file with its pixels, and without anything about the patient."""
-    file = dcmread(path)
+    file = read(path.read_bytes())
     bare = Dataset({element.tag: element for element in file if element.tag.group in _PIXEL_GROUPS})
     bare.Modality = "CT"
     bare.SOPClassUID, bare.SOPInstanceUID = uid.CTImageStorage, uid.UID("2.25.0")

@@ -4,7 +4,9 @@ import socket
 import ssl
 import struct
 import threading
+import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import pytest
 from pydicom import Dataset, dcmread, uid
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
 
 from chestct import dicom
-from dicom_node import receive
+from dicom_node import receive, slices
+from dicom_node.reading import read
 from dicom_node.receive import Receiver, check
 from dicom_node.spool import Spool, key_of
 from tests.dicom_node.certificates import certificate_of_the_loopback
@@ -152,6 +157,127 @@ def test_an_instance_that_is_too_long_ends_its_association(receiver: Start) -> N
     association.join(10)
     assert association.is_aborted
     assert [len(spool.slices(key)) for key in spool.series()] == [4]
+
+
+def test_a_command_without_end_ends_its_association(receiver: Start) -> None:
+    node, _ = receiver(max_instance_bytes=20_000)
+    association = associate(node)
+    fragment = struct.pack(">IBB", 10_002, association.accepted_contexts[0].context_id, 0x01) + bytes(10_000)
+    for _ in range(4):
+        association.dul.socket.send(struct.pack(">BBL", 4, 0, len(fragment)) + fragment)
+    association.join(10)
+    assert association.is_aborted
+
+
+def test_the_parts_of_a_command_among_those_of_an_instance_do_not_hide_its_length(receiver: Start) -> None:
+    node, _ = receiver(max_instance_bytes=20_000)
+    association = associate(node)
+    context = association.accepted_contexts[0].context_id
+    instance, command = (
+        struct.pack(">IBB", 2 + size, context, bits) + bytes(size) for size, bits in ((9000, 0), (8, 1))
+    )
+    for _ in range(4):
+        association.dul.socket.send(struct.pack(">BBL", 4, 0, len(command + instance)) + command + instance)
+    association.join(10)
+    assert association.is_aborted
+
+
+def store(number: int) -> C_STORE:
+    """The request that stores a slice."""
+    request, file = C_STORE(), ct_slice(number=number)
+    request.MessageID, request.Priority = number, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = file.SOPClassUID, file.SOPInstanceUID
+    request.DataSet = BytesIO(encode(file, False, True) or b"")
+    return request
+
+
+def echo(number: int) -> C_ECHO:
+    request = C_ECHO()
+    request.MessageID, request.AffectedSOPClassUID = number, Verification
+    return request
+
+
+@pytest.mark.parametrize(("request_of", "count"), [(store, 5), (echo, 40)])
+def test_an_association_that_sends_on_without_waiting_for_answers_is_ended(
+    receiver: Start, monkeypatch: pytest.MonkeyPatch, request_of: Callable[[int], C_STORE | C_ECHO], count: int
+) -> None:
+    checking, go_on = threading.Event(), threading.Event()
+
+    def check_later(*_: object) -> None:
+        checking.set()
+        go_on.wait(60)
+        raise receive.Refused(0xC000, "malformed", "it was only to take long")
+
+    monkeypatch.setattr(receive, "check", check_later)
+    node, _ = receiver(max_instance_bytes=20_000)
+    association = associate(node)
+    contexts = {context.abstract_syntax: context.context_id for context in association.accepted_contexts[:2]}
+    association.dimse.send_msg(store(1), contexts[CTImageStorage])
+    assert checking.wait(60)
+    for number in range(2, 2 + count):
+        request = request_of(number)
+        association.dimse.send_msg(request, contexts[request.AffectedSOPClassUID])
+    association.join(10)
+    go_on.set()
+    assert association.is_aborted
+
+
+def element(tag: int, vr: bytes, value: bytes) -> bytes:
+    return struct.pack("<HH2sHI", tag >> 16, tag & 0xFFFF, vr, 0, len(value)) + value
+
+
+def with_elements(before: bytes = b"", after: bytes = b"") -> bytes:
+    """A slice with further elements before and after its pixels."""
+    whole = written(ct_slice())
+    pixels = whole.index(b"\xe0\x7f\x10\0OW")
+    return whole[:pixels] + before + whole[pixels:] + after
+
+
+def test_a_slice_that_inflates_to_too_much_is_refused() -> None:
+    small, large = (with_elements(element(0x0099_1010, b"OB", bytes(size))) for size in (1 << 20, 64 << 20))
+    for inflated, taken in ((small, True), (large, False)):
+        file = dcmread(BytesIO(written(ct_slice(syntax=uid.DeflatedExplicitVRLittleEndian))))
+        meta = written(file)[: 144 + file.file_meta.FileMetaInformationGroupLength]
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        begins = inflated.index(b"\x08\0\x08\0CS")
+        data = meta + packer.compress(inflated[begins:]) + packer.flush()
+        assert len(data) < 100_000
+        if taken:
+            assert check(data, "1.2.3.4.1")
+        else:
+            with pytest.raises(receive.Refused, match="too large") as refused:
+                check(data, "1.2.3.4.1")
+            assert refused.value.status == 0xC000
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        b"".join(struct.pack("<HH2sH", 0x0099, number, b"CS", 0) for number in range(0x1000, 0x7000)),
+        element(0x0099_1010, b"SQ", struct.pack("<HHI", 0xFFFE, 0xE000, 3 << 20) + bytes(3 << 20)),
+    ],
+)
+def test_a_slice_of_too_many_elements_is_refused(flood: bytes) -> None:
+    with pytest.raises(receive.Refused, match="too large"):
+        check(with_elements(flood), "1.2.3.4.1")
+
+
+def test_elements_after_the_pixels_are_neither_read_nor_sent_on(tmp_path: Path) -> None:
+    flood = b"".join(struct.pack("<HH2sH", 0x7FE1, number, b"CS", 0) for number in range(0x1000, 0x7000))
+    data = with_elements(after=flood)
+    assert check(data, "1.2.3.4.1") == check(with_elements(), "1.2.3.4.1")
+    assert max(read(data).keys()) == 0x7FE0_0010
+    (tmp_path / "slice.dcm").write_bytes(data)
+    assert len(slices.anonymous(tmp_path / "slice.dcm")) < len(with_elements())
+
+
+def test_a_data_set_with_meta_information_of_its_own_is_refused() -> None:
+    whole = written(ct_slice())
+    begins = 144 + dcmread(BytesIO(whole)).file_meta.FileMetaInformationGroupLength
+    syntax = whole[whole.index(b"\x02\0\x10\0UI") :][:28]
+    assert check(whole, "1.2.3.4.1")
+    with pytest.raises(receive.Refused, match="can't be parsed"):
+        check(whole[:begins] + syntax + whole[begins:], "1.2.3.4.1")
 
 
 def test_associations_beyond_the_limit_are_rejected_for_now(receiver: Start) -> None:
