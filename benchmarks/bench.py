@@ -321,6 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
         bench.images,
         options.seconds,
         options.rounds,
+        options.pairs,
         load,
         bench.wavered,
     )

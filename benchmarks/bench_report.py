@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures import CONNECTIONS, Results, Row, interval, read_figures
 from benchmarks.footprint import machine_table
-from benchmarks.tail import MOST_WAVER, PAIRS
+from benchmarks.tail import MOST_WAVER
 from benchmarks.wrk import Sample
 from load_tests.images import SIZE
 from serving.settings import Settings
@@ -105,10 +105,12 @@ class Report(NamedTuple):
     seconds: int
     """Length of each measurement."""
     rounds: int
+    pairs: int
+    """Pairs of benchmarks.tail."""
     load: float
     """Load average of the minute before the run."""
     wavered: int = 0
-    """Pairs of benchmarks.tail that did not count."""
+    """Pairs that did not count."""
 
 
 def describe_settings(settings: Settings) -> str:
@@ -198,7 +200,8 @@ def document(report: Report) -> str:
         "",
         *machine_table(report.machine),
     ]
-    return "\n".join(lines) + "\n" + METHOD.format(**describe_images(report.images))
+    method = METHOD.format(**describe_images(report.images), pairs=report.pairs, waver=f"{MOST_WAVER:.0%}")
+    return "\n".join(lines) + "\n" + method
 
 
 def caution(report: Report) -> str:
@@ -212,7 +215,7 @@ def caution(report: Report) -> str:
 
 
 def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
-    """Return the values that METHOD needs."""
+    """Return the values about the images that METHOD needs."""
     kinds = Counter(media_type.removeprefix("image/").upper() for media_type, _ in images)
     sizes = [len(data) / 1000 for _, data in images]
     return {
@@ -222,8 +225,6 @@ def describe_images(images: Sequence[tuple[str, bytes]]) -> dict[str, object]:
         "least": round(min(sizes)),
         "most": round(max(sizes)),
         "mean": round(sum(sizes) / len(sizes)),
-        "pairs": PAIRS,
-        "waver": f"{MOST_WAVER:.0%}",
     }
 
 

@@ -193,7 +193,7 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     values = {**figures.compute(RESULTS), "memory": [212.4]}
     images = [("image/png", bytes(90_000)), ("image/jpeg", bytes(50_000))]
     machine = {**footprint.describe_machine(), "settings": bench_report.describe_settings(Settings.read())}
-    report = bench_report.Report(machine, RESULTS, values, images, seconds=1, rounds=2, load=3)
+    report = bench_report.Report(machine, RESULTS, values, images, seconds=1, rounds=2, pairs=7, load=3)
     folder = tmp_path / "new"
     bench_report.write(report, folder)
 
@@ -205,6 +205,7 @@ def test_the_document_has_the_figures_the_measurements_and_the_machine(tmp_path:
     assert f"| kernel | {machine['kernel']} |" in text
     assert "1 PNG and 1 JPEG" in text
     assert "50 to 90 KB, 70 KB on average" in text
+    assert "turn, 7 times." in text
     assert "this run had only 2 of 9 rounds and 3.0 other processes" in text
     assert "Not to be relied on" not in bench_report.document(report._replace(rounds=9, load=0))
     assert "nan" not in text
@@ -216,7 +217,7 @@ def test_ratios_are_accepted_only_of_a_run_to_be_relied_on(tmp_path: Path, monke
     accepted: list[tuple[object, ...]] = []
     monkeypatch.setattr(figures, "accept", lambda *arguments: accepted.append(arguments))
     machine = {"commit": "abc", "arithmetic": "int8", "cores": "2"}
-    report = bench_report.Report(machine, RESULTS, {"fastapi": [2.0]}, [], seconds=5, rounds=9, load=3)
+    report = bench_report.Report(machine, RESULTS, {"fastapi": [2.0]}, [], seconds=5, rounds=9, pairs=24, load=3)
     with pytest.raises(LoadError, match=r"3\.0 other processes"):
         bench.accept(report)
     bench.accept(report._replace(load=0))

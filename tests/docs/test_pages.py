@@ -53,6 +53,16 @@ def test_the_table_of_rules_is_that_of_the_code() -> None:
     assert rows == [(rule.name, rule.decision) for rule in RULES]
 
 
+def test_every_code_of_an_error_is_in_the_table() -> None:
+    sources = [path for folder in ("serving", "chestct") for path in (ROOT / folder).rglob("*.py")]
+    code = "".join(path.read_text(encoding="utf-8") for path in sources)
+    codes = set(re.findall(r'(?:bad_request|InvalidImage)\(\s*"(\w+)"', code))
+    codes |= set(re.findall(r'RequestError\(\s*HTTPStatus\.\w+,\s*"(\w+)"', code))
+    assert {"invalid_form", "unsupported_dicom", "body_too_large"} <= codes
+    page = (ROOT / "docs/reference/http-api.md").read_text(encoding="utf-8")
+    assert codes <= set(re.findall(r"`(\w+)`", page.partition("| status | codes | reason |")[2].partition("\n\n")[0]))
+
+
 def test_every_picture_is_on_a_page() -> None:
     shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".svg")]
