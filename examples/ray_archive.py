@@ -1,7 +1,8 @@
 """Scores the files of a folder with Ray Data, in an environment of its own. Research and education only.
 
     python3 -m venv .venv-ray
-    .venv-ray/bin/pip install -r requirements/serving.txt 'ray[data]'
+    .venv-ray/bin/pip install -r requirements/serving.txt
+    .venv-ray/bin/pip install 'ray[data]'
     PYTHONPATH=. .venv-ray/bin/python examples/ray_archive.py FOLDER OUT [MODEL]
 
 Each actor holds one model and uses one core. The tests call `Score` without Ray: on two busy cores Ray's own agent does

@@ -1,7 +1,8 @@
 """Scores the files of a folder with Spark, in an environment of its own. Research and education only.
 
     python3 -m venv .venv-spark
-    .venv-spark/bin/pip install -r requirements/serving.txt 'pyspark==4.*' pyarrow pandas
+    .venv-spark/bin/pip install -r requirements/serving.txt
+    .venv-spark/bin/pip install 'pyspark==4.*' pyarrow pandas
     PYTHONPATH=. .venv-spark/bin/python examples/spark_archive.py FOLDER OUT [MODEL]
 
 Spark needs Java 17 or newer. On a cluster each executor needs this code and these packages, and FOLDER and MODEL in a

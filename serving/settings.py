@@ -40,7 +40,10 @@ class Settings(EnvironmentSettings, env_prefix=PREFIX):
     model: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, json_schema_extra={"default": "the newest real model"}
     )
-    """Tag in the BentoML model store. A model trained on phantoms is served only if this names it."""
+    """Tag in the BentoML model store.
+
+    A model that was trained on phantoms, or adapted to a site, is served only if this names it.
+    """
     workers: Annotated[int, Field(ge=1, le=256)] = Field(
         default_factory=usable_cores, json_schema_extra={"default": "usable cores"}
     )

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow
 import pyarrow.parquet
@@ -44,6 +45,13 @@ def outcomes(table: pyarrow.Table) -> dict[str, str]:
 def expected(model: str) -> dict[str, str]:
     labels = {f"{label}.png": name for label, name in enumerate(models.find(model).card.classes)}
     return {**labels, "broken.png": "undecodable_image"}
+
+
+@pytest.mark.parametrize("example", [ray_archive, spark_archive])
+def test_what_has_hashes_is_installed_alone(example: ModuleType) -> None:
+    """Otherwise pip wants a hash for everything."""
+    lines = [line for line in str(example.__doc__).splitlines() if "requirements/" in line]
+    assert [line.endswith("/bin/pip install -r requirements/serving.txt") for line in lines] == [True]
 
 
 def test_the_function_for_spark_turns_paths_into_rows(model: str, files: list[str]) -> None:
