@@ -16,7 +16,7 @@ PIECES: Final = 10_000
 LEAST_PIECE: Final = 32
 """Least mean size in bytes of the pieces of a body in more than PIECES, with the bytes that frame them."""
 PIPELINED: Final = 32
-"""Most requests on one connection that wait behind the current one."""
+"""Most requests on one connection that wait behind the current one. If there are more, only that one is answered."""
 LINGER_SECONDS: Final = 30.0
 """Seconds in which the rest of an unread body is dropped."""
 LINGER_PAUSE: Final = 5.0
@@ -36,9 +36,6 @@ HEAD_TOO_LARGE: Final = RequestError(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "head_too_large",
     f"expected a request's line and headers in at most {HEAD_BYTES} bytes and {HEADERS} lines, got more",
-)
-TOO_MANY_WAIT: Final = bad_request(
-    "invalid_request", f"expected at most {PIPELINED} requests that wait behind another one on a connection, got more"
 )
 PIECES_TOO_SMALL: Final = bad_request(
     "invalid_request",

@@ -133,9 +133,7 @@ class BoundedConnection(ClosingConnection):
             self._unparsed > limits.HEAD_BYTES and self._measure_head() > limits.HEAD_BYTES
         ):
             self._refusal = limits.HEAD_TOO_LARGE
-        elif len(self.pipeline) >= limits.PIPELINED:
-            self._refusal = limits.TOO_MANY_WAIT
-        if self._refusal is not None:
+        if self._refusal is not None or len(self.pipeline) >= limits.PIPELINED:
             raise ValueError
         self._progressed = True
         self._pieces = self._body_bytes = 0
@@ -227,7 +225,10 @@ class BoundedConnection(ClosingConnection):
         cycle.receive = receive_and_continue  # type: ignore[method-assign]
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer an invalid request, once the requests before it are answered, and end the connection."""
+        """Answer an invalid request, and end the connection.
+
+        If another request is in progress, that one is answered and no other.
+        """
         self._deaf = True
         self.parser = self.scope = None  # type: ignore[assignment] # frees the head, which may be large
         self.url, self.headers = b"", _NO_TRAILERS  # type: ignore[assignment]

@@ -4,6 +4,7 @@ None of this is an API.
 """
 
 import re
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ _MOST_SAMPLES: Final = 50
 TEXTS: Final = PAGE / "text"
 """The page's words. Each language has a file here, named by its code."""
 _ENGLISH: Final = "en"
+_LONGEST_PATH: Final = 256
+"""Most characters of a path below /page. StaticFiles looks up each folder in it, 15,000 in the longest one."""
 
 
 class PageRoutes:
@@ -42,12 +45,14 @@ class PageRoutes:
         self._own = StaticFiles(directory=settings.samples) if settings.samples else None
         own = require_api_key([Route("/own/{name}", self._own_sample, name="/page/own")], keys, "v1")
         self._words = StaticFiles(directory=TEXTS)
+        self._languages = frozenset(file.stem for file in TEXTS.glob("*.js"))
         files = [Route("/text.js", self._text, name="/page/text.js"), Mount("/", StaticFiles(directory=PAGE))]
         service = Route("/service.json", self._service, name="/page/service.json")
         self._router = Router([service, *own, Mount("/", GZipMiddleware(Router(files)))])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._router(scope, receive, send)
+        found = len(scope["path"]) <= _LONGEST_PATH
+        await (self._router if found else Response(status_code=HTTPStatus.NOT_FOUND))(scope, receive, send)
 
     async def _service(self, _: Request) -> Response:
         settings = self._settings
@@ -67,7 +72,7 @@ class PageRoutes:
 
     async def _text(self, request: Request) -> Response:
         wanted = _languages(request.headers.get("Accept-Language", ""))
-        language = next((one for one in wanted if (TEXTS / f"{one}.js").is_file()), _ENGLISH)
+        language = next((one for one in wanted if one in self._languages), _ENGLISH)
         response = await self._words.get_response(f"{language}.js", request.scope)
         response.headers.update({"Content-Language": language, "Vary": "Accept-Language"})
         return response
@@ -79,7 +84,7 @@ class PageRoutes:
     async def _own_sample(self, request: Request) -> Response:
         file = self._numbered().get(request.path_params["name"])
         if self._own is None or file is None:
-            return Response(status_code=404)
+            return Response(status_code=HTTPStatus.NOT_FOUND)
         return await self._own.get_response(file.name, request.scope)
 
 

@@ -33,6 +33,13 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc] # it has no types
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
+        """The status of each service. The library lacks this method, and a call would be logged as a failure."""
+        known = self._server_status.items()
+        return health_pb2.HealthListResponse(
+            statuses={name: health_pb2.HealthCheckResponse(status=status) for name, status in known}
+        )
+
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         task = asyncio.current_task()
         assert task is not None

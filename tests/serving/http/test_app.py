@@ -2,7 +2,12 @@
 
 import json
 import logging
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +131,23 @@ def test_the_page_s_words_come_in_a_language_that_is_there(client: Client, heade
     assert response.headers["Content-Language"] == "en"
     assert "Accept-Language" in response.headers["Vary"]
     assert response.headers["Content-Type"].startswith("text/javascript")
+
+
+def test_a_long_header_or_path_costs_no_look_at_the_disk_for_each_of_its_parts(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+    for function in (os.stat, os.lstat):
+        monkeypatch.setattr(os, function.__name__, partial(_note_and_call, looks, function))
+    languages = ",".join(f"{first}{second}" for first in ascii_lowercase for second in ascii_lowercase)
+    assert client.get("/page/text.js", headers={"Accept-Language": languages}).status_code == 200
+    assert client.get(f"/page/{'a/' * 1000}").status_code == 404
+    assert len(looks) < 20
+
+
+def _note_and_call(looks: list[Any], function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    looks.append(arguments)
+    return function(*arguments, **options)
 
 
 def test_another_language_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,11 @@ def test_not_serving_until_the_model_is_warm(model: Model) -> None:
         assert labels(server.stub.ModelInfer(ask(png(1)))) == ["large_cell_carcinoma"]
 
 
+def test_the_health_of_all_services_is_listed(server: Server) -> None:
+    statuses = server.health.List(health_pb2.HealthListRequest()).statuses
+    assert {name: each.status for name, each in statuses.items()} == {"": SERVING, rpc.SERVICE: SERVING}
+
+
 def test_stopping_ends_health_watches_and_finishes_the_running_call(model: Model, gate: GatedEngine) -> None:
     with model.serve(gate) as server:
         watch = server.health.Watch(health_pb2.HealthCheckRequest(service=rpc.SERVICE), timeout=300)
