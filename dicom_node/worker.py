@@ -1,6 +1,7 @@
 """Takes each series in the spool through its steps: complete, scored, reported, returned, removed."""
 
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -152,7 +153,8 @@ class Worker:
                 "series %s waits %.0f s: %s; can't move it to the dead letters: %s", key, pause, reason, error.strerror
             )
             return
-        LOG.error("series %s is a dead letter: %s; try again with: python -m dicom_node retry %s", key, reason, key)
+        way = f"{sys.executable} -m dicom_node retry {key}"
+        LOG.error("series %s is a dead letter: %s; try again with: %s", key, reason, way)
         self._forget(key)
 
     def _forget(self, key: str) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,7 @@ def test_a_result_that_the_pacs_refuses_is_a_dead_letter_until_a_command(node: S
     listed = running.command("dead").stdout
     key, _, reason = listed.partition("  ")
     assert reason == "the PACS refuses a result: status C123\n"
+    assert f"try again with: {sys.executable} -m dicom_node retry {key}\n" in running.log.read_text()
     assert list((running.spool / "dead" / key).glob("slices/*.dcm"))
     pacs.status = 0x0000
     assert running.command("retry", key).stdout == f"{key} is taken up again\n"
