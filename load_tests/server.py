@@ -1,5 +1,6 @@
 """Starts the real service in its own processes, on free loopback ports. The load tests, benchmarks and tests use it."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -18,7 +19,8 @@ from load_tests.verdict import LoadError
 
 ROOT: Final = Path(__file__).parents[1]
 OUTPUT: Final = ROOT / "build" / "load"
-READY_SECONDS: Final = 60
+READY_SECONDS: Final = 300
+"""Most seconds until a server is ready. A few are enough on an idle machine."""
 STOP_SECONDS: Final = 60
 
 
@@ -80,11 +82,16 @@ def served_commit() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Return ports on which nothing listens. Until this process ends, the kernel gives them to nobody who asks for any.
+
+    A server that asks for one of them by its number gets it, if it binds with SO_REUSEADDR, as nearly all do.
+    """
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        atexit.register(one.close)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+    return [one.getsockname()[1] for one in sockets]
 
 
 @contextlib.contextmanager
@@ -147,7 +154,7 @@ def _wait_until_ready(server: Server) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and server.process.poll() is None:
         with contextlib.suppress(OSError):
-            if urllib.request.urlopen(f"{server.url}/readyz", timeout=1).status == 200:
+            if urllib.request.urlopen(f"{server.url}/readyz", timeout=10).status == 200:
                 return
         time.sleep(0.05)
     last = server.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
