@@ -226,9 +226,15 @@ def test_ctrl_c_does_not_wait_for_a_bucket_that_does_not_answer(workspace: Path,
             "AWS_SECRET_ACCESS_KEY": "secret",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "-m", "pipeline.drift", "s3://scans/log", "--model", model]
+        # A shell's job in the background ignores SIGINT, and so would its child.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "pipeline.drift", "s3://scans/log"]
         with subprocess.Popen(
-            command, cwd=workspace, env={**os.environ, **keys}, stdout=PIPE, stderr=PIPE, text=True
+            [*command, "--model", model],
+            cwd=workspace,
+            env={**os.environ, **keys},
+            stdout=PIPE,
+            stderr=PIPE,
+            text=True,
         ) as asked:
             asking, _ = silent.accept()
             with asking:
