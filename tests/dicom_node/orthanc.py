@@ -12,6 +12,7 @@ import requests
 from tests.dicom_node.running import free_ports
 from tests.dicom_node.tools import DICOMWEB, ORTHANC
 from tests.dicom_node.waiting import until
+from tests.waiting import PATIENCE
 
 FORWARD = """
 function OnStableSeries(seriesId, tags, metadata)
@@ -33,18 +34,18 @@ class Orthanc:
 
     def is_up(self) -> bool:
         with contextlib.suppress(requests.ConnectionError):
-            return requests.get(f"{self._url}/system", timeout=5).ok
+            return requests.get(f"{self._url}/system", timeout=PATIENCE).ok
         return False
 
     def series(self, study: str) -> list[tuple[str, str]]:
         """Modality and Series Instance UID of each series of a study, by QIDO-RS."""
         query = {"StudyInstanceUID": study, "includefield": "Modality"}
-        answer = requests.get(f"{self.web}/series", params=query, timeout=30)
+        answer = requests.get(f"{self.web}/series", params=query, timeout=PATIENCE)
         return sorted((_value(one, "00080060"), _value(one, "0020000E")) for one in answer.json())
 
     def instances(self, study: str, series: str) -> list[str]:
         """SOP Instance UIDs of a series, by QIDO-RS."""
-        answer = requests.get(f"{self.web}/studies/{study}/series/{series}/instances", timeout=30)
+        answer = requests.get(f"{self.web}/studies/{study}/series/{series}/instances", timeout=PATIENCE)
         return sorted(_value(one, "00080018") for one in answer.json())
 
 
@@ -68,7 +69,7 @@ def orthanc(folder: Path, node: int) -> Iterator[Orthanc]:
         "DicomWeb": {"Enable": True},
         "DicomModalities": {"chestct": ["CHESTCT", "127.0.0.1", node]},
         "LuaScripts": [str(folder / "forward.lua")],
-        "StableAge": 1,
+        "StableAge": 5,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     assert ORTHANC is not None
@@ -80,4 +81,4 @@ def orthanc(folder: Path, node: int) -> Iterator[Orthanc]:
             yield running
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE)

@@ -46,9 +46,9 @@ class Pacs:
         read = [dcmread(BytesIO(data), force=True) for data in first]
         return [one for one in read if one.Modality == modality]
 
-    def wait_for(self, reports: int, seconds: float = 60) -> list[FileDataset]:
+    def wait_for(self, reports: int) -> list[FileDataset]:
         """Return the reports when there are this many, each with its capture."""
-        until(lambda: len(self.objects("SR")) >= reports and len(self.objects("OT")) >= reports, seconds)
+        until(lambda: len(self.objects("SR")) >= reports and len(self.objects("OT")) >= reports)
         return self.objects("SR")
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import CTImageStorage
 
 from tests.dicom_node.waiting import until
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ class RunningNode:
             "PORT": self.port,
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": self.http,
-            "QUIET_SECONDS": 1,
+            "QUIET_SECONDS": 5,  # with less, a pause of a busy machine would end a series
             **{name.upper(): value for name, value in settings.items()},
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DICOM_NODE_")}
@@ -65,7 +66,7 @@ class RunningNode:
     def status(self, path: str) -> int:
         """The status of a probe; 0 if nobody answers."""
         try:
-            return requests.get(f"http://127.0.0.1:{self.http}{path}", timeout=5).status_code
+            return requests.get(f"http://127.0.0.1:{self.http}{path}", timeout=PATIENCE).status_code
         except requests.ConnectionError:
             return 0
 
@@ -75,7 +76,7 @@ class RunningNode:
         return next((float(value) for name, _, value in lines if name == line), 0.0)
 
     def metrics(self) -> str:
-        return requests.get(f"http://127.0.0.1:{self.http}/metrics", timeout=5).text
+        return requests.get(f"http://127.0.0.1:{self.http}/metrics", timeout=PATIENCE).text
 
     def kill(self) -> None:
         assert self.process is not None
@@ -86,7 +87,7 @@ class RunningNode:
         """Stop the node as Kubernetes does. Returns its exit status."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
     def send(self, files: Iterable[FileDataset]) -> list[int]:
         """Send files in one association. Returns their statuses, without those that got no answer."""

@@ -159,7 +159,7 @@ def test_a_pacs_without_room_is_asked_again(node: Start, pacs: Pacs, drawn: Draw
 
 
 def test_a_drain_ends_open_associations_well_and_the_next_start_goes_on(node: Start, pacs: Pacs, drawn: Drawn) -> None:
-    running = node(quiet_seconds=3)
+    running = node()
     statuses: list[int] = []
     sender = threading.Thread(target=lambda: statuses.extend(running.send(slowly(series(drawn, 2, 2, 2, 2), running))))
     sender.start()
@@ -218,7 +218,7 @@ def test_a_spool_that_cannot_be_made_is_named_in_one_line(tmp_path: Path) -> Non
 
 
 def test_what_is_acknowledged_survives_ten_kills_and_comes_back_once(node: Start, pacs: Pacs, drawn: Drawn) -> None:
-    running = node(quiet_seconds=4, longest_wait_seconds=1)
+    running = node(longest_wait_seconds=1)
     sets = [series(drawn, 0, 2, 2, 2, uid=f"1.2.3.{number}") for number in range(10)]
     acknowledged: list[str] = []
 
@@ -239,7 +239,7 @@ def test_what_is_acknowledged_survives_ten_kills_and_comes_back_once(node: Start
         running.kill()
         running.start()
     sender.join()
-    reports = pacs.wait_for(10, 120)
+    reports = pacs.wait_for(10)
     until(lambda: running.metric("dicom_node_spool_series") == 0)
     assert len(acknowledged) == 40
     assert sorted(uid for report in pacs.objects("SR") for uid in referenced(report)) == sorted(acknowledged)

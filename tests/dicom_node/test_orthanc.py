@@ -49,7 +49,7 @@ def test_slices_sent_by_storescu_come_back_into_their_study(
         shown = drawn("class-0" if number == 40 else "class-2")
         (folder / f"{number}.dcm").write_bytes(written(ct_slice(shown, study=STUDY, number=number)))
     run("storescu", "-aet", "SENDER", "-aec", "SENDER", "127.0.0.1", str(pacs.dicom), "+sd", folder)
-    until(lambda: [modality for modality, _ in pacs.series(STUDY)] == ["CT", "OT", "SR"], 120)
+    until(lambda: [modality for modality, _ in pacs.series(STUDY)] == ["CT", "OT", "SR"])
     counts = {modality: len(pacs.instances(STUDY, uid)) for modality, uid in pacs.series(STUDY)}
     assert counts == {"CT": COUNT, "OT": 1, "SR": 1}
     until(lambda: node.metric("dicom_node_returned_total") == 1)

@@ -25,6 +25,7 @@ from dicom_node.receive import Receiver, check
 from dicom_node.spool import Spool, key_of
 from tests.dicom_node.certificates import certificate_of_the_loopback
 from tests.dicom_node.slices import ct_slice, levels, written
+from tests.waiting import PATIENCE
 
 Start = Callable[..., tuple[Receiver, Spool]]
 
@@ -154,7 +155,7 @@ def test_an_instance_that_is_too_long_ends_its_association(receiver: Start) -> N
     for number in range(1, 5):  # together longer than the bound
         assert association.send_c_store(ct_slice(number=number)).Status == 0x0000
     assert "Status" not in association.send_c_store(ct_slice(levels(512), number=5))
-    association.join(10)
+    association.join(PATIENCE)
     assert association.is_aborted
     assert [len(spool.slices(key)) for key in spool.series()] == [4]
 
@@ -314,7 +315,7 @@ def test_the_transfer_syntaxes_are_those_that_the_service_reads() -> None:
 
 def test_a_pdu_that_is_announced_as_too_long_ends_its_connection(receiver: Start) -> None:
     node, _ = receiver()
-    with socket.create_connection(("127.0.0.1", node.port), timeout=30) as stranger:
+    with socket.create_connection(("127.0.0.1", node.port), timeout=PATIENCE) as stranger:
         stranger.sendall(struct.pack(">BBL", 1, 0, 0x7FFFFFFF))
         assert stranger.recv(1) == b""
 

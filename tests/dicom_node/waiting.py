@@ -1,12 +1,10 @@
 """Waits for what happens in another process."""
 
-import time
 from collections.abc import Callable
 
+from tests.waiting import wait_until
 
-def until(happened: Callable[[], object], seconds: float = 60) -> None:
-    """Return when `happened` is true. Fails after this many seconds, which a busy machine may need."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"nothing happened within {seconds} s"
-        time.sleep(0.1)
+
+def until(happened: Callable[[], object]) -> None:
+    """Return when `happened` is true, as long as a busy machine needs."""
+    wait_until(happened, "what the test waits for")
