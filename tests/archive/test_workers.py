@@ -114,7 +114,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line(out: Path, model: M
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_in_one_line_and_the_next_run_goes_on(out: Path, model: Model, number: int) -> None:
-    process = start(out, model, start_new_session=True)
+    process = start(out, model, "--processes", "1", start_new_session=True)  # many would soon be done
     wait_until(lambda: parts(out), "a part is stored")
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as Ctrl-C in a terminal, which reaches every process
