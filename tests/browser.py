@@ -2,7 +2,7 @@
 
 import shutil
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from PIL import Image
@@ -17,7 +17,7 @@ WIDE: Final = (1280, 800)
 PHONE: Final = (390, 844)
 UNFAMILIAR: Final = "Can't be judged: unlike the images this model learned from"
 """The page's title of the answer `unfamiliar`."""
-PATIENCE: Final = 60_000
+PATIENCE: Final = 300_000
 """Milliseconds that a test waits. On an idle machine everything happens at once."""
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
@@ -51,13 +51,21 @@ def upload(data: bytes, name: str = "slice.png", mime: str = "image/png") -> Fil
     return {"name": name, "mimeType": mime, "buffer": data}
 
 
+def open_page(browser: Browser, **options: Any) -> Page:
+    """Open a page in a context of its own, with options of `Browser.new_context`. Close `page.context` in the end."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE)
+    return context.new_page()
+
+
 class Visit:
     """The page in a browser context of its own, and the problems that occurred in it."""
 
     def __init__(self, browser: Browser, url: str, size: tuple[int, int]) -> None:
-        self._context = browser.new_context(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
+        viewport = {"width": size[0], "height": size[1]}
+        self.page: Final = open_page(browser, viewport=viewport, reduced_motion="reduce")
+        self._context = self.page.context
         self._origin = url
-        self.page: Page = self._context.new_page()
         self.problems: list[str] = []
         self.failed_loads: list[str] = []
         self._context.on("console", self._hear)
@@ -65,7 +73,6 @@ class Visit:
         self._context.on("request", self._watch)
         # Without a listener from the start, the browser would open its own dialog.
         self.page.on("filechooser", lambda _: None)
-        self.page.set_default_timeout(PATIENCE)
         self.page.goto(url)
         expect(self.page.locator("#foot-model")).to_contain_text("chestct:")
         self.page.evaluate("window.sameVisit = true")

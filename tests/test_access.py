@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from tests.server import ROOT, Server, environment, import_tiny_model, serve
 from tests.waiting import wait_until
 
 PNG = encode_png(tiny_picture(1)[:, :, 0])
+get = partial(httpx.get, timeout=300)
+post = partial(httpx.post, timeout=300)
 TYPE = {"Content-Type": "image/png"}
 GRPC = "/inference.GRPCInferenceService/ModelInfer"
 OIP = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(PNG).decode()]}]}
@@ -84,13 +87,13 @@ def bearer(key: str | None) -> dict[str, str]:
 def ask(guarded: Guarded, route: str, key: str | None) -> httpx.Response:
     headers = bearer(key)
     if route == "/v1/predict":
-        return httpx.post(guarded.server.url + route, content=PNG, headers={**TYPE, **headers}, timeout=300)
+        return post(guarded.server.url + route, content=PNG, headers={**TYPE, **headers})
     if route.endswith("/infer"):
-        return httpx.post(guarded.server.url + route, json=OIP, headers=headers, timeout=300)
+        return post(guarded.server.url + route, json=OIP, headers=headers)
     if route == "/classify":
         body = {"images": [base64.b64encode(PNG).decode()]}
-        return httpx.post(guarded.private + route, json=body, headers=headers, timeout=300)
-    return httpx.get(guarded.server.url + route, headers=headers, timeout=300)
+        return post(guarded.private + route, json=body, headers=headers)
+    return get(guarded.server.url + route, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,7 @@ def infer(guarded: Guarded, key: str | None) -> Any:
 
 
 def test_a_metric_says_when_the_certificate_ends(guarded: Guarded) -> None:
-    text = httpx.get(f"{guarded.private}/metrics", timeout=300).text
+    text = get(f"{guarded.private}/metrics").text
     (end,) = re.findall(r'^chestct_certificate_end_timestamp_seconds\{protocol="grpc"\} (\S+)$', text, re.MULTILINE)
     assert float(end) == guarded.certificate_end
 
@@ -184,31 +187,37 @@ def test_the_log_names_the_key_of_a_request(guarded: Guarded) -> None:
     ask(guarded, "/v1/model", guarded.v1)
     ask(guarded, "/v2", None)
     infer(guarded, guarded.key)
-    lines = [json.loads(line) for line in guarded.server.log.read_text().splitlines() if line.startswith("{")]
-    found = {(line["route"], line.get("key")) for line in lines if line.get("code") in ("200", "OK")}
-    for route in ("/v1/predict", "/v2/models/{name}/infer", "/classify", GRPC):
-        assert (route, "ann") in found
-    assert ("/v1/model", "ben") in found
-    assert "key" not in next(line for line in reversed(lines) if line["route"] == "/v2")
+    expected = {(route, "ann") for route in ("/v1/predict", "/v2/models/{name}/infer", "/classify", GRPC)}
+    expected |= {("/v1/model", "ben"), ("/v2", None)}
+
+    def found(*codes: str) -> set[tuple[str, str | None]]:
+        """Route and key of each request with one of these codes in the log."""
+        lines = [json.loads(line) for line in guarded.server.log.read_text().splitlines() if line.startswith("{")]
+        return {(line["route"], line.get("key")) for line in lines if line.get("code") in codes}
+
+    wait_until(lambda: expected <= found("200", "OK", "401"), "all are logged")  # a line follows its answer
+    assert {key for _, key in found("401")} == {None}
 
 
 def test_private_routes_answer_on_their_port_alone(guarded: Guarded) -> None:
     for path in ("/metrics", "/schema.json"):
-        assert httpx.get(guarded.server.url + path).status_code == 404
-        assert httpx.get(guarded.private + path).status_code == 200
-    assert httpx.post(f"{guarded.server.url}/classify", json={}).status_code == 404
-    assert httpx.get(f"{guarded.private}/readyz").status_code == 200
+        assert get(guarded.server.url + path).status_code == 404
+        assert get(guarded.private + path).status_code == 200
+    assert post(f"{guarded.server.url}/classify", json={}).status_code == 404
+    assert get(f"{guarded.private}/readyz").status_code == 200
     for path in ("/", "/v1/model", "/docs.json"):
-        answer = httpx.get(guarded.private + path, headers=bearer(guarded.key))
+        answer = get(guarded.private + path, headers=bearer(guarded.key))
         assert answer.status_code == 404
         assert answer.json()["error"]["code"] == "not_found"
-    assert 'route="/classify"' in httpx.get(f"{guarded.private}/metrics").text
+    assert ask(guarded, "/classify", guarded.key).status_code == 200
+    # A request is counted after its answer.
+    wait_until(lambda: 'route="/classify"' in get(f"{guarded.private}/metrics").text, "the request is counted")
 
 
 def test_refusals_are_counted_under_their_route(guarded: Guarded) -> None:
     ask(guarded, "/v1/predict", None)
     series = 'chestct_requests_total{code="401",protocol="http",route="/v1/predict"}'
-    assert series in httpx.get(f"{guarded.private}/metrics").text
+    wait_until(lambda: series in get(f"{guarded.private}/metrics").text, "the refusal is counted")
 
 
 def test_bentomls_client_takes_the_key_as_its_token(guarded: Guarded) -> None:
@@ -255,7 +264,7 @@ def test_every_worker_reads_a_changed_key_file_and_keeps_its_keys_if_the_file_is
 def test_every_answer_has_the_security_headers_and_cors_stays_closed(server: Server, path: str) -> None:
     origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
     for verb in ("GET", "OPTIONS"):
-        headers = httpx.request(verb, server.url + path, headers=origin).headers
+        headers = httpx.request(verb, server.url + path, headers=origin, timeout=300).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
         assert "default-src 'none'" in headers["Content-Security-Policy"]

@@ -5,6 +5,7 @@ import base64
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import bentoml
 import httpx
@@ -17,6 +18,8 @@ from tests.graphs import tiny_picture
 from tests.server import Server
 
 URL = bentoml_api.ROUTE
+get = partial(httpx.get, timeout=300)
+post = partial(httpx.post, timeout=300)
 
 
 def encoded(data: bytes) -> str:
@@ -57,7 +60,7 @@ def test_the_client_gets_one_outcome_per_image_in_order(server: Server) -> None:
 
 def test_the_answer_is_that_of_the_other_protocols(server: Server) -> None:
     image = base64.b64decode(png(1))
-    raw = httpx.post(f"{server.url}/v1/predict", content=image, headers={"Content-Type": "image/png"}).json()
+    raw = post(f"{server.url}/v1/predict", content=image, headers={"Content-Type": "image/png"}).json()
     with bentoml.SyncHTTPClient(server.url) as client:
         (outcome,) = client.classify(images=[png(1)])
     assert outcome["probabilities"] == pytest.approx(raw["probabilities"], abs=1e-5)
@@ -98,9 +101,9 @@ def test_a_url_is_refused_and_not_fetched(server: Server) -> None:
     with nobody_connects() as url:
         with bentoml.SyncHTTPClient(server.url) as client, pytest.raises(InvalidArgument, match="base64"):
             client.classify(images=[url])
-        form = httpx.post(server.url + URL, data={"images": url})
+        form = post(server.url + URL, data={"images": url})
         assert_refused(form, 415, "unsupported_media_type")
-        multipart = httpx.post(server.url + URL, files={"images": (None, url)})
+        multipart = post(server.url + URL, files={"images": (None, url)})
         assert_refused(multipart, 415, "unsupported_media_type")
 
 
@@ -120,13 +123,13 @@ def test_a_url_is_refused_and_not_fetched(server: Server) -> None:
     ids=["cut", "no text", "list", "no images", "none", "number", "no base64", "too many", "deep"],
 )
 def test_a_bad_body_is_refused_in_our_error_schema(server: Server, body: bytes, word: str) -> None:
-    response = httpx.post(server.url + URL, content=body, headers={"Content-Type": "application/json"})
+    response = post(server.url + URL, content=body, headers={"Content-Type": "application/json"})
     assert word in assert_refused(response, 400, "invalid_request")
 
 
 def test_python_objects_are_refused_unread(server: Server) -> None:
     pickled = {"Content-Type": "application/vnd.bentoml+pickle"}
-    response = httpx.post(server.url + URL, content=b"cos\nsystem\n", headers=pickled)
+    response = post(server.url + URL, content=b"cos\nsystem\n", headers=pickled)
     assert_refused(response, 415, "unsupported_media_type")
 
 
@@ -139,9 +142,9 @@ def test_a_body_over_the_limit_is_refused_by_its_announced_length(server: Server
 
 
 def test_a_request_id_is_echoed_and_another_method_refused(server: Server) -> None:
-    answer = httpx.post(server.url + URL, json={"images": [png(0)]}, headers={"X-Request-ID": "scan-17"})
+    answer = post(server.url + URL, json={"images": [png(0)]}, headers={"X-Request-ID": "scan-17"})
     assert answer.headers["X-Request-ID"] == answer.json()[0]["request_id"] == "scan-17"
-    assert "POST" in assert_refused(httpx.get(server.url + URL), 405, "method_not_allowed")
+    assert "POST" in assert_refused(get(server.url + URL), 405, "method_not_allowed")
 
 
 def test_an_unknown_argument_is_refused_and_named(server: Server) -> None:

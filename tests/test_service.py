@@ -30,6 +30,7 @@ from chestct.store import GRAPH
 from pipeline.images.classes import CLASSES
 from tests.dicom import dicom_file
 from tests.graphs import tiny_picture
+from tests.pictures import chunk, with_chunks
 from tests.server import ROOT, Server, bentoml, import_tiny_model, serve
 from tests.waiting import wait_until
 
@@ -239,25 +240,44 @@ def test_each_request_leaves_one_line_of_json_and_bentoml_none(server: Server) -
 def test_sigterm_ends_readiness_at_once_and_loses_no_request(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     tag = import_tiny_model(home)
-    with serve(home, tag, CHESTCT_WORKERS="1", drain_seconds=2) as server:
+    # The text makes the body so large that the rest of it may come slowly.
+    body = with_chunks(png(2), chunk(b"tEXt", b"a\0" + bytes(1_000_000)))
+    rest = iter(body[-20_000:])
+    patient = {"CHESTCT_REQUEST_TIMEOUT": "600"}
+    with serve(home, tag, CHESTCT_WORKERS="1", drain_seconds=6, **patient) as server:
         host, port = server.url.removeprefix("http://").split(":")
-        data = png(2)
-        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-        head += f"Content-Length: {len(data)}\r\n\r\n"
+        head = "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nExpect: 100-continue\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         assert ask_http(server, DICOM)  # it starts the process that reads DICOM files, which the stop may not end
         with socket.create_connection((host, int(port)), timeout=300) as connection:
-            connection.sendall(head.encode() + data[:40])
-            time.sleep(0.3)  # the worker reads the body now
+
+            def go_on() -> None:
+                connection.sendall(bytes([next(rest)]))  # a body that stalls is refused
+
+            def is_ready() -> bool:
+                go_on()
+                return get(f"{server.url}/readyz").status_code == 200
+
+            def has_a_grpc_port() -> bool:
+                go_on()
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection((host, int(server.grpc.rpartition(":")[2])), timeout=300).close()
+                    return True
+                return False
+
+            connection.sendall(head.encode())
+            assert connection.recv(25, socket.MSG_WAITALL) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(body[:-20_000])
             os.kill(server.process.pid, signal.SIGTERM)
-            while get(f"{server.url}/readyz").status_code == 200:
-                time.sleep(0.02)
+            wait_until(lambda: not is_ready(), "it says not ready")
             assert get(f"{server.url}/v2/health/ready").status_code == 503
             assert health(server) == health_pb2.HealthCheckResponse.NOT_SERVING
-            late = post(f"{server.url}/v1/predict", content=data, headers=PNG)
+            late = post(f"{server.url}/v1/predict", content=png(2), headers=PNG)
             assert (late.status_code, late.headers["Connection"]) == (200, "close")
             assert ask_http(server, DICOM)
-            time.sleep(2.5)  # until after the port is closed
-            connection.sendall(data[40:])
+            wait_until(lambda: not has_a_grpc_port(), "the ports are closed")
+            time.sleep(0.5)  # uvicorn looks ten times a second whether it has to close its own
+            connection.sendall(bytes(rest))
             answer = connection.makefile("rb").read()
         assert answer.startswith(b"HTTP/1.1 200"), answer
         assert b'"label":"normal"' in answer

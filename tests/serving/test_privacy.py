@@ -202,7 +202,7 @@ def test_no_content_of_any_request_is_in_the_log_or_the_metrics_and_each_line_is
     with grpc.insecure_channel(server.grpc) as channel:
         ask_over_grpc(channel)
     for number in range(20):  # so that each worker has written a later line
-        httpx.get(f"{server.url}/v1/model", headers={"X-Request-ID": f"privacy-{number}"})
+        httpx.get(f"{server.url}/v1/model", headers={"X-Request-ID": f"privacy-{number}"}, timeout=300)
         wait_for(server, f"privacy-{number}")
     with server.log.open("rb") as log:
         log.seek(start)
@@ -210,7 +210,7 @@ def test_no_content_of_any_request_is_in_the_log_or_the_metrics_and_each_line_is
     assert len(lines) > 1000
     assert [line for line in lines if _TRACES.search(line)] == []
     assert [line for line in lines if not (_START.match(line) or isinstance(json.loads(line), dict))] == []
-    assert not _TRACES.search(httpx.get(f"{server.url}/metrics").text)
+    assert not _TRACES.search(httpx.get(f"{server.url}/metrics", timeout=300).text)
 
 
 @pytest.mark.parametrize("text", [f"a {MARKER} b", base64.b64encode(f"ab{MARKER}".encode()).decode(), MARKER.upper()])

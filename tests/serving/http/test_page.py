@@ -19,6 +19,7 @@ from tests.browser import (
     jpeg,
     needs_chromium,
     no_chest_ct,
+    open_page,
     png,
     unfamiliar,
     upload,
@@ -298,8 +299,7 @@ def test_two_tabs_know_nothing_of_each_other(visit: Visit) -> None:
 
 
 def test_a_phone_offers_its_camera(browser: Browser, server: Server) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = context.new_page()
+    page = open_page(browser, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.goto(server.url)
     for width in (390, 360, 320):
         page.set_viewport_size({"width": width, "height": 640})
@@ -314,4 +314,4 @@ def test_a_phone_offers_its_camera(browser: Browser, server: Server) -> None:
         assert button["y"] + button["height"] <= screen["y"] + screen["height"]
     page.set_input_files("#camera", upload(png(2)))
     expect(page.locator("#label")).to_have_text(TITLES[CLASSES[2]])
-    context.close()
+    page.context.close()

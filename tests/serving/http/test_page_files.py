@@ -14,6 +14,7 @@ from tests.browser import (
     Visit,
     close_call,
     needs_chromium,
+    open_page,
     upload,
 )
 from tests.server import Server
@@ -59,8 +60,7 @@ def test_a_translation_is_one_more_file(browser: Browser, server: Server) -> Non
     """With a text file in capitals the whole page is, but for the model's card, file names and requests."""
     english = (PAGE / "text" / "en.js").read_text(encoding="utf-8")
     script = english.replace("export const TEXT", "const ENGLISH") + SHOUT
-    context = browser.new_context()
-    page = context.new_page()
+    page = open_page(browser)
     page.route("**/page/text.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
     page.goto(server.url)
     page.set_input_files("#file", upload(close_call(), "1.PNG"))
@@ -79,8 +79,8 @@ def test_a_translation_is_one_more_file(browser: Browser, server: Server) -> Non
             return words.filter((word) => /[a-z]{3}/.test(word));
         }"""
     )
-    context.close()
-    model = httpx.get(f"{server.url}/v1/model").text.replace("_", " ")
+    page.context.close()
+    model = httpx.get(f"{server.url}/v1/model", timeout=300).text.replace("_", " ")
     told = sorted(set(re.findall(r'"([^"]{4,}?)\.?"', model)), key=len, reverse=True)
     from_the_model = re.compile("|".join(map(re.escape, told)), re.IGNORECASE)
     left = [from_the_model.sub("", word) for word in lower if word not in ("curl", "Python")]
@@ -93,7 +93,7 @@ def test_the_disclaimer_needs_no_javascript(file: Path) -> None:
 
 
 def test_the_api_is_described_in_the_browser_without_requests_to_other_hosts(browser: Browser, server: Server) -> None:
-    page = browser.new_page()
+    page = open_page(browser)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -101,5 +101,5 @@ def test_the_api_is_described_in_the_browser_without_requests_to_other_hosts(bro
     page.goto(f"{server.url}/docs")
     page.locator("#operations-predict-predict .opblock-summary").click()
     expect(page.locator("#operations-predict-predict .responses-inner").first).to_contain_text("Not a medical device")
-    page.close()
+    page.context.close()
     assert problems == []

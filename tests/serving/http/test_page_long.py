@@ -19,6 +19,7 @@ from tests.browser import (
     close_call,
     needs_chromium,
     no_chest_ct,
+    open_page,
     png,
     unfamiliar,
     upload,
@@ -99,7 +100,7 @@ def test_fifty_pictures_at_once_are_answered_without_a_long_task_and_leave_no_me
         )
         before = heap(session)
         page.set_input_files("#file", [upload(png(i % 4, 512), f"{i}.png") for i in range(MANY)])
-        expect(page.locator("#progress-words")).to_have_text(f"{MANY} of {MANY} pictures done", timeout=60_000)
+        expect(page.locator("#progress-words")).to_have_text(f"{MANY} of {MANY} pictures done")
         expect(page.locator("#thumbs img[src]")).to_have_count(MANY)
         ratios.append(page.evaluate("Math.max(...tasks)") / page.evaluate(FIXED_WORK))
         outcomes = page.locator(".thumb-words").all_inner_texts()
@@ -159,7 +160,7 @@ def test_a_killed_server_is_waited_for_and_asked_again(browser: Browser, home: t
         visit.sees("error", "be reached")
         expect(visit.page.locator("#countdown")).to_be_visible()
     with serve(*home, ports=ports, CHESTCT_WORKERS="1"):
-        expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[1]], timeout=60_000)
+        expect(visit.page.locator("#label")).to_have_text(TITLES[CLASSES[1]])
     visit.close()
 
 
@@ -174,8 +175,7 @@ def test_with_keys_the_page_and_a_persons_own_samples_need_one(
     (samples / "mine #1.dcm").write_bytes(dicom_file(tiny_picture(2, size=64)[:, :, 0]))
     settings = {"CHESTCT_API_KEYS_FILE": str(file), "CHESTCT_SAMPLES": str(samples), "CHESTCT_WORKERS": "1"}
     with serve(*home, **settings) as guarded:
-        context = browser.new_context()
-        page = context.new_page()
+        page = open_page(browser)
         page.goto(guarded.url)
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Use this key").click()
@@ -185,4 +185,4 @@ def test_with_keys_the_page_and_a_persons_own_samples_need_one(
         own.click()
         expect(page.locator("#label")).to_have_text(TITLES[CLASSES[2]])
         expect(page.locator("#hounsfield")).to_be_visible()  # the page reads a DICOM file's pixels itself
-        context.close()
+        page.context.close()

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from chestct.image import inspect
-from tests.browser import needs_chromium
+from tests.browser import needs_chromium, open_page
 from tests.pictures import chunk, encoded, entry, exif, orientation, ramp, segment, with_chunks, with_segments
 
 pytestmark = needs_chromium
@@ -67,9 +67,9 @@ def pictures() -> dict[str, bytes]:
 
 
 def test_a_picture_is_turned_as_chromium_turns_it(browser: Browser, pictures: dict[str, bytes]) -> None:
-    page = browser.new_page()
+    page = open_page(browser)
     drawn = page.evaluate(DRAWN, {name: base64.b64encode(data).decode() for name, data in pictures.items()})
-    page.close()
+    page.context.close()
     turned = {name: inspect(data).orientation >= 5 for name, data in pictures.items()}
     assert turned == {name: height > width for name, (width, height) in drawn.items()}
     assert sum(turned.values()) > 10

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from pipeline.images.classes import CLASSES, TITLES
-from tests.browser import Visit, needs_chromium, png, upload
+from tests.browser import Visit, needs_chromium, open_page, png, upload
 from tests.server import Server
 
 pytestmark = needs_chromium
@@ -188,7 +188,7 @@ def test_if_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left(br
         else:
             route.fulfill(status=401, json={"error": {"code": "unauthenticated", "message": "", "request_id": "r1"}})
 
-    page = browser.new_page()
+    page = open_page(browser)
     page.add_init_script(
         """Object.defineProperty(window, "sessionStorage", {
             get() { throw new DOMException("Access is denied", "SecurityError"); },
@@ -202,4 +202,4 @@ def test_if_the_browser_blocks_site_data_the_key_lasts_until_the_page_is_left(br
     expect(page.locator("#foot-model")).to_contain_text("chestct:")
     page.set_input_files("#file", upload(png(1)))
     expect(page.locator("#label")).to_have_text(TITLES[CLASSES[1]])
-    page.close()
+    page.context.close()

@@ -61,7 +61,7 @@ def free_port() -> int:
 
 def call(stub: service.GRPCInferenceServiceStub) -> None:
     """One call, which must be answered rightly."""
-    assert labels(stub.ModelInfer(ask(png(1)), timeout=60)) == ["large_cell_carcinoma"]
+    assert labels(stub.ModelInfer(ask(png(1)), timeout=300)) == ["large_cell_carcinoma"]
 
 
 def test_a_server_that_starts_later_gets_its_share_and_no_call_is_lost(model: Model, names: NameServer) -> None:

@@ -19,18 +19,18 @@ from serving.telemetry.request_record import RequestRecord
 from tests.serving.gated_engine import GatedEngine
 from tests.serving.rpc.http2 import Connection, message
 from tests.serving.rpc.server import Model, Server, ask, is_full, labels, occupy, png, refusal
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 INFER = f"/{rpc.SERVICE}/ModelInfer"
 CHECK = "/grpc.health.v1.Health/Check"
 UNREAD = 512 * 1024
 
 
-def unfinished(port: int, method: str, size: int, **metadata: str) -> tuple[Connection, int]:
+def unfinished(port: int, method: str, size: int, *, patience: float = 0.2) -> tuple[Connection, int]:
     """A connection with one call that announces 8 MB and sends `size` bytes, as far as the windows allow."""
     connection = Connection(port)
-    call = connection.open(method, **metadata)
-    connection.send(call, message(8_000_000) + bytes(size), patience=0.2)
+    call = connection.open(method)
+    connection.send(call, message(8_000_000) + bytes(size), patience=patience)
     return connection, call
 
 
@@ -187,7 +187,7 @@ def test_probes_are_answered_while_images_take_all_memory(model: Model) -> None:
 
 
 def test_the_memory_of_a_client_that_leaves_midway_is_freed(server: Server) -> None:
-    connection, _ = unfinished(server.rpc.port, INFER, 1_000_000)
+    connection, _ = unfinished(server.rpc.port, INFER, 1_000_000, patience=PATIENCE)
     wait_until(lambda: server.memory.used > 1_000_000, "what came is counted")
     connection.close()
     wait_until(lambda: server.memory.used == 0, "its memory is free")
