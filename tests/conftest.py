@@ -9,7 +9,7 @@ import pytest
 
 from tests.server import ROOT, Server, environment, import_tiny_model, model_store_at, serve
 from tests.small_disk import SmallDisk, mount
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 MOTO = ROOT / ".venv-s3" / "bin" / "moto_server"
 """An S3 server in Python, in an environment of its own."""
@@ -76,7 +76,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with log.open("w") as stream, subprocess.Popen([MOTO, "--port", "0"], stdout=stream, stderr=stream) as server:
         wait_until(lambda: "Running on" in log.read_text(), "moto listens")
         url = log.read_text().partition("Running on ")[2].split()[0]
-        httpx.put(f"{url}/scans").raise_for_status()
+        httpx.put(f"{url}/scans", timeout=PATIENCE).raise_for_status()
         yield {
             "AWS_ENDPOINT_URL": url,
             "AWS_ALLOW_HTTP": "true",

@@ -48,7 +48,7 @@ class Project(NamedTuple):
         inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
         inherited |= {"PYTHONPATH": str(ROOT / "tests" / "recorder"), "RECORD_MODULES": str(self.records)}
         done = subprocess.run(
-            command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=1500, check=False
+            command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=6000, check=False
         )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout

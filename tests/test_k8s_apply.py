@@ -39,7 +39,7 @@ class Kubectl:
             input=text,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
 

@@ -30,7 +30,7 @@ PNG = encode_png(tiny_picture(1)[:, :, 0])
 
 @pytest.fixture(scope="module")
 def document(server: Server) -> Json:
-    answer: Json = httpx.get(f"{server.url}/docs.json").json()
+    answer: Json = httpx.get(f"{server.url}/docs.json", timeout=300).json()
     return answer
 
 
@@ -121,7 +121,7 @@ def test_errors_are_answered_as_described(server: Server, document: Json) -> Non
         ("/v2/models/chestct/infer", {"json": {"inputs": []}}, "400"),
         ("/v2/models/other/infer", {"json": {"inputs": []}}, "404"),
     ):
-        answer = httpx.post(server.url + path, **arguments)
+        answer = httpx.post(server.url + path, **arguments, timeout=300)
         assert answer.status_code == int(status), answer.text
         described = document["paths"][re.sub("models/[a-z]+", "models/{name}", path.partition("?")[0])]["post"]
         _hold(answer.json(), described["responses"][status]["content"]["application/json"]["schema"], document)

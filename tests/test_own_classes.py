@@ -61,7 +61,7 @@ def test_the_card_has_the_classes_and_which_of_them_is_normal(project: Project) 
 
 
 def test_the_service_answers_with_these_classes_and_the_page_learns_them_from_it(server: Server, images: Path) -> None:
-    described = httpx.get(f"{server.url}/v1/model", timeout=60).json()
+    described = httpx.get(f"{server.url}/v1/model", timeout=300).json()
     assert (described["classes"], described["normal"]) == (["cavity", "clear", "nodule"], "clear")
     labels = set()
     for own in OWN:

@@ -139,10 +139,10 @@ def test_podman_saves_an_image_under_its_second_name(tmp_path: Path) -> None:
     full = f"docker.io/library/{name}"
 
     def podman(*arguments: str) -> None:
-        done = subprocess.run(["podman", *arguments], capture_output=True, timeout=120, check=False)
+        done = subprocess.run(["podman", *arguments], capture_output=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
 
-    if (usable := subprocess.run(["podman", "info"], capture_output=True, timeout=120, check=False)).returncode:
+    if (usable := subprocess.run(["podman", "info"], capture_output=True, timeout=300, check=False)).returncode:
         pytest.skip(f"podman does not run here: {usable.stderr.decode().strip()[-200:]}")
     (tmp_path / "file").write_text("content")
     subprocess.run(["tar", "-cf", "root.tar", "file"], cwd=tmp_path, check=True)

@@ -101,7 +101,7 @@ def test_a_vgg16_trains_exports_is_stored_and_served(write_params: WriteParams, 
 
     picture = encode_png(phantoms()[0][0, :, :, 0])
     with serve(workspace / "bentoml", tag) as server:
-        answer = httpx.post(f"{server.url}/v1/predict", files={"image": picture}).json()
+        answer = httpx.post(f"{server.url}/v1/predict", files={"image": picture}, timeout=300).json()
     logits = network.predict_on_batch(decode(picture, TINY.input).pixels[np.newaxis])[0]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     assert list(answer["probabilities"].values()) == pytest.approx(expected.tolist(), abs=0.01)
