@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from serving.api_keys import Forbidden, Keys, KeysError, Unauthenticated
 from serving.http.admission_control import AdmissionControl
 from serving.http.request_recording import RequestRecording
 from serving.settings import Settings
+from serving.telemetry import log
+from serving.telemetry.request_record import RequestRecord
 from serving.unavailable import Overloaded
 from tests.server import ROOT
 
@@ -171,3 +174,15 @@ def test_a_wrong_command_ends_with_2(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_the_page_s_command_finds_the_key_in_the_line_of_a_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = (ROOT / "docs/how-to/rotate-keys.md").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"grep -o '(.+?)'", page)
+    lines: list[str] = []
+    monkeypatch.setattr(log, "write_request", lambda _, line: lines.append(line))
+    with caplog.at_level(logging.INFO, "serving"):
+        RequestRecord("r-1", key="radiology").finish("200", {})
+    assert re.findall(pattern, lines[0]) == ['"key":"radiology"']
