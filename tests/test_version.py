@@ -23,11 +23,6 @@ def test_the_other_images_have_one_tag_wherever_they_are_named() -> None:
     assert set(named) == {chestct.__version__}
 
 
-def test_kserve_runs_the_image_of_this_version() -> None:
-    text = (ROOT / "k8s/examples/kserve/servingruntime.yaml").read_text(encoding="utf-8")
-    assert re.findall(r"image: ghcr\.io/chestct/chestct:v(\S+)", text) == [chestct.__version__]
-
-
 def test_the_tutorial_pulls_the_release_of_this_version() -> None:
     page = (ROOT / "docs/tutorials/deploy-on-kind.md").read_text(encoding="utf-8")
     assert set(re.findall(r"OWNER/REPOSITORY:v([\d.]+\d)", page)) == {chestct.__version__}
