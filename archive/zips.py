@@ -10,6 +10,9 @@ from typing import Final
 from chestct.buckets import Object, changed, missing, too_large
 from chestct.file_errors import CannotGoOn, FileError
 
+_LARGEST: Final = (1 << 63) - 1
+"""Largest size that a table holds. A zip may claim any of 64 bits."""
+
 
 class Zip:
     """Every file in a zip."""
@@ -22,18 +25,23 @@ class Zip:
         self._local = threading.local()
 
     def files(self) -> Iterator[Object]:
-        """The files in the zip's order. Raises CannotGoOn if a path leads out of the zip, or a name is there twice."""
+        """The files in the zip's order.
+
+        Raises CannotGoOn if a path leads out of the zip or names no file, or if a name is there twice.
+        """
         seen = set[str]()
         for info in self._open().infolist():
-            if info.is_dir():
+            if info.filename.endswith("/"):  # a folder; is_dir fails for an empty name
                 continue
             name = PurePosixPath(info.filename.replace("\\", "/"))
+            if not name.parts:
+                raise CannotGoOn(f"{self.root}: refused, its path {info.filename!r} names no file")
             if name.is_absolute() or ".." in name.parts or name.parts[0].endswith(":"):
                 raise CannotGoOn(f"{self.root}: refused, its path {info.filename!r} leads out of the zip")
             if info.filename in seen:
                 raise CannotGoOn(f"{self.root}: refused, it has {info.filename!r} twice")
             seen.add(info.filename)
-            yield Object(info.filename, info.file_size, _version(info))
+            yield Object(info.filename, min(info.file_size, _LARGEST), _version(info))
 
     def read(self, file: Object) -> bytes:
         """The bytes of a file. A bomb costs as much as the largest file that is allowed, whatever its header says."""

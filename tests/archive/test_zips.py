@@ -2,6 +2,7 @@
 
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,36 @@ def test_files_that_can_not_be_read_are_error_rows(tmp_path: Path) -> None:
     assert outcome(path, "a.png") == "file_unreadable"
     assert outcome(path, "b.png") == b"y" * 1000
     assert outcome(make_zip(tmp_path / "b.zip", ("a", b"x"), method=zipfile.ZIP_LZMA), "a") == "file_unreadable"
+
+
+@pytest.mark.parametrize("name", [".", "./.", ""])
+def test_a_path_that_names_no_file_is_refused(tmp_path: Path, name: str) -> None:
+    path = make_zip(tmp_path / "a.zip", ("./", b""), ("x", b"x"))
+    assert [file.name for file in find_source(str(path)).files()] == ["x"]
+    path.write_bytes(in_a_zip(name.encode()))
+    with pytest.raises(CannotGoOn, match="names no file"):
+        list(find_source(str(path)).files())
+
+
+def test_a_file_of_an_impossible_size_is_planned_and_is_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    path.write_bytes(in_a_zip(b"x", size=(1 << 64) - 1))
+    source = find_source(str(path))
+    (file,) = source.files()
+    assert 0 < file.size < 1 << 63  # as large as a table can hold
+    with pytest.raises(FileError) as failed:
+        source.read(file)
+    assert failed.value.code == "file_unreadable"
+
+
+def in_a_zip(name: bytes, size: int = 1) -> bytes:
+    """A zip of one byte, x, with this name and size in its directory."""
+    sizes = struct.pack("<HHQQ", 1, 16, size, size)
+    local = struct.pack("<IHHHHHIIIHH", 0x0403_4B50, 20, 0, 0, 0, 0x21, zlib.crc32(b"x"), 1, 1, len(name), 0) + name
+    numbers = (0x0201_4B50, 45, 45, 0, 0, 0, 0x21, zlib.crc32(b"x"), 0xFFFF_FFFF, 0xFFFF_FFFF, len(name), len(sizes))
+    directory = struct.pack("<IHHHHHHIIIHH10xI", *numbers, 0) + name + sizes
+    end = struct.pack("<IHHHHIIH", 0x0605_4B50, 0, 0, 1, 1, len(directory), len(local) + 1, 0)
+    return local + b"x" + directory + end
 
 
 def test_a_zip_that_changes_after_the_plan_gives_error_rows(tmp_path: Path) -> None:
