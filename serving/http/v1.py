@@ -30,6 +30,8 @@ _NO_IMAGE: Final = re.compile("multipart/.*|text/(html|xml)|application/(.*json|
 MULTIPART: Final = "multipart/form-data"
 OPTION: Final = "explain"
 """The query parameter of the two prediction routes."""
+_LONGEST_QUERY: Final = 256
+"""Most bytes of a query. The longest valid one has 13. A head has room for 15,000 parameters."""
 
 
 def routes(keys: Keys | None) -> Mount:
@@ -97,8 +99,10 @@ def _json(prediction: Prediction) -> str:
 
 def _explain(request: Request) -> bool:
     """Whether to explain the answer."""
-    if not request.scope["query_string"]:
+    if not (text := request.scope["query_string"]):
         return False
+    if len(text) > _LONGEST_QUERY:
+        raise bad_request("invalid_query", f"expected a query of at most {_LONGEST_QUERY} bytes, got {len(text)}")
     query = request.query_params
     if unknown := sorted(set(query) - {OPTION}):
         raise bad_request("invalid_query", f"expected no query parameter but {OPTION}, got {', '.join(unknown)}")

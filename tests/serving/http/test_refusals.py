@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from serving.http.v2 import JSON_LENGTH
 from tests.serving.http.client import Client, assert_error, files, form_of, png
@@ -136,6 +137,12 @@ def test_no_header_fails_the_service(client: Client, header: str, value: str) ->
 @pytest.mark.parametrize("query", ["%ff=1", "\xff", "explain=%00", "explain=%0a", "&&&=", "%", "a" * 60_000])
 def test_no_query_fails_the_service(client: Client, query: str) -> None:
     assert_error(client.raw("POST", "/v1/predict", query=query), 400, "invalid_query", "expected")
+
+
+def test_a_long_query_is_refused_without_being_read(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Request, "query_params", None)
+    answer = client.raw("POST", "/v1/predict", query="explain=true&" + 1000 * "a&")
+    assert_error(answer, 400, "invalid_query", "at most 256 bytes", "got 2013")
 
 
 def test_blanks_around_a_header_s_value_are_ignored(client: Client) -> None:
