@@ -19,7 +19,7 @@ from load_tests.verdict import LoadError, command, conclude
 
 HERE: Final = Path(__file__).parent
 REPORT: Final = "report.html"
-MORE_SECONDS: Final = 120
+MORE_SECONDS: Final = 400
 """Time for Locust to start and to receive its last answers."""
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from chestct.buckets import Store
 from chestct.image import encode_png
+from load_tests.server import free_ports
 from tests.dicom import PATIENT, dicom_file
 from tests.graphs import narrow_picture, tiny_picture
 from tests.protocols import (
@@ -220,7 +221,9 @@ def test_on_a_full_and_on_a_read_only_disk_the_service_answers_and_writes_when_i
 
 def test_a_place_that_can_t_be_used_ends_the_start_with_one_line(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = bentoml("serve", ".", home=home, CHESTCT_WORKERS="1", CHESTCT_INFERENCE_LOG=str(tmp_path / "file" / "log"))
+    http, grpc = map(str, free_ports(2))
+    settings = {"CHESTCT_WORKERS": "1", "CHESTCT_GRPC_PORT": grpc, "CHESTCT_INFERENCE_LOG": f"{tmp_path}/file/log"}
+    done = bentoml("serve", ".", "--port", http, home=home, **settings)
     assert done.returncode == 1
     assert f"{tmp_path}/file/log" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr
