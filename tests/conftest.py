@@ -1,6 +1,8 @@
 """Fixtures and the order of the tests."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,11 @@ SLOWEST = (
     "test_steps.py", "load_tests/test_run.py", "test_architecture.py", "archive/test_command.py", "test_service.py",
 )  # fmt: skip
 """The slowest test files. They start first, so that no process has a long file left at the end."""
+
+
+def pytest_configure() -> None:
+    """Find the programs of this environment, such as kubectl, also if the tests are not run by `make`."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,11 +44,7 @@ class Project:
 
     def repro(self, *stages: str) -> list[str]:
         """Run `dvc repro`. Return the stages that ran."""
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "DVC_NO_ANALYTICS": "1",
-        }
+        environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
         command = [sys.executable, "-m", "dvc", "repro", *stages]
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1500, check=False

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +44,6 @@ class Project(NamedTuple):
     def run(self, *command: str) -> str:
         """Run a command in the folder, as a user without a git name. Return what it printed."""
         inherited = environment(self.home, **IDENTITY, GIT_CONFIG_GLOBAL=os.devnull)
-        inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
         inherited |= {"PYTHONPATH": str(ROOT / "tests" / "recorder"), "RECORD_MODULES": str(self.records)}
         done = subprocess.run(
             command, cwd=self.folder, env=inherited, capture_output=True, text=True, timeout=6000, check=False

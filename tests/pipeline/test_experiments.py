@@ -1,7 +1,5 @@
 """The table of experiments."""
 
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -52,8 +50,7 @@ def test_the_table_fits_120_columns() -> None:
     assert all(any(key in line for line in lines) for key in keys)
 
 
-def test_outside_of_a_project_of_dvc_it_says_so_in_one_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+def test_outside_of_a_project_of_dvc_it_says_so_in_one_line(workspace: Path) -> None:
     paths.PARAMS.write_bytes((ROOT / "params.yaml").read_bytes())
     with pytest.raises(StageError, match=r"^`dvc exp show --csv --precision 3` failed: ") as caught:
         experiments(Params.read())
