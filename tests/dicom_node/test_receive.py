@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread, uid
-from pynetdicom import AE, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.dsutils import encode
@@ -164,9 +164,9 @@ def test_a_command_without_end_ends_its_association(receiver: Start) -> None:
     node, _ = receiver(max_instance_bytes=20_000)
     association = associate(node)
     fragment = struct.pack(">IBB", 10_002, association.accepted_contexts[0].context_id, 0x01) + bytes(10_000)
-    for _ in range(4):
+    for _ in range(3):
         association.dul.socket.send(struct.pack(">BBL", 4, 0, len(fragment)) + fragment)
-    association.join(10)
+    association.join(PATIENCE)
     assert association.is_aborted
 
 
@@ -177,9 +177,9 @@ def test_the_parts_of_a_command_among_those_of_an_instance_do_not_hide_its_lengt
     instance, command = (
         struct.pack(">IBB", 2 + size, context, bits) + bytes(size) for size, bits in ((9000, 0), (8, 1))
     )
-    for _ in range(4):
+    for _ in range(3):
         association.dul.socket.send(struct.pack(">BBL", 4, 0, len(command + instance)) + command + instance)
-    association.join(10)
+    association.join(PATIENCE)
     assert association.is_aborted
 
 
@@ -206,7 +206,7 @@ def test_an_association_that_sends_on_without_waiting_for_answers_is_ended(
 
     def check_later(*_: object) -> None:
         checking.set()
-        go_on.wait(60)
+        go_on.wait(PATIENCE)
         raise receive.Refused(0xC000, "malformed", "it was only to take long")
 
     monkeypatch.setattr(receive, "check", check_later)
@@ -214,11 +214,11 @@ def test_an_association_that_sends_on_without_waiting_for_answers_is_ended(
     association = associate(node)
     contexts = {context.abstract_syntax: context.context_id for context in association.accepted_contexts[:2]}
     association.dimse.send_msg(store(1), contexts[CTImageStorage])
-    assert checking.wait(60)
+    assert checking.wait(PATIENCE)
     for number in range(2, 2 + count):
         request = request_of(number)
         association.dimse.send_msg(request, contexts[request.AffectedSOPClassUID])
-    association.join(10)
+    association.join(PATIENCE)
     go_on.set()
     assert association.is_aborted
 
@@ -313,11 +313,21 @@ def test_the_transfer_syntaxes_are_those_that_the_service_reads() -> None:
     assert set(receive.SYNTAXES) == {*dicom._NATIVE, *dicom._DECODERS}
 
 
-def test_a_pdu_that_is_announced_as_too_long_ends_its_connection(receiver: Start) -> None:
+@pytest.mark.parametrize("size", [256 * 1024 + 1, 0x7FFFFFFF])
+def test_a_pdu_that_is_announced_as_too_long_ends_its_connection(receiver: Start, size: int) -> None:
     node, _ = receiver()
     with socket.create_connection(("127.0.0.1", node.port), timeout=PATIENCE) as stranger:
-        stranger.sendall(struct.pack(">BBL", 1, 0, 0x7FFFFFFF))
+        stranger.sendall(struct.pack(">BBL", 1, 0, size))
         assert stranger.recv(1) == b""
+
+
+def test_an_association_with_every_transfer_syntax_is_accepted(receiver: Start) -> None:
+    entity = AE("SENDER")
+    for context in AllStoragePresentationContexts[:128]:
+        entity.add_requested_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+    association = entity.associate("127.0.0.1", receiver()[0].port, ae_title="CHESTCT")
+    assert association.is_established
+    association.release()
 
 
 def test_tls_is_spoken_and_a_peer_without_a_certificate_is_left_out(receiver: Start, tmp_path: Path) -> None:
