@@ -53,7 +53,7 @@ HTTP = (
     "page_routes",
 )
 RPC = ("connections", "errors", "health", "interceptor", "message_reader", "server")
-DICOM = ("capture", "concepts", "objects", "receive", "report", "returned", "send", "slices")
+DICOM = ("capture", "concepts", "objects", "reading", "receive", "report", "returned", "send", "slices")
 OWNERS = {
     "arro3": {"chestct/tables.py"},
     "obstore": {"chestct/buckets.py"},
