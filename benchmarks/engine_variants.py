@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from chestct.arithmetic import ARITHMETICS, Arithmetic
-from chestct.engine import Ranges, round_convolutions  # it keeps OpenVINO from reporting its use
+from chestct.engine import Ranges, has_instructions, round_convolutions  # it keeps OpenVINO from reporting its use
 
 # isort: split
 import openvino as ov
@@ -35,9 +35,12 @@ class Variant(NamedTuple):
 
 
 def variants(trained: int) -> list[Variant]:
-    """Return the variants to measure. The others are compared with the first."""
-    sizes = [Variant("OpenVINO", "int8", size) for size in SMALLER if size < trained]
-    kinds = [Variant("OpenVINO", kind, trained) for kind in reversed(ARITHMETICS)]
+    """Return the variants to measure. The others are compared with the first.
+
+    Without instructions for an arithmetic, OpenVINO computes in another one, so such an arithmetic is left out.
+    """
+    kinds = [Variant("OpenVINO", kind, trained) for kind in reversed(ARITHMETICS) if has_instructions(kind)]
+    sizes = [Variant("OpenVINO", kinds[-1].arithmetic, size) for size in SMALLER if size < trained]
     return [*kinds, Variant("ONNX Runtime", "float32", trained), *sizes]
 
 
