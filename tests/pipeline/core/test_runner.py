@@ -1,5 +1,6 @@
 """How a stage ends that is not finished."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -42,3 +43,18 @@ def test_a_command_that_is_stopped_while_it_draws_shows_no_traceback(workspace: 
     assert stage.returncode == INTERRUPTED
     assert said.splitlines()[-1] == b"ingest: stopped"
     assert b"Traceback" not in said
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc's allocator")
+def test_a_stage_clears_the_pages_of_a_large_tensor_only_once() -> None:
+    code = """
+import resource
+from pipeline.core.runner import keep_freed_memory
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (128 << 20)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    first, *later = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT).split())
+    assert max(later) < first / 5
