@@ -227,7 +227,7 @@ class Reference(Frozen):
 
 
 class Adaptation(Frozen):
-    """Scaling, thresholds and familiarity limit refitted on a site's slices. The weights are those of the base."""
+    """Scaling, thresholds and OOD limit refitted on a site's slices. The weights are those of the base."""
 
     base: str
     """Tag of the model that was adapted."""

@@ -2,8 +2,10 @@
 
 import ctypes
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Final
 
 from chestct.interrupts import INTERRUPTED
@@ -19,8 +21,11 @@ _MMAP_MAX: Final = -4
 def run(stage: Callable[..., None], *arguments: object) -> None:
     """Run `stage` with params.yaml and `arguments`.
 
-    On a StageError, print one line and exit with its code. On Ctrl-C, print one line and exit with INTERRUPTED.
+    On a StageError, print one line and exit with its code. On Ctrl-C, print one line and exit with INTERRUPTED. A stage
+    that takes no arguments exits with 2 if the command line has any.
     """
+    if not arguments and Path(sys.argv[0]).stem == stage.__name__:
+        ArgumentParser(f"python -m pipeline.{stage.__name__}", description=stage.__doc__).parse_args()
     keep_freed_memory()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a file name

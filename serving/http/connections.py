@@ -260,6 +260,7 @@ class BoundedConnection(ClosingConnection):
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
             (REQUEST_ID.lower().encode(), record.request_id.encode()),
+            *((name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()),
             *COMMON_HEADERS,
         ]
         lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
@@ -275,7 +276,7 @@ class BoundedConnection(ClosingConnection):
             min(idle, key=lambda one: one._idle_since)._wire.close()
         else:
             words = f"each of {self.most} connections has a request in progress"
-            self._refuse(RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", words))
+            self._refuse(RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", words, {"Retry-After": "2"}))
 
 
 class _Parser(httptools.HttpRequestParser):

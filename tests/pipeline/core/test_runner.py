@@ -58,3 +58,18 @@ for _ in range(3):
 """
     first, *later = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT).split())
     assert max(later) < first / 5
+
+
+@pytest.mark.parametrize(("option", "status"), [("-h", 0), ("--force", 2)])
+def test_a_stage_without_arguments_says_so_and_does_not_run(option: str, status: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.code", option],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert "usage: python -m pipeline.code [-h]" in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())

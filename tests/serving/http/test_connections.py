@@ -225,7 +225,9 @@ def test_beyond_the_limit_the_connection_that_is_idle_longest_is_closed(
             assert first.recv(1) == b""
             third.sendall(head(Content_Length="4"))
             with bounded.connect() as fourth:
-                assert error_of(read_all(fourth)) == (503, "overloaded")
+                refused = read_all(fourth)
+                assert error_of(refused) == (503, "overloaded")
+                assert b"\r\nretry-after: 2\r\n" in refused
             for client in (second, third):
                 client.sendall(b"body")
                 assert read_answer(client).status == 200
