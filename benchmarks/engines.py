@@ -263,10 +263,9 @@ def document(
         "",
         "The networks are those of the folds of the training that was the last one then, at the largest size. Smaller"
         " inputs are fed to the same weights. bfloat16 rounds each convolution's input and kernel to eight bits of"
-        " precision, and is left out if the CPU has no instructions for it. int8 rounds inputs to 256 levels, and"
-        " kernels to 127. The convolutions next to the input stay in float32"
-        " (`export.unrounded` of them), and so does the head. Both add up with more bits. The service computes close"
-        " calls again in float32. This table does not.",
+        " precision, and is left out if the CPU has no instructions for it. int8 rounds them to 256 levels. The"
+        " convolutions next to the input stay in float32 (`export.unrounded` of them), and so does the head. Both add"
+        " up with more bits. The service computes close calls again in float32. This table does not.",
         "",
         f"## All {cores} cores, OpenVINO, {chosen.arithmetic}",
         "",

@@ -25,8 +25,13 @@ SLOWEST = (
 
 
 def pytest_configure() -> None:
-    """Find the programs of this environment, such as kubectl, also if the tests are not run by `make`."""
+    """Find the programs of this environment, such as kubectl, also if the tests are not run by `make`.
+
+    Ask servers on this machine without a proxy, also if the user has one.
+    """
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    exempt = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, (exempt, "localhost", "127.0.0.1")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ AGE = 2
 CALLS = 40
 OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.enable_http_proxy", 0),  # NO_PROXY does not name this server
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.dns_min_time_between_resolutions_ms", 100),  # by default 30 s, which would only lengthen the test
 ]
