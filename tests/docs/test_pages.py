@@ -78,5 +78,6 @@ def test_the_help_of_a_command_says_how_to_run_it() -> None:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
             named[module] = found[1]
     assert named.pop("archive.command") == "chestct"
+    assert named.pop("pipeline.core.runner") is None, "the stage names it"
     assert len(named) > 15
     assert named == {module: f"python -m {module}" for module in named}
