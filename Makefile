@@ -77,13 +77,13 @@ demo: $(training) ## train on phantoms in a separate clone (four to six minutes 
 
 # All tests of a file run in one process, so it sets up the fixtures that they share once.
 test: $(development) .venv-s3/.s3 ## run the tests but those of the next two commands, in 12 to 20 minutes on two cores
-	@$(calmly) pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(calmly) pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=10
 
 test-page: $(development) ## test the page in Chromium: accessibility, fifty pictures at once, speed, a server that dies
 	@$(calmly) pytest -m page tests/serving
 
 test-long: $(development) ## run the long tests: every backbone, an interrupted sweep, an MLflow server, overload and drain
-	@$(calmly) pytest -m long -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(calmly) pytest -m long -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=10
 
 clients: $(development) .venv-clients/.clients ## ask a test server with tritonclient and the KServe SDK
 	@python -m tests.clients
