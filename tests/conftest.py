@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((rank for rank, name in enumerate(SLOWEST) if file.endswith(f"/{name}")), len(SLOWEST))
 
     items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """Say how a process of the tests died. -9 is the kernel's SIGKILL, for lack of memory for instance."""
+    if error:
+        status = node.gateway._io.popen.wait(PATIENCE)
+        print(f"\nThe process {node.gateway.id} of the tests ended with status {status}.")
 
 
 @pytest.fixture(scope="session")
