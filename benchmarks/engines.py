@@ -5,6 +5,7 @@ fold held out, so its accuracy is out of fold. Its speed is measured on one of t
 other load on the machine affects all of them alike.
 """
 
+import argparse
 import datetime
 import itertools
 import os
@@ -323,4 +324,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__).parse_args()
     sys.exit(main())

@@ -4,6 +4,7 @@ Serves the newest model of the store, sends one request at a time over one conne
 same work in this process. The three take turns, so other load on the machine affects all of them alike.
 """
 
+import argparse
 import socket
 import sys
 import time
@@ -83,4 +84,5 @@ def _calls(url: str, address: str, engine: Engine, card: ModelCard) -> dict[str,
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__).parse_args()
     sys.exit(main())

@@ -4,6 +4,7 @@ PROJECT is a folder in which every stage has run on phantoms: `.demo`, which `ma
 digest of its outputs. A test compares it, so that no other picture, such as one of a data set, is stored by mistake.
 """
 
+import argparse
 import base64
 import hashlib
 import io
@@ -92,7 +93,9 @@ def _shrink(picture: str) -> str:
 
 def main() -> int:
     """Return the exit code: 0, or BAD_INPUT with one line."""
-    project = Path(sys.argv[1] if len(sys.argv) > 1 else ".demo").resolve()
+    parser = argparse.ArgumentParser(prog="python -m docs.notebooks", description=__doc__)
+    parser.add_argument("project", type=Path, nargs="?", default=Path(".demo"), help="default %(default)s")
+    project = parser.parse_args().project.resolve()
     try:
         source = Params.read(project / "params.yaml").data.source
         if source != "synthetic":

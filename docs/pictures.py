@@ -3,6 +3,7 @@
 python -m docs.pictures
 """
 
+import argparse
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -159,4 +160,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m docs.pictures", description=__doc__).parse_args()
     main()

@@ -3,7 +3,7 @@
 A sample is named by what is drawn. A class's name would promise an answer, which only a model can give.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Final
 
@@ -45,4 +45,6 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw_samples(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
+    parser = argparse.ArgumentParser(prog="python -m docs.samples", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="where to write (default: the page's)")
+    draw_samples(parser.parse_args().folder)

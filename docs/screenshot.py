@@ -3,8 +3,8 @@
 It needs a running `make serve`, Chromium and the development set. The default URL is http://localhost:3000.
 """
 
+import argparse
 import shutil
-import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -73,4 +73,6 @@ def _shoot(page: Page, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    photograph(sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000", IMAGES)
+    parser = argparse.ArgumentParser(prog="python -m docs.screenshot", description=__doc__)
+    parser.add_argument("url", nargs="?", default="http://localhost:3000", help="the page (default %(default)s)")
+    photograph(parser.parse_args().url, IMAGES)

@@ -3,6 +3,7 @@
 python -m docs.tables
 """
 
+import argparse
 import ast
 import inspect
 import re
@@ -193,4 +194,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m docs.tables", description=__doc__).parse_args()
     main()

@@ -3,6 +3,7 @@
 Sentences must be short, and must not use phrases that have a plainer alternative.
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -121,7 +122,9 @@ def _blank(found: re.Match[str]) -> str:
 
 
 def main() -> None:
-    pages = [Path(name).resolve() for name in sys.argv[1:]] or PAGES
+    parser = argparse.ArgumentParser(prog="python -m docs.words", description=__doc__)
+    parser.add_argument("pages", type=lambda name: Path(name).resolve(), nargs="*", help="default: all")
+    pages = parser.parse_args().pages or PAGES
     lines = [
         f"{page.relative_to(ROOT)}:{line}: {words}"
         for page in pages

@@ -3,9 +3,9 @@
 Every overlay is rendered alone, with each component, and with all. What an admin applies is rendered, too.
 """
 
+import argparse
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -49,7 +49,9 @@ def render(overlay: str, components: tuple[str, ...] = (), source: Path = HERE, 
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(prog="python -m k8s.render", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where to write; its other *.yaml are removed")
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.yaml"):
         old.unlink()

@@ -4,6 +4,7 @@ Run `python -m pipeline.documents` in the project's root. `python -m pipeline.st
 reads release/ and the record of the test folder's openings, and measures nothing. The texts are in pipeline/templates/.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable, Sized
@@ -181,4 +182,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipeline.documents", description=__doc__).parse_args()
     sys.exit(main())

@@ -16,7 +16,9 @@ def override(key: str, text: str) -> str:
 
 
 def main() -> None:
-    sys.stdout.buffer.write(os.fsencode(override(*sys.argv[1:3])))
+    if len(sys.argv) != 3:  # argparse would take a text such as --help for an option
+        sys.exit("override: expected a key and a text: python -m pipeline.override KEY TEXT")
+    sys.stdout.buffer.write(os.fsencode(override(*sys.argv[1:])))
 
 
 if __name__ == "__main__":

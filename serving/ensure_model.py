@@ -3,6 +3,7 @@
 `python -m serving.ensure_model` imports release/ if the store has no real model, or only one of another release.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Final
@@ -27,4 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m serving.ensure_model", description=__doc__).parse_args()
     main()
